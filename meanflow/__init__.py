@@ -1,0 +1,36 @@
+"""Average-velocity mathematics on tensors (MeanFlow, arXiv 2505.13447); depends on torch alone.
+
+Notation, which is also the variable names:
+
+    t, r     times, t = 1 noise, t = 0 data, 0 <= r <= t, shape (B,)         (MMAudio's clock is 1 - t)
+    x, e     clean latent and Gaussian noise, (B, frames, channels)
+    x_t      (1 - t) x + t e
+    v        instantaneous velocity, e - x or a network's
+    v_g, v_cond, v_uncond    guided, conditional, unconditional velocity
+    u        average velocity over [r, t]; u(x_t, t, t) = v
+    dudt     total derivative of u along (v, 0, 1) in (x_t, r, t)
+    u_target v - (t - r) dudt, no gradient
+    omega    guidance scale, 1 = off;  kappa  weight of the model's own v_cond
+    s_star   scalar that rescales the unconditional prediction
+    p, c     adaptive weight (||delta||^2 + c)^-p
+    fm_fraction   P(r = t), the share of plain flow-matching rows
+
+Arguments are always ordered (x_t, r, t, ...).
+"""
+
+from meanflow.closed_form import GaussianFlow
+from meanflow.derivative import CentralDifference, ForwardAD, TotalDerivative
+from meanflow.guidance import Guidance, Guided, MixedGuidance
+from meanflow.loss import AdaptiveL2, Loss, PseudoHuber
+from meanflow.objectives import MeanFlow, Residual
+from meanflow.path import data_from_velocity, interpolate, jump, noise_from_velocity, velocity
+from meanflow.sampling import euler, heun, sample, time_grid
+from meanflow.shapes import AverageVelocity, Latent, Time, Velocity, expand_right
+from meanflow.time_sampling import Density, LogitNormal, TimePairs, Uniform
+
+__all__ = [
+    "AdaptiveL2", "AverageVelocity", "CentralDifference", "Density", "ForwardAD", "GaussianFlow", "Guidance", "Guided",
+    "Latent", "LogitNormal", "Loss", "MeanFlow", "MixedGuidance", "PseudoHuber", "Residual", "Time", "TimePairs",
+    "TotalDerivative", "Uniform", "Velocity", "data_from_velocity", "euler", "expand_right", "heun", "interpolate",
+    "jump", "noise_from_velocity", "sample", "time_grid", "velocity",
+]  # fmt: skip
