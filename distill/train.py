@@ -1,0 +1,212 @@
+"""The training loop shared by teacher and student: data, step, backward, averages, log, save, resume."""
+
+import hashlib
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from teacher.data.dataset import Batch, FeatureSet, batch_indices
+from torch import nn
+from tqdm import tqdm
+
+from distill import checkpoint
+from distill.config import LoopConfig
+from distill.ema import PowerEMA
+from distill.engine import Engine, start
+from distill.optim import adamw, learning_rate
+from distill.tracking import Averages, Preview, Tracker
+from teacher.network import MMAudio
+from teacher.train import Terms
+
+INTERRUPTED = 130
+"""Exit status after an interruption that saved at the step boundary."""
+
+Step = Callable[[nn.Module, MMAudio, Batch, torch.Generator], Terms]
+"""(wrapped network, the same network plain, batch, generator) -> terms."""
+
+
+class TrainingError(RuntimeError):
+    """Training cannot go on; the message says why, and the last checkpoint is intact."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """What the loop trains: a network, its step, and a way to hear it."""
+
+    kind: str
+    config: Any
+    """The run's dataclass, written to config.json."""
+    loop: LoopConfig
+    data: Path
+    net: MMAudio
+    step: Step
+    preview: Callable[[MMAudio], Preview]
+    frozen: tuple[nn.Module, ...] = ()
+    """Networks the step uses but does not train; moved to the device."""
+    digests: dict[str, str]
+    """Digests of everything the run starts from."""
+
+
+def fit(task: Task, run: Path) -> Path:
+    """Train until loop.steps, from the newest checkpoint of `run` if there is one; the run folder.
+
+    Data order, noise and times derive from (seed, step, rank), so a resumed run repeats the uninterrupted one. SIGINT
+    and SIGTERM save at the end of the current step and leave with status 130.
+    """
+    loop, engine = task.loop, start()
+    a = engine.accelerator
+    data = FeatureSet.open(task.data, "train")
+    if loop.batch_size % a.num_processes:
+        raise ValueError(f"batch_size {loop.batch_size} does not divide over {a.num_processes} processes")
+    if a.is_main_process:
+        checkpoint.write_config(run, task.kind, task.config, task.net.config, task.digests)
+        shutil.copyfile(task.data / "codec.safetensors", run / "codec.safetensors")
+        shutil.copyfile(task.data / "features.json", run / "features.json")
+    a.wait_for_everyone()
+    plain = task.net.to(a.device).train()
+    for module in task.frozen:
+        module.to(a.device).eval()
+    inner = adamw(plain, loop.optim)
+    averages = [PowerEMA(plain, std) for std in loop.ema_std]
+    folder = checkpoint.latest(run)
+    first = checkpoint.resume(folder, plain, None if engine.sharded else inner, averages) if folder else 0
+    model, optimizer = engine.prepare(plain, inner, loop.batch_size // a.num_processes)
+    if folder and engine.sharded:
+        a.load_state(str(folder / "engine"))
+    if a.is_main_process:
+        count = sum(p.numel() for p in plain.parameters() if p.requires_grad)
+        print(
+            f"{task.kind}: {count / 1e6:.2f} M trainable parameters, {len(data)} clips, {engine.describe()}", flush=True
+        )
+    state = _State(task, run, engine, plain, model, inner, optimizer, averages)
+    with _interruptible() as interrupted:
+        _loop(state, data, first, interrupted)
+    return run
+
+
+@dataclass(frozen=True)
+class _State:
+    task: Task
+    run: Path
+    engine: Engine
+    plain: MMAudio
+    model: nn.Module
+    inner: torch.optim.Optimizer
+    optimizer: torch.optim.Optimizer
+    averages: list[PowerEMA]
+
+    def save(self, step: int) -> None:
+        a = self.engine.accelerator
+        if self.engine.sharded:
+            a.save_state(str(self.run / "trainer" / f"step-{step:07d}.tmp" / "engine"))
+        if a.is_main_process:
+            optimizer = None if self.engine.sharded else self.inner
+            checkpoint.save(self.run, step, self.plain, optimizer, self.averages)
+        a.wait_for_everyone()
+
+
+def _loop(s: _State, data: FeatureSet, first: int, interrupted: Callable[[], bool]) -> None:
+    loop, a = s.task.loop, s.engine.accelerator
+    main, means, bad, began = a.is_main_process, Averages(), 0, time.perf_counter()
+    with Tracker(s.run) if main else _nothing() as tracker:
+        progress = tqdm(
+            total=loop.steps, initial=first, desc=s.task.kind, disable=not main, mininterval=2.0, file=sys.stdout
+        )
+        for step in range(first, loop.steps):
+            terms = _update(s, data, step)
+            bad = 0 if terms is not None else bad + 1
+            if bad > loop.max_bad_steps:
+                raise TrainingError(f"{bad} steps in a row were not finite at step {step}; lower optim.lr")
+            if terms is not None:
+                means.add(terms)
+            done = step + 1
+            progress.update()
+            if tracker is not None and (done % loop.log_every == 0 or done == loop.steps):
+                values = means.take()
+                values["lr"] = learning_rate(step, loop.steps, loop.optim)
+                values["sounds_per_second"] = (done - first) * loop.batch_size / (time.perf_counter() - began)
+                values["skipped_in_a_row"] = float(bad)
+                tracker.scalars(done, values)
+                progress.set_postfix(error=f"{values.get('error', values.get('loss', float('nan'))):.3f}")
+            if tracker is not None and loop.preview_every and done % loop.preview_every == 0:
+                s.plain.eval()
+                tracker.preview(done, s.task.preview(s.plain))
+                s.plain.train()
+            stop = interrupted()
+            if done % loop.save_every == 0 or done == loop.steps or stop:
+                s.save(done)
+            if stop and done < loop.steps:
+                progress.close()
+                if main:
+                    print(
+                        f"interrupted: saved at step {done} in {s.run}; the same command goes on from there", flush=True
+                    )
+                raise SystemExit(INTERRUPTED)
+        progress.close()
+
+
+def _update(s: _State, data: FeatureSet, step: int) -> dict[str, torch.Tensor] | None:
+    """One optimiser step; None, with the weights untouched, where loss or gradient is not finite."""
+    loop, a = s.task.loop, s.engine.accelerator
+    share = loop.batch_size // a.num_processes
+    order = batch_indices(len(data), loop.batch_size, seed=loop.seed, step=step)
+    batch = data.batch(order[a.process_index * share : (a.process_index + 1) * share].tolist()).to(a.device)
+    for group in s.inner.param_groups:
+        group["lr"] = learning_rate(step, loop.steps, loop.optim)
+    with a.autocast():
+        terms = s.task.step(s.model, s.plain, batch, _generator(loop.seed, step, a.process_index, a.device))
+        loss = terms.loss.mean()
+    a.backward(loss)
+    if s.engine.sharded:
+        s.optimizer.step()
+        s.optimizer.zero_grad()
+    else:
+        norm = a.clip_grad_norm_(s.plain.parameters(), loop.optim.clip_norm)
+        finite = bool(torch.isfinite(norm)) and bool(torch.isfinite(a.reduce(loss.detach(), "mean")))
+        if finite:
+            s.optimizer.step()
+        s.optimizer.zero_grad()
+        if not finite:
+            return None
+        terms.logs["norm/gradient"] = norm.detach()
+    for average in s.averages:
+        average.update(s.plain, step + 1)
+    return terms.logs
+
+
+def _generator(seed: int, step: int, rank: int, device: torch.device) -> torch.Generator:
+    mixed = hashlib.sha256(f"{seed}/{step}/{rank}".encode()).digest()
+    return torch.Generator(device).manual_seed(int.from_bytes(mixed[:7], "big"))
+
+
+@contextmanager
+def _nothing() -> Iterator[None]:
+    yield None
+
+
+@contextmanager
+def _interruptible() -> Iterator[Callable[[], bool]]:
+    """SIGINT and SIGTERM set a flag, read at step boundaries; a second SIGINT interrupts at once."""
+    flag: list[int] = []
+    previous = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        if flag and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        flag.append(number)
+
+    for number in previous:
+        signal.signal(number, handle)
+    try:
+        yield lambda: bool(flag)
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)

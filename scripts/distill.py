@@ -1,0 +1,38 @@
+"""Distil a trained teacher into a one-step student. Start it with `accelerate launch -m scripts.distill`."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from distill.config import DistillConfig
+from distill.presets import student_debug, student_demo, student_mf_mjt
+from distill.runs import train
+from scripts.errors import one_line_errors
+
+
+@dataclass(frozen=True, kw_only=True)
+class Distil:
+    """Distil the student; the same command on the same folder resumes."""
+
+    run: Annotated[DistillConfig, tyro.conf.arg(name="")]
+    out: Path = Path("runs/demo/student")
+    """Run folder: configuration, weights, averages, metrics.jsonl, TensorBoard events."""
+
+
+PRESETS = {
+    name: (preset.__doc__ or "", Distil(run=preset()))
+    for name, preset in {"demo": student_demo, "mf-mjt": student_mf_mjt, "debug": student_debug}.items()
+}
+
+
+@one_line_errors
+def cli() -> None:
+    """Entry point."""
+    command = tyro.extras.overridable_config_cli(PRESETS, description=__doc__)
+    print(f"student in {train(command.run, command.out)}")
+
+
+if __name__ == "__main__":
+    cli()

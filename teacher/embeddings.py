@@ -1,0 +1,65 @@
+"""Timestep and rotary embeddings of MMAudio (arXiv 2412.15322, section 3; released configuration)."""
+
+import torch
+from torch import Tensor, nn
+
+
+class TimestepEmbedder(nn.Module):
+    """(B,) times in [0, 1] -> (B, hidden): Linear(SiLU(Linear([cos(t w), sin(t w)]))), cosine first.
+
+    v1: 256 features, w_i = 10000^(-2i/256), from 1 down to 1e-4 rad per unit. v2: `hidden` features, the same law times
+    10^4. Frequencies and products stay in float32 whatever the module's dtype: at 10^4 rad per unit a bfloat16 table is
+    off by tens of radians.
+    """
+
+    def __init__(self, hidden_dim: int, version: str) -> None:
+        super().__init__()
+        self.features = 256 if version == "v1" else hidden_dim
+        self.scale = 1.0 if version == "v1" else 1e4
+        self.mlp = nn.Sequential(nn.Linear(self.features, hidden_dim), nn.SiLU(), nn.Linear(hidden_dim, hidden_dim))
+
+    @property
+    def weight_dtype(self) -> torch.dtype:
+        return next(self.mlp.parameters()).dtype
+
+    def frequencies(self, t: Tensor) -> Tensor:
+        """w, (features / 2,), float32 or wider."""
+        wide = torch.float64 if t.dtype == torch.float64 else torch.float32
+        i = torch.arange(0, self.features, 2, dtype=wide, device=t.device)
+        return self.scale / 10_000.0 ** (i / self.features)
+
+    def forward(self, t: Tensor) -> Tensor:
+        freqs = self.frequencies(t)
+        with torch.autocast(t.device.type, enabled=False):
+            angle = t.to(freqs.dtype)[:, None] * freqs
+            features = torch.cat([torch.cos(angle), torch.sin(angle)], dim=1)
+        embedded: Tensor = self.mlp(features.to(self.weight_dtype))
+        return embedded
+
+
+class Rotary(NamedTuple):
+    """cos and sin tables, (N, head_dim / 2) each, float32."""
+
+    cos: Tensor
+    sin: Tensor
+
+
+def rotary(
+    length: int, head_dim: int, *, scale: float = 1.0, device: torch.device, dtype: torch.dtype = torch.float32
+) -> Rotary:
+    """Tables for positions 0..length-1 with w_i = scale * 10000^(-2i/head_dim).
+
+    Aligned RoPE: the image stream uses scale = N / Tc, so that both streams count in audio frames.
+    """
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    i = torch.arange(0, head_dim, 2, dtype=wide, device=device)
+    angle = torch.arange(length, dtype=wide, device=device)[:, None] * (scale * 10_000.0 ** (-i / head_dim))
+    return Rotary(angle.cos(), angle.sin())
+
+
+def rotate(x: Tensor, table: Rotary) -> Tensor:
+    """Rotate adjacent channel pairs of x (B, heads, N, d): y0 = cos x0 - sin x1, y1 = sin x0 + cos x1."""
+    with torch.autocast(x.device.type, enabled=False):
+        even, odd = x[..., 0::2].to(table.cos.dtype), x[..., 1::2].to(table.cos.dtype)
+        rotated = torch.stack([table.cos * even - table.sin * odd, table.sin * even + table.cos * odd], dim=-1)
+    return rotated.flatten(-2).to(x.dtype)

@@ -1,0 +1,58 @@
+"""From conditions to latents with either kind of network: Euler for a velocity, jumps for an average velocity."""
+
+import hashlib
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from meanflow.guidance import Guidance
+from meanflow.sampling import euler, sample, time_grid
+from teacher.conditions import Conditions
+from teacher.network import Encoded, MMAudio
+from teacher.velocity import Guide, student_velocity, teacher_velocity
+
+
+def noise(seeds: Sequence[int], frames: int, channels: int) -> Tensor:
+    """Standard normal (B, frames, channels), one CPU generator per sample: a sample does not depend on its batch."""
+    draws = [torch.randn(frames, channels, generator=torch.Generator().manual_seed(seed % (1 << 63))) for seed in seeds]
+    return torch.stack(draws)
+
+
+def clip_seed(seed: int, clip_id: str) -> int:
+    """A seed for one clip, from (seed, clip id): the same noise whatever the order, batch or number of steps."""
+    return int.from_bytes(hashlib.sha256(f"{seed}/{clip_id}".encode()).digest()[:7], "big")
+
+
+def network_evaluations(net: MMAudio, num_steps: int, guidance: Guidance) -> int:
+    """Evaluations of the network per sound; guidance costs a second one per step."""
+    return num_steps * (2 if guidance.active else 1)
+
+
+@torch.no_grad()
+def generate(
+    net: MMAudio,
+    conditions: Conditions,
+    e: Tensor,
+    *,
+    num_steps: int,
+    guidance: Guidance,
+    observe: Callable[[Tensor], None] | None = None,
+) -> Tensor:
+    """Latents (B, N, C) from noise e (B, N, C): a network with an interval embedding jumps, another is integrated.
+
+    `observe` receives the rescaling scalars s* of every guided evaluation.
+    """
+    guide = Guide.of(net, conditions, e.shape[1], guidance, observe)
+    ts = time_grid(num_steps)
+    if net.config.interval_embedding:
+
+        def u(x: Tensor, r: Tensor, t: Tensor, encoded: Encoded) -> Tensor:
+            return student_velocity(net, x, r, t, encoded)
+
+        return sample(lambda x, r, t: guide(u, x, r, t), e, ts)
+
+    def v(x: Tensor, r: Tensor, t: Tensor, encoded: Encoded) -> Tensor:
+        return teacher_velocity(net, x, t, encoded)
+
+    return euler(lambda x, t: guide(v, x, t, t), e, ts)

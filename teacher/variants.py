@@ -1,0 +1,91 @@
+"""Sizes of the MMAudio network: the five published ones and small ones for a CPU (arXiv 2412.15322, table 7)."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from teacher.sequence import (
+    IMAGE_DIM,
+    SEQUENCE_16K,
+    SEQUENCE_44K,
+    SYNC_DIM,
+    TEXT_DIM,
+    TEXT_TOKENS,
+    SequenceConfig,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MMAudioConfig:
+    """Architecture of one network; hidden width = num_heads * head_dim, with heads 64 wide in published ones."""
+
+    num_heads: int
+    """Attention heads."""
+    joint_depth: int
+    """Blocks in which sound, image and text attend to each other."""
+    fused_depth: int
+    """Blocks on the sound stream alone, after the joint ones."""
+    latent_channels: int
+    """Channels of the audio latent: 20 at 16 kHz, 40 at 44.1 kHz."""
+    sequence: SequenceConfig = field(default_factory=lambda: SEQUENCE_16K)
+    """Rates of the latent space."""
+    version: Literal["v1", "v2"] = "v1"
+    """v2 uses SiLU in every input stage and a time embedding with frequencies up to 10,000 rad per unit."""
+    mlp_multiple_of: int = 256
+    """The gated MLP's inner width is rounded up to this; 256 in every published network."""
+    rms_norm_eps: float = 1.1920929e-07
+    """Epsilon of the query/key normalisation; explicit because the library default has changed between releases."""
+    head_dim: int = 64
+    clip_dim: int = IMAGE_DIM
+    sync_dim: int = SYNC_DIM
+    text_dim: int = TEXT_DIM
+    text_tokens: int = TEXT_TOKENS
+    interval_embedding: bool = False
+    """A second time: embed the interval t - r as well, so that the network can be an average velocity."""
+
+    def __post_init__(self) -> None:
+        for name in ("num_heads", "head_dim", "joint_depth", "latent_channels", "mlp_multiple_of"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.fused_depth < 0:
+            raise ValueError(f"fused_depth must be at least 0, got {self.fused_depth}")
+
+    @property
+    def hidden_dim(self) -> int:
+        return self.head_dim * self.num_heads
+
+    @property
+    def mlp_dim(self) -> int:
+        """m = multiple * ceil(int(2 * 4 h / 3) / multiple)."""
+        return -(-(2 * 4 * self.hidden_dim // 3) // self.mlp_multiple_of) * self.mlp_multiple_of
+
+
+def _published(
+    num_heads: int, joint: int, fused: int, sequence: SequenceConfig, version: Literal["v1", "v2"] = "v1"
+) -> MMAudioConfig:
+    return MMAudioConfig(
+        num_heads=num_heads,
+        joint_depth=joint,
+        fused_depth=fused,
+        latent_channels=20 if sequence == SEQUENCE_16K else 40,
+        sequence=sequence,
+        version=version,
+    )
+
+
+VARIANTS: dict[str, MMAudioConfig] = {
+    "small_16k": _published(7, 4, 8, SEQUENCE_16K),
+    "small_44k": _published(7, 4, 8, SEQUENCE_44K),
+    "medium_44k": _published(14, 4, 8, SEQUENCE_44K),
+    "large_44k": _published(14, 7, 14, SEQUENCE_44K),
+    "large_44k_v2": _published(14, 7, 14, SEQUENCE_44K, "v2"),
+    "debug_16k": MMAudioConfig(num_heads=1, joint_depth=1, fused_depth=1, latent_channels=20, mlp_multiple_of=64),
+    "tiny_16k": MMAudioConfig(num_heads=2, joint_depth=2, fused_depth=3, latent_channels=20, mlp_multiple_of=64),
+}
+"""Published sizes by name; `debug_16k` is for tests and `tiny_16k` for training on a CPU."""
+
+
+def variant(name: str) -> MMAudioConfig:
+    """The configuration called `name`, or an error that lists the names."""
+    if name not in VARIANTS:
+        raise ValueError(f"unknown variant {name!r}; choose one of {', '.join(VARIANTS)}")
+    return VARIANTS[name]
