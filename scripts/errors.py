@@ -1,4 +1,4 @@
-"""Errors that a user can mend become one line on standard error and exit status 2; anything else keeps its traceback."""
+"""Errors a user can mend become one line on standard error and exit status 2; anything else keeps its traceback."""
 
 import functools
 import sys

@@ -1,5 +1,7 @@
 """Timestep and rotary embeddings of MMAudio (arXiv 2412.15322, section 3; released configuration)."""
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor, nn
 

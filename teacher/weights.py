@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from dataclasses import dataclass
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -62,6 +63,24 @@ def read_run_config(run: Path) -> dict[str, object]:
     except json.JSONDecodeError as error:
         raise WeightsError(f"{path} is not valid JSON: {error}") from error
     return plain
+
+
+@dataclass(frozen=True)
+class FeaturesInfo:
+    """What a run folder keeps of the features it was trained on."""
+
+    duration_s: float
+    encoders: str
+
+
+def read_features_info(run: Path) -> FeaturesInfo:
+    """Window duration and encoders from the features.json that training copied into the run folder."""
+    path = run / "features.json"
+    try:
+        config = json.loads(path.read_text())["config"]
+        return FeaturesInfo(float(config["duration_s"]), str(config["encoders"]))
+    except (OSError, json.JSONDecodeError, KeyError, TypeError) as error:
+        raise WeightsError(f"{path} cannot be used: {error}; is {run} the run folder of a training?") from error
 
 
 def weight_file(run: Path, weights: str) -> Path:

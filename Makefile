@@ -1,0 +1,35 @@
+# Two commands matter: `make demo` and `make test`. Both set themselves up.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+# With an NVIDIA driver the newest CUDA build of torch is wanted; without one, the pinned set this project is tested with.
+CONSTRAINTS := $(if $(shell command -v nvidia-smi 2>/dev/null),,-c constraints-cpu.txt)
+
+.PHONY: setup demo test check clean
+export PYTHONUNBUFFERED := 1
+export TOKENIZERS_PARALLELISM := false
+
+setup: $(STAMP)
+
+$(STAMP): pyproject.toml constraints-cpu.txt
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet $(CONSTRAINTS) -e '.[dev]'
+	@touch $(STAMP)
+
+# make demo                      the procedural world, about a quarter of an hour on two cores
+# make demo DATA=path            your videos: a folder, or a JSONL/CSV manifest with captions
+demo: setup
+	$(BIN)/python -m scripts.demo $(if $(DATA),--data $(DATA)) $(ARGS)
+
+check: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+test: check
+	$(BIN)/python -m pytest -m "not slow and not gpu"
+
+clean:
+	rm -rf runs .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,67 @@
+"""The players of the page: a few clips, each as ground truth and as every kept generation, with spectrograms."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import soundfile
+from torch import Tensor
+
+from eval.plots import spectrogram_png
+from eval.rows import Model, Task
+from eval.sweep import KeptAudio, safe_name
+from teacher.data.dataset import Record
+from teacher.data.media import remux, write_audio
+
+SHOWN: tuple[tuple[str, Model, int], ...] = (
+    ("teacher, 25 steps", "teacher", 25),
+    ("teacher, 1 step", "teacher", 1),
+    ("student, 1 step", "student", 1),
+)
+"""What stands beside the ground truth: (name on the page, model, steps)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExampleWriter:
+    """Writes media files below `folder` and collects the entries of examples.json beside it."""
+
+    folder: Path
+    sample_rate: int
+
+    def examples(
+        self, task: Task, records: Sequence[Record], waves: Tensor, keep: KeptAudio
+    ) -> list[dict[str, object]]:
+        """Entries for the first `keep.count` clips; generations that were not kept are left out."""
+        return [
+            self._example(task, record, wave, keep)
+            for record, wave in list(zip(records, waves, strict=True))[: keep.count]
+        ]
+
+    def _example(self, task: Task, record: Record, wave: Tensor, keep: KeptAudio) -> dict[str, object]:
+        truth = self.folder / f"{task}-truth-{safe_name(record.id)}.wav"
+        write_audio(truth, wave.numpy(), self.sample_rate)
+        entries = [self._entry("ground truth", task, truth, record)]
+        for name, model, steps in SHOWN:
+            sound = keep.path(task, model, steps, record.id)
+            if sound.is_file():
+                entries.append(self._entry(name, task, sound, record))
+        return {"task": task, "id": record.id, "caption": record.caption, "entries": entries}
+
+    def _entry(self, name: str, task: Task, sound: Path, record: Record) -> dict[str, str]:
+        wave, rate = soundfile.read(sound, dtype="float32")
+        picture = sound.with_suffix(".png")
+        spectrogram_png(wave, rate, picture, record.events_s)
+        media = sound
+        if task == "vta" and record.has_video:
+            media = sound.with_suffix(".mp4")
+            remux(record.path, wave, rate, media, start_s=record.start_s, duration_s=record.duration_s)
+        root = self.folder.parent
+        return {"name": name, "media": str(media.relative_to(root)), "spectrogram": str(picture.relative_to(root))}
+
+
+def write_examples(path: Path, examples: list[dict[str, object]]) -> None:
+    """examples.json for the page, written under a temporary name and renamed."""
+    staging = path.with_name(path.name + ".tmp")
+    staging.write_text(json.dumps(examples, indent=2))
+    staging.rename(path)

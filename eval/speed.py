@@ -1,0 +1,149 @@
+"""Real-time factors: what one clip costs, stage by stage, and on which machine."""
+
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+
+import torch
+
+STAGES = (
+    "decode+resize",
+    "image encoder",
+    "motion encoder",
+    "text encoder",
+    "flow network",
+    "codec decode",
+)
+"""Everything between a video file or a caption and a waveform, in order."""
+
+TOTALS: Mapping[str, tuple[str, ...]] = {
+    "generator only": ("flow network",),
+    "text-to-audio": ("text encoder", "flow network", "codec decode"),
+    "video-to-audio": STAGES,
+}
+"""Named sums of stages. Published figures differ in scope; these say what they include."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Timing:
+    """Wall-clock time of one call, in seconds: median, 10th and 90th percentile over `repeats` calls."""
+
+    median_s: float
+    p10_s: float
+    p90_s: float
+    repeats: int
+
+    def rtf(self, audio_s: float) -> float:
+        """Real-time factor: median wall time / duration of the audio made; below 1 is faster than real time."""
+        if not audio_s > 0.0:
+            raise ValueError(f"audio_s must be positive, got {audio_s}")
+        return self.median_s / audio_s
+
+
+@dataclass(frozen=True, kw_only=True)
+class Machine:
+    """What a timing was taken on."""
+
+    device: str
+    torch_version: str
+    threads: int
+    dtype: str
+
+
+def synchroniser(device: torch.device | str) -> Callable[[], None]:
+    """A function that waits until the device has finished; does nothing on the CPU."""
+    if torch.device(device).type != "cuda":
+        return lambda: None
+    return lambda: torch.cuda.synchronize(device)
+
+
+def measure(
+    call: Callable[[], object],
+    *,
+    warmup: int = 1,
+    repeats: int = 5,
+    synchronise: Callable[[], None] = lambda: None,
+) -> Timing:
+    """Time `call` `repeats` times after `warmup` untimed calls, waiting for the device before and after each."""
+    if warmup < 0 or repeats < 1:
+        raise ValueError(f"warmup must be at least 0 and repeats at least 1, got {warmup} and {repeats}")
+    for _ in range(warmup):
+        call()
+    times = []
+    for _ in range(repeats):
+        synchronise()
+        start = time.perf_counter()
+        call()
+        synchronise()
+        times.append(time.perf_counter() - start)
+    times.sort()
+    return Timing(
+        median_s=statistics.median(times),
+        p10_s=times[round(0.1 * (repeats - 1))],
+        p90_s=times[round(0.9 * (repeats - 1))],
+        repeats=repeats,
+    )
+
+
+class StageTimer:
+    """Times the stages of making one batch of clips and turns them into real-time factors.
+
+    >>> timer = StageTimer(audio_s=2.0)
+    >>> timer.measure("codec decode", lambda: None, repeats=3).repeats
+    3
+    """
+
+    def __init__(self, *, audio_s: float, synchronise: Callable[[], None] = lambda: None) -> None:
+        """`audio_s` is the audio one call makes, in seconds: clip duration x clips in the batch."""
+        if not audio_s > 0.0:
+            raise ValueError(f"audio_s must be positive, got {audio_s}")
+        self.audio_s = audio_s
+        self.synchronise = synchronise
+        self.timings: dict[str, Timing] = {}
+
+    def measure(self, stage: str, call: Callable[[], object], *, warmup: int = 1, repeats: int = 5) -> Timing:
+        """Time one stage; `stage` must be one of STAGES."""
+        if stage not in STAGES:
+            raise ValueError(f"stage must be one of {', '.join(STAGES)}, got {stage!r}")
+        self.timings[stage] = measure(call, warmup=warmup, repeats=repeats, synchronise=self.synchronise)
+        return self.timings[stage]
+
+    def rtf(self) -> dict[str, float]:
+        """Real-time factor by measured stage, in the order of STAGES, and the totals whose stages are all measured."""
+        return with_totals({s: self.timings[s].rtf(self.audio_s) for s in STAGES if s in self.timings})
+
+
+def with_totals(rtf: Mapping[str, float]) -> dict[str, float]:
+    """Real-time factors by stage with those totals added whose stages are all present."""
+    complete = {name: stages for name, stages in TOTALS.items() if all(stage in rtf for stage in stages)}
+    return dict(rtf) | {name: sum(rtf[stage] for stage in stages) for name, stages in complete.items()}
+
+
+def machine(device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> Machine:
+    """Facts about `device` and this process that a timing depends on."""
+    on_gpu = torch.device(device).type == "cuda"
+    name = torch.cuda.get_device_name(device) if on_gpu else f"CPU {_cpu_name()}, {os.cpu_count()} cores"
+    return Machine(
+        device=name,
+        torch_version=torch.__version__,
+        threads=torch.get_num_threads(),
+        dtype=str(dtype).removeprefix("torch."),
+    )
+
+
+def machine_facts(device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> dict[str, str]:
+    """`machine` as strings, the way a row stores it."""
+    return {name: str(value) for name, value in asdict(machine(device, dtype)).items()}
+
+
+def _cpu_name() -> str:
+    """Model name where Linux tells it, else the architecture."""
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as file:
+            names = [line.partition(":")[2].strip() for line in file if line.startswith("model name")]
+    except OSError:
+        names = []
+    return names[0] if names else platform.machine()

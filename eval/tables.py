@@ -1,0 +1,120 @@
+"""Tables of results as plain cells, shared by the page and the Markdown file."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from eval.metric_text import METRICS, MetricText
+from eval.rows import Summary, Task
+from eval.speed import STAGES
+
+TASK_TITLES: dict[Task, str] = {"vta": "Video to audio", "tta": "Text to audio"}
+TASK_TOTALS: dict[Task, str] = {"vta": "video-to-audio", "tta": "text-to-audio"}
+"""The sum of stages that a user of the task waits for."""
+MODEL_TITLES = {"teacher": "Teacher", "student": "Student", "codec": "Codec round trip", "reference": "Real sound"}
+GENERATORS = ("teacher", "student")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """One value: text, the spread shown after it, and whether it is the best of its column."""
+
+    text: str
+    spread: str = ""
+    best: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class TableRow:
+    """One line of a table; `muted` marks floors and ceilings."""
+
+    model: str
+    cells: tuple[Cell, ...]
+    muted: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """Column titles and rows; the first column is the model."""
+
+    columns: tuple[str, ...]
+    rows: tuple[TableRow, ...]
+
+
+def shown_metrics(summaries: Sequence[Summary]) -> tuple[MetricText, ...]:
+    """The metrics that occur in any of the summaries, in the order of METRICS."""
+    return tuple(m for m in METRICS if any(m.key in s.mean for s in summaries))
+
+
+def quality_table(summaries: Sequence[Summary], task: Task) -> Table:
+    """Steps, network evaluations and metrics of one task; the best generated value of each column marked."""
+    chosen = [s for s in summaries if s.task == task]
+    metrics = shown_metrics(chosen)
+    best = {m.key: _best(chosen, m) for m in metrics}
+    rows = []
+    for s in chosen:
+        generated = s.model in GENERATORS
+        cells = [Cell(text=str(s.steps) if generated else "–"), Cell(text=str(s.nfe) if generated else "–")]
+        cells += [_metric_cell(s, m, best=generated and s.mean.get(m.key) == best[m.key]) for m in metrics]
+        cells.append(Cell(text=str(s.num_clips)))
+        rows.append(TableRow(model=MODEL_TITLES[s.model], cells=tuple(cells), muted=not generated))
+    titles = tuple(f"{m.label} {m.arrow}" for m in metrics)
+    return Table(columns=("Model", "Steps", "NFE", *titles, "Clips"), rows=tuple(rows))
+
+
+def latency_table(summaries: Sequence[Summary], task: Task) -> Table | None:
+    """Real-time factor by stage and total; None where nothing was timed."""
+    timed = [s for s in summaries if s.task == task and s.model in GENERATORS and s.rtf]
+    if not timed:
+        return None
+    totals = ("generator only", TASK_TOTALS[task])
+    stages = [name for name in (*STAGES, *totals) if any(name in s.rtf for s in timed)]
+    lowest = {name: min(s.rtf[name] for s in timed if name in s.rtf) for name in totals if name in stages}
+    rows = tuple(
+        TableRow(
+            model=MODEL_TITLES[s.model],
+            cells=(Cell(text=str(s.steps)), Cell(text=str(s.nfe)), *(_rtf_cell(s, name, lowest) for name in stages)),
+        )
+        for s in timed
+    )
+    titles = tuple(f"Σ {name}" if name in totals else name for name in stages)
+    return Table(columns=("Model", "Steps", "NFE", *titles), rows=rows)
+
+
+def significant(value: float) -> str:
+    """Three significant digits, with an exponent only far from 1."""
+    if value == 0.0:
+        return "0"
+    return f"{value:#.3g}".rstrip(".") if 1e-4 <= abs(value) < 1e3 else f"{value:.2e}"
+
+
+def markdown(table: Table) -> str:
+    """The table in Markdown, best values in bold."""
+    lines = ["| " + " | ".join(table.columns) + " |", "|---" * len(table.columns) + "|"]
+    for row in table.rows:
+        cells = [f"**{c.text}**{c.spread}" if c.best else f"{c.text}{c.spread}" for c in row.cells]
+        lines.append("| " + " | ".join([row.model, *cells]) + " |")
+    return "\n".join(lines)
+
+
+def _best(summaries: Sequence[Summary], metric: MetricText) -> float | None:
+    values = [s.mean[metric.key] for s in summaries if s.model in GENERATORS and metric.key in s.mean]
+    if not values:
+        return None
+    return min(values) if metric.better == "lower" else max(values)
+
+
+def _rtf_cell(summary: Summary, name: str, lowest: dict[str, float]) -> Cell:
+    if name not in summary.rtf:
+        return Cell(text="–")
+    return Cell(text=significant(summary.rtf[name]), best=summary.rtf[name] == lowest.get(name))
+
+
+def _metric_cell(summary: Summary, metric: MetricText, *, best: bool) -> Cell:
+    if metric.key not in summary.mean:
+        return Cell(text="–")
+    spread = summary.std[metric.key]
+    return Cell(
+        text=f"{summary.mean[metric.key]:.{metric.digits}f}",
+        spread="" if spread is None else f" ± {spread:.{metric.digits}f}",
+        best=best,
+    )

@@ -1,0 +1,239 @@
+"""The list of items to learn from: read from a table, a folder of tables or a folder of media files."""
+
+import csv
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, cast, get_args
+
+Split = Literal["train", "val", "test"]
+SPLITS: tuple[str, ...] = get_args(Split)
+TABLE_SUFFIXES = (".jsonl", ".csv", ".tsv")
+MEDIA_SUFFIXES = (".mp4", ".mkv", ".mov", ".webm", ".avi", ".m4v", ".wav", ".flac", ".ogg", ".mp3")
+FILE_COLUMNS = ("file", "path", "video", "audio")
+CAPTION_COLUMNS = ("caption", "text", "prompt")
+LABEL_COLUMNS = ("label", "class")
+HASH_SHARES = (80, 90)
+"""Per cent of hashed items below which an item is train, below which val; the rest is test."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Item:
+    """One media file with its words. `events_s`: onsets of its sounds in seconds, None where nobody knows them."""
+
+    id: str
+    path: Path
+    caption: str
+    label: str = ""
+    split: Split
+    events_s: tuple[float, ...] | None = None
+
+    def __post_init__(self) -> None:
+        if not self.id:
+            raise ValueError("id must not be empty")
+        if self.split not in SPLITS:
+            raise ValueError(f"split of {self.id!r} must be one of {', '.join(SPLITS)}, got {self.split!r}")
+        if self.events_s is not None and any(not 0 <= t < float("inf") for t in self.events_s):
+            raise ValueError(f"events_s of {self.id!r} must be finite and not negative, got {self.events_s}")
+
+
+def read_manifest(source: Path) -> list[Item]:
+    """Items of a .jsonl, .csv or .tsv table, of all such tables in a folder, or of the media files below a folder.
+
+    Table columns, the first present of each group: file | path | video | audio (relative to the table);
+    caption | text | prompt (else the label, else the file name as words); label | class; split (else by a stable hash
+    of group_id or id, 80 / 10 / 10); id (else the file name without suffix); events_s (JSON list of seconds).
+    In a folder, tables without a file column are passed over. Media files below a folder take their label from their
+    folder and their caption from a .txt file beside them, else from their name. Media files are not opened here.
+    Raises ValueError with one line saying what is wrong.
+    """
+    source = Path(source)
+    if source.is_file():
+        if source.suffix.lower() not in TABLE_SUFFIXES:
+            raise ValueError(f"{source}: a manifest must end in {', '.join(TABLE_SUFFIXES)}, or be a folder")
+        rows = _rows(source)
+        if not rows:
+            raise ValueError(f"{source}: holds no rows")
+        drafts = [_draft(row, source, number) for number, row in enumerate(rows, 1)]
+    elif source.is_dir():
+        drafts = _folder_drafts(source)
+    else:
+        raise ValueError(f"{source}: no such file or folder")
+    twice = [name for name, count in Counter(d.id for d in drafts).items() if count > 1]
+    if twice:
+        more = f" and {len(twice) - 5} more" if len(twice) > 5 else ""
+        raise ValueError(f"{source}: ids must be unique, these are not: {', '.join(twice[:5])}{more}")
+    return _split(drafts)
+
+
+def write_manifest(items: Iterable[Item], path: Path) -> None:
+    """Write a .jsonl that `read_manifest` reads back; files are written relative to it where they lie below it."""
+    path = Path(path)
+    if path.suffix.lower() != ".jsonl":
+        raise ValueError(f"{path}: a manifest is written as .jsonl")
+    folder = path.parent.absolute()
+    lines = []
+    for item in items:
+        file = item.path.absolute()
+        row: dict[str, object] = {
+            "id": item.id,
+            "file": (file.relative_to(folder) if file.is_relative_to(folder) else file).as_posix(),
+            "caption": item.caption,
+            "label": item.label,
+            "split": item.split,
+        }
+        if item.events_s is not None:
+            row["events_s"] = list(item.events_s)
+        lines.append(json.dumps(row, ensure_ascii=False))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+    temporary.replace(path)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Draft:
+    """An item whose split may still be open; `group` decides it."""
+
+    id: str
+    path: Path
+    caption: str
+    label: str
+    split: str
+    events_s: tuple[float, ...] | None
+    group: str
+
+
+def _rows(table: Path) -> list[dict[str, object]]:
+    """Rows of a table with their column names in lower case."""
+    try:
+        text = table.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{table}: is not UTF-8 text (byte {error.start})") from error
+    if table.suffix.lower() != ".jsonl":
+        reader = csv.DictReader(
+            text.splitlines(), delimiter="\t" if table.suffix.lower() == ".tsv" else ",", strict=True
+        )
+        try:
+            return [{(k or "").strip().lower(): v for k, v in row.items()} for row in reader]
+        except csv.Error as error:
+            raise ValueError(f"{table}: line {reader.line_num}: {error}") from error
+    rows = []
+    for number, line in enumerate(text.splitlines(), 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{table}: line {number} is not JSON: {error.msg}") from error
+        if not isinstance(row, dict):
+            raise ValueError(f"{table}: line {number} must be a JSON object, got {type(row).__name__}")
+        rows.append({str(k).strip().lower(): v for k, v in row.items()})
+    return rows
+
+
+def _first(row: dict[str, object], columns: tuple[str, ...]) -> str:
+    """The first of the columns that is filled in; '' without one."""
+    return next((str(row[c]).strip() for c in columns if row.get(c) not in (None, "")), "")
+
+
+def _words(path: Path) -> str:
+    return " ".join(path.stem.replace("_", " ").replace("-", " ").split())
+
+
+def _draft(row: dict[str, object], table: Path, number: int) -> _Draft:
+    file = _first(row, FILE_COLUMNS)
+    if not file:
+        found = ", ".join(str(k) for k in row)
+        raise ValueError(f"{table}: row {number} has no {' | '.join(FILE_COLUMNS)}; the columns are: {found}")
+    path = table.parent / file
+    label = _first(row, LABEL_COLUMNS)
+    identity = _first(row, ("id",)) or path.stem
+    split = _first(row, ("split",))
+    if split and split not in SPLITS:
+        raise ValueError(f"{table}: row {number} ({identity}): unknown split {split!r}, use {', '.join(SPLITS)}")
+    return _Draft(
+        id=identity,
+        path=path,
+        caption=_first(row, CAPTION_COLUMNS) or label or _words(path),
+        label=label,
+        split=split,
+        events_s=_events(row.get("events_s"), table, number),
+        group=_first(row, ("group_id",)) or identity,
+    )
+
+
+def _events(value: object, table: Path, number: int) -> tuple[float, ...] | None:
+    if value is None or value == "":
+        return None
+    try:
+        times = json.loads(value) if isinstance(value, str) else value
+        if not isinstance(times, list):
+            raise TypeError
+        return tuple(float(t) for t in times)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{table}: row {number}: events_s must be a JSON list of seconds, got {value!r}") from error
+
+
+def _folder_drafts(folder: Path) -> list[_Draft]:
+    tables = sorted(p for p in folder.iterdir() if p.suffix.lower() in TABLE_SUFFIXES and not p.name.startswith("."))
+    drafts: list[_Draft] = []
+    for table in tables:
+        rows = _rows(table)
+        if rows and any(column in rows[0] for column in FILE_COLUMNS):
+            drafts += [_draft(row, table, number) for number, row in enumerate(rows, 1)]
+    if drafts:
+        return drafts
+    files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in MEDIA_SUFFIXES and not p.name.startswith("."))
+    if not files:
+        seen = f"; its tables have no {' | '.join(FILE_COLUMNS)} column" if tables else ""
+        raise ValueError(f"{folder}: holds neither a manifest nor media files{seen}")
+    for file in files:
+        text = file.with_suffix(".txt")
+        caption = " ".join(text.read_text(encoding="utf-8").split()) if text.is_file() else ""
+        relative = file.relative_to(folder)
+        drafts.append(
+            _Draft(
+                id=relative.with_suffix("").as_posix(),
+                path=file,
+                caption=caption or _words(file),
+                label=file.parent.name if len(relative.parts) > 1 else "",
+                split="",
+                events_s=None,
+                group=relative.with_suffix("").as_posix(),
+            )
+        )
+    return drafts
+
+
+def _split(drafts: list[_Draft]) -> list[Item]:
+    """Fill in open splits by hash; where train or test stays empty, the group with the extreme hash moves there."""
+    groups = sorted({d.group for d in drafts if not d.split}, key=lambda g: (_hash(g), g))
+    chosen = {
+        g: "train" if _hash(g) < HASH_SHARES[0] else "val" if _hash(g) < HASH_SHARES[1] else "test" for g in groups
+    }
+    used = {d.split or chosen[d.group] for d in drafts}
+    if groups and "test" not in used and (len(groups) > 1 or "train" in {d.split for d in drafts}):
+        chosen[groups[-1]] = "test"
+    used = {d.split or chosen[d.group] for d in drafts}
+    if groups and "train" not in used and (len(groups) > 1 or "test" in {d.split for d in drafts}):
+        chosen[groups[0]] = "train"
+    return [
+        Item(
+            id=d.id,
+            path=d.path,
+            caption=d.caption,
+            label=d.label,
+            split=cast(Split, d.split or chosen[d.group]),
+            events_s=d.events_s,
+        )
+        for d in drafts
+    ]
+
+
+def _hash(group: str) -> int:
+    """0 to 99 from SHA-256, the same on every machine."""
+    return int.from_bytes(hashlib.sha256(group.encode()).digest()[:8], "big") % 100

@@ -1,0 +1,144 @@
+"""Which pieces of which files become training examples, and how one piece is read: plan, then load."""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from teacher.data.manifest import Item
+from teacher.data.media import MediaError, probe, read_audio
+from teacher.encoders.registry import SHORTEST_SHARE, encode_window, load_encoders
+from teacher.sequence import IMAGE_DIM, MIN_DURATION_S, SYNC_DIM, image_frames, sync_frames
+
+SILENT_PEAK = 1e-4
+"""Peak (-80 dB of full scale) below which a sound counts as silent."""
+PEAK = 0.95
+SHORTEST_SOUND_SHARE = 0.5
+"""Least share of a window that must hold sound; silence is appended to the rest."""
+PADDED_FROM_S = 0.05
+"""Missing sound up to this long is a codec's rounding and is not counted as padding."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Window:
+    """One piece of one file: [start_s, start_s + duration_s)."""
+
+    id: str
+    item: Item
+    start_s: float
+    has_video: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Skip:
+    """A file or a piece that is left out, and why."""
+
+    id: str
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Loaded:
+    """A window's sound (samples,), its features, all float32, and whether silence or held frames fill its end.
+
+    Arrays, not tensors: they travel between processes by copy, without a file descriptor each.
+    """
+
+    wave: np.ndarray
+    clip: np.ndarray
+    sync: np.ndarray
+    padded: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class WindowReader:
+    """How windows are found, heard and seen: one object that worker processes receive with every job."""
+
+    encoders: str
+    duration_s: float
+    sample_rate: int
+    peak_normalise: bool
+    max_windows: int
+
+    def plan(self, item: Item) -> list[Window] | Skip:
+        """Non-overlapping windows of a file, at most `max_windows`, or the reason why there is none.
+
+        A last piece shorter than duration_s is used when a video shows at least 0.9 of it, or a sound file holds at
+        least half of it and 0.64 s; it is then padded when read.
+        """
+        duration_s = self.duration_s
+        try:
+            info = probe(item.path)
+        except MediaError as error:
+            return Skip(id=item.id, reason=_without_path(error, item.path))
+        if not info.has_audio:
+            return Skip(id=item.id, reason="no audio stream")
+        shortest_sound_s = max(MIN_DURATION_S, SHORTEST_SOUND_SHARE * duration_s)
+        least_s = SHORTEST_SHARE * duration_s if info.has_video else shortest_sound_s
+        whole = int(info.duration_s / duration_s + 1e-6)
+        count = whole + (info.duration_s - whole * duration_s >= least_s - 1e-6)
+        if count == 0:
+            kind = "video" if info.has_video else "audio"
+            return Skip(id=item.id, reason=f"too short: {info.duration_s:.2f} s of {kind}, need {duration_s:g} s")
+        starts = [k * duration_s for k in range(min(count, self.max_windows))]
+        single = len(starts) == 1
+        return [
+            Window(id=item.id if single else f"{item.id}@{s:g}s", item=item, start_s=s, has_video=info.has_video)
+            for s in starts
+        ]
+
+    def hear(self, window: Window) -> tuple[np.ndarray, bool] | Skip:
+        """Sound of exactly round(D sample_rate) samples, and whether its end was padded with silence.
+
+        Skipped when it is silent or when less than half of the window (or 0.64 s) holds sound.
+        """
+        path, duration_s = window.item.path, self.duration_s
+        try:
+            wave = read_audio(path, sample_rate=self.sample_rate, start_s=window.start_s, duration_s=duration_s)
+        except MediaError as error:
+            return Skip(id=window.id, reason=_without_path(error, path))
+        held_s = len(wave) / self.sample_rate
+        if held_s < min(duration_s, max(MIN_DURATION_S, SHORTEST_SOUND_SHARE * duration_s)) - 1e-3:
+            return Skip(id=window.id, reason=f"too short: {held_s:.2f} s of audio, need {duration_s:g} s")
+        if not np.isfinite(wave).all():
+            return Skip(id=window.id, reason="its sound holds NaN or infinity")
+        peak = float(np.abs(wave).max())
+        if peak < SILENT_PEAK:
+            return Skip(id=window.id, reason="silent")
+        count = round(duration_s * self.sample_rate)
+        wave = np.pad(wave, (0, max(0, count - len(wave))))[:count]
+        scaled = wave * (PEAK / peak) if self.peak_normalise else np.clip(wave, -1.0, 1.0)
+        return scaled.astype(np.float32), duration_s - held_s > PADDED_FROM_S
+
+    def load(self, window: Window) -> Loaded | Skip:
+        """Sound and features of a window; zeros stand for the features of a sound without picture."""
+        heard = self.hear(window)
+        if isinstance(heard, Skip):
+            return heard
+        wave, padded = heard
+        if not window.has_video:
+            clip = np.zeros((image_frames(self.duration_s), IMAGE_DIM), np.float32)
+            sync = np.zeros((sync_frames(self.duration_s), SYNC_DIM), np.float32)
+            return Loaded(wave=wave, clip=clip, sync=sync, padded=padded)
+        encoders = load_encoders(self.encoders)
+        try:
+            info = probe(window.item.path)
+            image, motion = encode_window(encoders, info, start_s=window.start_s, duration_s=self.duration_s)
+        except MediaError as error:
+            return Skip(id=window.id, reason=_without_path(error, window.item.path))
+        padded = padded or info.duration_s - window.start_s < self.duration_s - PADDED_FROM_S
+        return Loaded(wave=wave, clip=image.numpy(), sync=motion.numpy(), padded=padded)
+
+
+def window_events(window: Window, duration_s: float) -> tuple[float, ...] | None:
+    """Events inside the window, in seconds from its start; None when the manifest knows of no events."""
+    if window.item.events_s is None:
+        return None
+    shifted = (event - window.start_s for event in window.item.events_s)
+    return tuple(round(event, 6) for event in shifted if 0 <= event < duration_s and math.isfinite(event))
+
+
+def _without_path(error: MediaError, path: Path) -> str:
+    """The reason alone: the report names the item next to it."""
+    return str(error).removeprefix(f"{path}: ")

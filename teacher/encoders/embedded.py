@@ -1,0 +1,243 @@
+"""Encoders without weights: fixed image, motion and text features with the lengths and widths of CLIP and Synchformer.
+
+They let the whole system run, be tested and be learned from on a processor, offline. They know nothing about the world;
+the network has to learn what a colour grid or a motion centroid sounds like. Same input, same numbers, on every machine
+up to float32 rounding: projections come from a hash, not from a random number generator whose stream may change.
+"""
+
+import functools
+import hashlib
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn import functional
+
+from teacher.data.media import FrameRequest
+from teacher.encoders.base import Frames
+from teacher.sequence import (
+    FEATURES_PER_SEGMENT,
+    IMAGE_DIM,
+    IMAGE_FPS,
+    SEGMENT_FRAMES,
+    SEGMENT_STRIDE,
+    SYNC_DIM,
+    SYNC_FPS,
+    TEXT_DIM,
+    TEXT_TOKENS,
+)
+
+IMAGE_REQUEST = FrameRequest(fps=IMAGE_FPS, height=32, width=32, fit="stretch")
+MOTION_REQUEST = FrameRequest(fps=SYNC_FPS, height=48, width=48, fit="crop")
+LUMA = (0.299, 0.587, 0.114)
+
+
+def hashed_signs(name: str, count: int) -> Float[Tensor, "count"]:
+    """`count` signs +1 or -1, the bits of SHAKE-256 of `name`."""
+    digest = hashlib.shake_256(name.encode()).digest(-(-count // 8))
+    bits = np.unpackbits(np.frombuffer(digest, dtype=np.uint8))[:count]
+    return torch.from_numpy(bits.astype(np.float32) * 2 - 1)
+
+
+@functools.lru_cache(maxsize=8)
+def projection(name: str, in_dim: int, out_dim: int) -> Float[Tensor, "in_dim out_dim"]:
+    """Matrix with orthonormal rows (in_dim <= out_dim) from the QR factors of hashed signs: it keeps distances."""
+    signs = hashed_signs(name, in_dim * out_dim).view(out_dim, in_dim).double()
+    q, r = torch.linalg.qr(signs)
+    return (q * torch.sign(torch.diagonal(r))).T.float().contiguous()
+
+
+def _pixels(frames: Frames, request: FrameRequest) -> Float[Tensor, "frames 3 height width"]:
+    """Frames as float32 in [0, 1]; ValueError when they are not what `request` asks for."""
+    tensor = torch.as_tensor(frames)
+    if tensor.ndim != 4 or tensor.shape[1:] != (3, request.height, request.width) or tensor.dtype != torch.uint8:
+        raise ValueError(
+            f"frames must be uint8 of shape (T, 3, {request.height}, {request.width}), "
+            f"got {tensor.dtype} {tuple(tensor.shape)}"
+        )
+    return tensor.float() / 255.0
+
+
+def _luma(pixels: Float[Tensor, "frames 3 height width"]) -> Float[Tensor, "frames height width"]:
+    return torch.einsum("tchw,c->thw", pixels, torch.tensor(LUMA))
+
+
+@dataclass(frozen=True, kw_only=True)
+class EmbeddedImage:
+    """Colour layout, colour statistics and edge directions of each frame, projected to 1024 and scaled to length 1.
+
+    Colours are taken relative to the frame's median colour, so that a muted background does not drown what is on it.
+    """
+
+    name: str = "embedded-image-1"
+    request: FrameRequest = IMAGE_REQUEST
+
+    @torch.no_grad()
+    def __call__(self, frames: Frames) -> Float[Tensor, "frames 1024"]:
+        pixels = _pixels(frames, self.request)
+        median = pixels.flatten(2).median(dim=2).values
+        relative = pixels - median[:, :, None, None]
+        layout = functional.adaptive_avg_pool2d(relative, 8).flatten(1)
+        saturation = pixels.amax(1) - pixels.amin(1)
+        parts = [
+            2.0 * layout,
+            0.5 * (median - 0.4),
+            2.0 * _chroma_histogram(pixels),
+            2.0 * _edge_energies(_luma(pixels)),
+            2.0 * functional.adaptive_avg_pool2d(saturation[:, None], 4).flatten(1),
+        ]
+        features = torch.cat(parts, dim=1)
+        projected = features @ projection(self.name, features.shape[1], IMAGE_DIM)
+        return functional.normalize(projected, dim=1, eps=1e-6)
+
+
+def _chroma_histogram(pixels: Float[Tensor, "frames 3 height width"]) -> Float[Tensor, "frames 64"]:
+    """Square root of the share of pixels in 8 x 8 cells of (r - g, (r + g) / 2 - b), spread linearly."""
+    red, green, blue = pixels.flatten(2).unbind(1)
+    place = torch.stack((red - green, (red + green) / 2 - blue), dim=-1)
+    # Most natural colours lie within +-0.5 of grey; tanh spends the cells there.
+    weights = (1 - (torch.tanh(2.0 * place) * 3.5 + 3.5 - torch.arange(8.0)[:, None, None, None]).abs()).clamp_min(0)
+    return torch.einsum("atp,btp->tab", weights[..., 0], weights[..., 1]).flatten(1).div(place.shape[1]).sqrt()
+
+
+def _edge_energies(luma: Float[Tensor, "frames height width"]) -> Float[Tensor, "frames 128"]:
+    """Square root of the mean gradient magnitude in 8 directions (modulo 180 degrees) on a 4 x 4 grid."""
+    padded = functional.pad(luma[:, None], (1, 1, 1, 1), mode="replicate")[:, 0]
+    across = padded[:, 1:-1, 2:] - padded[:, 1:-1, :-2]
+    down = padded[:, 2:, 1:-1] - padded[:, :-2, 1:-1]
+    strength = torch.sqrt(across.square() + down.square() + 1e-12)
+    position = torch.remainder(torch.atan2(down, across), math.pi) / math.pi * 8
+    apart = (position[:, None] - torch.arange(8.0)[:, None, None]).abs()
+    share = (1 - torch.minimum(apart, 8 - apart)).clamp_min(0) * strength[:, None]
+    return functional.adaptive_avg_pool2d(share, 4).clamp_min(0).sqrt().flatten(1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EmbeddedMotion:
+    """What moves, where, how fast and how abruptly: 8 slots of 2 frames for each 16-frame segment at stride 8.
+
+    Both frames of a slot contribute their own numbers, so an impact is located within the slot, and velocity and
+    acceleration of the centroids locate it between frames. Neighbours across a segment's border are the real frames.
+    The projection keeps distances; typical clips have a standard deviation near 1 per channel.
+    """
+
+    name: str = "embedded-motion-1"
+    request: FrameRequest = MOTION_REQUEST
+    gain: float = 3.4
+    """Makes the standard deviation per channel about 1 over rendered and filmed clips."""
+
+    @torch.no_grad()
+    def __call__(self, frames: Frames) -> Float[Tensor, "slots 768"]:
+        """(T, 3, 48, 48) -> (8 S, 768) with S = (T - 16) // 8 + 1. Raises ValueError when T < 16."""
+        luma = _luma(_pixels(frames, self.request))
+        if len(luma) < SEGMENT_FRAMES:
+            raise ValueError(f"frames must be at least {SEGMENT_FRAMES} (one segment), got {len(luma)}")
+        per_frame = torch.cat((_maps(luma), 3.0 * _trajectory(luma)), dim=1)
+        segments = per_frame.unfold(0, SEGMENT_FRAMES, SEGMENT_STRIDE)  # (S, features, 16)
+        tubelets = segments.transpose(1, 2).reshape(len(segments) * FEATURES_PER_SEGMENT, -1)
+        return self.gain * tubelets @ projection(self.name, tubelets.shape[1], SYNC_DIM)
+
+
+def _change(values: Tensor) -> Tensor:
+    """values[n] - values[n - 1], zero for the first."""
+    return torch.cat((torch.zeros_like(values[:1]), values[1:] - values[:-1]))
+
+
+def _bend(values: Tensor) -> Tensor:
+    """values[n + 1] - 2 values[n] + values[n - 1], zero for the first and the last."""
+    inner = values[2:] - 2 * values[1:-1] + values[:-2]
+    return torch.cat((torch.zeros_like(values[:1]), inner, torch.zeros_like(values[:1])))
+
+
+def _maps(luma: Float[Tensor, "frames 48 48"]) -> Float[Tensor, "frames 304"]:
+    """Signed and absolute first and second differences on an 8 x 8 grid; profiles of the change by row and column."""
+    change, bend = _change(luma), _bend(luma)
+    grids = [functional.adaptive_avg_pool2d(x[:, None], 8).flatten(1) for x in (change, change.abs(), bend, bend.abs())]
+    rows = [functional.adaptive_avg_pool1d(x.mean(2)[:, None], 16)[:, 0] for x in (change, change.abs())]
+    columns = functional.adaptive_avg_pool1d(change.abs().mean(1)[:, None], 16)[:, 0]
+    return torch.cat([torch.tanh(12.0 * x) for x in grids] + [torch.tanh(30.0 * x) for x in (*rows, columns)], dim=1)
+
+
+def _trajectory(luma: Float[Tensor, "frames 48 48"]) -> Float[Tensor, "frames 29"]:
+    """Scalars over time: amounts of change, brightest spots, and centroids with their velocity and acceleration."""
+    change, bend = _change(luma), _bend(luma)
+    still = luma.median(dim=0).values
+    apart = (luma - still).abs()
+    brightest = luma.flatten(1).topk(16, dim=1).values.mean(1, keepdim=True)
+    darkest = -(-luma).flatten(1).topk(16, dim=1).values.mean(1, keepdim=True)
+    mean = luma.mean((1, 2))[:, None]
+    amounts = [
+        40.0 * _change(mean),
+        40.0 * _bend(mean),
+        20.0 * change.clamp_min(0).mean((1, 2))[:, None],
+        20.0 * (-change).clamp_min(0).mean((1, 2))[:, None],
+        20.0 * bend.abs().mean((1, 2))[:, None],
+        3.0 * change.abs().amax((1, 2))[:, None],
+        3.0 * _change(brightest),
+        3.0 * _bend(brightest),
+        3.0 * _change(darkest),
+    ]
+    moving = _centroid(change.abs())
+    figure = _centroid(apart)
+    paths = [moving, figure, 6.0 * _change(figure), 6.0 * _bend(figure), 2.0 * _change(moving)]
+    return torch.tanh(torch.cat(amounts + paths, dim=1))
+
+
+def _centroid(weights: Float[Tensor, "frames 48 48"]) -> Float[Tensor, "frames 4"]:
+    """(x, y) in [-1, 1] from the centre, spread, and amount of what exceeds 0.03 (below is coding noise)."""
+    strong = (weights - 0.03).clamp_min(0)
+    total = strong.sum((1, 2))
+    confident = total / (total + 0.5)
+    axis = torch.linspace(-1, 1, weights.shape[1])
+    x = (strong.sum(1) * axis).sum(1) / (total + 1e-3)
+    y = (strong.sum(2) * axis).sum(1) / (total + 1e-3)
+    spread = (strong.sum(1) * (axis - x[:, None]).square()).sum(1) + (strong.sum(2) * (axis - y[:, None]).square()).sum(
+        1
+    )
+    spread = torch.sqrt(spread / (total + 1e-3) + 1e-8)
+    return torch.stack((x, y, spread, torch.log1p(total) / 4), dim=1) * confident[:, None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class EmbeddedText:
+    """A hashed unit vector per word, its place, and the mean of the words so far, scaled to length 1 at 77 positions.
+
+    As in CLIP, whose causal attention lets padding see the sentence, a padding position is a constant vector plus the
+    mean of all words: a mean over positions, which the network takes, then still knows what was said.
+    Words are lower-cased runs of letters and digits; from the 78th on they are left out.
+    """
+
+    name: str = "embedded-text-1"
+    place_share: float = 0.15
+    context_share: float = 1.0
+
+    def __call__(self, texts: Sequence[str]) -> Float[Tensor, "batch 77 1024"]:
+        if isinstance(texts, str):
+            raise ValueError("texts must be a list of strings, got one string")
+        return torch.stack([self._encode(text) for text in texts])
+
+    def _encode(self, text: str) -> Float[Tensor, "77 1024"]:
+        words = re.findall(r"\w+", text.lower())[:TEXT_TOKENS]
+        rows = torch.stack(
+            [_unit_vector(f"word {w}") for w in words] + [_unit_vector("pad")] * (TEXT_TOKENS - len(words))
+        )
+        if words:
+            count = torch.arange(1, len(words) + 1)[:, None]
+            context = rows[: len(words)].cumsum(0) / count
+            context = functional.normalize(
+                torch.cat((context, context[-1:].expand(TEXT_TOKENS - len(words), -1))), dim=1
+            )
+            places = torch.stack([_unit_vector(f"place {i}") for i in range(len(words))])
+            rows = rows + self.context_share * context
+            rows[: len(words)] += self.place_share * places
+        return functional.normalize(rows, dim=1)
+
+
+@functools.lru_cache(maxsize=4096)
+def _unit_vector(name: str) -> Float[Tensor, "1024"]:
+    return hashed_signs(f"embedded-text-1 {name}", TEXT_DIM) / math.sqrt(TEXT_DIM)
