@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import torch
-from teacher.data.dataset import Batch, FeatureSet, load_codec
 from torch import nn
 
 from distill.config import DistillConfig, TeacherRun
@@ -13,6 +12,7 @@ from distill.tracking import Preview
 from distill.train import Task, fit
 from meanflow import Guidance
 from teacher.audio.codec import AudioCodec
+from teacher.data.dataset import Batch, FeatureSet, load_codec
 from teacher.generate import clip_seed, generate, noise
 from teacher.network import MMAudio
 from teacher.train import Terms, flow_matching_step

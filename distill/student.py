@@ -19,7 +19,7 @@ def student_from_teacher(teacher: MMAudio, *, seed: int = 0) -> MMAudio:
         raise ValueError("the teacher already has an interval embedding; a student starts from a flow-matching network")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        student = MMAudio(replace(teacher.config, interval_embedding=True))
+        student = MMAudio(replace(teacher.config, interval_embedding=True)).to(teacher.latent_mean.dtype)
     missing, unexpected = student.load_state_dict(teacher.state_dict(), strict=False)
     if unexpected or any(not name.startswith(NEW_PARAMETERS) for name in missing):
         raise ValueError(f"the teacher's weights do not fit a student: missing {missing}, unexpected {unexpected}")

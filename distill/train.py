@@ -13,7 +13,6 @@ from types import FrameType
 from typing import Any
 
 import torch
-from teacher.data.dataset import Batch, FeatureSet, batch_indices
 from torch import nn
 from tqdm import tqdm
 
@@ -23,6 +22,7 @@ from distill.ema import PowerEMA
 from distill.engine import Engine, start
 from distill.optim import adamw, learning_rate
 from distill.tracking import Averages, Preview, Tracker
+from teacher.data.dataset import Batch, FeatureSet, batch_indices
 from teacher.network import MMAudio
 from teacher.train import Terms
 

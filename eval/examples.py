@@ -51,11 +51,11 @@ class ExampleWriter:
     def _entry(self, name: str, task: Task, sound: Path, record: Record) -> dict[str, str]:
         wave, rate = soundfile.read(sound, dtype="float32")
         picture = sound.with_suffix(".png")
-        spectrogram_png(wave, rate, picture, record.events_s)
+        spectrogram_png(wave, rate, picture, record.events_s if task == "vta" else None)
         media = sound
         if task == "vta" and record.has_video:
             media = sound.with_suffix(".mp4")
-            remux(record.path, wave, rate, media, start_s=record.start_s, duration_s=record.duration_s)
+            remux(Path(record.path), wave, rate, media, start_s=record.start_s, duration_s=record.duration_s)
         root = self.folder.parent
         return {"name": name, "media": str(media.relative_to(root)), "spectrogram": str(picture.relative_to(root))}
 

@@ -14,6 +14,7 @@ from eval.rows import Model, Row, Task, append_lines, json_line, read_rows
 from eval.scorer import Scorer, Scores
 from teacher.conditions import Conditions
 from teacher.data.media import write_audio
+from teacher.generate import clip_seed
 
 
 class Generate(Protocol):
@@ -63,12 +64,6 @@ def safe_name(clip_id: str) -> str:
     """The id as a file name: letters, digits, dot, dash and underscore, with a digest where anything was replaced."""
     name = re.sub(r"[^A-Za-z0-9._-]+", "_", clip_id).strip(".")[:80]
     return name if name == clip_id else f"{name}-{hashlib.sha256(clip_id.encode()).hexdigest()[:8]}"
-
-
-def clip_seed(seed: int, clip_id: str) -> int:
-    """Noise seed of a clip in [0, 2^63), from sha256 of seed and id: the same for every step count, model and batch."""
-    digest = hashlib.sha256(f"{seed}/{clip_id}".encode()).digest()
-    return int.from_bytes(digest[:8], "big") >> 1
 
 
 def sweep(

@@ -13,7 +13,8 @@ from eval.extractors.embedded_classifier import EmbeddedClassifier, labels_are_u
 from eval.scorer import Scorer
 from eval.sweep import Clips
 from teacher.data.dataset import FeatureSet, Record
-from teacher.data.windows import read_record
+from teacher.data.manifest import Item
+from teacher.data.windows import Skip, Window, WindowReader
 
 MAX_CLASSIFIER_CLIPS = 512
 PSEUDO_CLASSES = 16
@@ -60,7 +61,7 @@ class TestSet:
             reference=waves,
             ids=[r.id for r in records],
             events=[r.events_s for r in records],
-            extractor=EmbeddedAudioFeatures(sample_rate=features.sample_rate),
+            extractor=EmbeddedAudioFeatures(sample_rate=features.sequence.sample_rate),
             classifier=classifier,
         )
         clips = Clips(ids=tuple(r.id for r in records), conditions=features.batch(index).conditions)
@@ -83,7 +84,7 @@ class TrainingSounds:
         count = min(MAX_CLASSIFIER_CLIPS, len(features))
         records = [features.records[k * len(features) // count] for k in range(count)]
         waves = read_waves(features, records, progress)
-        embedded = EmbeddedAudioFeatures(sample_rate=features.sample_rate)(waves)
+        embedded = EmbeddedAudioFeatures(sample_rate=features.sequence.sample_rate)(waves)
         labels = [r.label for r in records]
         kind = "labels" if labels_are_useful(labels) else "k-means"
         if kind == "k-means":
@@ -103,11 +104,22 @@ class TrainingSounds:
 def read_waves(
     features: FeatureSet, records: tuple[Record, ...] | list[Record], progress: Callable[[int], None] | None
 ) -> Tensor:
-    """Real sound of some records, (clips, samples), read and scaled as extraction did."""
+    """Real sound of some records, (clips, samples), read and scaled as extraction did; ValueError if one is gone."""
+    config = features.info["config"]
+    reader = WindowReader(
+        encoders=config["encoders"],
+        duration_s=features.duration_s,
+        sample_rate=features.sequence.sample_rate,
+        peak_normalise=config["peak_normalise"],
+        max_windows=config["max_windows_per_item"],
+    )
     waves = []
     for record in records:
-        wave, _ = read_record(record, sample_rate=features.sample_rate, peak_normalise=features.peak_normalise)
-        waves.append(torch.from_numpy(wave))
+        item = Item(id=record.item_id, path=Path(record.path), caption=record.caption, split="test")
+        heard = reader.hear(Window(id=record.id, item=item, start_s=record.start_s, has_video=record.has_video))
+        if isinstance(heard, Skip):
+            raise ValueError(f"{record.path}: cannot be read any more ({heard.reason}); restore it or extract again")
+        waves.append(torch.from_numpy(heard[0]))
         if progress is not None:
             progress(1)
     return torch.stack(waves)

@@ -168,12 +168,10 @@ def _fixed_stages(args: Compare, task: Task, pipeline: Pipeline, record: Record,
         "codec decode": lambda: pipeline.codec.decode(latent.expand(1, frames, -1)),
     }
     if task == "vta":
-        requests = (encoders.image.request, encoders.sync.request)
-        shown = read_frames(record.path, requests, start_s=record.start_s, duration_s=record.duration_s)
+        path, requests = Path(record.path), (encoders.image.request, encoders.sync.request)
+        shown = read_frames(path, requests, start_s=record.start_s, duration_s=record.duration_s)
         calls |= {
-            "decode+resize": lambda: read_frames(
-                record.path, requests, start_s=record.start_s, duration_s=record.duration_s
-            ),
+            "decode+resize": lambda: read_frames(path, requests, start_s=record.start_s, duration_s=record.duration_s),
             "image encoder": lambda: encoders.image(shown[0]),
             "motion encoder": lambda: encoders.sync(shown[1]),
         }

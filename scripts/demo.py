@@ -48,50 +48,37 @@ def cli() -> None:
             print(f"stopped: the command above ended with status {status}; the same command goes on from there")
             sys.exit(status)
         print(f"  ({time.perf_counter() - started:.0f} s)", flush=True)
-    print(
-        f"\n{out / 'report.html'} is ready after {(time.perf_counter() - began) / 60:.1f} minutes; open it in a browser."
-    )
+    minutes = (time.perf_counter() - began) / 60
+    print(f"\n{out / 'report.html'} is ready after {minutes:.1f} minutes; open it in a browser.")
 
 
 def commands(args: Demo, out: Path) -> list[list[str]]:
     """The commands in order, as a user would type them."""
-    data = args.data
-    made: list[list[str]] = []
-    if data is None:
-        data = out / "world" / "manifest.jsonl"
-        made.append(
-            _python("scripts.make_world", "--out", out / "world", "--num-clips", args.num_clips)
-            + ["--duration-s", str(args.duration_s)]
-        )
-    launch = ["python", "-m", "accelerate.commands.launch", "--num_processes", str(args.num_processes)]
-    launch += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
-    teacher_steps = [] if args.teacher_steps is None else ["--loop.steps", str(args.teacher_steps)]
-    student_steps = [] if args.student_steps is None else ["--loop.steps", str(args.student_steps)]
-    features, teacher, student = out / "features", out / "teacher", out / "student"
+    world, features, teacher, student = out / "world", out / "features", out / "teacher", out / "student"
+    data = args.data or world / "manifest.jsonl"
+    length = ["--duration-s", str(args.duration_s)]
+    render = _python("scripts.make_world", "--out", world, "--num-clips", args.num_clips, *length)
+    launch = ["accelerate.commands.launch", "--num_processes", args.num_processes, "--num_machines", 1]
+    launch += ["--mixed_precision", "no", "--dynamo_backend", "no", "-m"]
+    learn = [*launch, "scripts.train_teacher", "demo", "--data", features, "--out", teacher]
+    distil = [*launch, "scripts.distill", "demo", "--data", features, "--teacher", teacher, "--out", student]
+    compare = ["scripts.compare", "--data", features, "--teacher", teacher, "--student", student, "--out", out]
     return [
-        *made,
-        _python("scripts.extract", "--data", data, "--out", features, "--duration-s", args.duration_s),
-        [
-            *launch,
-            "-m",
-            "scripts.train_teacher",
-            "demo",
-            "--data",
-            str(features),
-            "--out",
-            str(teacher),
-            *teacher_steps,
-        ],
-        [*launch, "-m", "scripts.distill", "demo", "--data", str(features), "--teacher", str(teacher)]
-        + ["--out", str(student), *student_steps],
-        _python("scripts.compare", "--data", features, "--teacher", teacher, "--student", student, "--out", out)
-        + ["--seeds", *map(str, args.seeds)],
+        *([render] if args.data is None else []),
+        _python("scripts.extract", "--data", data, "--out", features, *length),
+        _python(*learn, *_steps(args.teacher_steps)),
+        _python(*distil, *_steps(args.student_steps)),
+        _python(*compare, "--seeds", *args.seeds),
         _python("scripts.report", "--rows", out / "rows.jsonl"),
     ]
 
 
-def _python(module: str, *arguments: object) -> list[str]:
-    return ["python", "-m", module, *map(str, arguments)]
+def _steps(count: int | None) -> list[str]:
+    return [] if count is None else ["--loop.steps", str(count)]
+
+
+def _python(module: object, *arguments: object) -> list[str]:
+    return ["python", "-m", *map(str, (module, *arguments))]
 
 
 if __name__ == "__main__":

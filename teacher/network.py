@@ -101,7 +101,9 @@ class MMAudio(nn.Module):
         sync = torch.where(_per_token(conditions.has_sync), conditions.sync, self.empty_sync_feat)
         text = torch.where(_per_token(conditions.has_text), conditions.text, self.empty_string_feat)
         sync = (sync.reshape(batch, -1, FEATURES_PER_SEGMENT, self.config.sync_dim) + self.sync_pos_emb).flatten(1, 2)
-        clip, sync, text = self.clip_input_proj(clip), self.sync_input_proj(sync), self.text_input_proj(text)
+        scale = self.config.condition_scale
+        clip, text = self.clip_input_proj(scale * clip), self.text_input_proj(scale * text)
+        sync = self.sync_input_proj(sync)
         sync = F.interpolate(sync.transpose(1, 2), size=latent_frames, mode="nearest-exact").transpose(1, 2)
         pooled = self.global_cond_mlp(self.clip_cond_proj(clip.mean(1)) + self.text_cond_proj(text.mean(1)))
         return Encoded(clip, text, sync, pooled)

@@ -12,8 +12,8 @@ from meanflow import Guidance
 from teacher.audio.codec import AudioCodec
 from teacher.conditions import Conditions
 from teacher.data.dataset import load_codec
-from teacher.encoders.registry import Encoders, encode_clip, load_encoders
 from teacher.data.media import MediaError, probe
+from teacher.encoders.registry import Encoders, encode_clip, load_encoders
 from teacher.generate import clip_seed, generate, noise
 from teacher.network import MMAudio
 from teacher.sequence import MIN_DURATION_S

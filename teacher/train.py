@@ -12,6 +12,7 @@ from meanflow.time_sampling import Density, LogitNormal
 from teacher.conditions import Conditions
 from teacher.data.dataset import Batch
 from teacher.variants import MMAudioConfig, variant
+from teacher.velocity import in_this_clock
 
 
 class Terms(NamedTuple):
@@ -65,6 +66,7 @@ def flow_matching_step(net: nn.Module, batch: Batch, config: FlowMatching, *, ge
     e = torch.randn(x.shape, generator=generator, device=x.device, dtype=x.dtype)
     t = config.times(len(x), generator=generator)
     conditions = config.dropout(batch.conditions, generator=generator)
-    v = -net(interpolate(x, e, t), 1 - t, conditions)
+    x_t = interpolate(x, e, t)
+    v = in_this_clock(net(x_t, 1 - t, conditions), config.network, x_t, t, t)
     loss = (v - velocity(x, e)).float().pow(2).flatten(1).mean(1)
     return Terms(loss, {"loss": loss.detach().mean()})

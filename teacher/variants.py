@@ -34,6 +34,13 @@ class MMAudioConfig:
     """The gated MLP's inner width is rounded up to this; 256 in every published network."""
     rms_norm_eps: float = 1.1920929e-07
     """Epsilon of the query/key normalisation; explicit because the library default has changed between releases."""
+    condition_scale: float = 1.0
+    """Factor on image and text features before they are projected; 1 in every published network. They are unit vectors,
+    so sqrt(1024) = 32 gives channels of unit size, without which a small network takes far longer to hear its words."""
+    gaussian_prior: bool = False
+    """Predict the deviation from the closed-form flow of unit Gaussian data instead of the whole velocity. Off in every
+    published network. Latents have zero mean and unit deviation per channel, so the closed form already carries what a
+    small network would spend most of its capacity on: passing the noise through."""
     head_dim: int = 64
     clip_dim: int = IMAGE_DIM
     sync_dim: int = SYNC_DIM

@@ -28,6 +28,12 @@ class Batch:
     conditions: Conditions
     indices: Tensor
 
+    def to(self, device: torch.device | str) -> "Batch":
+        """The same batch on another device."""
+        return Batch(
+            latents=self.latents.to(device), conditions=self.conditions.to(device), indices=self.indices.to(device)
+        )
+
 
 @dataclass(frozen=True, kw_only=True)
 class FeatureSet:

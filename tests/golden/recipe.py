@@ -1,0 +1,45 @@
+"""Rebuilds the weights of a recording from its recipe: MT19937 seeded by the CRC-32 of "key/name", uniform values."""
+
+import hashlib
+import json
+import math
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+
+def recipe_tensor(key: str, name: str, shape: list[int], half_range: float, offset: float) -> Tensor:
+    """w = half_range (2 u - 1) + offset in float32, u the low 24 bits of one generator output per element / 2^24."""
+    g = torch.Generator().manual_seed(zlib.crc32(f"{key}/{name}".encode()))
+    u = torch.rand(math.prod(shape), generator=g, dtype=torch.float32) * 2 - 1
+    return (u * torch.tensor(half_range) + torch.tensor(offset)).reshape(shape)
+
+
+@dataclass(frozen=True)
+class Recording:
+    """One fixture: its JSON and its stored tensors."""
+
+    document: dict[str, Any]
+    tensors: dict[str, Tensor]
+
+    @classmethod
+    def read(cls, folder: Path, name: str) -> "Recording":
+        path = folder / f"{name}.safetensors"
+        return cls(json.loads((folder / f"{name}.json").read_text()), load_file(path) if path.exists() else {})
+
+    def parameters(self) -> dict[str, Tensor]:
+        """Every parameter, from the recipe or stored; the recipe's digest is checked first."""
+        described = self.document["parameters"]
+        made = {e[0]: recipe_tensor(described["key"], *e) for e in described.get("recipe", [])}
+        if made:
+            sha = hashlib.sha256()
+            for tensor in made.values():
+                sha.update(tensor.numpy().astype("<f4").tobytes())
+            assert sha.hexdigest() == described["recipe_sha256"]
+        stored = {n.removeprefix("param."): t for n, t in self.tensors.items() if n.startswith("param.")}
+        return made | stored
