@@ -18,6 +18,9 @@ class OptimConfig:
     warmup_steps: int = 1000
     schedule: Literal["constant", "cosine"] = "constant"
     clip_norm: float = 1.0
+    reference_fan_in: int | None = None
+    """Matrices with a larger fan-in learn more slowly, at lr * reference / fan_in (maximal-update rule,
+    arXiv 2203.03466, table 3). None, as published recipes have it, gives every parameter the same rate."""
 
     def __post_init__(self) -> None:
         if not self.lr > 0:
@@ -26,6 +29,8 @@ class OptimConfig:
             raise ValueError(f"warmup_steps must be at least 0, got {self.warmup_steps}")
         if not self.clip_norm > 0:
             raise ValueError(f"clip_norm must be positive, got {self.clip_norm}")
+        if self.reference_fan_in is not None and self.reference_fan_in < 1:
+            raise ValueError(f"reference_fan_in must be at least 1 or None, got {self.reference_fan_in}")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,14 +9,34 @@ from distill.config import OptimConfig
 
 
 def adamw(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
-    """AdamW over the trainable parameters; weight decay on matrices only, never on gains, biases and tokens."""
-    named = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
-    groups = [
-        {"params": [p for _, p in named if p.ndim >= 2 and p.shape[0] > 1], "weight_decay": config.weight_decay},
-        {"params": [p for _, p in named if p.ndim < 2 or p.shape[0] == 1], "weight_decay": 0.0},
+    """AdamW over the trainable parameters, one group per (weight decay, learning-rate scale).
+
+    Weight decay acts on matrices only, never on gains, biases and tokens. Each group carries its "scale": Adam moves
+    every weight by about lr whatever the gradient, so an output summing n inputs moves by n lr; beyond
+    `reference_fan_in` the scale undoes that growth.
+    """
+    groups: dict[tuple[bool, float], list[nn.Parameter]] = {}
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            matrix = parameter.ndim >= 2 and parameter.shape[0] > 1
+            scale = _scale(parameter, config.reference_fan_in) if matrix else 1.0
+            groups.setdefault((matrix, scale), []).append(parameter)
+    fused = all(p.device.type == "cuda" for members in groups.values() for p in members)
+    described = [
+        {"params": members, "weight_decay": config.weight_decay if matrix else 0.0, "scale": scale}
+        for (matrix, scale), members in groups.items()
     ]
-    fused = all(p.device.type == "cuda" for _, p in named)
-    return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=1e-8, fused=fused)
+    return torch.optim.AdamW(described, lr=config.lr, betas=config.betas, eps=1e-8, fused=fused)
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """Set every group to lr times its scale."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr * group["scale"]
+
+
+def _scale(parameter: nn.Parameter, reference: int | None) -> float:
+    return 1.0 if reference is None else min(1.0, reference / parameter[0].numel())
 
 
 def learning_rate(step: int, total_steps: int, config: OptimConfig) -> float:

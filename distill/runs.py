@@ -26,6 +26,8 @@ def train_teacher(config: TeacherRun, run: Path) -> Path:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.loop.seed)
         net = MMAudio(config.method.network)
+        if config.method.init == "unit":
+            net.initialise_unit()
 
     def step(model: nn.Module, plain: MMAudio, batch: Batch, generator: torch.Generator) -> Terms:
         return flow_matching_step(model, batch, config.method, generator=generator)

@@ -12,7 +12,7 @@ from teacher.conditions import Conditions
 from teacher.data.dataset import Batch
 from teacher.network import Encoded, MMAudio
 from teacher.train import Terms
-from teacher.velocity import Guide, in_this_clock, student_velocity, teacher_velocity
+from teacher.velocity import Guide, student_velocity, teacher_velocity
 
 INTERVALS = (0.0, 0.3, 0.6, 1.0)
 """Edges of the t - r buckets in which the raw error is logged."""
@@ -40,7 +40,8 @@ def train_step(
     v = _velocity(config.velocity, teacher, x, e, x_t, t, conditions)
 
     def u_fn(x_t: Tensor, r: Tensor, t: Tensor) -> Tensor:
-        return in_this_clock(student(x_t, 1 - t, conditions, t - r), plain.config, x_t, r, t)
+        out: Tensor = student(x_t, 1 - t, conditions, t - r)
+        return -out
 
     residual = config.objective(u_fn, _rows_of(plain, conditions, x.shape[1]), x_t, r, t, v)
     return Terms(config.loss(residual.delta), _logs(residual.delta, residual.u, residual.dudt, v, r, t))

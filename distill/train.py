@@ -20,7 +20,7 @@ from distill import checkpoint
 from distill.config import LoopConfig
 from distill.ema import PowerEMA
 from distill.engine import Engine, start
-from distill.optim import adamw, learning_rate
+from distill.optim import adamw, learning_rate, set_learning_rate
 from distill.tracking import Averages, Preview, Tracker
 from teacher.data.dataset import Batch, FeatureSet, batch_indices
 from teacher.network import MMAudio
@@ -159,8 +159,7 @@ def _update(s: _State, data: FeatureSet, step: int) -> dict[str, torch.Tensor] |
     share = loop.batch_size // a.num_processes
     order = batch_indices(len(data), loop.batch_size, seed=loop.seed, step=step)
     batch = data.batch(order[a.process_index * share : (a.process_index + 1) * share].tolist()).to(a.device)
-    for group in s.inner.param_groups:
-        group["lr"] = learning_rate(step, loop.steps, loop.optim)
+    set_learning_rate(s.inner, learning_rate(step, loop.steps, loop.optim))
     with a.autocast():
         terms = s.task.step(s.model, s.plain, batch, _generator(loop.seed, step, a.process_index, a.device))
         loss = terms.loss.mean()

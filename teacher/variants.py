@@ -37,10 +37,6 @@ class MMAudioConfig:
     condition_scale: float = 1.0
     """Factor on image and text features before they are projected; 1 in every published network. They are unit vectors,
     so sqrt(1024) = 32 gives channels of unit size, without which a small network takes far longer to hear its words."""
-    gaussian_prior: bool = False
-    """Predict the deviation from the closed-form flow of unit Gaussian data instead of the whole velocity. Off in every
-    published network. Latents have zero mean and unit deviation per channel, so the closed form already carries what a
-    small network would spend most of its capacity on: passing the noise through."""
     head_dim: int = 64
     clip_dim: int = IMAGE_DIM
     sync_dim: int = SYNC_DIM
@@ -86,7 +82,15 @@ VARIANTS: dict[str, MMAudioConfig] = {
     "large_44k": _published(14, 7, 14, SEQUENCE_44K),
     "large_44k_v2": _published(14, 7, 14, SEQUENCE_44K, "v2"),
     "debug_16k": MMAudioConfig(num_heads=1, joint_depth=1, fused_depth=1, latent_channels=20, mlp_multiple_of=64),
-    "tiny_16k": MMAudioConfig(num_heads=2, joint_depth=2, fused_depth=3, latent_channels=20, mlp_multiple_of=64),
+    "tiny_16k": MMAudioConfig(
+        num_heads=2,
+        head_dim=32,
+        joint_depth=1,
+        fused_depth=4,
+        latent_channels=20,
+        mlp_multiple_of=32,
+        condition_scale=32.0,
+    ),
 }
 """Published sizes by name; `debug_16k` is for tests and `tiny_16k` for training on a CPU."""
 

@@ -10,32 +10,19 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from meanflow.closed_form import GaussianFlow
 from meanflow.guidance import Guidance
 from teacher.conditions import Conditions
 from teacher.network import Encoded, MMAudio
-from teacher.variants import MMAudioConfig
-
-
-def in_this_clock(output: Tensor, config: MMAudioConfig, x_t: Tensor, r: Tensor, t: Tensor) -> Tensor:
-    """A network's output as a velocity of this project's clock, average over [r, t] (instantaneous at r = t).
-
-    With `gaussian_prior` the output is a deviation from the exact average velocity of N(0, 1) data, which at r = t is
-    its instantaneous velocity: u(x_t, t, t) = v(x_t, t) holds with and without it.
-    """
-    if not config.gaussian_prior:
-        return -output
-    return GaussianFlow(mu=x_t.new_zeros(()), s=x_t.new_ones(())).u(x_t, r, t) - output
 
 
 def teacher_velocity(net: MMAudio, x_t: Tensor, t: Tensor, encoded: Encoded) -> Tensor:
     """v(x_t, t) of a flow-matching network."""
-    return in_this_clock(net.predict(x_t, 1 - t, encoded), net.config, x_t, t, t)
+    return -net.predict(x_t, 1 - t, encoded)
 
 
 def student_velocity(net: MMAudio, x_t: Tensor, r: Tensor, t: Tensor, encoded: Encoded) -> Tensor:
     """u(x_t, r, t) of a network with an interval embedding."""
-    return in_this_clock(net.predict(x_t, 1 - t, encoded, t - r), net.config, x_t, r, t)
+    return -net.predict(x_t, 1 - t, encoded, t - r)
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,8 @@ MODULATION_EDGES_HZ = (0.7, 3.0, 6.0, 12.0, 24.0)
 """Edges of the four modulation rates: slow swell, hits, fast hits, roughness."""
 HOP_S = 0.01
 WINDOW_S = 0.032
+TEXTURE_FRAMES = 3
+"""Analysis frames averaged before texture is measured: 30 ms, about one latent frame."""
 MIN_HZ = 60.0
 MAX_HZ = 7600.0
 POWER_FLOOR = 1e-8
@@ -51,7 +53,7 @@ class EmbeddedAudioFeatures:
 
     @property
     def name(self) -> str:
-        return f"embedded-{LENGTH}-v1@{self.sample_rate}"
+        return f"embedded-{LENGTH}-v2@{self.sample_rate}"
 
     def __call__(self, waves: Tensor) -> Tensor:
         """waves (batch, samples) -> features (batch, 84) float32, on the CPU's float64 arithmetic or the device's.
@@ -67,7 +69,7 @@ class EmbeddedAudioFeatures:
 
     def _features(self, waves: Tensor) -> Tensor:
         power = self._power(waves)
-        fine = torch.log(power @ self._bands(NUM_FINE_BANDS, power) + POWER_FLOOR)
+        fine = _at_texture_rate(power @ self._bands(NUM_FINE_BANDS, power)).log()
         coarse = torch.log(power @ self._bands(NUM_BANDS, power) + POWER_FLOOR)
         return torch.cat(
             [
@@ -149,6 +151,16 @@ def _modulation(level: Tensor) -> Tensor:
         inside = (rates >= low) & (rates < high)
         parts.append(torch.log(_groups(spectrum[:, inside].mean(dim=1)) + 0.05))
     return torch.cat(parts, dim=1)
+
+
+def _at_texture_rate(energies: Tensor) -> Tensor:
+    """Band energies (batch, frames, bands) averaged over TEXTURE_FRAMES frames, floored.
+
+    Texture is judged at the time scale that spectrograms of latents resolve; finer structure is the phase's, that is
+    the vocoder's, and would tell codecs apart instead of models.
+    """
+    frames = energies.shape[1] // TEXTURE_FRAMES * TEXTURE_FRAMES
+    return energies[:, :frames].unflatten(1, (-1, TEXTURE_FRAMES)).mean(dim=2) + POWER_FLOOR
 
 
 def _texture(fine: Tensor) -> Tensor:

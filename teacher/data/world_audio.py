@@ -2,8 +2,7 @@
 
 A hit is a sum of damped modes, sum_k a_k exp(-t / tau_k) sin(2 pi f_k t + phi_k), plus a short burst of noise. What the
 picture and the caption do not tell is drawn at random on purpose (pitch of the clip, amplitude and phase of every mode
-of every hit, reverberation, the background's noise, colour and level): a predictor of the mean must come out blurred.
-The spread is kept small enough for a network of a few million weights to learn the rest in minutes on two cores.
+of every hit, reverberation, type, colour and level of the background): a predictor of the mean must come out blurred.
 """
 
 import math
@@ -16,8 +15,8 @@ from scipy.signal import fftconvolve
 
 from teacher.data.world_scene import Event, Scene
 
-PITCH_RANGE_SEMITONES = 1.0
-AMBIENCE_DB = (-42.0, -36.0)
+PITCH_RANGE_SEMITONES = 2.0
+AMBIENCE_DB = (-40.0, -30.0)
 """RMS of the background relative to the loudest hit's peak."""
 PEAK_DBFS = (-6.0, -1.0)
 ATTACK_S = 0.0005
@@ -182,9 +181,9 @@ def _rolling(scene: Scene, size: int, sample_rate: int, pitch: float, rng: np.ra
 
 
 def _reverberation(dry: np.ndarray, sample_rate: int, rng: np.random.Generator) -> np.ndarray:
-    """The tail of a random room: decaying noise (60 dB in 0.15 to 0.35 s) that starts 5 to 15 ms late."""
-    decay_s = rng.uniform(0.15, 0.35)
-    level = rng.uniform(0.03, 0.08)
+    """The tail of a random room: decaying noise (60 dB in 0.15 to 0.6 s) that starts 5 to 15 ms late."""
+    decay_s = rng.uniform(0.15, 0.6)
+    level = rng.uniform(0.02, 0.12)
     seconds = np.arange(int(decay_s * sample_rate)) / sample_rate
     tail = rng.standard_normal(len(seconds)) * np.exp(-6.9 * seconds / decay_s)
     tail[: int(rng.uniform(0.005, 0.015) * sample_rate)] = 0
@@ -193,13 +192,24 @@ def _reverberation(dry: np.ndarray, sample_rate: int, rng: np.random.Generator) 
 
 
 def _ambience(size: int, sample_rate: int, rng: np.random.Generator) -> np.ndarray:
-    """Room tone: noise that falls towards high frequencies, of random tilt and slowly fluctuating level."""
-    tilt, low = rng.uniform(-0.7, -0.4), rng.uniform(60.0, 140.0)
+    """Background of random type, colour and slowly fluctuating level; RMS within AMBIENCE_DB."""
+    kind = rng.choice(["hiss", "rumble", "band", "wind"])
+    if kind == "hiss":
+        low, high, depth = rng.uniform(300, 2000), rng.uniform(4000, 12000), 0.1
+    elif kind == "rumble":
+        low, high, depth = rng.uniform(20, 50), rng.uniform(120, 400), 0.3
+    elif kind == "band":
+        centre = 10 ** rng.uniform(2.3, 3.6)
+        low, high, depth = 0.6 * centre, 1.6 * centre, 0.25
+    else:
+        low, high, depth = rng.uniform(40, 150), rng.uniform(300, 1200), 0.6
+    tilt = rng.uniform(-0.6, 0.2)
 
     def colour(frequency: np.ndarray) -> np.ndarray:
-        return _band(frequency, low, 9000.0) * ((frequency + 50.0) / 1000.0) ** tilt
+        floor = 0.05 * (frequency + 50.0) ** -0.3
+        return (_band(frequency, low, high) + floor) * ((frequency + 50.0) / 1000.0) ** tilt
 
-    noise = _coloured(size, sample_rate, colour, rng) * np.exp(0.2 * _slow(size, sample_rate, 2.0, rng))
+    noise = _coloured(size, sample_rate, colour, rng) * np.exp(depth * _slow(size, sample_rate, 2.0, rng))
     return noise * (10 ** (rng.uniform(*AMBIENCE_DB) / 20) / np.sqrt(np.mean(noise**2)))
 
 

@@ -119,14 +119,17 @@ def _edge_energies(luma: Float[Tensor, "frames height width"]) -> Float[Tensor, 
 
 @dataclass(frozen=True, kw_only=True)
 class EmbeddedMotion:
-    """What moves, where, how fast and how abruptly: 8 slots of 2 frames for each 16-frame segment at stride 8.
+    """What moves, where, how fast and how abruptly: 8 S slots, as many as Synchformer gives for S segments.
 
-    Both frames of a slot contribute their own numbers, so an impact is located within the slot, and velocity and
-    acceleration of the centroids locate it between frames. Neighbours across a segment's border are the real frames.
-    The projection keeps distances; typical clips have a standard deviation near 1 per channel.
+    Synchformer's neighbouring segments show each instant twice, out of order; a network of a few thousand steps does
+    not learn to sort that out. These slots are in order of time instead: slot k describes the instant (k + 1/2) / (8 S)
+    of the clip, which is where the network's nearest-neighbour upsampling to the latent rate puts it. Each holds the
+    numbers half a frame before and half a frame after it, interpolated between frames, so that velocity and
+    acceleration of the centroids place an impact between frames. The projection keeps distances; typical clips have a
+    standard deviation near 1 per channel.
     """
 
-    name: str = "embedded-motion-1"
+    name: str = "embedded-motion-2"
     request: FrameRequest = MOTION_REQUEST
     gain: float = 3.4
     """Makes the standard deviation per channel about 1 over rendered and filmed clips."""
@@ -138,9 +141,18 @@ class EmbeddedMotion:
         if len(luma) < SEGMENT_FRAMES:
             raise ValueError(f"frames must be at least {SEGMENT_FRAMES} (one segment), got {len(luma)}")
         per_frame = torch.cat((_maps(luma), 3.0 * _trajectory(luma)), dim=1)
-        segments = per_frame.unfold(0, SEGMENT_FRAMES, SEGMENT_STRIDE)  # (S, features, 16)
-        tubelets = segments.transpose(1, 2).reshape(len(segments) * FEATURES_PER_SEGMENT, -1)
-        return self.gain * tubelets @ projection(self.name, tubelets.shape[1], SYNC_DIM)
+        slots = FEATURES_PER_SEGMENT * ((len(luma) - SEGMENT_FRAMES) // SEGMENT_STRIDE + 1)
+        instant = (torch.arange(slots) + 0.5) * (len(luma) / slots) - 0.5
+        around = torch.cat([_between(per_frame, instant + offset) for offset in (-0.5, 0.5)], dim=1)
+        return self.gain * around @ projection(self.name, around.shape[1], SYNC_DIM)
+
+
+def _between(values: Float[Tensor, "frames features"], at: Float[Tensor, "slots"]) -> Float[Tensor, "slots features"]:
+    """Linear interpolation between frames at fractional frame numbers, held at both ends."""
+    at = at.clamp(0, len(values) - 1)
+    before = at.floor().long()
+    after = (before + 1).clamp(max=len(values) - 1)
+    return torch.lerp(values[before], values[after], (at - before)[:, None])
 
 
 def _change(values: Tensor) -> Tensor:

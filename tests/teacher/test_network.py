@@ -74,6 +74,23 @@ def test_output_is_zero_at_initialisation(version):
     assert net(torch.randn(2, 9, 4, dtype=torch.float64), torch.rand(2, dtype=torch.float64), c).abs().max() == 0
 
 
+def test_unit_initialisation_keeps_signals_of_unit_size():
+    """Every projection keeps a unit signal within a factor of three, and the output still starts at zero."""
+    config = variant("tiny_16k")
+    torch.manual_seed(0)
+    net = MMAudio(config)
+    net.initialise_unit()
+    g = torch.Generator().manual_seed(1)
+    has = torch.ones(4, dtype=torch.bool)
+    unit = lambda n, d: torch.nn.functional.normalize(torch.randn(4, n, d, generator=g), dim=-1)  # noqa: E731
+    sync = torch.randn(4, 40, 768, generator=g)
+    c = Conditions(clip=unit(16, 1024), sync=sync, text=unit(77, 1024), has_clip=has, has_sync=has, has_text=has)
+    encoded = net.encode_conditions(c, 63)
+    for part in (encoded.clip, encoded.sync, encoded.text):
+        assert 1 / 3 < part.std() < 3
+    assert net(torch.randn(4, 63, 20, generator=g), torch.rand(4, generator=g), c).abs().max() == 0
+
+
 def test_rows_do_not_depend_on_their_batch():
     config = small()
     net, c = opened(config), conditions(config, 3)
