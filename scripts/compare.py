@@ -41,7 +41,7 @@ class Compare:
     steps: tuple[int, ...] = (1, 2, 4, 8, 25)
     seeds: tuple[int, ...] = (0, 1, 2)
     tasks: tuple[Task, ...] = ("vta", "tta")
-    max_clips: int = 128
+    max_clips: int = 96
     """Test clips per task."""
     teacher_guidance: float = 1.0
     """Guidance scale of the teacher while sampling; 1 is off."""

@@ -1,5 +1,6 @@
 """The whole way in one command: render or read clips, extract, train a teacher, distil, compare, report."""
 
+import os
 import shlex
 import subprocess
 import sys
@@ -20,7 +21,7 @@ class Demo:
     """A folder of videos, a JSONL/CSV manifest, or a folder with manifests; without it, the procedural world."""
     out: Path | None = None
     """Run folder; runs/demo for the procedural world, runs/<name of data> otherwise."""
-    num_clips: int = 640
+    num_clips: int = 960
     """Clips of the procedural world."""
     duration_s: float = 2.0
     """Length of the pieces that are learnt from, in seconds."""
@@ -59,7 +60,8 @@ def commands(args: Demo, out: Path) -> list[list[str]]:
     length = ["--duration-s", str(args.duration_s)]
     render = _python("scripts.make_world", "--out", world, "--num-clips", args.num_clips, *length)
     launch = ["accelerate.commands.launch", "--num_processes", args.num_processes, "--num_machines", 1]
-    launch += ["--mixed_precision", "no", "--dynamo_backend", "no", "-m"]
+    threads = max(1, (os.cpu_count() or 1) // args.num_processes)  # accelerate's own default is a single thread
+    launch += ["--num_cpu_threads_per_process", threads, "--mixed_precision", "no", "--dynamo_backend", "no", "-m"]
     learn = [*launch, "scripts.train_teacher", "demo", "--data", features, "--out", teacher]
     distil = [*launch, "scripts.distill", "demo", "--data", features, "--teacher", teacher, "--out", student]
     compare = ["scripts.compare", "--data", features, "--teacher", teacher, "--student", student, "--out", out]

@@ -16,7 +16,7 @@ from scipy.signal import fftconvolve
 from teacher.data.world_scene import Event, Scene
 
 PITCH_RANGE_SEMITONES = 2.0
-AMBIENCE_DB = (-40.0, -30.0)
+AMBIENCE_DB = (-43.0, -33.0)
 """RMS of the background relative to the loudest hit's peak."""
 PEAK_DBFS = (-6.0, -1.0)
 ATTACK_S = 0.0005
@@ -202,7 +202,7 @@ def _ambience(size: int, sample_rate: int, rng: np.random.Generator) -> np.ndarr
         centre = 10 ** rng.uniform(2.3, 3.6)
         low, high, depth = 0.6 * centre, 1.6 * centre, 0.25
     else:
-        low, high, depth = rng.uniform(40, 150), rng.uniform(300, 1200), 0.6
+        low, high, depth = rng.uniform(40, 150), rng.uniform(300, 1200), 0.4
     tilt = rng.uniform(-0.6, 0.2)
 
     def colour(frequency: np.ndarray) -> np.ndarray:

@@ -12,6 +12,10 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from teacher.conditions import Conditions
+from teacher.network import MMAudio
+from teacher.variants import MMAudioConfig
+
 
 def recipe_tensor(key: str, name: str, shape: list[int], half_range: float, offset: float) -> Tensor:
     """w = half_range (2 u - 1) + offset in float32, u the low 24 bits of one generator output per element / 2^24."""
@@ -43,3 +47,28 @@ class Recording:
             assert sha.hexdigest() == described["recipe_sha256"]
         stored = {n.removeprefix("param."): t for n, t in self.tensors.items() if n.startswith("param.")}
         return made | stored
+
+
+def recorded_network(recording: Recording) -> tuple[MMAudio, Conditions]:
+    """The flow network of a recording with its weights, and the recorded conditions."""
+    c = recording.document["config"]
+    net = MMAudio(
+        MMAudioConfig(
+            num_heads=c["num_heads"],
+            head_dim=c["hidden_dim"] // c["num_heads"],
+            joint_depth=c["depth"] - c["fused_depth"],
+            fused_depth=c["fused_depth"],
+            latent_channels=c["latent_dim"],
+            clip_dim=c["clip_dim"],
+            sync_dim=c["sync_dim"],
+            text_dim=c["text_dim"],
+            text_tokens=c["text_seq_len"],
+            version="v2" if c["v2"] else "v1",
+        )
+    )
+    net.load_state_dict(recording.parameters(), strict=True)
+    t = recording.tensors
+    has = torch.ones(len(t["in.latent"]), dtype=torch.bool)
+    return net, Conditions(
+        clip=t["in.clip_f"], sync=t["in.sync_f"], text=t["in.text_f"], has_clip=has, has_sync=has, has_text=has
+    )

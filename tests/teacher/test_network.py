@@ -9,7 +9,7 @@ from teacher.conditions import Conditions
 from teacher.embeddings import rotary, rotate
 from teacher.network import MMAudio
 from teacher.variants import MMAudioConfig, variant
-from tests.golden.recipe import Recording
+from tests.golden.recipe import Recording, recorded_network
 
 
 def small(**changes):
@@ -141,30 +141,6 @@ def test_unknown_variant_lists_the_known_ones():
         variant("smal_16k")
 
 
-def _recorded(recording):
-    c = recording.document["config"]
-    net = MMAudio(
-        MMAudioConfig(
-            num_heads=c["num_heads"],
-            head_dim=c["hidden_dim"] // c["num_heads"],
-            joint_depth=c["depth"] - c["fused_depth"],
-            fused_depth=c["fused_depth"],
-            latent_channels=c["latent_dim"],
-            clip_dim=c["clip_dim"],
-            sync_dim=c["sync_dim"],
-            text_dim=c["text_dim"],
-            text_tokens=c["text_seq_len"],
-            version="v2" if c["v2"] else "v1",
-        )
-    )
-    net.load_state_dict(recording.parameters(), strict=True)
-    t = recording.tensors
-    has = torch.ones(len(t["in.latent"]), dtype=torch.bool)
-    return net, Conditions(
-        clip=t["in.clip_f"], sync=t["in.sync_f"], text=t["in.text_f"], has_clip=has, has_sync=has, has_text=has
-    )
-
-
 @pytest.mark.parametrize(
     "name", ["A1_mmaudio_16k_v1", "A2_mmaudio_44k_v1", "A3_mmaudio_44k_v2", "A4_mmaudio_16k_v1_explicit"]
 )
@@ -172,7 +148,7 @@ def _recorded(recording):
 def test_recorded_numbers_are_reproduced(recordings, name):
     """Ten times the agreement of two independent float32 implementations: 2e-5 of the largest value."""
     recording = Recording.read(recordings, name)
-    net, c = _recorded(recording)
+    net, c = recorded_network(recording)
     t = recording.tensors
     checks = {
         "out.forward": net(t["in.latent"], t["in.t"], c),

@@ -1,0 +1,106 @@
+"""What a training step costs, against its floor of matrix products: `python -m benchmarks.training_step`.
+
+Prints a Markdown table. FLOPs are counted on the modules (2 per multiply-add); the floor is FLOPs over the rate of a
+1024 x 1024 x 1024 float32 product measured in the same run.
+"""
+
+import time
+from collections.abc import Callable
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from distill.config import Distillation, FromTeacher
+from distill.presets import student_demo
+from distill.step import train_step
+from distill.student import student_from_teacher
+from meanflow import TimePairs
+from teacher.conditions import Conditions
+from teacher.data.dataset import Batch
+from teacher.network import MMAudio
+from teacher.sequence import image_frames, sync_frames
+from teacher.train import FlowMatching, flow_matching_step
+from teacher.variants import variant
+
+DURATION_S = 2.0
+BATCH = 16
+
+
+def batch() -> Batch:
+    """Random features of the right shapes; values do not change the cost."""
+    g = torch.Generator().manual_seed(0)
+    draw = lambda n, d: torch.randn(BATCH, n, d, generator=g)  # noqa: E731
+    has = torch.ones(BATCH, dtype=torch.bool)
+    conditions = Conditions(
+        clip=draw(image_frames(DURATION_S), 1024),
+        sync=draw(sync_frames(DURATION_S), 768),
+        text=draw(77, 1024),
+        has_clip=has,
+        has_sync=has,
+        has_text=has,
+    )
+    return Batch(latents=draw(63, 20), conditions=conditions, indices=torch.arange(BATCH))
+
+
+def seconds(call: Callable[[], object], repeats: int = 15) -> float:
+    """Median wall time after two untimed calls."""
+    times = []
+    for k in range(repeats + 2):
+        began = time.perf_counter()
+        call()
+        if k >= 2:
+            times.append(time.perf_counter() - began)
+    return sorted(times)[len(times) // 2]
+
+
+def main() -> None:
+    """Measure and print."""
+    square = torch.randn(1024, 1024)
+    rate = 2 * 1024**3 / seconds(lambda: square @ square)
+    config = variant("tiny_16k")
+    teacher = MMAudio(config)
+    teacher.initialise_unit()
+    student = student_from_teacher(teacher)
+    data = batch()
+
+    def learn(loss: Callable[[], torch.Tensor], net: MMAudio) -> Callable[[], None]:
+        def step() -> None:
+            net.zero_grad(set_to_none=True)
+            loss().mean().backward()
+
+        return step
+
+    def distil(method: Distillation) -> Callable[[], torch.Tensor]:
+        return lambda: train_step(student, student, teacher, data, method, generator=torch.Generator()).loss
+
+    plain = FlowMatching(network=config)
+    only_fm = Distillation(times=TimePairs(fm_fraction=1.0))
+    some = Distillation(times=TimePairs(fm_fraction=0.75))
+    every = Distillation(times=TimePairs(fm_fraction=0.0))
+    demo = student_demo().method
+    assert isinstance(demo.velocity, FromTeacher)
+    rows = {
+        "flow matching (teacher)": learn(
+            lambda: flow_matching_step(teacher, data, plain, generator=torch.Generator()).loss, teacher
+        ),
+        "student, r = t everywhere": learn(distil(only_fm), student),
+        "student, derivative on 25 % of the rows": learn(distil(some), student),
+        "student, derivative on every row": learn(distil(every), student),
+        "student, the demo's recipe (70 %, velocity from the teacher)": learn(distil(demo), student),
+    }
+    print(
+        f"{torch.get_num_threads()} threads, torch {torch.__version__}, {rate / 1e9:.0f} GFLOP/s in a square product\n"
+    )
+    print("| step, batch 16 of 2 s, 1.9 M parameters | GFLOP | floor ms | measured ms | ratio to plain |")
+    print("|---|---|---|---|---|")
+    base = None
+    for name, call in rows.items():
+        with FlopCounterMode(display=False) as counter:
+            call()
+        flops, wall = counter.get_total_flops(), seconds(call)
+        base = base or wall
+        print(f"| {name} | {flops / 1e9:.1f} | {1e3 * flops / rate:.0f} | {1e3 * wall:.0f} | {wall / base:.2f} |")
+
+
+if __name__ == "__main__":
+    main()
