@@ -43,9 +43,9 @@ class Compare:
     tasks: tuple[Task, ...] = ("vta", "tta")
     max_clips: int = 96
     """Test clips per task."""
-    teacher_guidance: float = 1.0
+    teacher_guidance: float = 1.4
     """Guidance scale of the teacher while sampling; 1 is off."""
-    student_guidance: float = 1.0
+    student_guidance: float = 1.4
     """Guidance scale of the student while sampling; 1 is off, one evaluation a step."""
     rescale: bool = True
     """Scalar rescaling of the unconditional prediction under guidance."""
