@@ -58,7 +58,7 @@ def test_run_folder_holds_what_the_readme_says(folder):
 
 def test_interrupted_training_resumes_to_the_same_weights(folder, tmp_path):
     """Ctrl-C at some step, the same command again: bit-identical to the run that was never stopped."""
-    command = ["scripts.train_teacher", "debug", "--data", str(folder / "features"), "--loop.steps", "400"]
+    command = ["scripts.train_teacher", "debug", "--data", str(folder / "features"), "--loop.steps", "150"]
     command += [
         "--loop.batch-size",
         "2",
