@@ -173,7 +173,7 @@ def test_compare_and_report(folder):
     vta = next(r for r in rows if (r.task, r.model, r.steps) == ("vta", "student", 1))
     assert {"frechet", "kl", "inception_score", "onset_f1"} <= set(vta.metrics)
     assert {"decode+resize", "flow network", "codec decode", "video-to-audio"} <= set(vta.rtf)
-    assert vta.nfe == 1
+    assert (vta.nfe, vta.guidance) == (2, 1.4)  # one step, guided: two evaluations
     before = (folder / "rows.jsonl").read_text()
     run(*compare, cwd=folder)
     assert (folder / "rows.jsonl").read_text() == before
