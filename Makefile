@@ -17,7 +17,7 @@ $(STAMP): pyproject.toml constraints-cpu.txt
 	$(BIN)/python -m pip install --quiet $(CONSTRAINTS) -e '.[dev]'
 	@touch $(STAMP)
 
-# make demo                      the procedural world, about a quarter of an hour on two cores
+# make demo                      the procedural world, under twenty minutes on two cores
 # make demo DATA=path            your videos: a folder, or a JSONL/CSV manifest with captions
 demo: setup
 	$(BIN)/python -m scripts.demo $(if $(DATA),--data $(DATA)) $(ARGS)
