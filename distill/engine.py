@@ -46,7 +46,7 @@ class Engine:
         return self.accelerator.prepare(model, optimizer)
 
 
-def start(expected_processes: int | None = None) -> Engine:
+def start() -> Engine:
     """Start accelerate as `accelerate launch` configured it; a single process without it.
 
     Without a CUDA device the CPU is claimed first: otherwise DeepSpeed's path counts zero devices and miscomputes batch
@@ -58,7 +58,7 @@ def start(expected_processes: int | None = None) -> Engine:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
         PartialState(cpu=True)
     engine = Engine(Accelerator())
-    wanted = expected_processes or int(os.environ.get("WORLD_SIZE", "1"))
+    wanted = int(os.environ.get("WORLD_SIZE", "1"))
     if engine.accelerator.num_processes != wanted:
         raise ValueError(f"expected {wanted} processes, accelerate started {engine.accelerator.num_processes}")
     return engine

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from distill.config import Distillation, FromData, FromTeacher
-from meanflow import AverageVelocity, Guidance, interpolate, velocity
+from meanflow import AverageVelocity, interpolate, velocity
 from teacher.conditions import Conditions
 from teacher.data.dataset import Batch
 from teacher.network import Encoded, MMAudio
@@ -76,10 +76,10 @@ def _velocity(
     v = velocity(x, e)
     if source.mixed.omega == 1.0 and source.mixed.kappa == 0.0:
         return v
-    both = Guide.of(teacher, conditions, x.shape[1], Guidance(omega=2.0))
-    assert both.unconditional is not None
-    v_cond = teacher_velocity(teacher, x_t, t, both.conditional)
-    v_uncond = teacher_velocity(teacher, x_t, t, both.unconditional)
+    v_cond, v_uncond = (
+        teacher_velocity(teacher, x_t, t, teacher.encode_conditions(c, x.shape[1]))
+        for c in (conditions, conditions.unconditional())
+    )
     free = ~(conditions.has_clip | conditions.has_sync | conditions.has_text)
     return torch.where(free[:, None, None], v, source.mixed(v, v_cond, v_uncond, t))
 

@@ -12,7 +12,7 @@ from eval.plots import spectrogram_png
 from eval.rows import Model, Task
 from eval.sweep import KeptAudio, safe_name
 from teacher.data.dataset import Record
-from teacher.data.media import remux, write_audio
+from teacher.data.media import remux, replacing, write_audio
 
 SHOWN: tuple[tuple[str, Model, int], ...] = (
     ("teacher, 25 steps", "teacher", 25),
@@ -62,6 +62,5 @@ class ExampleWriter:
 
 def write_examples(path: Path, examples: list[dict[str, object]]) -> None:
     """examples.json for the page, written under a temporary name and renamed."""
-    staging = path.with_name(path.name + ".tmp")
-    staging.write_text(json.dumps(examples, indent=2))
-    staging.rename(path)
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(examples, indent=2))

@@ -22,7 +22,7 @@ from scripts.errors import one_line_errors
 from teacher.conditions import Conditions
 from teacher.data.dataset import Record
 from teacher.data.media import read_frames
-from teacher.generate import generate, noise
+from teacher.generate import generate, network_evaluations, noise
 from teacher.network import MMAudio
 from teacher.pipeline import Pipeline
 from teacher.weights import file_digest, weight_file
@@ -114,7 +114,7 @@ def _task(
                 rows_path=rows_path,
                 origin=_origin(args, test, settings),
                 guidance=guidance.omega,
-                evaluations_per_step=2 if guidance.active else 1,
+                evaluations_per_step=network_evaluations(1, guidance),
                 rtf=_timer(args, task, pipeline, guidance, test.records[0]),
                 keep=keep,
             ):

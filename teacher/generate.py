@@ -24,7 +24,7 @@ def clip_seed(seed: int, clip_id: str) -> int:
     return int.from_bytes(hashlib.sha256(f"{seed}/{clip_id}".encode()).digest()[:7], "big")
 
 
-def network_evaluations(net: MMAudio, num_steps: int, guidance: Guidance) -> int:
+def network_evaluations(num_steps: int, guidance: Guidance) -> int:
     """Evaluations of the network per sound; guidance costs a second one per step."""
     return num_steps * (2 if guidance.active else 1)
 

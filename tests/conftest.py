@@ -21,15 +21,6 @@ def generator() -> torch.Generator:
 
 
 @pytest.fixture
-def real_clips() -> Path:
-    """The folder of real clips that lives beside the project, where there is one."""
-    folder = SHARED / "data"
-    if not (folder / "clips.csv").is_file():
-        pytest.skip("the real clips (shared/data beside the project) are not here")
-    return folder
-
-
-@pytest.fixture
 def recordings() -> Path:
     """The folder of recorded reference numbers that lives beside the project, where there is one."""
     folder = SHARED / "golden" / "open"

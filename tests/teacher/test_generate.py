@@ -61,9 +61,8 @@ def test_guided_prediction_equals_two_separate_ones():
 
 
 def test_evaluations_are_counted():
-    net = opened(small())
-    assert network_evaluations(net, 25, Guidance(omega=4.5)) == 50
-    assert network_evaluations(net, 1, Guidance()) == 1
+    assert network_evaluations(25, Guidance(omega=4.5)) == 50
+    assert network_evaluations(1, Guidance()) == 1
 
 
 def test_noise_of_a_clip_does_not_depend_on_its_batch():
