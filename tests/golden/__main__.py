@@ -10,10 +10,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
-from torch import Tensor
 
 from eval.frechet import frechet_distance
 from eval.inception_score import inception_score
@@ -21,20 +19,8 @@ from eval.kl import kl_divergence
 from eval.statistics import GaussianStats
 from teacher.audio.mel import MEL_16K, MEL_44K, log_mel
 from teacher.sequence import SEQUENCE_16K, SEQUENCE_44K, image_frames, sync_frames
+from tests.golden.deviation import Deviation, relative
 from tests.golden.recipe import Recording, recorded_network
-
-
-class Deviation(NamedTuple):
-    """Largest deviation of one quantity, relative to its largest recorded value, and what is allowed."""
-
-    name: str
-    value: float
-    tolerance: float
-
-
-def _relative(name: str, made: Tensor, recorded: Tensor, tolerance: float) -> Deviation:
-    scale = max(float(recorded.abs().max()), 1e-30)
-    return Deviation(name, float((made.double() - recorded.double()).abs().max()) / scale, tolerance)
 
 
 @torch.no_grad()
@@ -42,22 +28,22 @@ def mmaudio_network(recording: Recording) -> Iterator[Deviation]:
     """Outputs, conditions and 25 guided Euler steps of the flow network, float32."""
     net, conditions = recorded_network(recording)
     t = recording.tensors
-    yield _relative("forward", net(t["in.latent"], t["in.t"], conditions), t["out.forward"], 2e-5)
+    yield relative("forward", net(t["in.latent"], t["in.t"], conditions), t["out.forward"], 2e-5)
     none = conditions.unconditional()
     if "in.negative_text_f" in t:
         none = replace(none, text=t["in.negative_text_f"].expand_as(none.text), has_text=~none.has_text)
     encoded = net.encode_conditions(conditions, t["in.latent"].shape[1])
     free = net.encode_conditions(none, t["in.latent"].shape[1])
-    yield _relative("unconditional", net.predict(t["in.latent"], t["in.t"], free), t["out.predict_flow_uncond"], 2e-5)
+    yield relative("unconditional", net.predict(t["in.latent"], t["in.t"], free), t["out.predict_flow_uncond"], 2e-5)
     for name, made in (("clip_f", encoded.clip), ("sync_f", encoded.sync), ("text_f", encoded.text)):
-        yield _relative(f"cond.{name}", made, t[f"out.cond.{name}"], 2e-5)
+        yield relative(f"cond.{name}", made, t[f"out.cond.{name}"], 2e-5)
     config = recording.document["config"]
     strength, steps = config["cfg_strengths"][0], config["euler_steps"]
     x, ts = t["in.x0_noise"], torch.linspace(0, 1, steps + 1)
     for now, after in pairwise(ts):
         at = now.expand(len(x))
         x = x + (after - now) * (strength * net.predict(x, at, encoded) + (1 - strength) * net.predict(x, at, free))
-    yield _relative("euler.x1", x, t["out.euler.x1"], 4e-5)
+    yield relative("euler.x1", x, t["out.euler.x1"], 4e-5)
 
 
 def sequence_lengths(recording: Recording) -> Iterator[Deviation]:
