@@ -23,14 +23,16 @@ from meanflow.derivative import CentralDifference, ForwardAD, TotalDerivative
 from meanflow.guidance import Guidance, Guided, MixedGuidance
 from meanflow.loss import AdaptiveL2, Loss, PseudoHuber
 from meanflow.objectives import MeanFlow, Residual
+from meanflow.ode import Adaptive, Integrated
 from meanflow.path import data_from_velocity, interpolate, jump, noise_from_velocity, velocity
 from meanflow.sampling import euler, heun, sample, time_grid
 from meanflow.shapes import AverageVelocity, Latent, Time, Velocity, expand_right
 from meanflow.time_sampling import Density, LogitNormal, TimePairs, Uniform
 
 __all__ = [
-    "AdaptiveL2", "AverageVelocity", "CentralDifference", "Density", "ForwardAD", "GaussianFlow", "Guidance", "Guided",
-    "Latent", "LogitNormal", "Loss", "MeanFlow", "MixedGuidance", "PseudoHuber", "Residual", "Time", "TimePairs",
-    "TotalDerivative", "Uniform", "Velocity", "data_from_velocity", "euler", "expand_right", "heun", "interpolate",
-    "jump", "noise_from_velocity", "sample", "time_grid", "velocity",
+    "Adaptive", "AdaptiveL2", "AverageVelocity", "CentralDifference", "Density", "ForwardAD", "GaussianFlow",
+    "Guidance", "Guided", "Integrated", "Latent", "LogitNormal", "Loss", "MeanFlow", "MixedGuidance",
+    "PseudoHuber", "Residual", "Time", "TimePairs", "TotalDerivative", "Uniform", "Velocity", "data_from_velocity",
+    "euler", "expand_right", "heun", "interpolate", "jump", "noise_from_velocity", "sample", "time_grid",
+    "velocity",
 ]  # fmt: skip
