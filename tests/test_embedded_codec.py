@@ -68,7 +68,7 @@ def test_decode_mel_then_encode_is_the_identity_on_latents(codec, unseen):
     # Decoding is linear and the basis orthonormal; only the clamp at digital silence is not.
     latent = codec.encode(unseen)
     patches = codec.decode_mel(latent).transpose(1, 2).reshape(8, -1, 160)
-    again = ((patches - codec.patch_mean) @ codec.basis - codec.latent_mean) / codec.latent_std
+    again = ((patches - codec.patch_mean) @ codec.basis - codec.component_mean) / codec.component_std
     torch.testing.assert_close(again, latent, atol=1e-3, rtol=1e-3)
 
 
@@ -97,7 +97,7 @@ def test_file_round_trip(codec, tmp_path):
     assert again.digest == codec.digest
     assert again.explained_variance == codec.explained_variance
     assert list(tmp_path.iterdir()) == [tmp_path / "codec.safetensors"]  # no temporary file remains
-    other = replace(codec, latent_mean=codec.latent_mean + 1e-6)
+    other = replace(codec, component_mean=codec.component_mean + 1e-6)
     assert other.digest != codec.digest
 
 
@@ -129,3 +129,40 @@ def test_44_khz_has_40_channels():
     latent = codec.encode(torch.from_numpy(hits(9, sample_rate=44_100))[None])
     assert latent.shape == (1, 87, 40)  # ceil(88200 / 1024)
     assert codec.decode(latent).shape == (1, 87 * 1024)
+
+
+def test_the_latent_is_its_own_posterior(codec, unseen):
+    posterior = codec.posterior(unseen)
+    assert posterior.std is None
+    assert torch.equal(posterior.mean, codec.encode(unseen))
+    assert torch.equal(codec.latent_mean, torch.zeros(20))
+    assert torch.equal(codec.latent_std, torch.ones(20))
+
+
+def test_other_statistics_shift_and_scale_the_latent(codec, unseen, tmp_path):
+    mean, std = torch.linspace(-1, 1, 20), torch.linspace(0.5, 2, 20)
+    other = codec.with_statistics(mean, std)
+    latent = other.encode(unseen)
+    assert torch.equal(latent, (codec.encode(unseen) - mean) / std)
+    assert torch.equal(other.posterior(unseen).mean, codec.encode(unseen))
+    torch.testing.assert_close(other.decode_mel(latent), codec.decode_mel(codec.encode(unseen)), atol=1e-4, rtol=0)
+    other.save(tmp_path / "codec.safetensors")
+    again = EmbeddedCodec.load(tmp_path / "codec.safetensors")
+    assert torch.equal(again.encode(unseen), latent)
+    assert again.digest == other.digest != codec.digest
+    assert other.with_statistics(torch.zeros(20), torch.ones(20)).digest == codec.digest
+    with pytest.raises(ValueError, match="latent_std must be positive"):
+        codec.with_statistics(mean, -std)
+
+
+def test_the_digest_of_a_codec_never_changes():
+    # Feature folders and run folders name their codec by it; the number was taken when the first of them were made.
+    codec = EmbeddedCodec(
+        mel=MEL_16K,
+        patch_mean=torch.arange(160) / 160,
+        basis=torch.eye(160)[:, :20].contiguous(),
+        component_mean=torch.zeros(20),
+        component_std=torch.arange(1.0, 21.0),
+        explained_variance=0.9,
+    )
+    assert codec.digest == "6a542f0b34b37444ed718303446be7b3e9825444bd899257dd15524b9a00d864"

@@ -1,30 +1,30 @@
 """A codec fitted in closed form on the training sounds: principal components of short log-mel patches, and Griffin-Lim.
 
     patch  p = log_mel of latent_downsample = 2 neighbouring frames                       (2 * num_mels numbers)
-    latent z = ((p - mean) basis - latent_mean) / latent_std                              (latent_channels numbers)
-    decode p = mean + (z latent_std + latent_mean) basis',  sound = griffin_lim(p)
+    latent z = ((p - mean) basis - component_mean) / component_std                        (latent_channels numbers)
+    decode p = mean + (z component_std + component_mean) basis',  sound = griffin_lim(p)
 
-Unlike MMAudio's VAE and BigVGAN (teacher/audio/vae.py and vocoder.py where weights are at hand) it needs no download
-and is fitted in seconds, with the same frame rate (31.25 Hz at 16 kHz) and as many channels (20).
+The latent is normalised by construction, so latent_mean is 0 and latent_std is 1 unless `with_statistics` says
+otherwise. Unlike MMAudio's VAE and BigVGAN (teacher/audio/mmaudio_codec.py) it needs no download and is fitted in
+seconds, with the same frame rate (31.25 Hz at 16 kHz) and as many channels (20).
 """
 
 import hashlib
 import json
 import math
-import os
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional
 
+from teacher.audio.codec import Posterior, check_statistics
+from teacher.audio.codec_file import FITTED, read_codec_file, write_codec_file
 from teacher.audio.griffin_lim import griffin_lim
 from teacher.audio.mel import MEL_16K, MelConfig, log_mel
 from teacher.sequence import SequenceConfig
@@ -44,22 +44,27 @@ class EmbeddedCodec:
     patch_mean: Float[Tensor, "patch"]
     basis: Float[Tensor, "patch channels"]
     """Orthonormal columns, by falling variance."""
-    latent_mean: Float[Tensor, "channels"]
-    latent_std: Float[Tensor, "channels"]
+    component_mean: Float[Tensor, "channels"]
+    component_std: Float[Tensor, "channels"]
+    """Of the coefficients over the sounds of the fit; the latent is whitened with them."""
     explained_variance: float
     """Share of the patches' variance that the channels keep, on the sounds of the fit."""
     num_iterations: int = 16
     """Griffin-Lim iterations of `decode`; 16 take about a second for 64 clips of 2 s on one core."""
+    statistics: tuple[Float[Tensor, "channels"], Float[Tensor, "channels"]] | None = None
+    """Mean and standard deviation of the whitened latent over other sounds; None: 0 and 1. See `with_statistics`."""
 
     def __post_init__(self) -> None:
         patch = PATCH_FRAMES * self.mel.num_mels
         if self.basis.ndim != 2 or self.basis.shape[0] != patch:
             raise ValueError(f"basis must have shape ({patch}, channels), got {tuple(self.basis.shape)}")
-        for name, shape in (("patch_mean", (patch,)), ("latent_mean", (self.latent_channels,))):
+        for name, shape in (("patch_mean", (patch,)), ("component_mean", (self.latent_channels,))):
             if tuple(getattr(self, name).shape) != shape:
                 raise ValueError(f"{name} must have shape {shape}, got {tuple(getattr(self, name).shape)}")
-        if self.latent_std.shape != self.latent_mean.shape or not bool((self.latent_std > 0).all()):
-            raise ValueError("latent_std must be positive, with one number per channel")
+        if self.component_std.shape != self.component_mean.shape or not bool((self.component_std > 0).all()):
+            raise ValueError("component_std must be positive, with one number per channel")
+        if self.statistics is not None:
+            check_statistics(*self.statistics, self.latent_channels)
         if self.num_iterations < 0:
             raise ValueError(f"num_iterations must be at least 0, got {self.num_iterations}")
 
@@ -72,6 +77,14 @@ class EmbeddedCodec:
     @property
     def latent_channels(self) -> int:
         return self.basis.shape[1]
+
+    @property
+    def latent_mean(self) -> Float[Tensor, "channels"]:
+        return torch.zeros(self.latent_channels) if self.statistics is None else self.statistics[0]
+
+    @property
+    def latent_std(self) -> Float[Tensor, "channels"]:
+        return torch.ones(self.latent_channels) if self.statistics is None else self.statistics[1]
 
     @property
     def digest(self) -> str:
@@ -119,18 +132,25 @@ class EmbeddedCodec:
             mel=mel,
             patch_mean=mean.float(),
             basis=basis.float().contiguous(),
-            latent_mean=torch.zeros(latent_channels),
-            latent_std=kept.clamp_min(1e-8 * float(kept[0])).sqrt().float(),
+            component_mean=torch.zeros(latent_channels),
+            component_std=kept.clamp_min(1e-8 * float(kept[0])).sqrt().float(),
             explained_variance=float(kept.sum() / variance.sum()),
         )
 
     @torch.no_grad()
-    def encode(self, wave: Float[Tensor, "batch samples"]) -> Float[Tensor, "batch frames channels"]:
-        """(batch, samples) -> (batch, ceil(samples / (2 hop)), channels); the tail is padded with silence."""
+    def posterior(self, wave: Float[Tensor, "batch samples"]) -> Posterior:
+        """(batch, samples) -> whitened coefficients (batch, ceil(samples / (2 hop)), channels), without a spread.
+
+        The tail is padded with silence.
+        """
         if wave.ndim != 2 or wave.shape[1] == 0:
             raise ValueError(f"wave must have shape (batch, samples) with samples > 0, got {tuple(wave.shape)}")
         patches = _patches(wave.detach().float().cpu(), self.mel)
-        return ((patches - self.patch_mean) @ self.basis - self.latent_mean) / self.latent_std
+        return Posterior(((patches - self.patch_mean) @ self.basis - self.component_mean) / self.component_std, None)
+
+    def encode(self, wave: Float[Tensor, "batch samples"]) -> Float[Tensor, "batch frames channels"]:
+        mean = self.posterior(wave).mean
+        return mean if self.statistics is None else (mean - self.latent_mean) / self.latent_std
 
     @torch.no_grad()
     def decode_mel(self, latent: Float[Tensor, "batch frames channels"]) -> Float[Tensor, "batch mels mel_frames"]:
@@ -139,8 +159,10 @@ class EmbeddedCodec:
             raise ValueError(
                 f"latent must have shape (batch, frames, {self.latent_channels}), got {tuple(latent.shape)}"
             )
-        raw = latent.detach().float().cpu() * self.latent_std + self.latent_mean
-        patches = self.patch_mean + raw @ self.basis.T
+        whitened = latent.detach().float().cpu()
+        if self.statistics is not None:
+            whitened = whitened * self.latent_std + self.latent_mean
+        patches = self.patch_mean + (whitened * self.component_std + self.component_mean) @ self.basis.T
         batch, frames, _ = patches.shape
         mel = patches.view(batch, frames * PATCH_FRAMES, self.mel.num_mels).transpose(1, 2)
         loudest = math.log10(LOUDEST_MEL) if self.mel.log == "log10" else math.log(LOUDEST_MEL)
@@ -163,9 +185,7 @@ class EmbeddedCodec:
             "explained_variance": self.explained_variance,
             "num_iterations": self.num_iterations,
         }
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-        save_file(self._tensors(), temporary, metadata={"codec": json.dumps(described)})
-        os.replace(temporary, path)
+        write_codec_file(path, self._tensors(), {"kind": FITTED, "codec": json.dumps(described)})
 
     @classmethod
     def load(cls, path: Path) -> "EmbeddedCodec":
@@ -176,20 +196,31 @@ class EmbeddedCodec:
                 mel=MelConfig(**described["mel"]),
                 explained_variance=float(described["explained_variance"]),
                 num_iterations=int(described["num_iterations"]),
-                patch_mean=tensors["patch_mean"],
-                basis=tensors["basis"],
-                latent_mean=tensors["latent_mean"],
-                latent_std=tensors["latent_std"],
+                statistics=(tensors[_MEAN], tensors[_STD]) if _MEAN in tensors else None,
+                **{field: tensors[name] for name, field in _TENSORS.items()},
             )
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{path}: not a usable {KIND} codec ({error})") from error
 
+    def with_statistics(self, mean: Float[Tensor, "channels"], std: Float[Tensor, "channels"]) -> "EmbeddedCodec":
+        """The same codec, its whitened latent shifted by -mean and divided by std; 0 and 1 give the codec as fitted."""
+        mean, std = check_statistics(mean, std, self.latent_channels)
+        plain = bool((mean == 0).all() and (std == 1).all())
+        return replace(self, statistics=None if plain else (mean, std))
+
     def _tensors(self) -> dict[str, Tensor]:
-        named = {name: getattr(self, name) for name in _TENSOR_NAMES}
-        return {name: tensor.contiguous() for name, tensor in named.items()}
+        """What is in the file, by its names there; `digest` depends on them."""
+        named = {name: getattr(self, field).contiguous() for name, field in _TENSORS.items()}
+        return named | dict(zip((_MEAN, _STD), self.statistics or (), strict=False))
 
 
-_TENSOR_NAMES = ("patch_mean", "basis", "latent_mean", "latent_std")
+_TENSORS = {
+    "patch_mean": "patch_mean",
+    "basis": "basis",
+    "latent_mean": "component_mean",  # the names in files: codecs of existing feature folders keep their digests
+    "latent_std": "component_std",
+}
+_MEAN, _STD = "statistics_mean", "statistics_std"
 
 
 def _patches(wave: Float[Tensor, "batch samples"], mel: MelConfig) -> Float[Tensor, "batch frames patch"]:
@@ -203,19 +234,16 @@ def _patches(wave: Float[Tensor, "batch samples"], mel: MelConfig) -> Float[Tens
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Description and tensors of a codec file; ValueError when it is missing, damaged or of another kind or version."""
-    if not path.is_file():
-        raise ValueError(f"{path}: no such codec file")
+    tensors, metadata = read_codec_file(path)
     try:
-        with safe_open(path, framework="pt") as file:
-            described = json.loads((file.metadata() or {}).get("codec", "{}"))
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
-    except (SafetensorError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path}: damaged or not a safetensors file ({error})") from error
+        described = json.loads(metadata.get("codec", "{}"))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path}: damaged description ({error})") from error
     if described.get("kind") != KIND or described.get("version") != VERSION:
         raise ValueError(
             f"{path}: expected a codec of kind {KIND!r} version {VERSION}, found kind {described.get('kind')!r} "
             f"version {described.get('version')!r}"
         )
-    if set(tensors) != set(_TENSOR_NAMES):
-        raise ValueError(f"{path}: expected tensors {sorted(_TENSOR_NAMES)}, found {sorted(tensors)}")
+    if set(tensors) not in (set(_TENSORS), {*_TENSORS, _MEAN, _STD}):
+        raise ValueError(f"{path}: expected tensors {sorted(_TENSORS)}, found {sorted(tensors)}")
     return described, tensors

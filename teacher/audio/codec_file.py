@@ -1,0 +1,33 @@
+"""codec.safetensors: a few tensors, and metadata whose "kind" says which codec they belong to."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from teacher.weights.errors import WeightsError
+
+FITTED = "embedded"
+"""Kind of a fitted codec, and of files written before there were kinds."""
+
+
+def write_codec_file(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """Write through a temporary file and a rename, so that a reader never meets half a file."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary, metadata=dict(metadata))
+    os.replace(temporary, path)
+
+
+def read_codec_file(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors and metadata; WeightsError when the file is missing or damaged."""
+    if not path.is_file():
+        raise WeightsError(f"{path}: no such codec file")
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = dict(file.metadata() or {})
+            return {name: file.get_tensor(name) for name in file.keys()}, metadata  # noqa: SIM118 - not a dict
+    except (OSError, SafetensorError) as error:
+        raise WeightsError(f"{path}: damaged or not a safetensors file ({error})") from error

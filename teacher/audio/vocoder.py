@@ -1,0 +1,172 @@
+"""BigVGAN (arXiv 2206.04658), log-mel -> waveform, with the weight normalisation folded into plain weights.
+
+    x = conv_pre(mel);  per stage: x = up(x), x = mean over kernel sizes of block(x);  wave = bound(conv_post(act(x)))
+    block: for each dilation d:  x <- x + conv_1(act(conv_d(act(x))))
+
+Parameter names are those of the published generators after folding (`teacher.audio.weight_norm`); the resampling
+filters are computed, not stored. Runs in float32, float64 and, cast after loading, in bfloat16.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional
+
+from teacher.audio.alias_free import AliasFreeSnake
+from teacher.weights.files import load_strictly
+
+EDGE_KERNEL = 7
+"""Kernel of the first and the last convolution."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class VocoderConfig:
+    """Sizes of one generator."""
+
+    num_mels: int
+    upsample_rates: tuple[int, ...]
+    upsample_kernel_sizes: tuple[int, ...]
+    """Kernel of each stage's transposed convolution, as many as rates; kernel - rate even and not negative."""
+    initial_channels: int = 1536
+    """Channels before the first stage; every stage halves them."""
+    resblock_kernel_sizes: tuple[int, ...] = (3, 7, 11)
+    """One residual block per kernel size and stage; odd."""
+    resblock_dilations: tuple[tuple[int, ...], ...] = ((1, 3, 5), (1, 3, 5), (1, 3, 5))
+    """Dilations inside each residual block, one tuple per kernel size."""
+    tanh_at_final: bool = True
+    """Bound the waveform by tanh; otherwise clamp it to [-1, 1]."""
+    bias_at_final: bool = True
+
+    def __post_init__(self) -> None:
+        numbers = (self.num_mels, self.initial_channels, *self.upsample_rates, *self.resblock_kernel_sizes)
+        if min(*numbers, *(d for dilations in self.resblock_dilations for d in dilations)) < 1:
+            raise ValueError(f"the numbers of a vocoder must be positive, got {self}")
+        if len(self.upsample_rates) != len(self.upsample_kernel_sizes):
+            raise ValueError(
+                f"upsample_kernel_sizes must be as many as upsample_rates, got {self.upsample_kernel_sizes} "
+                f"for {self.upsample_rates}"
+            )
+        for rate, kernel in zip(self.upsample_rates, self.upsample_kernel_sizes, strict=True):
+            if kernel < rate or (kernel - rate) % 2:
+                raise ValueError(f"upsample_kernel_sizes: {kernel} must exceed its rate {rate} by an even number")
+        if not self.resblock_kernel_sizes or any(kernel % 2 == 0 for kernel in self.resblock_kernel_sizes):
+            raise ValueError(f"resblock_kernel_sizes must be odd, got {self.resblock_kernel_sizes}")
+        if len(self.resblock_dilations) != len(self.resblock_kernel_sizes):
+            raise ValueError(
+                f"resblock_dilations must be as many as resblock_kernel_sizes, got {self.resblock_dilations} "
+                f"for {self.resblock_kernel_sizes}"
+            )
+        if self.initial_channels % 2 ** len(self.upsample_rates):
+            raise ValueError(f"initial_channels must be divisible by 2^stages, got {self.initial_channels}")
+
+    @property
+    def hop_length(self) -> int:
+        """Samples made from one mel frame."""
+        return math.prod(self.upsample_rates)
+
+    @classmethod
+    def from_hparams(cls, hparams: Mapping[str, Any]) -> "VocoderConfig":
+        """The sizes in a published config.json; ValueError for a missing key or a kind of generator not made here."""
+        for key, supported in (("resblock", "1"), ("activation", "snakebeta"), ("snake_logscale", True)):
+            if hparams.get(key) != supported:
+                raise ValueError(f"vocoder config: {key} must be {supported!r}, got {hparams.get(key)!r}")
+        try:
+            return cls(
+                num_mels=int(hparams["num_mels"]),
+                upsample_rates=tuple(hparams["upsample_rates"]),
+                upsample_kernel_sizes=tuple(hparams["upsample_kernel_sizes"]),
+                initial_channels=int(hparams["upsample_initial_channel"]),
+                resblock_kernel_sizes=tuple(hparams["resblock_kernel_sizes"]),
+                resblock_dilations=tuple(tuple(dilations) for dilations in hparams["resblock_dilation_sizes"]),
+                tanh_at_final=bool(hparams.get("use_tanh_at_final", True)),
+                bias_at_final=bool(hparams.get("use_bias_at_final", True)),
+            )
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"vocoder config: missing or misshapen entry ({error})") from error
+
+
+BIGVGAN_16K = VocoderConfig(num_mels=80, upsample_rates=(4, 4, 2, 2, 2, 2), upsample_kernel_sizes=(8, 8, 4, 4, 4, 4))
+"""Make-An-Audio 2's generator for 80 bands of log10-mel at 16 kHz."""
+BIGVGAN_V2_44K = VocoderConfig(
+    num_mels=128,
+    upsample_rates=(8, 4, 2, 2, 2, 2),
+    upsample_kernel_sizes=(16, 8, 4, 4, 4, 4),
+    tanh_at_final=False,
+    bias_at_final=False,
+)
+"""nvidia/bigvgan_v2_44khz_128band_512x."""
+
+
+class ResBlock(nn.Module):
+    """Residual pairs of convolutions, one pair per dilation, each after an activation. (B, C, T) -> (B, C, T)."""
+
+    def __init__(self, channels: int, kernel: int, dilations: tuple[int, ...]) -> None:
+        super().__init__()
+        self.convs1 = nn.ModuleList(
+            nn.Conv1d(channels, channels, kernel, dilation=d, padding=d * (kernel // 2)) for d in dilations
+        )
+        self.convs2 = nn.ModuleList(nn.Conv1d(channels, channels, kernel, padding=kernel // 2) for _ in dilations)
+        self.activations = nn.ModuleList(AliasFreeSnake(channels) for _ in range(2 * len(dilations)))
+
+    def forward(self, x: Float[Tensor, "batch channels time"]) -> Float[Tensor, "batch channels time"]:
+        for i, (first, second) in enumerate(zip(self.convs1, self.convs2, strict=True)):
+            y = first(self.activations[2 * i](x))
+            x = x + second(self.activations[2 * i + 1](y))
+        return x
+
+
+class BigVGAN(nn.Module):
+    """Log-mel (B, mels, frames) -> waveform (B, 1, frames * hop_length) within [-1, 1]."""
+
+    def __init__(self, config: VocoderConfig) -> None:
+        super().__init__()
+        self.config = config
+        channels, kernels = config.initial_channels, config.resblock_kernel_sizes
+        self.conv_pre = nn.Conv1d(config.num_mels, channels, EDGE_KERNEL, padding=EDGE_KERNEL // 2)
+        self.ups, self.resblocks = nn.ModuleList(), nn.ModuleList()
+        for rate, kernel in zip(config.upsample_rates, config.upsample_kernel_sizes, strict=True):
+            up = nn.ConvTranspose1d(channels, channels // 2, kernel, stride=rate, padding=(kernel - rate) // 2)
+            self.ups.append(nn.Sequential(up))
+            channels //= 2
+            self.resblocks.extend(
+                ResBlock(channels, size, dilations)
+                for size, dilations in zip(kernels, config.resblock_dilations, strict=True)
+            )
+        self.activation_post = AliasFreeSnake(channels)
+        self.conv_post = nn.Conv1d(channels, 1, EDGE_KERNEL, padding=EDGE_KERNEL // 2, bias=config.bias_at_final)
+
+    @classmethod
+    def from_folded(
+        cls, tensors: Mapping[str, Tensor] | Path, config: VocoderConfig, *, dtype: torch.dtype = torch.float32
+    ) -> "BigVGAN":
+        """A frozen generator with these folded weights; WeightsError names what does not fit."""
+        with torch.device("meta"):
+            vocoder = cls(config).to(dtype)
+        load_strictly(vocoder, tensors)
+        return vocoder.eval().requires_grad_(False)
+
+    def forward(self, mel: Float[Tensor, "batch mels frames"]) -> Float[Tensor, "batch 1 samples"]:
+        if mel.ndim != 3 or mel.shape[1] != self.config.num_mels:
+            raise ValueError(f"mel must have shape (batch, {self.config.num_mels}, frames), got {tuple(mel.shape)}")
+        kinds = len(self.config.resblock_kernel_sizes)
+        x = self.conv_pre(mel)
+        for stage, up in enumerate(self.ups):
+            x = up(x)
+            blocks = self.resblocks[stage * kinds : (stage + 1) * kinds]
+            total = blocks[0](x)
+            for block in list(blocks)[1:]:
+                total = total + block(x)
+            x = total / kinds
+        wave = self.conv_post(self.activation_post(x))
+        return cast(Tensor, torch.tanh(wave) if self.config.tanh_at_final else functional.hardtanh(wave))
+
+
+def load_vocoder(path: Path, config: VocoderConfig) -> BigVGAN:
+    """The generator of a converted component file (folded weights), float32, on the CPU."""
+    return BigVGAN.from_folded(path, config)
