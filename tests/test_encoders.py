@@ -146,5 +146,5 @@ def test_wrong_frames_are_refused():
 
 
 def test_unknown_encoders_list_the_known_ones():
-    with pytest.raises(ValueError, match="encoders must be one of embedded, got 'clip'"):
+    with pytest.raises(ValueError, match="encoders must be one of embedded, mmaudio, got 'clip'"):
         load_encoders("clip")

@@ -1,9 +1,13 @@
-"""What every feature encoder of this project offers; weight-free ones live in teacher/encoders/embedded.py."""
+"""What every feature encoder of this project offers.
+
+`embedded.py` holds weight-free ones, `clip.py` and `synchformer.py` those that MMAudio was trained with.
+"""
 
 from collections.abc import Sequence
 from typing import Protocol
 
 import numpy as np
+import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
@@ -53,4 +57,20 @@ class TextEncoder(Protocol):
         """Name with version: features of different names do not mix."""
         ...
 
+    @property
+    def shared_positions(self) -> int:
+        """Number of leading positions whose feature is the same for every text."""
+        ...
+
     def __call__(self, texts: Sequence[str]) -> Float[Tensor, "batch 77 1024"]: ...
+
+
+def checked_frames(frames: Frames, request: FrameRequest) -> UInt8[Tensor, "frames 3 height width"]:
+    """Frames as a tensor; ValueError when they are not what `request` asks for."""
+    tensor = torch.as_tensor(frames)
+    if tensor.ndim != 4 or tensor.shape[1:] != (3, request.height, request.width) or tensor.dtype != torch.uint8:
+        raise ValueError(
+            f"frames must be uint8 of shape (T, 3, {request.height}, {request.width}), "
+            f"got {tensor.dtype} {tuple(tensor.shape)}"
+        )
+    return tensor

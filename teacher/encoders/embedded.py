@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from teacher.data.media import FrameRequest
-from teacher.encoders.base import Frames
+from teacher.encoders.base import Frames, checked_frames
 from teacher.sequence import (
     FEATURES_PER_SEGMENT,
     IMAGE_DIM,
@@ -54,13 +54,7 @@ def projection(name: str, in_dim: int, out_dim: int) -> Float[Tensor, "in_dim ou
 
 def _pixels(frames: Frames, request: FrameRequest) -> Float[Tensor, "frames 3 height width"]:
     """Frames as float32 in [0, 1]; ValueError when they are not what `request` asks for."""
-    tensor = torch.as_tensor(frames)
-    if tensor.ndim != 4 or tensor.shape[1:] != (3, request.height, request.width) or tensor.dtype != torch.uint8:
-        raise ValueError(
-            f"frames must be uint8 of shape (T, 3, {request.height}, {request.width}), "
-            f"got {tensor.dtype} {tuple(tensor.shape)}"
-        )
-    return tensor.float() / 255.0
+    return checked_frames(frames, request).float() / 255.0
 
 
 def _luma(pixels: Float[Tensor, "frames 3 height width"]) -> Float[Tensor, "frames height width"]:
@@ -225,6 +219,8 @@ class EmbeddedText:
     """
 
     name: str = "embedded-text-1"
+    shared_positions: int = 0
+    """Even the first position of an empty caption differs from that of others."""
     place_share: float = 0.15
     context_share: float = 1.0
 

@@ -5,16 +5,24 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from teacher.data.media import FrameRequest, MediaError, MediaInfo, probe, read_frames
+from teacher.encoders import clip, embedded, synchformer
 from teacher.encoders.base import ImageEncoder, SyncEncoder, TextEncoder
-from teacher.encoders.embedded import EmbeddedImage, EmbeddedMotion, EmbeddedText
+from teacher.sequence import IMAGE_DIM, SYNC_DIM, TEXT_DIM
+from teacher.weights.errors import WeightsError
 
 SHORTEST_SHARE = 0.9
 """A video window this complete is used; its last frame stands in for the rest."""
-KNOWN_ENCODERS = ("embedded",)
+REQUESTS: dict[str, tuple[FrameRequest, FrameRequest]] = {
+    "embedded": (embedded.IMAGE_REQUEST, embedded.MOTION_REQUEST),
+    "mmaudio": (clip.IMAGE_REQUEST, synchformer.SYNC_REQUEST),
+}
+"""Frames that the image and the synchronisation encoder of each set look at."""
+KNOWN_ENCODERS = tuple(REQUESTS)
+CLIP_FILE, SYNCHFORMER_FILE = "clip_dfn5b_h14_378.safetensors", "synchformer.safetensors"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,19 +32,64 @@ class Encoders:
     image: ImageEncoder
     sync: SyncEncoder
     text: TextEncoder
+    in_worker: bool = True
+    """Cheap enough to run in the processes that read files. Otherwise the frames go to the process that owns the
+    device, and are encoded there."""
 
     @property
     def names(self) -> dict[str, str]:
         """Name and version of each; features of different names do not mix."""
         return {"image": self.image.name, "sync": self.sync.name, "text": self.text.name}
 
+    @property
+    def requests(self) -> tuple[FrameRequest, FrameRequest]:
+        """Frames that the image and the synchronisation encoder look at."""
+        return self.image.request, self.sync.request
+
+
+def load_encoders(name: str, *, weights_dir: Path | None = None, device: str = "cpu") -> Encoders:
+    """Encoders of a known set, the last two of them kept in memory; ValueError lists the known names otherwise.
+
+    "embedded" needs nothing else and always runs on the processor. "mmaudio" reads `clip_dfn5b_h14_378.safetensors` and
+    `synchformer.safetensors` in `weights_dir` and runs on `device`; WeightsError says what is missing there and which
+    commands make it. Nothing is downloaded. Features come back in float32 on the processor.
+    """
+    frame_requests(name)
+    if name == "embedded":
+        return _load(name, None, "cpu")
+    return _load(name, None if weights_dir is None else Path(weights_dir), device)
+
+
+def frame_requests(name: str) -> tuple[FrameRequest, FrameRequest]:
+    """Frames that the image and the synchronisation encoder of a set look at, without loading any weights."""
+    if name not in REQUESTS:
+        raise ValueError(f"encoders must be one of {', '.join(KNOWN_ENCODERS)}, got {name!r}")
+    return REQUESTS[name]
+
 
 @functools.lru_cache(maxsize=2)
-def load_encoders(name: str) -> Encoders:
-    """Encoders of a known set; ValueError lists the known ones otherwise."""
+def _load(name: str, weights_dir: Path | None, device: str) -> Encoders:
     if name == "embedded":
-        return Encoders(image=EmbeddedImage(), sync=EmbeddedMotion(), text=EmbeddedText())
-    raise ValueError(f"encoders must be one of {', '.join(KNOWN_ENCODERS)}, got {name!r}")
+        return Encoders(image=embedded.EmbeddedImage(), sync=embedded.EmbeddedMotion(), text=embedded.EmbeddedText())
+    if weights_dir is None:
+        raise WeightsError(f"encoders {name!r} need a weights folder; give one with --weights-dir")
+    missing = [file for file in (CLIP_FILE, SYNCHFORMER_FILE) if not (weights_dir / file).is_file()]
+    if missing:
+        raise WeightsError(
+            f"{weights_dir} lacks {' and '.join(missing)}; fetch the official files with mf-fetch and convert them "
+            "with mf-convert"
+        )
+    sync = synchformer.load_sync_encoder(weights_dir / SYNCHFORMER_FILE, device)
+    image, text = clip.load_clip(weights_dir / CLIP_FILE, device)
+    _check_width(weights_dir / SYNCHFORMER_FILE, "synchronisation", sync.width, SYNC_DIM)
+    _check_width(weights_dir / CLIP_FILE, "image", image.width, IMAGE_DIM)
+    _check_width(weights_dir / CLIP_FILE, "text", text.width, TEXT_DIM)
+    return Encoders(image=image, sync=sync, text=text, in_worker=False)
+
+
+def _check_width(path: Path, kind: str, width: int, needed: int) -> None:
+    if width != needed:
+        raise WeightsError(f"{path} gives {kind} features of width {width}, the networks take {needed}")
 
 
 def encode_clip(
@@ -53,15 +106,25 @@ def encode_window(
     encoders: Encoders, info: MediaInfo, *, start_s: float, duration_s: float
 ) -> tuple[Float[Tensor, "image_frames 1024"], Float[Tensor, "sync_frames 768"]]:
     """`encode_clip` for a file that is already probed."""
+    image, sync = read_window_frames(encoders.requests, info, start_s, duration_s)
+    return encoders.image(image), encoders.sync(sync)
+
+
+def read_window_frames(
+    requests: tuple[FrameRequest, FrameRequest], info: MediaInfo, start_s: float, duration_s: float
+) -> tuple[UInt8[np.ndarray, "image_frames 3 height width"], UInt8[np.ndarray, "sync_frames 3 height width"]]:
+    """The frames that `encode_window` encodes, so that one process can read and another encode.
+
+    Where the picture ends early its last frame is held. Raises MediaError as `encode_clip`.
+    """
     if not info.has_video:
         raise MediaError(f"{info.path}: has no picture; give a video file")
     available_s = info.duration_s - start_s
     if available_s < SHORTEST_SHARE * duration_s:
         raise MediaError(f"{info.path}: too short: {max(0.0, available_s):.2f} s of video, need {duration_s:g} s")
-    requests = (encoders.image.request, encoders.sync.request)
     shown = read_frames(info.path, requests, start_s=start_s, duration_s=min(available_s, duration_s))
     image, sync = (_held(frames, request, duration_s) for frames, request in zip(shown, requests, strict=True))
-    return encoders.image(image), encoders.sync(sync)
+    return image, sync
 
 
 def _held(frames: np.ndarray, request: FrameRequest, duration_s: float) -> np.ndarray:

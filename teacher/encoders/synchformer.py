@@ -1,0 +1,223 @@
+"""Synchformer's visual encoder: eight features per segment of 16 frames, what MMAudio takes its timing from.
+
+MotionFormer with divided space-time attention, ViT-B size (arXiv 2401.16423, section 3; arXiv 2106.05392). The file of
+weights holds the complete synchronisation model; `teacher/encoders/synchformer_sync.py` builds the rest of it.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+import torch
+from einops import rearrange
+from jaxtyping import Float, Shaped
+from torch import Tensor, nn
+
+from teacher.data.media import FrameRequest
+from teacher.encoders.base import Frames, checked_frames
+from teacher.encoders.synchformer_blocks import DividedBlock, TokenPool
+from teacher.encoders.tensors import count_blocks, shape_of, tensors_digest
+from teacher.sequence import SEGMENT_FRAMES, SEGMENT_STRIDE, SYNC_FPS
+from teacher.weights.errors import WeightsError
+from teacher.weights.files import load_strictly, read_tensors
+
+SYNC_REQUEST = FrameRequest(fps=SYNC_FPS, height=224, width=224, fit="crop")
+VISUAL = "vfeat_extractor."
+PARTS = ("vfeat_extractor", "afeat_extractor", "vproj", "aproj", "transformer")
+"""Modules of the complete model."""
+HEAD_WIDTH = 64
+"""Channels of one head in the published weights; the number of heads cannot be read off the tensors."""
+SEGMENTS_AT_ONCE = 4
+"""Segments per forward pass; one needs about 150 MB of activations in float32."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class VisualConfig:
+    """Sizes of the visual encoder; the defaults are the published ones."""
+
+    width: int = 768
+    depth: int = 12
+    heads: int = 12
+    hidden: int = 3072
+    """Width of the hidden layer of each MLP."""
+    patch: int = 16
+    """Edge of a patch in pixels."""
+    tubelet: int = 2
+    """Frames that one token spans."""
+    slots: int = 8
+    """Time slots in a segment."""
+    patches: int = 196
+    """Patches in a frame."""
+    eps: float = 1e-6
+    """Epsilon of every LayerNorm."""
+
+    def __post_init__(self) -> None:
+        if self.heads < 1 or self.width % self.heads:
+            raise ValueError(f"heads must divide width {self.width}, got {self.heads}")
+
+    @classmethod
+    def from_tensors(cls, tensors: Mapping[str, Tensor], *, heads: int | None = None) -> Self:
+        """Sizes of the model that `vfeat_extractor.*` belongs to; heads of 64 channels unless given.
+
+        Raises WeightsError naming a tensor that is not there.
+        """
+        width, _, tubelet, patch, _ = shape_of(tensors, f"{VISUAL}patch_embed_3d.proj.weight", 5)
+        return cls(
+            width=width,
+            depth=count_blocks(tensors, f"{VISUAL}blocks."),
+            heads=heads or max(1, width // HEAD_WIDTH),
+            hidden=shape_of(tensors, f"{VISUAL}blocks.0.mlp.fc1.weight", 2)[0],
+            patch=patch,
+            tubelet=tubelet,
+            slots=shape_of(tensors, f"{VISUAL}temp_embed", 3)[1],
+            patches=shape_of(tensors, f"{VISUAL}pos_embed", 3)[1] - 1,
+        )
+
+
+class PatchEmbedding(nn.Module):
+    """A convolution whose stride is its kernel."""
+
+    def __init__(self, proj: nn.Module) -> None:
+        super().__init__()
+        self.proj = proj
+
+
+class VisualEncoder(nn.Module):
+    """Segments of frames in [-1, 1] -> one feature per pair of frames."""
+
+    def __init__(self, config: VisualConfig) -> None:
+        super().__init__()
+        c = config
+        self.config = config
+        self.cls_token = nn.Parameter(0.02 * torch.randn(1, 1, c.width))
+        self.pos_embed = nn.Parameter(0.02 * torch.randn(1, 1 + c.patches, c.width))
+        self.temp_embed = nn.Parameter(0.02 * torch.randn(1, c.slots, c.width))
+        # A leftover of the image model that this one was started from: in the file, but nothing reads it.
+        self.patch_embed = PatchEmbedding(nn.Conv2d(3, c.width, c.patch, c.patch)).requires_grad_(False)
+        kernel = (c.tubelet, c.patch, c.patch)
+        self.patch_embed_3d = PatchEmbedding(nn.Conv3d(3, c.width, kernel, kernel))
+        self.blocks = nn.ModuleList(DividedBlock(c.width, c.heads, c.hidden, c.slots, c.eps) for _ in range(c.depth))
+        self.norm = nn.LayerNorm(c.width, eps=c.eps)
+        self.spatial_attn_agg = TokenPool(c.width, c.heads, c.hidden, c.eps)
+
+    def forward(
+        self, segments: Float[Tensor, "segments frames 3 height width"]
+    ) -> Float[Tensor, "segments slots channels"]:
+        """Tokens in the order time, row, column behind a class token; after the blocks each slot is pooled by itself.
+
+        The position of a patch token is pos_embed[1 + place] + temp_embed[slot], that of the class token pos_embed[0].
+        """
+        patches = rearrange(self.patch_embed_3d.proj(segments.transpose(1, 2)), "s d t h w -> s t (h w) d")
+        patches = patches + self.pos_embed[:, None, 1:] + self.temp_embed[:, :, None]
+        first = (self.cls_token + self.pos_embed[:, :1]).expand(len(segments), -1, -1)
+        x = torch.cat((first, patches.flatten(1, 2)), dim=1)
+        for block in self.blocks:
+            x = block(x)
+        slots = rearrange(self.norm(x[:, 1:]), "s (t p) d -> (s t) p d", t=self.config.slots)
+        return self.spatial_attn_agg(slots).unflatten(0, (len(segments), self.config.slots))
+
+
+class SynchformerVisual(nn.Module):
+    """The visual encoder under the name it has in the complete model."""
+
+    def __init__(self, config: VisualConfig) -> None:
+        super().__init__()
+        self.vfeat_extractor = VisualEncoder(config)
+
+    def forward(
+        self, segments: Float[Tensor, "batch segments frames 3 height width"], *, chunk: int = SEGMENTS_AT_ONCE
+    ) -> Float[Tensor, "batch segments slots channels"]:
+        """`encode_segments` with this encoder."""
+        return encode_segments(self.vfeat_extractor, segments, chunk=chunk)
+
+
+def encode_segments(
+    encoder: VisualEncoder,
+    segments: Shaped[Tensor, "batch segments frames 3 height width"],
+    *,
+    chunk: int = SEGMENTS_AT_ONCE,
+) -> Float[Tensor, "batch segments slots channels"]:
+    """Features of segments, `chunk` of them at a time; uint8 pixels are brought to [-1, 1] as the encoder expects."""
+    if chunk < 1:
+        raise ValueError(f"chunk must be at least 1, got {chunk}")
+    parts = []
+    for clip in segments:
+        for some in clip.split(chunk):
+            parts.append(encoder(normalised(some, encoder.cls_token.dtype)))
+    return torch.cat(parts).unflatten(0, segments.shape[:2])
+
+
+def encode_video(
+    encoder: VisualEncoder, video: Shaped[Tensor, "batch frames 3 height width"], *, chunk: int = SEGMENTS_AT_ONCE
+) -> Float[Tensor, "batch slots channels"]:
+    """(B, T, 3, 224, 224) -> (B, 8 S, D): the features of all segments, one segment after the other."""
+    return encode_segments(encoder, cut_segments(video), chunk=chunk).flatten(1, 2)
+
+
+def cut_segments(
+    video: Shaped[Tensor, "batch frames 3 height width"],
+) -> Shaped[Tensor, "batch segments 16 3 height width"]:
+    """Frames [8 i, 8 i + 16) for i < S = (T - 16) // 8 + 1, as a view. Raises ValueError when T < 16."""
+    if video.shape[1] < SEGMENT_FRAMES:
+        raise ValueError(f"frames must be at least {SEGMENT_FRAMES} (one segment), got {video.shape[1]}")
+    return video.unfold(1, SEGMENT_FRAMES, SEGMENT_STRIDE).movedim(-1, 2)
+
+
+def normalised(pixels: Shaped[Tensor, "*shape"], dtype: torch.dtype) -> Float[Tensor, "*shape"]:
+    """uint8 -> (x / 255 - 1/2) / (1/2) in [-1, 1]; floating point passes as it is."""
+    return pixels if pixels.is_floating_point() else (pixels.to(dtype) / 255.0 - 0.5) / 0.5
+
+
+@dataclass(frozen=True, kw_only=True)
+class SynchformerEncoder:
+    """Frames of a clip -> (8 S, 768): the published synchronisation features. Neighbouring segments overlap by half."""
+
+    name: str
+    network: SynchformerVisual
+    request: FrameRequest = SYNC_REQUEST
+    chunk: int = SEGMENTS_AT_ONCE
+
+    @property
+    def width(self) -> int:
+        """Channels of a feature."""
+        return self.network.vfeat_extractor.config.width
+
+    @torch.no_grad()
+    def __call__(self, frames: Frames) -> Float[Tensor, "slots 768"]:
+        """(T, 3, 224, 224) uint8 -> float32 on the processor. Raises ValueError when T < 16."""
+        encoder = self.network.vfeat_extractor
+        pixels = checked_frames(frames, self.request).to(encoder.cls_token.device)
+        return encode_video(encoder, pixels[None], chunk=self.chunk)[0].float().cpu()
+
+
+def load_synchformer_visual(path: Path, device: str = "cpu") -> SynchformerVisual:
+    """The visual encoder from a safetensors file of the complete model or of its `vfeat_extractor.*` alone.
+
+    Strict either way. Raises WeightsError naming the file and what is missing, unexpected or of another shape.
+    """
+    return _load(path, device)[0]
+
+
+def load_sync_encoder(path: Path, device: str = "cpu") -> SynchformerEncoder:
+    """`load_synchformer_visual` as an encoder of frames, named after its weights."""
+    network, digest = _load(path, device)
+    return SynchformerEncoder(name=f"synchformer-visual-1-{digest}", network=network)
+
+
+def _load(path: Path, device: str) -> tuple[SynchformerVisual, str]:
+    tensors = read_tensors(path)
+    parts = {name.split(".")[0] for name in tensors}
+    if parts not in ({VISUAL.rstrip(".")}, set(PARTS)):
+        raise WeightsError(
+            f"{path} must hold {VISUAL}* alone or the complete model ({', '.join(PARTS)}), it holds "
+            f"{', '.join(sorted(parts)[:8])}"
+        )
+    visual = {name: tensor for name, tensor in tensors.items() if name.startswith(VISUAL)}
+    try:
+        with torch.device("meta"):
+            network = SynchformerVisual(VisualConfig.from_tensors(visual))
+        load_strictly(network, visual)
+    except ValueError as error:
+        raise WeightsError(f"{path}: {error}") from error
+    return network.to(device).eval().requires_grad_(False), tensors_digest(visual)

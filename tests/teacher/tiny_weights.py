@@ -1,0 +1,26 @@
+"""Component files of the official encoders with random weights: published input and feature sizes, few parameters."""
+
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+from teacher.encoders.clip import ClipConfig, build_clip
+from teacher.encoders.registry import CLIP_FILE, SYNCHFORMER_FILE
+from teacher.encoders.synchformer import SynchformerVisual, VisualConfig
+
+TINY_CLIP = ClipConfig(image_width=80, image_layers=1, image_heads=1, image_hidden=64, text_layers=1, text_hidden=64)
+TINY_VISUAL = VisualConfig(depth=1, hidden=64)
+
+
+def write_tiny_encoders(folder: Path, seed: int = 0) -> Path:
+    """Write both component files (60 MB in half precision) into `folder`, which it returns."""
+    torch.manual_seed(seed)
+    clip = build_clip(TINY_CLIP)
+    with torch.no_grad():
+        for p in clip.parameters():
+            p.add_(0.05 * torch.randn(p.shape[-1:]))
+    save_file({n: t.half().contiguous() for n, t in clip.state_dict().items()}, folder / CLIP_FILE)
+    visual = SynchformerVisual(TINY_VISUAL).state_dict()
+    save_file({n: t.half() for n, t in visual.items()}, folder / SYNCHFORMER_FILE)
+    return folder
