@@ -21,12 +21,17 @@ class ChannelLastConv1d(nn.Conv1d):
         super().__init__(in_channels, out_channels, kernel_size, padding=kernel_size // 2, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.device.type != "cpu":
-            return super().forward(x.transpose(1, 2)).transpose(1, 2)
-        size, frames = self.kernel_size[0], x.shape[1]
-        padded = F.pad(x, (0, 0, size // 2, size // 2))
-        shifted = torch.cat([padded[:, k : k + frames] for k in range(size)], dim=-1)
-        return F.linear(shifted, self.weight.permute(0, 2, 1).reshape(self.out_channels, -1), self.bias)
+        return channel_last_conv(x, self.weight, self.bias)
+
+
+def channel_last_conv(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Convolution of x (B, N, in) with weight (out, in, k), k odd, zero padding (k - 1) / 2: (B, N, out)."""
+    size, frames = weight.shape[2], x.shape[1]
+    if x.device.type != "cpu":
+        return F.conv1d(x.transpose(1, 2), weight, bias, padding=size // 2).transpose(1, 2)
+    padded = F.pad(x, (0, 0, size // 2, size // 2))
+    shifted = torch.cat([padded[:, k : k + frames] for k in range(size)], dim=-1)
+    return F.linear(shifted, weight.permute(0, 2, 1).reshape(len(weight), -1), bias)
 
 
 class GatedMLP(nn.Module):
@@ -103,7 +108,8 @@ def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
 class StreamBlock(nn.Module):
     """One modality's half of an attention block, modulated by a condition (B, 1, dim) or (B, N, dim).
 
-    `pre_only` streams give queries, keys and values but are not updated themselves.
+    `pre_only` streams give queries, keys and values but are not updated themselves. Streams ordered in time mix their
+    neighbours with kernels of `kernel_size`; text has none.
     """
 
     def __init__(self, config: MMAudioConfig, *, kernel_size: int | None, pre_only: bool = False) -> None:
@@ -114,7 +120,7 @@ class StreamBlock(nn.Module):
         self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(dim, (2 if pre_only else 6) * dim))
         if not pre_only:
             self.linear1 = nn.Linear(dim, dim) if kernel_size is None else ChannelLastConv1d(dim, dim, kernel_size)
-            self.ffn = GatedMLP(dim, config.mlp_dim, kernel_size)
+            self.ffn = GatedMLP(dim, config.mlp_dim, kernel_size if config.mlp == "conv" else None)
 
     def pre(self, x: Tensor, condition: Tensor, table: Rotary | None) -> tuple[QKV, tuple[Tensor, ...]]:
         """Projections of the modulated stream, and what is left of the modulation for `post`."""
@@ -136,7 +142,7 @@ class FusedBlock(StreamBlock):
     def __init__(self, config: MMAudioConfig) -> None:
         super().__init__(config, kernel_size=3)
 
-    def forward(self, x: Tensor, condition: Tensor, table: Rotary) -> Tensor:
+    def forward(self, x: Tensor, condition: Tensor, table: Rotary | None) -> Tensor:
         qkv, rest = self.pre(x, condition, table)
         return self.post(x, attend(qkv), rest)
 
@@ -157,8 +163,8 @@ class JointBlock(nn.Module):
         text: Tensor,
         per_token: Tensor,
         pooled: Tensor,
-        latent_table: Rotary,
-        clip_table: Rotary,
+        latent_table: Rotary | None,
+        clip_table: Rotary | None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         x_qkv, x_rest = self.latent_block.pre(x, per_token, latent_table)
         clip_qkv, clip_rest = self.clip_block.pre(clip, pooled, clip_table)

@@ -51,10 +51,23 @@ class Conditions:
         """The rows selected by a slice, an index or a bool mask."""
         return type(self)(**{f.name: getattr(self, f.name)[index] for f in fields(self)})
 
-    def unconditional(self) -> Self:
-        """The same lengths with every modality marked absent."""
+    def unconditional(self, negative_text: Tensor | None = None) -> Self:
+        """The same lengths with every modality marked absent.
+
+        A negative prompt takes the place of the empty text alone: `negative_text` (1, 77, 1024) for every row or
+        (B, 77, 1024), features of the caption to steer away from. Raises ValueError for another shape.
+        """
         none = torch.zeros_like(self.has_clip)
-        return replace(self, has_clip=none, has_sync=none, has_text=none)
+        absent = replace(self, has_clip=none, has_sync=none, has_text=none)
+        if negative_text is None:
+            return absent
+        if negative_text.shape[1:] != self.text.shape[1:] or len(negative_text) not in (1, len(self)):
+            raise ValueError(
+                f"negative_text must be (1 or {len(self)}, *{tuple(self.text.shape[1:])}) like the text features, "
+                f"got {tuple(negative_text.shape)}"
+            )
+        text = negative_text.to(self.text).expand_as(self.text)
+        return replace(absent, text=text, has_text=torch.ones_like(self.has_text))
 
     def without_video(self) -> Self:
         """Text only, as text-to-audio uses it."""

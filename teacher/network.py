@@ -16,11 +16,15 @@ from teacher.embeddings import Rotary, TimestepEmbedder, rotary
 from teacher.sequence import FEATURES_PER_SEGMENT
 from teacher.variants import MMAudioConfig
 
+FROZEN_PARAMETERS = ("latent_mean", "latent_std", "empty_string_feat")
+"""Parameters that hold statistics and stored features, never trained."""
+
 
 class Encoded(NamedTuple):
     """Conditions after the step-independent part; reusable over sampling steps.
 
-    clip (B, Tc, h), text (B, 77, h), sync (B, N, h) upsampled to the latent rate, pooled (B, h).
+    clip (B, Tc, h), the visual stream; text (B, 77, h); sync (B, N, h) upsampled to the latent rate, or (B, 1, h) zeros
+    where synchronisation does not enter the modulation; pooled (B, h).
     """
 
     clip: Tensor
@@ -39,32 +43,39 @@ class Encoded(NamedTuple):
 
 
 class MMAudio(nn.Module):
-    """Velocity network over latents (B, N, C), conditioned on image, synchronisation and text features."""
+    """Velocity network over latents (B, N, C), conditioned on image, synchronisation and text features.
+
+    A network cast to bfloat16 takes inputs of any float dtype and answers in that of the state; its tables of times and
+    positions stay float32.
+    """
 
     def __init__(self, config: MMAudioConfig) -> None:
         super().__init__()
         self.config = config
         dim, channels, silu = config.hidden_dim, config.latent_channels, config.version == "v2"
         stage = nn.SiLU if silu else nn.SELU
+        wide, narrow = (7, 3) if config.mlp == "conv" else (None, None)
         self.audio_input_proj = nn.Sequential(
-            ChannelLastConv1d(channels, dim, 7), stage(), GatedMLP(dim, config.mlp_dim, 7)
+            ChannelLastConv1d(channels, dim, 7), stage(), GatedMLP(dim, config.mlp_dim, wide)
         )
         self.clip_input_proj = nn.Sequential(
-            nn.Linear(config.clip_dim, dim), *([nn.SiLU()] if silu else []), GatedMLP(dim, config.mlp_dim, 3)
+            nn.Linear(config.clip_dim, dim), *([nn.SiLU()] if silu else []), GatedMLP(dim, config.mlp_dim, narrow)
         )
-        self.sync_input_proj = nn.Sequential(
-            ChannelLastConv1d(config.sync_dim, dim, 7), stage(), GatedMLP(dim, config.mlp_dim, 3)
-        )
+        if config.sync != "none":
+            self.sync_input_proj = nn.Sequential(
+                ChannelLastConv1d(config.sync_dim, dim, 7), stage(), GatedMLP(dim, config.mlp_dim, narrow)
+            )
         self.text_input_proj = nn.Sequential(
             nn.Linear(config.text_dim, dim), *([nn.SiLU()] if silu else []), GatedMLP(dim, config.mlp_dim)
         )
         self.clip_cond_proj = nn.Linear(dim, dim)
         self.text_cond_proj = nn.Linear(dim, dim)
         self.global_cond_mlp = GatedMLP(dim, config.mlp_dim)
-        self.sync_pos_emb = nn.Parameter(torch.zeros(1, 1, FEATURES_PER_SEGMENT, config.sync_dim))
-        self.t_embed = TimestepEmbedder(dim, config.version)
+        if config.sync != "none":
+            self.sync_pos_emb = nn.Parameter(torch.zeros(1, 1, FEATURES_PER_SEGMENT, config.sync_dim))
+        self.t_embed = TimestepEmbedder(dim, config.version, config.time_precision)
         if config.interval_embedding:
-            self.interval_embed = TimestepEmbedder(dim, config.version)
+            self.interval_embed = TimestepEmbedder(dim, config.version, config.time_precision)
         self.joint_blocks = nn.ModuleList(
             JointBlock(config, pre_only=i == config.joint_depth - 1) for i in range(config.joint_depth)
         )
@@ -73,8 +84,12 @@ class MMAudio(nn.Module):
         self.latent_mean = nn.Parameter(torch.zeros(1, 1, channels), requires_grad=False)
         self.latent_std = nn.Parameter(torch.ones(1, 1, channels), requires_grad=False)
         self.empty_string_feat = nn.Parameter(torch.zeros(config.text_tokens, config.text_dim), requires_grad=False)
-        self.empty_clip_feat = nn.Parameter(torch.zeros(1, config.clip_dim))
-        self.empty_sync_feat = nn.Parameter(torch.zeros(1, config.sync_dim))
+        if config.missing != "zeros":
+            self.empty_clip_feat = nn.Parameter(torch.zeros(1, config.clip_dim))
+            if config.sync != "none":
+                self.empty_sync_feat = nn.Parameter(torch.zeros(1, config.sync_dim))
+        if config.missing == "learned":
+            self.empty_text_feat = nn.Parameter(torch.zeros(1, config.text_dim))
         self.initialise()
 
     @torch.no_grad()
@@ -113,18 +128,57 @@ class MMAudio(nn.Module):
                 parameter.view(6, dim)[[2, 5]] = gate
 
     def encode_conditions(self, conditions: Conditions, latent_frames: int) -> Encoded:
-        """Everything that does not depend on the state or the time. Absent modalities become learned empty tokens."""
-        batch = len(conditions)
-        clip = torch.where(_per_token(conditions.has_clip), conditions.clip, self.empty_clip_feat)
-        sync = torch.where(_per_token(conditions.has_sync), conditions.sync, self.empty_sync_feat)
-        text = torch.where(_per_token(conditions.has_text), conditions.text, self.empty_string_feat)
-        sync = (sync.reshape(batch, -1, FEATURES_PER_SEGMENT, self.config.sync_dim) + self.sync_pos_emb).flatten(1, 2)
-        scale = self.config.condition_scale
-        clip, text = self.clip_input_proj(scale * clip), self.text_input_proj(scale * text)
-        sync = self.sync_input_proj(sync)
-        sync = F.interpolate(sync.transpose(1, 2), size=latent_frames, mode="nearest-exact").transpose(1, 2)
+        """Everything that does not depend on the state or the time, with absent modalities filled in.
+
+        Raises ValueError if the features do not have the network's widths or lengths.
+        """
+        self._check(conditions)
+        how, scale, zeros = self.config, self.config.condition_scale, self.config.missing == "zeros"
+        no_text = self.empty_text_feat if how.missing == "learned" else self.empty_string_feat
+        clip = self._filled(conditions.clip, conditions.has_clip, None if zeros else self.empty_clip_feat)
+        text = self._filled(conditions.text, conditions.has_text, None if zeros else no_text)
+        if how.sync == "sum":
+            sync = self._projected_sync(conditions)
+            clip = self.clip_input_proj(scale * _nearest(clip, sync.shape[1])) + sync
+        else:
+            clip = self.clip_input_proj(scale * clip)
+        text = self.text_input_proj(scale * text)
+        if how.sync == "adaln":
+            per_token = _nearest(self._projected_sync(conditions), latent_frames)
+        else:
+            per_token = torch.zeros_like(text[:, :1])
         pooled = self.global_cond_mlp(self.clip_cond_proj(clip.mean(1)) + self.text_cond_proj(text.mean(1)))
-        return Encoded(clip, text, sync, pooled)
+        return Encoded(clip, text, per_token, pooled)
+
+    def _projected_sync(self, conditions: Conditions) -> Tensor:
+        """Synchronisation features with the position inside their segment, projected: (B, Ts, h)."""
+        empty = None if self.config.missing == "zeros" else self.empty_sync_feat
+        sync = self._filled(conditions.sync, conditions.has_sync, empty)
+        sync = sync.unflatten(1, (-1, FEATURES_PER_SEGMENT)) + self.sync_pos_emb
+        projected: Tensor = self.sync_input_proj(sync.flatten(1, 2))
+        return projected
+
+    def _filled(self, features: Tensor, present: Tensor, empty: Tensor | None) -> Tensor:
+        """The features where present, elsewhere the empty token (zero if None), in a precision the weights take."""
+        return torch.where(present[:, None, None], self._taken(features), 0.0 if empty is None else empty)
+
+    def _taken(self, x: Tensor) -> Tensor:
+        """`x` in the dtype of half-precision weights; as it is for wider ones, whose mismatch stays an error."""
+        dtype = self.final_layer.conv.weight.dtype
+        return x.to(dtype) if dtype.itemsize == 2 else x
+
+    def _check(self, conditions: Conditions) -> None:
+        how, clip, sync, text = self.config, conditions.clip, conditions.sync, conditions.text
+        if clip.shape[2] != how.clip_dim or clip.shape[1] < 1:
+            raise ValueError(f"image features must be (B, 1 or more, {how.clip_dim}), got {tuple(clip.shape)}")
+        if text.shape[1:] != (how.text_tokens, how.text_dim):
+            raise ValueError(f"text features must be (B, {how.text_tokens}, {how.text_dim}), got {tuple(text.shape)}")
+        fits = sync.shape[2] == how.sync_dim and sync.shape[1] and sync.shape[1] % FEATURES_PER_SEGMENT == 0
+        if how.sync != "none" and not fits:
+            raise ValueError(
+                f"synchronisation features must be (B, {FEATURES_PER_SEGMENT} per segment, {how.sync_dim}), "
+                f"got {tuple(sync.shape)}"
+            )
 
     def predict(self, x: Tensor, t: Tensor, encoded: Encoded, interval: Tensor | None = None) -> Tensor:
         """Velocity (B, N, C) at state x and time t (B,) of MMAudio's clock; `interval` (B,) = |t - r| if embedded."""
@@ -135,21 +189,27 @@ class MMAudio(nn.Module):
             time = time + self.interval_embed(interval)
         pooled = (time + encoded.pooled)[:, None]
         per_token = pooled + encoded.sync
-        x = self.audio_input_proj(x)
-        latent_table = rotary(x.shape[1], self.config.head_dim, device=x.device, dtype=x.dtype)
-        clip_table = self._clip_table(encoded.clip, x)
+        latent_table, clip_table = self.rotary_tables(x.shape[1], encoded.clip.shape[1], like=x)
+        dtype, x = x.dtype, self.audio_input_proj(self._taken(x))
         clip, text = encoded.clip, encoded.text
         for joint in self.joint_blocks:
             x, clip, text = joint(x, clip, text, per_token, pooled, latent_table, clip_table)
         for fused in self.fused_blocks:
             x = fused(x, per_token, latent_table)
         out: Tensor = self.final_layer(x, pooled)
-        return out
+        return out.to(dtype)
 
-    def _clip_table(self, clip: Tensor, x: Tensor) -> Rotary:
-        """Image positions in audio-frame units: scale N / Tc."""
-        return rotary(
-            clip.shape[1], self.config.head_dim, scale=x.shape[1] / clip.shape[1], device=x.device, dtype=x.dtype
+    def rotary_tables(
+        self, latent_frames: int, visual_frames: int, *, like: Tensor
+    ) -> tuple[Rotary | None, Rotary | None]:
+        """Positions of the sound and the visual stream; aligned, the latter counts in latent frames: scale N / Tc."""
+        if self.config.rope == "none":
+            return None, None
+        scale = latent_frames / visual_frames if self.config.rope == "aligned" else 1.0
+        dim, device, dtype = self.config.head_dim, like.device, like.dtype
+        return (
+            rotary(latent_frames, dim, device=device, dtype=dtype),
+            rotary(visual_frames, dim, scale=scale, device=device, dtype=dtype),
         )
 
     def forward(self, x: Tensor, t: Tensor, conditions: Conditions, interval: Tensor | None = None) -> Tensor:
@@ -157,5 +217,6 @@ class MMAudio(nn.Module):
         return self.predict(x, t, self.encode_conditions(conditions, x.shape[1]), interval)
 
 
-def _per_token(mask: Tensor) -> Tensor:
-    return mask[:, None, None]
+def _nearest(x: Tensor, frames: int) -> Tensor:
+    """(B, T, C) resampled along time to `frames`: output i is input floor((i + 1/2) T / frames)."""
+    return F.interpolate(x.transpose(1, 2), size=frames, mode="nearest-exact").transpose(1, 2)

@@ -1,7 +1,7 @@
 """Sizes of the MMAudio network: the five published ones and small ones for a CPU (arXiv 2412.15322, table 7)."""
 
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import dataclass, field, replace
+from typing import Literal, get_args, get_origin, get_type_hints
 
 from teacher.sequence import (
     IMAGE_DIM,
@@ -13,10 +13,20 @@ from teacher.sequence import (
     SequenceConfig,
 )
 
+RMS_NORM_EPS = 1.1920929e-07
+"""Machine epsilon of float32: what the published networks' normalisation uses in float32, whatever the library."""
+RMS_NORM_EPS_BFLOAT16 = 2.0**-7
+"""Machine epsilon of bfloat16: what PyTorch up to 2.6 put in its place when the activations were bfloat16, and so most
+likely what the published networks were trained with. Pass it as `rms_norm_eps` to repeat that."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class MMAudioConfig:
-    """Architecture of one network; hidden width = num_heads * head_dim, with heads 64 wide in published ones."""
+    """Architecture of one network; hidden width = num_heads * head_dim, with heads 64 wide in published ones.
+
+    sync, rope, mlp and missing are the choices the paper compares (tables 6, 7 and A3); the defaults are the published
+    networks, whose parameters are the same whatever else is offered here.
+    """
 
     num_heads: int
     """Attention heads."""
@@ -32,8 +42,9 @@ class MMAudioConfig:
     """v2 uses SiLU in every input stage and a time embedding with frequencies up to 10,000 rad per unit."""
     mlp_multiple_of: int = 256
     """The gated MLP's inner width is rounded up to this; 256 in every published network."""
-    rms_norm_eps: float = 1.1920929e-07
-    """Epsilon of the query/key normalisation; explicit because the library default has changed between releases."""
+    rms_norm_eps: float = RMS_NORM_EPS
+    """Epsilon of the query/key normalisation; explicit because the library default has changed between releases
+    (RMS_NORM_EPS_BFLOAT16 is the old one under bfloat16)."""
     condition_scale: float = 1.0
     """Factor on image and text features before they are projected; 1 in every published network. They are unit vectors,
     so sqrt(1024) = 32 gives channels of unit size, without which a small network takes far longer to hear its words."""
@@ -44,8 +55,29 @@ class MMAudioConfig:
     text_tokens: int = TEXT_TOKENS
     interval_embedding: bool = False
     """A second time: embed the interval t - r as well, so that the network can be an average velocity."""
+    sync: Literal["adaln", "sum", "none"] = "adaln"
+    """Where synchronisation features enter. adaln: upsampled to the latent rate, they modulate the sound stream token
+    by token. sum: image features are upsampled to the synchronisation rate and the outputs of both input stages added,
+    so that the visual stream has three times the tokens; the pooled condition alone modulates. The parameters are those
+    of adaln. none: not at all, and the network has no sync_input_proj, sync_pos_emb and empty_sync_feat."""
+    rope: Literal["aligned", "default", "none"] = "aligned"
+    """Rotary positions. aligned: the visual stream counts in latent frames; default: in its own; none: no positions."""
+    mlp: Literal["conv", "linear"] = "conv"
+    """Gated MLPs of the sound, image and synchronisation streams, input stages included: convolutions along time
+    (ConvMLP) or linear layers. The text stream's are linear in either case; linear1 and the first layer of the input
+    stages are no MLPs and stay as they are."""
+    missing: Literal["mixed", "learned", "zeros"] = "mixed"
+    """What stands for an absent modality. mixed: learned tokens for image and synchronisation, the stored features of
+    the empty string for text. learned: a learned token for text too (empty_text_feat). zeros: zeros for all three, and
+    no learned tokens. empty_string_feat exists in every case; it is data, not trained."""
+    time_precision: Literal["float32", "bfloat16"] = "float32"
+    """bfloat16 rounds the frequency table and the time as a network cast whole to bfloat16 does, which is how MMAudio's
+    demo runs (see TimestepEmbedder); float32 is how the networks were trained and evaluated."""
 
     def __post_init__(self) -> None:
+        for name, hint in get_type_hints(type(self)).items():
+            if get_origin(hint) is Literal and getattr(self, name) not in get_args(hint):
+                raise ValueError(f"{name} must be one of {', '.join(get_args(hint))}, got {getattr(self, name)!r}")
         for name in ("num_heads", "head_dim", "joint_depth", "latent_channels", "mlp_multiple_of"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
@@ -92,7 +124,15 @@ VARIANTS: dict[str, MMAudioConfig] = {
         condition_scale=32.0,
     ),
 }
-"""Published sizes by name; `debug_16k` is for tests and `tiny_16k` for training on a CPU."""
+
+VARIANTS |= {
+    "mlp_16k": replace(VARIANTS["small_16k"], num_heads=8, joint_depth=6, fused_depth=10, mlp="linear"),
+    "n2_13_16k": replace(VARIANTS["small_16k"], joint_depth=2, fused_depth=13),
+    "n6_3_16k": replace(VARIANTS["small_16k"], joint_depth=6, fused_depth=3),
+}
+"""Sizes by name: the five published ones; `debug_16k` for tests and `tiny_16k` for training on a CPU; and the paper's
+comparisons at the size of small_16k (table 7): `mlp_16k` without ConvMLPs, wider and deeper to match its parameters,
+and fewer or more joint blocks."""
 
 
 def variant(name: str) -> MMAudioConfig:

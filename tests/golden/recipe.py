@@ -50,25 +50,38 @@ class Recording:
 
 
 def recorded_network(recording: Recording) -> tuple[MMAudio, Conditions]:
-    """The flow network of a recording with its weights, and the recorded conditions."""
-    c = recording.document["config"]
-    net = MMAudio(
-        MMAudioConfig(
-            num_heads=c["num_heads"],
-            head_dim=c["hidden_dim"] // c["num_heads"],
-            joint_depth=c["depth"] - c["fused_depth"],
-            fused_depth=c["fused_depth"],
-            latent_channels=c["latent_dim"],
-            clip_dim=c["clip_dim"],
-            sync_dim=c["sync_dim"],
-            text_dim=c["text_dim"],
-            text_tokens=c["text_seq_len"],
-            version="v2" if c["v2"] else "v1",
-        )
-    )
+    """The flow network of a recording with its weights, and the recorded conditions.
+
+    A modality whose input is not stored was absent: its length is in the configuration, its mask false.
+    """
+    net = MMAudio(recorded_config(recording.document["config"]))
     net.load_state_dict(recording.parameters(), strict=True)
-    t = recording.tensors
-    has = torch.ones(len(t["in.latent"]), dtype=torch.bool)
-    return net, Conditions(
-        clip=t["in.clip_f"], sync=t["in.sync_f"], text=t["in.text_f"], has_clip=has, has_sync=has, has_text=has
+    return net, recorded_conditions(recording)
+
+
+def recorded_config(c: dict[str, Any]) -> MMAudioConfig:
+    """The network that a recording's configuration, or a manifest's, describes."""
+    return MMAudioConfig(
+        num_heads=c["num_heads"],
+        head_dim=c["hidden_dim"] // c["num_heads"],
+        joint_depth=c["depth"] - c["fused_depth"],
+        fused_depth=c["fused_depth"],
+        latent_channels=c["latent_dim"],
+        clip_dim=c["clip_dim"],
+        sync_dim=c["sync_dim"],
+        text_dim=c["text_dim"],
+        text_tokens=c["text_seq_len"],
+        version="v2" if c["v2"] else "v1",
     )
+
+
+def recorded_conditions(recording: Recording) -> Conditions:
+    """Stored features, and zeros of the configured length marked absent where a modality is missing."""
+    c, stored = recording.document["config"], recording.tensors
+    batch = len(stored["in.latent"])
+    features, present = {}, {}
+    for name in ("clip", "sync", "text"):
+        found = stored.get(f"in.{name}_f")
+        features[name] = torch.zeros(batch, c[f"{name}_seq_len"], c[f"{name}_dim"]) if found is None else found
+        present[f"has_{name}"] = torch.full((batch,), found is not None)
+    return Conditions(**features, **present)
