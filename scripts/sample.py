@@ -3,14 +3,15 @@
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import torch
 import tyro
 
-from meanflow import Guidance
+from meanflow import Adaptive, Guidance
 from scripts.errors import one_line_errors
 from teacher.data.media import remux, write_audio
-from teacher.pipeline import Pipeline, SamplingConfig
+from teacher.pipeline import Pipeline, Precision, SamplingConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,6 +24,8 @@ class Sample:
     """One or more videos of any frame rate, size and length."""
     prompt: str | None = None
     """What to hear; with --video, the words go with every video."""
+    negative_prompt: str | None = None
+    """What not to hear; acts through --guidance."""
     duration_s: float | None = None
     """Seconds of sound for a prompt alone, or a limit for videos."""
     steps: int = 1
@@ -31,6 +34,10 @@ class Sample:
     """Classifier-free guidance scale; 1 is off."""
     rescale: bool = True
     """Rescale the unconditional prediction by the scalar s* (keeps one-step guidance from distorting)."""
+    solver: Literal["euler", "heun", "adaptive"] = "euler"
+    """Integrator of a teacher. adaptive (Dormand-Prince 5(4)) chooses its own steps to meet --tolerance."""
+    tolerance: float = 1e-3
+    """Relative and absolute error of a step of the adaptive solver."""
     seed: int = 0
     weights: str = "auto"
     """Which weights of the run: model, ema-0.05, ...; auto takes the narrowest average."""
@@ -38,6 +45,11 @@ class Sample:
     """Folder for the results."""
     format: str = field(default="flac")
     """flac or wav."""
+    weights_dir: Path | None = None
+    """Folder of codec and encoder files, where it is not the one the run folder names."""
+    precision: Precision = "float32"
+    """Arithmetic of the network: float32; bfloat16 (float32 weights and state); demo (bfloat16 throughout, as MMAudio's
+    own demo)."""
     device: str = "cuda" if torch.cuda.is_available() else "cpu"
 
 
@@ -53,9 +65,15 @@ def cli() -> None:
         raise ValueError(
             "two videos share a file name, and so would their results; sample them into separate --out folders"
         )
-    pipeline = Pipeline.load(args.run, weights=args.weights, device=args.device)
+    pipeline = Pipeline.load(
+        args.run, weights=args.weights, weights_dir=args.weights_dir, device=args.device, precision=args.precision
+    )
+    adaptive = Adaptive(rtol=args.tolerance, atol=args.tolerance)
     sampling = SamplingConfig(
-        steps=args.steps, guidance=Guidance(omega=args.guidance, rescale=args.rescale), seed=args.seed
+        steps=args.steps,
+        guidance=Guidance(omega=args.guidance, rescale=args.rescale),
+        seed=args.seed,
+        solver=adaptive if args.solver == "adaptive" else args.solver,
     )
     failed = [video for video in args.video or (None,) if not _one(pipeline, args, sampling, video)]
     if failed:
@@ -70,18 +88,20 @@ def _one(pipeline: Pipeline, args: Sample, sampling: SamplingConfig, video: Path
         wave = pipeline.sound(
             video=video,
             prompt=args.prompt,
+            negative_prompt=args.negative_prompt,
             duration_s=args.duration_s,
             sampling=sampling,
             observe=lambda s: scalars.extend(s.tolist()),
         )
         name = _file_name(video, args.prompt)
         rate = pipeline.codec.sequence.sample_rate
+        comment = f"licence of the weights: {pipeline.licence}; {args.run}, {_method(args)}, seed {args.seed}"
         sound = args.out / f"{name}.{args.format}"
-        write_audio(sound, wave.numpy(), rate)
+        write_audio(sound, wave.numpy(), rate, comment=comment)
         made = [str(sound)]
         if video is not None:
             film = args.out / f"{name}.mp4"
-            remux(video, wave.numpy(), rate, film, duration_s=args.duration_s)
+            remux(video, wave.numpy(), rate, film, duration_s=args.duration_s, comment=comment)
             made.append(str(film))
     except ValueError as error:
         if len(args.video) < 2:
@@ -89,8 +109,13 @@ def _one(pipeline: Pipeline, args: Sample, sampling: SamplingConfig, video: Path
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return False
     note = f", s* {sum(scalars) / len(scalars):.3f}" if scalars else ""
-    print(f"{len(wave) / rate:.2f} s of sound in {args.steps} step(s){note}: {', '.join(made)}")
+    print(f"{len(wave) / rate:.2f} s of sound, {_method(args)}{note}: {', '.join(made)}")
     return True
+
+
+def _method(args: Sample) -> str:
+    steps = f"adaptive to {args.tolerance:g}" if args.solver == "adaptive" else f"{args.steps} step(s)"
+    return f"{steps}, guidance {args.guidance:g}"
 
 
 def _file_name(video: Path | None, prompt: str | None) -> str:

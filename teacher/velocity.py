@@ -45,10 +45,17 @@ class Guide:
         latent_frames: int,
         guidance: Guidance,
         observe: Callable[[Tensor], None] | None = None,
+        negative_text: Tensor | None = None,
     ) -> "Guide":
-        """Encode `conditions`, and their unconditional twin only if the guidance needs it."""
+        """Encode `conditions`, and their unconditional twin only if the guidance needs it.
+
+        `negative_text` (1 or B, tokens, width): features of words to stay away from; they take the place of the empty
+        text in the twin.
+        """
         conditional = net.encode_conditions(conditions, latent_frames)
-        twin = net.encode_conditions(conditions.unconditional(), latent_frames) if guidance.active else None
+        if not guidance.active:
+            return cls(conditional, None, guidance, observe)
+        twin = net.encode_conditions(conditions.unconditional(negative_text), latent_frames)
         return cls(conditional, twin, guidance, observe)
 
     def __call__(

@@ -1,0 +1,143 @@
+"""From a converted run folder to sound: the official parts in small sizes, negative prompts, solvers, precisions."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from meanflow import Adaptive, Guidance
+from meanflow.config import to_plain
+from teacher.audio.registry import mmaudio_codec
+from teacher.conditions import Conditions
+from teacher.data.media import write_video
+from teacher.generate import clip_seed, generate, noise
+from teacher.network import MMAudio
+from teacher.pipeline import Pipeline, SamplingConfig, as_in_the_demo
+from teacher.variants import MMAudioConfig
+from teacher.weights.official import KIND
+from tests.teacher.test_network import conditions, opened, small
+from tests.teacher.tiny_codec import write_tiny_codec
+from tests.teacher.tiny_weights import write_tiny_encoders
+
+GUIDED = SamplingConfig(steps=2, guidance=Guidance(omega=3.0, rescale=False))
+
+
+@pytest.fixture(scope="module")
+def pipeline(tmp_path_factory) -> Pipeline:
+    """A run folder in the form that conversion leaves, and the pipeline it loads to."""
+    folder = tmp_path_factory.mktemp("official")
+    weights, run = folder / "weights", folder / "run"
+    weights.mkdir()
+    run.mkdir()
+    write_tiny_codec(weights)
+    write_tiny_encoders(weights)
+    config = MMAudioConfig(num_heads=1, joint_depth=1, fused_depth=1, latent_channels=20, mlp_multiple_of=64)
+    torch.manual_seed(0)
+    net = MMAudio(config)
+    with torch.no_grad():
+        for p in net.parameters():
+            p.add_(0.1 * torch.randn_like(p))
+    save_file(net.state_dict(), run / "model.safetensors")
+    mmaudio_codec("mmaudio_16k", weights).with_statistics(torch.full((20,), 0.1), torch.full((20,), 0.9)).save(
+        run / "codec.safetensors"
+    )
+    features = {"duration_s": 1.0, "encoders": "mmaudio", "codec": "mmaudio_16k", "weights_dir": str(weights)}
+    (run / "features.json").write_text(json.dumps({"config": features}))
+    document = {"kind": KIND, "network": to_plain(config), "licence": "CC BY-NC 4.0", "run": {}, "digests": {}}
+    (run / "config.json").write_text(json.dumps(document))
+    return Pipeline.load(run)
+
+
+def test_words_become_sound_of_the_asked_length(pipeline):
+    wave = pipeline.sound(video=None, prompt="a bell", duration_s=1.3, sampling=SamplingConfig(steps=2))
+    assert wave.shape == (round(1.3 * 16_000),)
+    assert pipeline.licence == "CC BY-NC 4.0"
+    again = pipeline.sound(video=None, prompt="a bell", duration_s=1.3, sampling=SamplingConfig(steps=2))
+    torch.testing.assert_close(wave, again, rtol=0, atol=0)
+
+
+def test_a_film_becomes_sound(pipeline, tmp_path):
+    frames = torch.randint(0, 255, (26, 64, 64, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    write_video(tmp_path / "film.mp4", frames.numpy(), 25.0, torch.zeros(16_640).numpy(), 16_000)
+    wave = pipeline.sound(video=tmp_path / "film.mp4", prompt=None, sampling=SamplingConfig(steps=1))
+    assert len(wave) == 16_640  # 26 frames of 1/25 s, though the film's own AAC track is longer
+
+
+def test_an_empty_negative_prompt_is_the_empty_text(pipeline):
+    """The published demo encodes "" anew where evaluation reads the stored features: equal if those are stored."""
+    with torch.no_grad():
+        pipeline.net.empty_string_feat.copy_(pipeline.encoders.text([""])[0])
+    make = lambda negative: pipeline.sound(  # noqa: E731
+        video=None, prompt="a bell", negative_prompt=negative, duration_s=1.0, sampling=GUIDED
+    )
+    torch.testing.assert_close(make(""), make(None), rtol=0, atol=1e-6)
+    assert float((make("music") - make(None)).abs().max()) > 1e-4
+
+
+def test_a_negative_prompt_needs_guidance(pipeline):
+    with pytest.raises(ValueError, match="guidance scale other than 1"):
+        pipeline.sound(video=None, prompt="a", negative_prompt="b", sampling=SamplingConfig())
+
+
+def test_guided_velocity_with_negative_text_by_hand():
+    """w v(cond) + (1 - w) v(empty picture, negative words), two separate evaluations."""
+    config = small()
+    net, c = opened(config), conditions(config)
+    negative = torch.randn(1, 3, 7, dtype=torch.float64)
+    e = torch.randn(2, 9, 4, dtype=torch.float64)
+    made = generate(net, c, e, num_steps=1, guidance=Guidance(omega=2.5, rescale=False), negative_text=negative)
+    other = replace(c.unconditional(), text=negative.expand(2, -1, -1), has_text=torch.ones(2, dtype=torch.bool))
+    zero = torch.zeros(2, dtype=e.dtype)
+    expected = e + 2.5 * net(e, zero, c) - 1.5 * net(e, zero, other)
+    torch.testing.assert_close(made, expected.detach(), rtol=0, atol=1e-12)
+
+
+def test_many_small_steps_and_the_adaptive_solver_meet():
+    """Both approximate the same flow; the adaptive one returns the end state alone, not a trajectory."""
+    config = small()
+    net, c = opened(config), conditions(config)
+    e = torch.randn(2, 9, 4, dtype=torch.float64)
+    rule = Guidance(omega=1.5)
+    tight = generate(net, c, e, num_steps=1, guidance=rule, solver=Adaptive(rtol=1e-8, atol=1e-8))
+    assert tight.shape == e.shape
+    errors = [
+        float((generate(net, c, e, num_steps=n, guidance=rule, solver="heun") - tight).abs().max()) for n in (16, 64)
+    ]
+    assert errors[1] < 1e-3
+    assert 8 < errors[0] / errors[1] < 32  # order 2: a quarter of the step, a sixteenth of the error
+
+
+def test_a_student_takes_no_solver():
+    config = small(interval_embedding=True)
+    with pytest.raises(ValueError, match="jumps"):
+        generate(
+            opened(config), conditions(config), torch.randn(2, 9, 4, dtype=torch.float64), num_steps=1,
+            guidance=Guidance(), solver=Adaptive(),
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize(("precision", "low", "high"), [("bfloat16", 1e-6, 0.05), ("demo", 1e-6, 0.1)])
+def test_precisions_are_near_float32(pipeline, precision, low, high):
+    other = replace(
+        pipeline, precision=precision, net=as_in_the_demo(pipeline.net) if precision == "demo" else pipeline.net
+    )
+    c, seeds = Conditions.empty(1, 1.0), [clip_seed(0, "a")]
+    full, rough = (p.latents(c, seeds, 1.0, SamplingConfig(steps=5)) for p in (pipeline, other))
+    assert low < float((full - rough).norm() / full.norm()) < high
+
+
+def test_the_demo_rounds_state_and_times(pipeline):
+    rounded = as_in_the_demo(pipeline.net)
+    assert rounded.config.time_precision == "bfloat16"
+    assert {p.dtype for p in rounded.parameters()} == {torch.bfloat16}
+    e = noise([1], 32, 20).bfloat16()
+    assert generate(rounded, Conditions.empty(1, 1.0), e, num_steps=2, guidance=Guidance()).dtype == torch.bfloat16
+
+
+def test_wrong_choices_are_named(pipeline):
+    with pytest.raises(ValueError, match="precision must be one of"):
+        replace(pipeline, precision="half")
+    with pytest.raises(ValueError, match="solver must be"):
+        SamplingConfig(solver="rk4")
