@@ -73,7 +73,7 @@ def main() -> None:
     def distil(method: Distillation) -> Callable[[], torch.Tensor]:
         return lambda: train_step(student, student, teacher, data, method, generator=torch.Generator()).loss
 
-    plain = FlowMatching(network=config)
+    plain = FlowMatching()
     only_fm = Distillation(times=TimePairs(fm_fraction=1.0))
     some = Distillation(times=TimePairs(fm_fraction=0.75))
     every = Distillation(times=TimePairs(fm_fraction=0.0))

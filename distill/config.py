@@ -5,18 +5,34 @@ from pathlib import Path
 from typing import Literal, TypeAlias
 
 from meanflow import AdaptiveL2, Guidance, Loss, MeanFlow, MixedGuidance, TimePairs
+from teacher.data.joint import Modalities
+from teacher.lora import LoRAConfig
 from teacher.train import ConditionDropout, FlowMatching
+from teacher.variants import MMAudioConfig, variant
 
 
 @dataclass(frozen=True, kw_only=True)
 class OptimConfig:
-    """AdamW with linear warm-up; `cosine` decays to zero at the last step, `constant` does not decay."""
+    """AdamW with linear warm-up; `cosine` decays to zero at the last step, `step` drops at the milestones, `constant`
+    does not decay."""
 
     lr: float = 1e-4
     betas: tuple[float, float] = (0.9, 0.95)
     weight_decay: float = 1e-6
+    decay_all: bool = False
+    """Decay every parameter, as MMAudio was trained, instead of matrices alone."""
+    adam_eps: float = 1e-8
+    """Adam's epsilon; 1e-6 goes with bfloat16 autocast, whose gradients are too coarse for less."""
     warmup_steps: int = 1000
-    schedule: Literal["constant", "cosine"] = "constant"
+    warmup_inclusive: bool = True
+    """Whether the last step of the warm-up already has the full rate: (step + 1) / warmup_steps. Otherwise, as MMAudio
+    was trained, the first step after it: (step + 1) / (warmup_steps + 1)."""
+    schedule: Literal["constant", "cosine", "step"] = "constant"
+    milestones: tuple[float, ...] = (0.8, 0.9)
+    """Under `step`, the shares of all steps at which the rate is multiplied by `decay`, counted from the end of the
+    warm-up: of 300,000 steps with 1,000 of warm-up, steps 241,000 and 271,000."""
+    decay: float = 0.1
+    """Factor at each milestone."""
     clip_norm: float = 1.0
     reference_fan_in: int | None = None
     """Matrices with a larger fan-in learn more slowly, at lr * reference / fan_in (maximal-update rule,
@@ -29,6 +45,12 @@ class OptimConfig:
             raise ValueError(f"warmup_steps must be at least 0, got {self.warmup_steps}")
         if not self.clip_norm > 0:
             raise ValueError(f"clip_norm must be positive, got {self.clip_norm}")
+        if not self.adam_eps > 0:
+            raise ValueError(f"adam_eps must be positive, got {self.adam_eps}")
+        if not 0 < self.decay <= 1:
+            raise ValueError(f"decay must lie in (0, 1], got {self.decay}")
+        if list(self.milestones) != sorted(self.milestones) or not all(0 < m < 1 for m in self.milestones):
+            raise ValueError(f"milestones must be rising shares in (0, 1), got {self.milestones}")
         if self.reference_fan_in is not None and self.reference_fan_in < 1:
             raise ValueError(f"reference_fan_in must be at least 1 or None, got {self.reference_fan_in}")
 
@@ -44,6 +66,11 @@ class LoopConfig:
     optim: OptimConfig = field(default_factory=OptimConfig)
     ema_std: tuple[float, ...] = (0.05, 0.1)
     """Relative widths of the power-function averages kept beside the weights (arXiv 2312.02696, eq. 123)."""
+    ema_correction: bool = False
+    """MMAudio's step-size correction of the averages: the geometric mean of two neighbouring decays."""
+    ema_snapshot_every: int = 0
+    """Steps between snapshots of the averages kept for good in ema_ckpts/, from which `mf-ema` makes averages of any
+    width afterwards; 0 = none. Each takes as much disk as the trained weights in float32, once per width."""
     log_every: int = 50
     save_every: int = 2000
     preview_every: int = 2000
@@ -55,6 +82,10 @@ class LoopConfig:
         for name in ("steps", "batch_size", "log_every", "save_every", "max_bad_steps"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.ema_snapshot_every < 0:
+            raise ValueError(f"ema_snapshot_every must be at least 0, got {self.ema_snapshot_every}")
+        if self.ema_snapshot_every and not self.ema_std:
+            raise ValueError("ema_snapshot_every needs at least one width in ema_std")
         for std in self.ema_std:
             if not 0.0 < std < 0.28:
                 raise ValueError(f"ema_std must lie in (0, 0.28), got {std}")
@@ -89,19 +120,70 @@ class Distillation:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TeacherRun:
-    """A teacher training run: data, method, loop."""
+class Fresh:
+    """Train from the first step: a network of this size."""
 
-    data: Path
+    network: MMAudioConfig = field(default_factory=lambda: variant("small_16k"))
+    init: Literal["published", "unit"] = "published"
+    """Starting weights: as MMAudio's, or with signals of unit size throughout, which learns far sooner when small."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FromWeights:
+    """Go on from the network of a run folder, official or own, keeping its size and its latent statistics."""
+
+    run: Path
+    """Run folder to start from."""
+    weights: str = "auto"
+    """Which of its weights: model, ema-0.05 and so on; auto is the narrowest average, else the last step."""
+
+
+Start: TypeAlias = Fresh | FromWeights
+
+
+@dataclass(frozen=True, kw_only=True)
+class TeacherRun:
+    """A teacher training run: data, start, method, loop."""
+
+    data: tuple[Path, ...]
+    """Feature folders, learnt from together. The first one's codec and latent statistics become the run's."""
+    repeat: tuple[int, ...] = ()
+    """How often each folder is repeated in an epoch, one number per folder; without any, once each. MMAudio repeats
+    its videos 5 times (3 in the medium and large sizes) beside the sets of sounds with captions."""
+    modalities: Modalities = "AVT+AT"
+    """What training shows of rows with pictures + of rows without (arXiv 2412.15322, table 4)."""
+    start: Start = field(default_factory=Fresh)
+    lora: LoRAConfig | None = None
+    """Train low-rank adapters beside frozen weights instead of the weights themselves."""
     method: FlowMatching = field(default_factory=FlowMatching)
     loop: LoopConfig = field(default_factory=LoopConfig)
+
+    def __post_init__(self) -> None:
+        _check_sets(self.data, self.repeat)
+        if self.lora is not None and isinstance(self.start, Fresh):
+            raise ValueError("lora adapts trained weights: it needs start.run, a run folder to start from")
 
 
 @dataclass(frozen=True, kw_only=True)
 class DistillConfig:
     """A distillation run: data, the teacher's run folder, method, loop."""
 
-    data: Path
+    data: tuple[Path, ...]
+    """Feature folders, learnt from together."""
+    repeat: tuple[int, ...] = ()
+    """How often each folder is repeated in an epoch, one number per folder; without any, once each."""
     teacher: Path
     method: Distillation = field(default_factory=Distillation)
     loop: LoopConfig = field(default_factory=LoopConfig)
+
+    def __post_init__(self) -> None:
+        _check_sets(self.data, self.repeat)
+
+
+def _check_sets(data: tuple[Path, ...], repeat: tuple[int, ...]) -> None:
+    if not data:
+        raise ValueError("data must name at least one feature folder")
+    if repeat and len(repeat) != len(data):
+        raise ValueError(f"repeat needs one number per folder of data ({len(data)}), got {repeat}")
+    if any(count < 1 for count in repeat):
+        raise ValueError(f"repeat must be at least 1 everywhere, got {repeat}")

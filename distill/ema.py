@@ -1,7 +1,15 @@
 """Power-function exponential moving averages of weights (Karras et al., arXiv 2312.02696, section 3 and appendix C).
 
-At update s (from 1) the decay is beta = (1 - 1/s)^(gamma + 1): the average weights training time tau by tau^gamma. Its
-relative width is sigma_rel = sqrt((gamma + 1) / ((gamma + 2)^2 (gamma + 3))). A width of 0.1 averages the last tenth.
+The average of width gamma weights training time tau in [0, T] by p(tau) = (gamma + 1) tau^gamma / T^(gamma + 1). Its
+relative width is sigma_rel = sqrt((gamma + 1) / ((gamma + 2)^2 (gamma + 3))): a width of 0.1 averages the last tenth.
+
+With the weights theta_s held over (T(s - 1), T(s)], the update that follows from p is
+
+    theta_bar <- beta theta_bar + (1 - beta) theta_s,    beta = (T(s - 1) / T(s))^(gamma + 1),    s = 1, 2, ...
+
+Two clocks are offered. `T(s) = s` is the paper's. MMAudio's step-size correction takes the geometric mean of two
+neighbouring decays, beta = [(1 - 1/(s + 1)) (1 - 1/(s + 2))]^((gamma + 1) / 2) = (s / (s + 2))^((gamma + 1) / 2), which
+is the same rule on the clock T(s) = sqrt((s + 1) (s + 2)). On either clock the first update copies the weights.
 """
 
 import math
@@ -19,18 +27,38 @@ def gamma_from_std(std: float) -> float:
     return float(max(root.real for root in roots if abs(root.imag) < 1e-9))
 
 
+def clock(step: int, *, corrected: bool) -> float:
+    """T(step), the training time up to which update `step` (from 1) holds."""
+    return math.sqrt((step + 1) * (step + 2)) if corrected else float(step)
+
+
+def new_share(step: int, gamma: float, *, corrected: bool) -> float:
+    """1 - beta: the share of the new weights at update `step`, counted from 1; all of them at the first."""
+    if step < 1:
+        raise ValueError(f"updates count from 1, got {step}")
+    if corrected:
+        return 1.0 if step == 1 else 1.0 - (step / (step + 2.0)) ** ((gamma + 1) / 2)
+    return 1.0 - (1.0 - 1.0 / step) ** (gamma + 1)
+
+
 class PowerEMA:
     """The average of one relative width over the trainable parameters of a module, kept in float32."""
 
-    def __init__(self, model: nn.Module, std: float) -> None:
+    def __init__(self, model: nn.Module, std: float, *, corrected: bool = False) -> None:
         self.std = std
+        self.corrected = corrected
         self.gamma = gamma_from_std(std)
         self.shadow = {n: p.detach().clone().float() for n, p in model.named_parameters() if p.requires_grad}
+
+    @property
+    def name(self) -> str:
+        """File name without suffix, as in ema-0.05."""
+        return average_name(self.std)
 
     @torch.no_grad()
     def update(self, model: nn.Module, step: int) -> None:
         """Fold in the weights after update `step`, counted from 1; the first replaces the initial value."""
-        weight = 1.0 - (1.0 - 1.0 / step) ** (self.gamma + 1)
+        weight = new_share(step, self.gamma, corrected=self.corrected)
         named = dict(model.named_parameters())
         targets = list(self.shadow.values())
         torch._foreach_lerp_(targets, [named[n].detach().float() for n in self.shadow], weight)
@@ -41,3 +69,8 @@ class PowerEMA:
             n: self.shadow[n].to(p.dtype).clone() if n in self.shadow else p.detach().clone()
             for n, p in model.state_dict().items()
         }
+
+
+def average_name(std: float) -> str:
+    """Name of the weights averaged with relative width `std`: ema-0.05."""
+    return f"ema-{std:g}"

@@ -11,22 +11,22 @@ from distill.config import OptimConfig
 def adamw(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
     """AdamW over the trainable parameters, one group per (weight decay, learning-rate scale).
 
-    Weight decay acts on matrices only, never on gains, biases and tokens. Each group carries its "scale": Adam moves
-    every weight by about lr whatever the gradient, so an output summing n inputs moves by n lr; beyond
-    `reference_fan_in` the scale undoes that growth.
+    Weight decay acts on matrices only, never on gains, biases and tokens, unless `decay_all`. Each group carries its
+    "scale": Adam moves every weight by about lr whatever the gradient, so an output summing n inputs moves by n lr;
+    beyond `reference_fan_in` the scale undoes that growth.
     """
     groups: dict[tuple[bool, float], list[nn.Parameter]] = {}
     for parameter in model.parameters():
         if parameter.requires_grad:
             matrix = parameter.ndim >= 2 and parameter.shape[0] > 1
             scale = _scale(parameter, config.reference_fan_in) if matrix else 1.0
-            groups.setdefault((matrix, scale), []).append(parameter)
+            groups.setdefault((matrix or config.decay_all, scale), []).append(parameter)
     fused = all(p.device.type == "cuda" for members in groups.values() for p in members)
     described = [
-        {"params": members, "weight_decay": config.weight_decay if matrix else 0.0, "scale": scale}
-        for (matrix, scale), members in groups.items()
+        {"params": members, "weight_decay": config.weight_decay if decayed else 0.0, "scale": scale}
+        for (decayed, scale), members in groups.items()
     ]
-    return torch.optim.AdamW(described, lr=config.lr, betas=config.betas, eps=1e-8, fused=fused)
+    return torch.optim.AdamW(described, lr=config.lr, betas=config.betas, eps=config.adam_eps, fused=fused)
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
@@ -40,9 +40,17 @@ def _scale(parameter: nn.Parameter, reference: int | None) -> float:
 
 
 def learning_rate(step: int, total_steps: int, config: OptimConfig) -> float:
-    """lr * min(1, (step + 1) / warmup), times (1 + cos(pi progress)) / 2 under `cosine`; step counts from 0."""
-    warm = min(1.0, (step + 1) / config.warmup_steps) if config.warmup_steps else 1.0
+    """lr * warm-up * decay at `step`, counted from 0.
+
+    The warm-up is min(1, (step + 1) / warmup), with warmup + 1 in place of warmup where it is not inclusive. The decay
+    is 1 for `constant`, (1 + cos(pi progress)) / 2 for `cosine`, and decay^(milestones passed) for `step`.
+    """
+    ramp = config.warmup_steps + (0 if config.warmup_inclusive else 1)
+    warm = min(1.0, (step + 1) / ramp) if config.warmup_steps else 1.0
     if config.schedule == "constant":
         return config.lr * warm
+    if config.schedule == "step":
+        passed = sum(step >= config.warmup_steps + round(m * total_steps) for m in config.milestones)
+        return config.lr * warm * config.decay**passed
     progress = max(0, step - config.warmup_steps) / max(1, total_steps - config.warmup_steps)
     return config.lr * warm * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))

@@ -1,25 +1,37 @@
 """Recipes: functions that return a complete configuration. Flags then change numbers, not kinds."""
 
+from dataclasses import replace
 from pathlib import Path
 
-from distill.config import Distillation, DistillConfig, FromData, FromTeacher, LoopConfig, OptimConfig, TeacherRun
+from distill.config import (
+    Distillation,
+    DistillConfig,
+    Fresh,
+    FromData,
+    FromTeacher,
+    FromWeights,
+    LoopConfig,
+    OptimConfig,
+    TeacherRun,
+)
 from meanflow import AdaptiveL2, Guidance, LogitNormal, MeanFlow, MixedGuidance, TimePairs
+from teacher.lora import LoRAConfig
 from teacher.train import ConditionDropout, FlowMatching
 from teacher.variants import variant
 
-DATA = Path("runs/demo/features")
+DATA = (Path("runs/demo/features"),)
 TEACHER = Path("runs/demo/teacher")
+OWN_DATA = (Path("runs/own/features"),)
+PRETRAINED = Path("runs/mmaudio-small-16k")
+PUBLISHED = ("small_16k", "small_44k", "medium_44k", "large_44k", "large_44k_v2")
 
 
 def teacher_demo() -> TeacherRun:
     """A small teacher on two CPU cores in a few minutes."""
     return TeacherRun(
         data=DATA,
-        method=FlowMatching(
-            network=variant("tiny_16k"),
-            dropout=ConditionDropout(video=0.1, text=0.1, text_only=0.2),
-            init="unit",
-        ),
+        start=Fresh(network=variant("tiny_16k"), init="unit"),
+        method=FlowMatching(dropout=ConditionDropout(video=0.1, text=0.1, text_only=0.2)),
         loop=LoopConfig(
             steps=2600,
             batch_size=16,
@@ -31,17 +43,92 @@ def teacher_demo() -> TeacherRun:
     )
 
 
-def teacher_small_16k() -> TeacherRun:
-    """MMAudio small_16k as published: batch 512, 300,000 steps, learning rate 1e-4."""
-    return TeacherRun(data=DATA, method=FlowMatching(network=variant("small_16k")), loop=LoopConfig())
+def teacher_published(name: str) -> TeacherRun:
+    """MMAudio as published (arXiv 2412.15322, appendix H), one of the five sizes.
+
+    Batch 512, 300,000 steps, learning rate 1e-4 falling to 1e-5 and 1e-6; use it with bfloat16 mixed precision
+    (`accelerate launch --mixed_precision bf16`). The second version drops image and sync independently.
+    """
+    network = variant(name)
+    return TeacherRun(
+        data=DATA,
+        start=Fresh(network=network),
+        method=FlowMatching(dropout=ConditionDropout(video=0.1, text=0.1, joint_video=network.version == "v1")),
+        loop=LoopConfig(
+            steps=300_000,
+            batch_size=512,
+            seed=14159265,
+            optim=OptimConfig(
+                lr=1e-4,
+                betas=(0.9, 0.95),
+                weight_decay=1e-6,
+                decay_all=True,
+                adam_eps=1e-6,
+                warmup_steps=1000,
+                warmup_inclusive=False,
+                schedule="step",
+                milestones=(0.8, 0.9),
+                decay=0.1,
+                clip_norm=1.0,
+            ),
+            ema_std=(0.05, 0.1),
+            ema_correction=True,
+            ema_snapshot_every=5000,
+            log_every=200,
+            save_every=10_000,
+            preview_every=20_000,
+        ),
+    )
 
 
 def teacher_debug() -> TeacherRun:
     """Seconds on a CPU; checks the machinery, learns little."""
+    return TeacherRun(data=DATA, start=Fresh(network=variant("debug_16k")), loop=_debug_loop())
+
+
+def teacher_finetune() -> TeacherRun:
+    """All weights of a trained network, on a small own set.
+
+    The rate is a tenth of the published one, that of its second stage: large enough to move, small enough to forget
+    little. The warm-up gives Adam time to measure gradients that its fresh state does not know, the cosine ends on
+    settled weights. Both dropouts stay, since guidance needs the unconditional branch. 3,000 steps of 32 show a
+    thousand clips about a hundred times, after which a small set is learnt by heart; the snapshots let `mf-ema --step`
+    take an earlier average if it was too long.
+    """
     return TeacherRun(
-        data=DATA,
-        method=FlowMatching(network=variant("debug_16k")),
-        loop=_debug_loop(),
+        data=OWN_DATA,
+        start=FromWeights(run=PRETRAINED),
+        loop=LoopConfig(
+            steps=3000,
+            batch_size=32,
+            optim=OptimConfig(lr=1e-5, warmup_steps=200, schedule="cosine"),
+            ema_std=(0.1, 0.2),
+            ema_snapshot_every=500,
+            save_every=500,
+            preview_every=500,
+        ),
+    )
+
+
+def teacher_lora() -> TeacherRun:
+    """Low-rank adapters beside the frozen weights of a trained network, on a set too small to fine-tune on.
+
+    A few percent of the weights learn, so a hundred clips spoil little of what the rest knows and memory holds no
+    optimiser state for it. Adapters start at zero and have far to go: the rate is ten times that of fine-tuning, and
+    weight decay, which would pull them back to the network they start from, is off.
+    """
+    return replace(
+        teacher_finetune(),
+        lora=LoRAConfig(),
+        loop=LoopConfig(
+            steps=2000,
+            batch_size=16,
+            optim=OptimConfig(lr=1e-4, weight_decay=0.0, warmup_steps=100, schedule="cosine"),
+            ema_std=(0.1, 0.2),
+            ema_snapshot_every=250,
+            save_every=500,
+            preview_every=500,
+        ),
     )
 
 

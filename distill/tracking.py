@@ -32,7 +32,7 @@ class Tracker:
     def scalars(self, step: int, values: dict[str, float]) -> None:
         """One line of JSON and one TensorBoard point per finite value."""
         finite = {k: v for k, v in values.items() if math.isfinite(v)}
-        self.stream.write(json.dumps({"step": step} | {k: round(v, 6) for k, v in finite.items()}) + "\n")
+        self.stream.write(json.dumps({"step": step} | {k: _short(v) for k, v in finite.items()}) + "\n")
         for name, value in finite.items():
             self.board.add_scalar(name, value, step)
 
@@ -54,6 +54,11 @@ class Tracker:
     ) -> None:
         self.stream.close()
         self.board.close()
+
+
+def _short(value: float) -> float:
+    """Six decimals, or six digits of what is smaller than a thousandth, as learning rates are."""
+    return round(value, 6) if abs(value) >= 1e-3 else float(f"{value:.6g}")
 
 
 class Averages:

@@ -17,12 +17,15 @@ from torch import nn
 from tqdm import tqdm
 
 from distill import checkpoint
+from distill.checkpoint import Tensors
 from distill.config import LoopConfig
 from distill.ema import PowerEMA
 from distill.engine import Engine, start
 from distill.optim import adamw, learning_rate, set_learning_rate
+from distill.posthoc import write_snapshot
 from distill.tracking import Averages, Preview, Tracker
-from teacher.data.dataset import Batch, FeatureSet, batch_indices
+from teacher.audio.codec import AudioCodec
+from teacher.data.dataset import Batch, Examples, batch_indices
 from teacher.network import MMAudio
 from teacher.train import Terms
 
@@ -45,7 +48,12 @@ class Task:
     config: Any
     """The run's dataclass, written to config.json."""
     loop: LoopConfig
-    data: Path
+    data: Examples
+    """The training split, in the network's units."""
+    features: Path
+    """The feature folder whose description goes into the run folder."""
+    codec: AudioCodec
+    """The codec that decodes what the network makes; written into the run folder."""
     net: MMAudio
     step: Step
     preview: Callable[[MMAudio], Preview]
@@ -53,6 +61,10 @@ class Task:
     """Networks the step uses but does not train; moved to the device."""
     digests: dict[str, str]
     """Digests of everything the run starts from."""
+    licence: str | None = None
+    """Licence inherited from weights the run starts from."""
+    publish: Callable[[str, Tensors], dict[str, Tensors]] | None = None
+    """Turns a state dict of `net` into files for use, where training changes the names (adapters)."""
 
 
 def fit(task: Task, run: Path) -> Path:
@@ -63,19 +75,22 @@ def fit(task: Task, run: Path) -> Path:
     """
     loop, engine = task.loop, start()
     a = engine.accelerator
-    data = FeatureSet.open(task.data, "train")
+    data = task.data
     if loop.batch_size % a.num_processes:
         raise ValueError(f"batch_size {loop.batch_size} does not divide over {a.num_processes} processes")
     if a.is_main_process:
-        checkpoint.write_config(run, task.kind, task.config, task.net.config, task.digests)
-        shutil.copyfile(task.data / "codec.safetensors", run / "codec.safetensors")
-        shutil.copyfile(task.data / "features.json", run / "features.json")
+        checkpoint.write_config(run, task.kind, task.config, task.net.config, task.digests, task.licence)
+        if task.codec.digest == data.info["codec"]["digest"]:
+            shutil.copyfile(task.features / "codec.safetensors", run / "codec.safetensors")
+        else:
+            task.codec.save(run / "codec.safetensors")
+        shutil.copyfile(task.features / "features.json", run / "features.json")
     a.wait_for_everyone()
     plain = task.net.to(a.device).train()
     for module in task.frozen:
         module.to(a.device).eval()
     inner = adamw(plain, loop.optim)
-    averages = [PowerEMA(plain, std) for std in loop.ema_std]
+    averages = [PowerEMA(plain, std, corrected=loop.ema_correction) for std in loop.ema_std]
     folder = checkpoint.latest(run)
     first = checkpoint.resume(folder, plain, None if engine.sharded else inner, averages) if folder else 0
     model, optimizer = engine.prepare(plain, inner, loop.batch_size // a.num_processes)
@@ -109,11 +124,18 @@ class _State:
             a.save_state(str(self.run / "trainer" / f"step-{step:07d}.tmp" / "engine"))
         if a.is_main_process:
             optimizer = None if self.engine.sharded else self.inner
-            checkpoint.save(self.run, step, self.plain, optimizer, self.averages)
+            checkpoint.save(self.run, step, self.plain, optimizer, self.averages, self.task.publish)
         a.wait_for_everyone()
 
+    def snapshot(self, done: int) -> None:
+        """Keep the averages for good where the configuration asks for it, the last step included."""
+        every = self.task.loop.ema_snapshot_every
+        if every and self.engine.accelerator.is_main_process and (done % every == 0 or done == self.task.loop.steps):
+            for average in self.averages:
+                write_snapshot(self.run, average, done)
 
-def _loop(s: _State, data: FeatureSet, first: int, interrupted: Callable[[], bool]) -> None:
+
+def _loop(s: _State, data: Examples, first: int, interrupted: Callable[[], bool]) -> None:
     loop, a = s.task.loop, s.engine.accelerator
     main, means, bad, began = a.is_main_process, Averages(), 0, time.perf_counter()
     with Tracker(s.run) if main else _nothing() as tracker:
@@ -140,6 +162,7 @@ def _loop(s: _State, data: FeatureSet, first: int, interrupted: Callable[[], boo
                 s.plain.eval()
                 tracker.preview(done, s.task.preview(s.plain))
                 s.plain.train()
+            s.snapshot(done)
             stop = interrupted()
             if done % loop.save_every == 0 or done == loop.steps or stop:
                 s.save(done)
@@ -153,12 +176,14 @@ def _loop(s: _State, data: FeatureSet, first: int, interrupted: Callable[[], boo
         progress.close()
 
 
-def _update(s: _State, data: FeatureSet, step: int) -> dict[str, torch.Tensor] | None:
+def _update(s: _State, data: Examples, step: int) -> dict[str, torch.Tensor] | None:
     """One optimiser step; None, with the weights untouched, where loss or gradient is not finite."""
     loop, a = s.task.loop, s.engine.accelerator
     share = loop.batch_size // a.num_processes
     order = batch_indices(len(data), loop.batch_size, seed=loop.seed, step=step)
-    batch = data.batch(order[a.process_index * share : (a.process_index + 1) * share].tolist()).to(a.device)
+    rows = order[a.process_index * share : (a.process_index + 1) * share].tolist()
+    posterior = _generator(loop.seed, step, a.process_index, torch.device("cpu"), "posterior")
+    batch = data.batch(rows, generator=posterior).to(a.device)
     set_learning_rate(s.inner, learning_rate(step, loop.steps, loop.optim))
     with a.autocast():
         terms = s.task.step(s.model, s.plain, batch, _generator(loop.seed, step, a.process_index, a.device))
@@ -181,8 +206,9 @@ def _update(s: _State, data: FeatureSet, step: int) -> dict[str, torch.Tensor] |
     return terms.logs
 
 
-def _generator(seed: int, step: int, rank: int, device: torch.device) -> torch.Generator:
-    mixed = hashlib.sha256(f"{seed}/{step}/{rank}".encode()).digest()
+def _generator(seed: int, step: int, rank: int, device: torch.device, purpose: str = "") -> torch.Generator:
+    """Each step draws its own numbers; so does each purpose that the step itself knows nothing of."""
+    mixed = hashlib.sha256(f"{seed}/{step}/{rank}{purpose and '/' + purpose}".encode()).digest()
     return torch.Generator(device).manual_seed(int.from_bytes(mixed[:7], "big"))
 
 

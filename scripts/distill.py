@@ -19,6 +19,8 @@ class Distil:
     run: Annotated[DistillConfig, tyro.conf.arg(name="")]
     out: Path = Path("runs/demo/student")
     """Run folder: configuration, weights, averages, metrics.jsonl, TensorBoard events."""
+    weights_dir: Path | None = None
+    """Folder of converted official weights, where the features come from them and they lie elsewhere by now."""
 
 
 PRESETS = {
@@ -31,7 +33,7 @@ PRESETS = {
 def cli() -> None:
     """Entry point."""
     command = tyro.extras.overridable_config_cli(PRESETS, description=__doc__)
-    print(f"student in {train(command.run, command.out)}")
+    print(f"student in {train(command.run, command.out, weights_dir=command.weights_dir)}")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Flow-matching training of the teacher (arXiv 2412.15322, section 3.1): configuration and one step."""
 
-from dataclasses import dataclass, field
-from typing import Literal, NamedTuple
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +11,6 @@ from meanflow.shapes import PerSample
 from meanflow.time_sampling import Density, LogitNormal
 from teacher.conditions import Conditions
 from teacher.data.dataset import Batch
-from teacher.variants import MMAudioConfig, variant
 
 
 class Terms(NamedTuple):
@@ -26,13 +25,15 @@ class ConditionDropout:
     """Which conditions a training row keeps.
 
     text_only is the share of audio-video-text rows shown as audio-text rows (joint training on one set); of the rest,
-    video (image and sync together) and text are dropped independently, which trains the unconditional branch of
-    guidance.
+    video (image and sync) and text are dropped independently, which trains the unconditional branch of guidance.
     """
 
     video: float = 0.1
     text: float = 0.1
     text_only: float = 0.0
+    joint_video: bool = True
+    """Image and sync are dropped together, as in the first published networks. Otherwise each on its own with
+    probability `video`, as in the second version, which then also knows sync without pictures and the reverse."""
 
     def __post_init__(self) -> None:
         for name in ("video", "text", "text_only"):
@@ -41,21 +42,25 @@ class ConditionDropout:
 
     def __call__(self, conditions: Conditions, *, generator: torch.Generator) -> Conditions:
         """The conditions with some modalities marked absent; the input is not modified."""
-        draw = torch.rand(3, len(conditions), generator=generator, device=generator.device)
-        video = (draw[0] < self.video) | (draw[2] < self.text_only)
-        return conditions.drop(video=video, text=draw[1] < self.text)
+        draw = torch.rand(3 if self.joint_video else 4, len(conditions), generator=generator, device=generator.device)
+        no_video = draw[2] < self.text_only
+        clip = no_video | (draw[0] < self.video)
+        sync = no_video | (draw[0 if self.joint_video else 3] < self.video)
+        return replace(
+            conditions,
+            has_clip=conditions.has_clip & ~clip,
+            has_sync=conditions.has_sync & ~sync,
+            has_text=conditions.has_text & ~(draw[1] < self.text),
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
 class FlowMatching:
-    """How the teacher is trained: network size, time density, condition dropout."""
+    """How the teacher is trained: time density, condition dropout."""
 
-    network: MMAudioConfig = field(default_factory=lambda: variant("small_16k"))
     times: Density = field(default_factory=lambda: LogitNormal(mean=0.0))
     """MMAudio's density: logit-normal with mean 0 and scale 1, the same in either clock."""
     dropout: ConditionDropout = field(default_factory=ConditionDropout)
-    init: Literal["published", "unit"] = "published"
-    """Starting weights: as MMAudio's, or with signals of unit size throughout, which learns far sooner when small."""
 
 
 def flow_matching_step(net: nn.Module, batch: Batch, config: FlowMatching, *, generator: torch.Generator) -> Terms:

@@ -1,18 +1,14 @@
 """The student starts as its teacher, and one step of it is the MeanFlow step."""
 
-import math
-
 import pytest
 import torch
 
-from distill.config import Distillation, FromData, FromTeacher, OptimConfig
-from distill.ema import PowerEMA, gamma_from_std
-from distill.optim import learning_rate
+from distill.config import Distillation, FromData, FromTeacher
 from distill.step import train_step
 from distill.student import student_from_teacher
 from meanflow import AdaptiveL2, CentralDifference, Guidance, MeanFlow, MixedGuidance, TimePairs
 from teacher.data.dataset import Batch
-from teacher.train import ConditionDropout, FlowMatching, flow_matching_step
+from teacher.train import ConditionDropout
 from teacher.velocity import TeacherVelocity, student_velocity
 from tests.teacher.test_network import conditions, opened, small
 
@@ -103,61 +99,3 @@ def test_mixed_guidance_leaves_unconditional_rows_alone(batch, monkeypatch):
         generator = torch.Generator().manual_seed(0)
         errors.append(train_step(student, student, teacher, batch, method, generator=generator).logs["error"])
     torch.testing.assert_close(errors[0], errors[1], rtol=0, atol=0)
-
-
-def test_dropout_shares(generator):
-    c = conditions(small(), 20_000)
-    kept = ConditionDropout(video=0.1, text=0.2, text_only=0.5)(c, generator=generator)
-    # Video survives with 0.9 * 0.5 = 0.45, text with 0.8; standard deviation of a share of 20,000 is below 0.004.
-    assert kept.has_clip.float().mean().item() == pytest.approx(0.45, abs=0.015)
-    assert kept.has_text.float().mean().item() == pytest.approx(0.8, abs=0.015)
-    assert bool((kept.has_clip == kept.has_sync).all())
-    assert bool(c.has_clip.all())
-
-
-def test_flow_matching_loss_of_a_zero_network_is_the_power_of_the_velocity(batch):
-    """A fresh network outputs zero, so the loss is the mean of (e - x)^2."""
-    from teacher.network import MMAudio
-
-    config = FlowMatching(network=small(), dropout=ConditionDropout(video=0.0, text=0.0))
-    net = MMAudio(small()).double()
-    data = Batch(
-        latents=batch.latents.float(), conditions=batch.conditions.to("cpu", torch.float32), indices=batch.indices
-    )
-    terms = flow_matching_step(net.float(), data, config, generator=torch.Generator().manual_seed(5))
-    e = torch.randn(data.latents.shape, generator=torch.Generator().manual_seed(5))
-    torch.testing.assert_close(terms.loss, (e - data.latents).pow(2).flatten(1).mean(1))
-
-
-@pytest.mark.parametrize("std", [0.05, 0.1, 0.25])
-def test_average_has_the_width_it_is_named_after(std):
-    """Weights tau^gamma on [0, 1] have relative width sqrt((g + 1) / ((g + 2)^2 (g + 3)))."""
-    g = gamma_from_std(std)
-    assert math.sqrt((g + 1) / ((g + 2) ** 2 * (g + 3))) == pytest.approx(std, rel=1e-9)
-
-
-def test_published_average_exponents():
-    assert gamma_from_std(0.05) == pytest.approx(16.972198602, abs=1e-6)
-    assert gamma_from_std(0.10) == pytest.approx(6.937203938, abs=1e-6)
-
-
-def test_power_average_of_a_ramp():
-    """Averaging theta_s = s over n steps tends to n (gamma + 1) / (gamma + 2)."""
-    model = torch.nn.Linear(1, 1, bias=False)
-    with torch.no_grad():
-        model.weight.zero_()
-    average = PowerEMA(model, 0.1)
-    n = 4000
-    for s in range(1, n + 1):
-        with torch.no_grad():
-            model.weight.fill_(float(s))
-        average.update(model, s)
-    g = gamma_from_std(0.1)
-    assert average.shadow["weight"].item() == pytest.approx(n * (g + 1) / (g + 2), rel=1e-3)
-
-
-def test_learning_rate_by_hand():
-    config = OptimConfig(lr=1.0, warmup_steps=10, schedule="cosine")
-    assert learning_rate(4, 110, config) == pytest.approx(0.5)
-    assert learning_rate(60, 110, config) == pytest.approx(0.5)  # half way down the cosine
-    assert learning_rate(110, 110, config) == pytest.approx(0.0)

@@ -1,0 +1,43 @@
+"""Make an average of any width from the snapshots that a training has kept (post-hoc averaging, arXiv 2312.02696)."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+
+from distill.checkpoint import write_tensors
+from distill.ema import average_name
+from distill.posthoc import reconstruct
+from scripts.errors import one_line_errors
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ema:
+    """Average the weights of a run over another part of its training, afterwards."""
+
+    run: Path
+    """Run folder of a training with --loop.ema-snapshot-every above 0."""
+    std: float
+    """Relative width of the average; 0.1 is about the last tenth of the training."""
+    step: int | None = None
+    """Step at which the average ends; the last snapshot's without it."""
+    out: Path | None = None
+    """File to write; without it, ema-<std>.safetensors in the run folder, or at-<step>-ema-<std>.safetensors."""
+
+
+@one_line_errors
+def cli() -> None:
+    """Entry point."""
+    args = tyro.cli(Ema, description=__doc__)
+    name = average_name(args.std) if args.step is None else f"at-{args.step:07d}-{average_name(args.std)}"
+    out = args.out or args.run / f"{name}.safetensors"
+    if out.exists():
+        raise FileExistsError(f"{out} exists already; give another --out, or remove it first")
+    tensors, combination = reconstruct(args.run, args.std, step=args.step)
+    write_tensors(out, tensors)
+    print(f"profile matched to {100 * combination.error:.2f} % by {len(combination.weights)} snapshots")
+    print(f"{out}" + (f", for --weights {name}" if args.out is None else ""))
+
+
+if __name__ == "__main__":
+    cli()
