@@ -42,18 +42,32 @@ def replacing(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-def write_audio(path: Path, wave: np.ndarray, sample_rate: int) -> None:
-    """Write a mono 16-bit .wav or .flac. A wave with |peak| > 1 is scaled down as a whole, never clipped."""
+def write_audio(path: Path, wave: np.ndarray, sample_rate: int, comment: str | None = None) -> None:
+    """Write a mono 16-bit .wav or .flac. A wave with |peak| > 1 is scaled down as a whole, never clipped.
+
+    `comment` goes into the file's tags: COMMENT in FLAC, ICMT in WAV.
+    """
     path = Path(path)
     if path.suffix.lower() not in SOUND_SUFFIXES:
         raise ValueError(f"{path}: the suffix must be one of {', '.join(SOUND_SUFFIXES)}")
     wave = check_wave(wave, sample_rate)
-    with replacing(path) as temporary:
-        soundfile.write(temporary, wave, sample_rate, subtype="PCM_16", format=SOUND_SUFFIXES[path.suffix.lower()])
+    kind = SOUND_SUFFIXES[path.suffix.lower()]
+    with (
+        replacing(path) as temporary,
+        soundfile.SoundFile(temporary, "w", sample_rate, channels=1, subtype="PCM_16", format=kind) as file,
+    ):
+        if comment is not None:
+            file.comment = comment
+        file.write(wave)
 
 
-def write_video(path: Path, frames: np.ndarray, fps: float, wave: np.ndarray, sample_rate: int) -> None:
-    """Write H.264 (yuv420p) and AAC. `frames` uint8 (T, H, W, 3) RGB; an odd edge is repeated once to make it even."""
+def write_video(
+    path: Path, frames: np.ndarray, fps: float, wave: np.ndarray, sample_rate: int, comment: str | None = None
+) -> None:
+    """Write H.264 (yuv420p) and AAC. `frames` uint8 (T, H, W, 3) RGB; an odd edge is repeated once to make it even.
+
+    `comment` goes into the metadata of the container.
+    """
     path = Path(path)
     _check_video_suffix(path)
     frames = np.asarray(frames)
@@ -64,6 +78,7 @@ def write_video(path: Path, frames: np.ndarray, fps: float, wave: np.ndarray, sa
     wave = check_wave(wave, sample_rate)
     frames = np.pad(frames, ((0, 0), (0, frames.shape[1] % 2), (0, frames.shape[2] % 2), (0, 0)), mode="edge")
     with replacing(path) as temporary, av.open(str(temporary), mode="w") as output:
+        _comment(output, comment)
         rate = Fraction(fps).limit_denominator(1001)
         video = _add_h264(output, frames.shape[2], frames.shape[1], rate, 1 / rate)
         audio, wave = _add_aac(output, wave, sample_rate)
@@ -83,11 +98,13 @@ def remux(
     *,
     start_s: float = 0.0,
     duration_s: float | None = None,
+    comment: str | None = None,
 ) -> None:
     """Put new sound under a video. The sound is cut, or filled with silence, to the length of the picture.
 
     Without a window the video packets are copied bit by bit; with one (or when the container cannot hold the codec) the
-    frames of [start_s, start_s + duration_s) are encoded anew with their own time stamps. Raises MediaError.
+    frames of [start_s, start_s + duration_s) are encoded anew with their own time stamps. `comment` goes into the
+    metadata of the container. Raises MediaError.
     """
     video_path, out_path = Path(video_path), Path(out_path)
     _check_video_suffix(out_path)
@@ -99,6 +116,7 @@ def remux(
         av.open(str(temporary), mode="w") as output,
         open_media(video_path) as source,
     ):
+        _comment(output, comment)
         stream = video_stream(source)
         if stream is None:
             raise MediaError(f"{video_path}: has no picture to put the sound under")
@@ -169,6 +187,12 @@ def _encode_with_sound(
         raise MediaError(f"{path}: has no video after {start_s:g} s")
     output.mux(video.encode(None))
     _encode_aac(output, audio, _fit(wave, audio, end_s))
+
+
+def _comment(output: OutputContainer, comment: str | None) -> None:
+    """Must come before the first packet, with which the header is written."""
+    if comment is not None:
+        output.metadata["comment"] = comment
 
 
 def _add_h264(output: OutputContainer, width: int, height: int, rate: Fraction, time_base: Fraction) -> VideoStream:

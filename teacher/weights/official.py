@@ -1,0 +1,166 @@
+"""A run folder around a published network, so that sampling and training take it like one of their own.
+
+config.json            kind "official", the network's configuration, licences, digests of the official files
+model.safetensors      the converted network: a hard link where the file system allows it, else a copy
+codec.safetensors      latent_mean and latent_std from the network; VAE and vocoder stay in the weights folder
+features.json          8 s windows, MMAudio's encoders and codec, the weights folder
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from meanflow.config import to_plain
+from teacher.weights.cards import bundle, bundle_licence, card
+from teacher.weights.convert import Note, component_path, ensure_component, find_source
+from teacher.weights.errors import WeightsError
+from teacher.weights.files import read_component_info, read_tensors
+from teacher.weights.run_folder import read_run_config
+from teacher.weights.write import replaced
+
+KIND = "official"
+WINDOW_S = 8.0
+"""Every published network was trained on windows of 8 s."""
+NEEDED_FOR = {
+    "vae": "every sound: sampling, and features for training",
+    "vocoder": "every sound: sampling, and features for training",
+    "sync": "what is seen, in sampling and in features for training",
+    "clip": "what is seen and said, in sampling and in features for training",
+}
+"""What does not work without a component, by kind of card."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OfficialRun:
+    """What was made, and what is missing for what."""
+
+    run: Path
+    components: dict[str, Path]
+    """Component files found or converted."""
+    missing: tuple[str, ...]
+    """Components whose files are not in the weights folder."""
+    linked: bool
+    """model.safetensors shares its bytes with the component file."""
+
+    def __str__(self) -> str:
+        lines = [f"{self.run}: {', '.join(self.components)}"]
+        lines.append(f"model.safetensors is a {'hard link to' if self.linked else 'copy of'} the converted network")
+        for component in self.missing:
+            known = card(component)
+            lines.append(f"missing {component} ({known.file}, {known.size_text}): needed for {NEEDED_FOR[known.kind]}")
+        if self.missing:
+            lines.append(
+                "the network itself can be used as it is; add the missing files and run the same command again"
+            )
+        return "\n".join(lines)
+
+
+def make_run(
+    variant: str,
+    weights_dir: Path,
+    run: Path,
+    *,
+    strict_digest: bool = False,
+    note: Note = lambda line: None,
+    progress: Callable[[str], Callable[[int, int], None]] = lambda component: lambda done, total: None,
+) -> OfficialRun:
+    """Convert what a published variant needs and make its run folder; config.json is written last.
+
+    Raises WeightsError if the network itself is missing, or the folder already holds another run.
+    """
+    from teacher.variants import variant as network_config  # models import this package for its files
+
+    names = bundle(variant)
+    _check_free(run, variant)
+    if find_source(names[0], weights_dir) is None and not component_path(weights_dir, names[0]).exists():
+        raise WeightsError(
+            f"{weights_dir / card(names[0]).file} is not there; fetch it with `mf-fetch {variant} --weights-dir "
+            f"{weights_dir}` or put it there"
+        )
+    components: dict[str, Path] = {}
+    for component in names:
+        made = ensure_component(
+            component, weights_dir, strict_digest=strict_digest, note=note, progress=progress(component)
+        )
+        if made is not None:
+            components[component] = made
+    run.mkdir(parents=True, exist_ok=True)
+    linked = _link(components[names[0]], run / "model.safetensors")
+    _write_codec(run / "codec.safetensors", variant, weights_dir, components)
+    features = {
+        "duration_s": WINDOW_S,
+        "encoders": "mmaudio",
+        "codec": _codec_name(variant),
+        "weights_dir": str(weights_dir.resolve()),
+    }
+    _write_json(run / "features.json", {"config": features})
+    document = {
+        "kind": KIND,
+        "run": {"variant": variant, "weights_dir": str(weights_dir.resolve())},
+        "network": to_plain(network_config(variant)),
+        "licence": bundle_licence(variant),
+        "digests": {component: read_component_info(path).sha256 for component, path in components.items()},
+        "package_version": _package_version(),
+    }
+    _write_json(run / "config.json", document)
+    missing = tuple(component for component in names if component not in components)
+    return OfficialRun(run=run, components=components, missing=missing, linked=linked)
+
+
+def _check_free(run: Path, variant: str) -> None:
+    """The folder is new, or holds the same variant, which is made again."""
+    if not (run / "config.json").exists():
+        if run.is_dir() and any(run.glob("*.safetensors")):
+            raise WeightsError(f"{run} holds weights without a config.json; choose another --out")
+        return
+    kept = read_run_config(run)
+    made_of = kept.get("run")
+    if kept.get("kind") != KIND or not isinstance(made_of, dict) or made_of.get("variant") != variant:
+        raise WeightsError(f"{run} holds another run ({kept.get('kind')}); choose another --out")
+
+
+def _link(source: Path, target: Path) -> bool:
+    """Hard link, or a copy where links are not possible. Files are only ever replaced, so a link is never changed."""
+    with replaced(target) as temporary:
+        try:
+            os.link(source.resolve(), temporary)
+        except OSError:
+            shutil.copyfile(source, temporary)
+    return target.stat().st_ino == source.stat().st_ino
+
+
+def _codec_name(variant: str) -> str:
+    return f"mmaudio_{variant.split('_')[1]}"
+
+
+def _write_codec(path: Path, variant: str, weights_dir: Path, components: dict[str, Path]) -> None:
+    from teacher.audio.codec_file import write_codec_file  # codecs import this package for its files
+
+    network, vae, vocoder, *_ = bundle(variant)
+    tensors = read_tensors(components[network])
+    digests = {c: read_component_info(components[c]).sha256 if c in components else "" for c in (vae, vocoder)}
+    metadata = {
+        "kind": _codec_name(variant),
+        "weights_dir": str(weights_dir.resolve()),
+        "vae": digests[vae],
+        "vocoder": digests[vocoder],
+    }
+    statistics = {name: tensors[name].flatten().clone() for name in ("latent_mean", "latent_std")}
+    write_codec_file(path, statistics, metadata)
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    with replaced(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _package_version() -> str:
+    try:
+        return version("mf-mjt")
+    except PackageNotFoundError:
+        return "source tree"
