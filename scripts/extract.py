@@ -1,17 +1,24 @@
-"""Extract latents and condition features: `python -m scripts.extract --data PATH --out runs/demo/features`."""
+"""Extract latents and condition features: `python -m scripts.extract --data PATH --out runs/demo/features`.
 
+Under `torchrun --nproc_per_node N -m scripts.extract ...` or `accelerate launch -m scripts.extract ...` the processes
+share the work; on several machines, --out must lie on a common disk.
+"""
+
+import os
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated
 
+import torch
 import tyro
 from tqdm import tqdm
 
 from scripts.errors import one_line_errors
-from teacher.data.dataset import load_codec
+from teacher.data import store
 from teacher.data.extract import ExtractConfig, extract
-from teacher.data.manifest import read_manifest
+from teacher.data.lists import ListKind, read_list
+from teacher.data.manifest import Item, Split, read_manifest
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,9 +26,15 @@ class Arguments:
     """Turn media files into latents and condition features for training."""
 
     data: Path
-    """A manifest (.jsonl, .csv, .tsv), a folder with manifests, or a folder of media files."""
+    """A manifest (.jsonl, .csv, .tsv), a folder with manifests or of media files, or a list file of --list-kind."""
     out: Path
     """Folder for the features."""
+    list_kind: ListKind | None = None
+    """Read --data as the list file of a known data set; its files are looked for in --media."""
+    media: Path | None = None
+    """Folder of the media files of a list."""
+    split: Split | None = None
+    """With --list-kind: the rows of this split; for a list without splits, the split of all its rows."""
     overwrite: bool = False
     """Remove features that are already there; without it, a rerun goes on where the last one stopped."""
     config: Annotated[ExtractConfig, tyro.conf.arg(name="")] = field(default_factory=ExtractConfig)
@@ -46,16 +59,43 @@ class _Bars:
 
 def run(arguments: Arguments) -> None:
     """Extract and print the report."""
+    rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    config = arguments.config
+    if config.device == "auto" and torch.cuda.is_available():
+        config = replace(config, device=f"cuda:{os.environ.get('LOCAL_RANK', '0')}")
     begin, bars = time.perf_counter(), _Bars()
     try:
-        items = read_manifest(arguments.data)
-        report = extract(items, arguments.out, arguments.config, overwrite=arguments.overwrite, progress=bars)
+        items = _items(arguments, talk=rank == 0)
+        report = extract(
+            items,
+            arguments.out,
+            config,
+            overwrite=arguments.overwrite,
+            progress=bars if rank == 0 else None,
+            part=(rank, world),
+        )
     finally:
         bars.close()
-    codec = load_codec(arguments.out)
+    if rank != 0:
+        return
+    info = store.read_json(arguments.out / "features.json")
+    rate, channels = info["sequence"]["sample_rate"], info["latent_channels"]
     print(report)
-    print(f"codec: {codec.latent_channels} channels at {codec.sequence.latent_rate:g} Hz, digest {codec.digest[:12]}")
+    print(f"codec: {info['codec']['name']}, {channels} channels at {rate} Hz, digest {info['codec']['digest'][:12]}")
     print(f"features in {arguments.out}, {time.perf_counter() - begin:.1f} s")
+
+
+def _items(arguments: Arguments, *, talk: bool) -> list[Item]:
+    if arguments.list_kind is None:
+        if arguments.media is not None or arguments.split is not None:
+            raise ValueError("--media and --split belong to a list of a known data set: give --list-kind too")
+        return read_manifest(arguments.data)
+    if arguments.media is None:
+        raise ValueError(f"--list-kind {arguments.list_kind} needs --media, the folder of the listed files")
+    listed = read_list(arguments.list_kind, arguments.data, arguments.media, arguments.split)
+    if talk:
+        print(listed)
+    return listed.items
 
 
 @one_line_errors

@@ -48,9 +48,9 @@ def generate(
 ) -> Tensor:
     """Latents (B, N, C) from noise e (B, N, C): a network with an interval embedding jumps, another is integrated.
 
-    `observe` receives the rescaling scalars s* of every guided evaluation. `negative_text` (1 or B, tokens, width) takes
-    the place of the empty text under guidance. An `Adaptive` solver chooses its own steps and ignores num_steps. The
-    state keeps the dtype of `e`. Raises ValueError when a solver is asked of an average velocity.
+    `observe` receives the rescaling scalars s* of every guided evaluation. `negative_text` (1 or B, tokens, width)
+    takes the place of the empty text under guidance. An `Adaptive` solver chooses its own steps and ignores num_steps.
+    The state keeps the dtype of `e`. Raises ValueError when a solver is asked of an average velocity.
     """
     guide = Guide.of(net, conditions, e.shape[1], guidance, observe, negative_text)
     ts = time_grid(num_steps)

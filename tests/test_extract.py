@@ -43,6 +43,11 @@ def video(folder: Path, name: str, duration_s: float, *, split: Split = "train",
     return Item(id=name, path=path, caption=words.pop("caption", "a square moves"), split=split, **words)
 
 
+def contents(folder: Path) -> dict[str, bytes]:
+    """Every file below a folder, hidden ones too."""
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
 def audio(folder: Path, name: str, wave: np.ndarray, *, split: Split = "train") -> Item:
     path = folder / f"{name}.wav"
     write_audio(path, wave, RATE)
@@ -165,26 +170,19 @@ def test_an_interrupted_run_goes_on_and_equals_an_uninterrupted_one(items, featu
     with pytest.raises(KeyboardInterrupt):
         extract(items, out, CONFIG, progress=stop)
     kept = sorted(path.name for path in (out / "shards").iterdir())
-    assert kept == [f"train-{k:05d}.{kind}" for k in range(2) for kind in ("jsonl", "safetensors")]
+    assert kept == [f"train-{k:05d}.safetensors" for k in range(2)]
     times = {name: (out / "shards" / name).stat().st_mtime_ns for name in kept}
     with pytest.raises(FeatureError, match="extraction is unfinished: run it again"):
         FeatureSet.open(out, "train")
     extract(items, out, CONFIG, progress=lambda stage, done, total: seen.update([stage]))
     assert seen["fit codec"] == 0
     assert times == {name: (out / "shards" / name).stat().st_mtime_ns for name in kept}
-    for split in ("train", "val", "test"):
-        again, whole = FeatureSet.open(out, split), FeatureSet.open(features, split)
-        assert again.records == whole.records
-        assert all(torch.equal(again.tensors[name], whole.tensors[name]) for name in store.SHARD_TENSORS)
-    assert FeatureSet.open(out, "train").info["digest"] == FeatureSet.open(features, "train").info["digest"]
+    assert contents(out) == contents(features)
 
 
 def test_workers_make_the_same_features(items, features, tmp_path):
     extract(items, tmp_path / "features", replace(CONFIG, workers=1))
-    one, two = FeatureSet.open(tmp_path / "features", "train"), FeatureSet.open(features, "train")
-    assert one.records == two.records
-    assert torch.equal(one.tensors["sync"], two.tensors["sync"])
-    torch.testing.assert_close(one.tensors["latents"], two.tensors["latents"], atol=1e-3, rtol=1e-3)
+    assert contents(tmp_path / "features") == contents(features)
 
 
 def test_other_settings_or_items_are_refused_until_overwritten(items, tmp_path):
@@ -227,9 +225,8 @@ def test_damaged_features_are_refused(items, tmp_path):
     with pytest.raises(FeatureError, match=r"train-00001\.safetensors: cannot be read"):
         FeatureSet.open(out, "train")
     path.write_bytes(whole)
-    listing = path.with_suffix(".jsonl")
-    listing.write_text("\n".join(listing.read_text().splitlines()[:-1]) + "\n")
-    with pytest.raises(FeatureError, match="2 records but tensors of lengths"):
+    path.rename(path.with_suffix(".away"))
+    with pytest.raises(FeatureError, match=r"train-00001\.safetensors: cannot be read"):
         FeatureSet.open(out, "train")
     with pytest.raises(FeatureError, match=r"no features\.json; extract first"):
         FeatureSet.open(tmp_path / "nowhere", "train")
@@ -248,9 +245,9 @@ def test_encode_clip_refuses_what_is_too_short(items):
 def test_config_names_field_rule_and_value():
     with pytest.raises(ValueError, match=r"duration_s must be at least 0\.64 s, got 0\.5"):
         ExtractConfig(duration_s=0.5)
-    with pytest.raises(ValueError, match="codec must be one of embedded, embedded_44k, got 'mp3'"):
+    with pytest.raises(ValueError, match=r"codec must be one of embedded, .*mmaudio_44k, got 'mp3'"):
         ExtractConfig(codec="mp3")
-    with pytest.raises(ValueError, match="encoders must be one of embedded, got 'clip'"):
+    with pytest.raises(ValueError, match="encoders must be one of embedded, mmaudio, got 'clip'"):
         ExtractConfig(encoders="clip")
 
 

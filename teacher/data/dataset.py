@@ -1,9 +1,10 @@
-"""Extracted features in memory: rows by index, batches by (seed, step)."""
+"""Extracted features: rows by index, batches by (seed, step). Opening a folder reads headers, not features."""
 
+import functools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -11,13 +12,17 @@ from jaxtyping import Float
 from torch import Tensor
 
 from teacher.audio.codec import AudioCodec
-from teacher.audio.embedded_codec import EmbeddedCodec
+from teacher.audio.registry import open_codec
 from teacher.conditions import Conditions
 from teacher.data import store
-from teacher.data.store import FeatureError, Record, shard_path
-from teacher.sequence import IMAGE_DIM, SYNC_DIM, TEXT_DIM, TEXT_TOKENS, SequenceConfig, image_frames, sync_frames
+from teacher.data.rows import Gathered, Records, Rows
+from teacher.data.store import FeatureError, Record
+from teacher.sequence import SequenceConfig
 
-__all__ = ["Batch", "FeatureError", "FeatureSet", "Record", "batch_indices", "load_codec"]
+__all__ = ["Batch", "Examples", "FeatureError", "FeatureSet", "Record", "batch_indices", "load_codec"]
+
+CODEC_VERSIONS = (1, 2)
+"""Versions of features.json whose codec can be read; runs keep the file of the features they were trained on."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,34 +40,66 @@ class Batch:
         )
 
 
-@dataclass(frozen=True, kw_only=True)
-class FeatureSet:
-    """One split of a feature folder, held in memory (a 2 s clip takes about 100 kB). Open it with `open`."""
+class Examples(Protocol):
+    """What training needs of a set of examples: `FeatureSet` and `JointSet`."""
 
+    @property
+    def info(self) -> dict[str, Any]: ...
+
+    @property
+    def records(self) -> Sequence[Record]: ...
+
+    @property
+    def latent_mean(self) -> Tensor: ...
+
+    @property
+    def latent_std(self) -> Tensor: ...
+
+    @property
+    def duration_s(self) -> float: ...
+
+    @property
+    def sequence(self) -> SequenceConfig: ...
+
+    def __len__(self) -> int: ...
+
+    def batch(self, indices: Sequence[int] | Tensor, *, generator: torch.Generator | None = None) -> Batch: ...
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class FeatureSet:
+    """One split of a feature folder, read from memory-mapped files. Open it with `open`."""
+
+    folder: Path
     info: dict[str, Any]
     """features.json: duration_s, digest, counts, configuration."""
-    records: list[Record]
-    tensors: dict[str, Tensor]
-    texts: Tensor
+    rows: Rows
+    latent_mean: Float[Tensor, "channels"]
+    """Latents are normalised by these: (z - latent_mean) / latent_std."""
+    latent_std: Float[Tensor, "channels"]
 
     @classmethod
-    def open(cls, folder: Path, split: str) -> "FeatureSet":
-        """Load a split. Raises FeatureError in one line when the folder is unfinished, damaged or lacks the split."""
+    def open(cls, folder: Path, split: str, *, statistics: tuple[Tensor, Tensor] | None = None) -> "FeatureSet":
+        """Open a split; `statistics` (mean, std), each (C,), stand in for the folder's own.
+
+        Raises FeatureError in one line when the folder is unfinished, damaged, of an older version or lacks the split.
+        """
         folder = Path(folder)
         info = _read_info(folder)
         if not info["counts"].get(split):
             found = ", ".join(f"{name} {count}" for name, count in info["counts"].items())
             raise FeatureError(f"{folder}: no examples in split {split!r} (found {found})")
-        shards = [store.read_shard(shard_path(folder, split, k)) for k in range(info["shards"][split])]
-        tensors = {name: torch.cat([shard.tensors[name] for shard in shards]) for name in store.SHARD_TENSORS}
-        records = [record for shard in shards for record in shard.records]
-        captions, texts = store.read_texts(folder / "texts.safetensors")
-        features = cls(info=info, records=records, tensors=tensors, texts=texts)
-        features._check(folder, split, captions)
-        return features
+        own = (torch.tensor(info["latent_mean"]), torch.tensor(info["latent_std"]))
+        opened = cls(folder=folder, info=info, rows=Rows(folder, split, info), latent_mean=own[0], latent_std=own[1])
+        return opened if statistics is None else opened.with_statistics(*statistics)
 
     def __len__(self) -> int:
-        return len(self.records)
+        return len(self.rows)
+
+    @property
+    def records(self) -> Sequence[Record]:
+        """One per row, decoded when asked for."""
+        return Records(self.rows)
 
     @property
     def duration_s(self) -> float:
@@ -73,53 +110,67 @@ class FeatureSet:
         """Rates of the latents."""
         return SequenceConfig(**self.info["sequence"])
 
-    def batch(self, indices: Sequence[int] | Tensor) -> Batch:
-        """Rows `indices` in that order, float32. An empty caption counts as no text."""
-        rows = torch.as_tensor(indices, dtype=torch.int64)
-        if rows.ndim != 1 or len(rows) == 0 or int(rows.min()) < 0 or int(rows.max()) >= len(self):
-            raise IndexError(f"indices must be a non-empty list within 0..{len(self) - 1}, got {rows.tolist()[:8]}")
-        has_video = self.tensors["has_video"][rows]
-        conditions = Conditions(
-            clip=self.tensors["clip"][rows].float(),
-            sync=self.tensors["sync"][rows].float(),
-            text=self.texts[self.tensors["text_index"][rows]].float(),
-            has_clip=has_video,
-            has_sync=has_video.clone(),
-            has_text=torch.tensor([bool(self.records[i].caption.strip()) for i in rows.tolist()]),
-        )
-        return Batch(latents=self.tensors["latents"][rows], conditions=conditions, indices=rows)
+    @property
+    def has_video(self) -> Tensor:
+        """Which rows have a picture, (rows,) bool."""
+        return self.rows.has_video
 
-    def _check(self, folder: Path, split: str, captions: list[str]) -> None:
-        """Row counts, shapes, finite latents and text indices against features.json."""
-        count, duration_s = self.info["counts"][split], self.duration_s
-        frames = self.sequence.latent_frames(duration_s)
-        expected: dict[str, tuple[int, ...]] = {
-            "latents": (count, frames, self.info["latent_channels"]),
-            "clip": (count, image_frames(duration_s), IMAGE_DIM),
-            "sync": (count, sync_frames(duration_s), SYNC_DIM),
-            "text_index": (count,),
-            "has_video": (count,),
-        }
-        for name, shape in expected.items():
-            if tuple(self.tensors[name].shape) != shape:
-                found = tuple(self.tensors[name].shape)
-                raise FeatureError(f"{folder}: {name} of {split} has shape {found}, features.json says {shape}")
-        for name in ("latents", "clip", "sync"):
-            if not bool(torch.isfinite(self.tensors[name]).all()):
-                raise FeatureError(f"{folder}: {name} of {split} holds NaN or infinity; extract again")
-        if tuple(self.texts.shape[1:]) != (TEXT_TOKENS, TEXT_DIM):
-            raise FeatureError(f"{folder}: text features have shape {tuple(self.texts.shape)}; extract again")
-        index = self.tensors["text_index"]
-        fits = bool(((index >= 0) & (index < len(captions))).all())
-        if not fits or any(captions[i] != r.caption for i, r in zip(index.tolist(), self.records, strict=True)):
-            raise FeatureError(f"{folder}: text features do not belong to the records of {split}; extract again")
+    def with_statistics(self, mean: Tensor, std: Tensor) -> "FeatureSet":
+        """The same rows normalised by other statistics."""
+        channels = (int(self.info["latent_channels"]),)
+        mean, std = mean.detach().float().cpu().flatten(), std.detach().float().cpu().flatten()
+        if tuple(mean.shape) != channels or tuple(std.shape) != channels or not bool((std > 0).all()):
+            raise FeatureError(
+                f"{self.folder}: statistics must be a mean and a positive std of shape {channels}, got "
+                f"{tuple(mean.shape)} and {tuple(std.shape)}"
+            )
+        return replace(self, latent_mean=mean, latent_std=std)
+
+    def batch(self, indices: Sequence[int] | Tensor, *, generator: torch.Generator | None = None) -> Batch:
+        """Rows `indices` in that order. With a generator, and where the codec has a std, z = mean + std e; else mean.
+
+        Raises FeatureError when a latent is not finite; `verify` looks at all features.
+        """
+        rows = as_rows(indices, len(self))
+        gathered = Gathered.blank(self.rows.layout, self.has_video[rows].numpy(), self.rows.buffers)
+        self.rows.fill(rows, np.arange(len(rows)), gathered)
+        return finish_batch(gathered, rows, self, generator)
+
+    def verify(self) -> None:
+        """Read all features once; FeatureError naming the file that holds NaN or infinity."""
+        self.rows.verify()
 
 
-def load_codec(folder: Path) -> AudioCodec:
-    """The codec that made the latents of a feature folder, checked against the digest in features.json."""
+def finish_batch(gathered: Gathered, rows: Tensor, examples: Examples, generator: torch.Generator | None) -> Batch:
+    """Draw from the posterior if there is a generator, then normalise: ((mean + std e) - latent_mean) / latent_std."""
+    z = gathered.mean
+    if generator is not None and gathered.std is not None:
+        e = torch.randn(z.shape, generator=generator, device=generator.device)
+        z = z + gathered.std * e.cpu().numpy()
+    latents = (z - examples.latent_mean.numpy()) / examples.latent_std.numpy()
+    finite = np.isfinite(latents)
+    if not finite.all():
+        bad = int(rows[int(np.argmin(finite.all(axis=(1, 2))))])
+        raise FeatureError(f"latents of {examples.records[bad].id} are not finite; extract its folder again")
+    return Batch(latents=torch.from_numpy(latents), conditions=gathered.conditions, indices=rows)
+
+
+def as_rows(indices: Sequence[int] | Tensor, count: int) -> Tensor:
+    """Indices as int64; IndexError unless they are a non-empty list within 0 .. count - 1."""
+    rows = torch.as_tensor(indices, dtype=torch.int64)
+    if rows.ndim != 1 or len(rows) == 0 or int(rows.min()) < 0 or int(rows.max()) >= count:
+        raise IndexError(f"indices must be a non-empty list within 0..{count - 1}, got {rows.tolist()[:8]}")
+    return rows
+
+
+def load_codec(folder: Path, *, weights_dir: Path | None = None, device: str = "cpu") -> AudioCodec:
+    """The codec that made the latents of a feature folder, checked against the digest in features.json.
+
+    `weights_dir` is where the files of a published codec lie, if not where they lay during extraction.
+    """
     folder = Path(folder)
-    info = _read_info(folder)
-    codec = EmbeddedCodec.load(folder / "codec.safetensors")
+    info = _read_info(folder, CODEC_VERSIONS)
+    codec = open_codec(folder / "codec.safetensors", weights_dir=weights_dir, device=device)
     if codec.digest != info["codec"]["digest"]:
         raise FeatureError(f"{folder}: codec.safetensors is not the codec of these latents; extract again")
     return codec
@@ -139,17 +190,26 @@ def batch_indices(num_items: int, batch_size: int, *, seed: int, step: int) -> T
     begin, end = step * batch_size, (step + 1) * batch_size
     rows: list[np.ndarray] = []
     for epoch in range(begin // num_items, (end - 1) // num_items + 1):
-        order = np.random.default_rng([seed, epoch]).permutation(num_items)
+        order = _permutation(num_items, seed, epoch)
         rows.append(order[max(0, begin - epoch * num_items) : end - epoch * num_items])
     return torch.from_numpy(np.concatenate(rows))
 
 
-def _read_info(folder: Path) -> dict[str, Any]:
+@functools.lru_cache(maxsize=4)
+def _permutation(num_items: int, seed: int, epoch: int) -> np.ndarray:
+    """Kept from step to step: shuffling two million rows takes longer than reading a batch of them."""
+    return np.random.default_rng([seed, epoch]).permutation(num_items)
+
+
+def _read_info(folder: Path, versions: tuple[int, ...] = (store.FORMAT_VERSION,)) -> dict[str, Any]:
     if not (folder / "features.json").is_file():
         state = "its extraction is unfinished: run it again" if (folder / "plan.json").is_file() else "extract first"
         raise FeatureError(f"{folder}: no features.json; {state}")
     info = store.read_json(folder / "features.json")
-    if info.get("format") != store.FORMAT or info.get("version") != store.FORMAT_VERSION:
+    if info.get("format") != store.FORMAT or info.get("version") not in versions:
         found = info.get("version")
-        raise FeatureError(f"{folder}: expected version {store.FORMAT_VERSION}, found {found!r}; extract again")
+        raise FeatureError(
+            f"{folder}: features of version {store.FORMAT_VERSION} are read, found {found!r}; extract again "
+            "with --overwrite"
+        )
     return info

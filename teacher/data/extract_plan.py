@@ -2,77 +2,118 @@
 
 import hashlib
 import json
+import shutil
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from teacher.data import store
-from teacher.data.extract_config import SPLITS, ExtractConfig, ExtractReport
+from teacher.data.extract_config import SPLITS, ExtractConfig
 from teacher.data.manifest import Item
 from teacher.data.store import FeatureError, shard_path
-from teacher.encoders.registry import load_encoders
+
+BEATS = ".processes"
+"""Folder in which the processes of one extraction see each other; gone when they are done."""
+FILES = (
+    "features.json",
+    "codec.safetensors",
+    "plan/*.json",
+    "texts.safetensors",
+    "texts/*.safetensors",
+    "shards/*.jsonl",
+    "shards/*.safetensors",
+)
+"""What an extraction of this or the previous version leaves."""
 
 
-def make_plan(items: Sequence[Item], config: ExtractConfig) -> dict[str, Any]:
-    """What a rerun must match: the configuration (but for the number of workers) and a digest of items and files."""
-    settings = {name: value for name, value in asdict(config).items() if name != "workers"}
-    sha = hashlib.sha256()
+def make_plan(
+    items: Sequence[Item], config: ExtractConfig, *, encoders: dict[str, str], codec: str | None, stamps: bool
+) -> dict[str, Any]:
+    """What a rerun must match: configuration, encoders, digest of a given codec, and digests of items and files.
+
+    Without `stamps`, sizes and times of the files are not looked at and "files" is left out.
+    """
+    listing, files = hashlib.sha256(), hashlib.sha256()
     for item in items:
-        try:
-            status = item.path.stat()
-            stamp: tuple[int, ...] = (status.st_size, status.st_mtime_ns)
-        except OSError:
-            stamp = ()  # named as a skip later
-        row = (item.id, str(item.path), item.caption, item.label, item.split, item.events_s, stamp)
-        sha.update(json.dumps(row).encode())
-    return {
+        row = (item.id, str(item.path), item.caption, item.label, item.split, item.events_s)
+        listing.update(json.dumps(row).encode())
+        if stamps:
+            try:
+                status = item.path.stat()
+                files.update(f"{status.st_size} {status.st_mtime_ns}\n".encode())
+            except OSError:
+                files.update(b"missing\n")  # named as a skip later
+    plan = {
         "format": store.FORMAT,
         "version": store.FORMAT_VERSION,
-        "config": settings,
-        "encoders": load_encoders(config.encoders).names,
-        "items": sha.hexdigest(),
+        "config": config.settings(),
+        "encoders": encoders,
+        "given_codec": codec,
+        "items": listing.hexdigest(),
     }
+    return plan | ({"files": files.hexdigest()} if stamps else {})
 
 
-def prepare_folder(out: Path, plan: dict[str, Any], *, overwrite: bool) -> ExtractReport | None:
-    """Make or check the folder; the report when everything in it is already finished."""
+def check_folder(out: Path) -> None:
+    """FeatureError when `out` is a file, or holds other files and no features."""
     if out.exists() and not out.is_dir():
         raise FeatureError(f"{out} is a file; choose another --out")
-    if out.is_dir() and any(out.iterdir()):
-        if not (out / "plan.json").is_file():
-            raise FeatureError(f"{out} holds other files and no features; choose another --out")
+    if not out.is_dir() or (out / "plan.json").is_file():
+        return
+    # A run that was killed before it wrote its plan leaves no more than an empty folder or a temporary file.
+    if any(path.name not in (BEATS, "shards") and not path.name.startswith(".plan.") for path in out.iterdir()):
+        raise FeatureError(f"{out} holds other files and no features; choose another --out")
+
+
+def prepare_folder(out: Path, plan: dict[str, Any], *, overwrite: bool) -> None:
+    """Make the folder, or check that it continues `plan`; a finished one that has lost files counts as unfinished."""
+    check_folder(out)
+    if (out / "plan.json").is_file():
         if overwrite:
             _clear(out)
         else:
-            before = store.read_json(out / "plan.json")
-            changed = [name for name in plan if before.get(name) != plan[name]]
-            if changed:
-                raise FeatureError(
-                    f"{out} was made from a different {' and '.join(changed)}; choose another --out, or start afresh "
-                    "with --overwrite"
-                )
-    (out / "shards").mkdir(parents=True, exist_ok=True)
-    store.write_json(out / "plan.json", plan)
-    if not (out / "features.json").is_file():
-        return None
-    info = store.read_json(out / "features.json")
-    paths = [shard_path(out, split, k) for split in SPLITS for k in range(info["shards"][split])]
-    if not all(path.is_file() for path in paths):
-        (out / "features.json").unlink()
-        return None
-    skipped = [(entry["id"], entry["reason"]) for entry in info["skipped"]]
-    return ExtractReport(counts=info["counts"], skipped=skipped, padded=info["padded"])
+            check_plan(out, plan)
+    if not (out / "plan.json").is_file():
+        store.write_json(out / "plan.json", plan)
+    if (out / "features.json").is_file():
+        info = store.read_json(out / "features.json")
+        paths = [shard_path(out, split, k) for split in SPLITS for k in range(info["shards"][split])]
+        paths += [store.text_path(out, k) for k in range(-(-info["texts"]["count"] // info["texts"]["per_file"]))]
+        if not all(path.is_file() for path in [*paths, out / "codec.safetensors"]):
+            (out / "features.json").unlink()
+
+
+def check_plan(out: Path, plan: dict[str, Any]) -> None:
+    """FeatureError naming what differs between the folder's plan and this one."""
+    before = store.read_json(out / "plan.json")
+    if before.get("version") != plan["version"]:
+        raise FeatureError(
+            f"{out} holds features of version {before.get('version')!r}, {plan['version']} are made now; extract again "
+            "with --overwrite"
+        )
+    changed = [name for name in plan if before.get(name) != plan[name]]
+    if changed:
+        raise FeatureError(
+            f"{out} was made from a different {' and '.join(changed)}; choose another --out, or start afresh "
+            "with --overwrite"
+        )
+
+
+def remove_leftovers(out: Path) -> None:
+    """Remove temporary files of processes that were killed. Only when nobody writes any more."""
+    for folder in (out, out / "plan", out / "texts", out / "shards"):
+        for path in folder.glob(".*"):
+            if path.is_file():
+                path.unlink(missing_ok=True)
 
 
 def _clear(out: Path) -> None:
-    """Remove the files of a feature folder, and only those."""
-    for pattern in (
-        "features.json",
-        "codec.safetensors",
-        "texts.safetensors",
-        "shards/*.jsonl",
-        "shards/*.safetensors",
-    ):
+    """Remove the files of a feature folder, and only those; the plan goes last, it marks the folder as ours."""
+    for pattern in FILES:
         for path in out.glob(pattern):
             path.unlink()
+    remove_leftovers(out)
+    (out / "plan.json").unlink()
+    for folder in ("plan", "texts"):
+        if (out / folder).is_dir() and not any((out / folder).iterdir()):
+            shutil.rmtree(out / folder)

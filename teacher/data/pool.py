@@ -1,7 +1,9 @@
 """Work on many files at once, in order, with bounded memory."""
 
 import multiprocessing
+import os
 import signal
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -15,12 +17,23 @@ J = TypeVar("J")
 R = TypeVar("R")
 AHEAD_PER_WORKER = 16
 """Results that may wait for the reader, for each worker."""
+AHEAD_LARGE = 2
+"""The same for large results: the frames of a window of 8 s take about 60 MB."""
 
 
 def _start_worker() -> None:
     """One thread each; the keyboard interrupt is left to the parent, which then stops the workers."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(1)
+    threading.Thread(target=_leave_with_parent, daemon=True).start()
+
+
+def _leave_with_parent() -> None:
+    """A worker whose parent was killed would wait for its next job for ever."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 class WorkerPool:
@@ -43,8 +56,8 @@ class WorkerPool:
         if self._executor is not None:
             self._executor.shutdown(wait=True, cancel_futures=True)
 
-    def ordered(self, function: Callable[[J], R], jobs: Iterable[J]) -> Iterator[R]:
-        """Results in the order of `jobs`; at most 16 results a worker wait to be read.
+    def ordered(self, function: Callable[[J], R], jobs: Iterable[J], *, ahead: int = AHEAD_PER_WORKER) -> Iterator[R]:
+        """Results in the order of `jobs`; at most `ahead` results a worker wait to be read.
 
         Raises ChildProcessError (an OSError) in one line when a worker dies (killed, out of memory).
         """
@@ -55,7 +68,7 @@ class WorkerPool:
         try:
             for job in jobs:
                 waiting.append(self._executor.submit(function, job))
-                if len(waiting) >= AHEAD_PER_WORKER * self._workers:
+                if len(waiting) >= ahead * self._workers:
                     yield waiting.popleft().result()
             while waiting:
                 yield waiting.popleft().result()

@@ -1,31 +1,44 @@
-"""The files of a feature folder: shards of tensors with their records, text features, and the description.
+"""The files of a feature folder and how they are written; `store_read` reads them.
 
-features.json                     what was extracted from what; written last, so its presence means "complete"
-plan.json                         configuration and digest of the items, written first: what a rerun must match
-codec.safetensors                 the codec that made the latents
-texts.safetensors                 text features (captions, 77, 1024), the captions in its metadata
-shards/{split}-{k:05d}.safetensors, .jsonl     latents float32, clip and sync bfloat16, text_index, has_video
+features.json                       what was extracted from what; written last, so its presence means "complete"
+plan.json                           configuration and digest of the items, written first: what a rerun must match
+plan/{k:05d}.json                   windows found in a block of items: what the pass over all files has learnt
+codec.safetensors                   the codec that made the latents
+texts/{k:05d}.safetensors           unique captions and their features
+shards/{split}-{k:05d}.safetensors  rows: indices into the sounds and pictures of the same file, and into all captions
+
+    shard  sound_index, video_index (-1: no picture), text_index  int64 (rows,)
+           mean (sounds, N, C) and std (sounds, N, C) bfloat16; a codec without std: mean alone, float32
+           clip (pictures, Tc, 1024), sync (pictures, Ts, 768) bfloat16
+           records uint8: one JSON object a line;  moments float64 (2, 2, C): mean and sum of squared deviations over
+           rows x frames of `mean`, of rows with picture and of rows without
+    text   shared (p, 1024), text (captions, 77 - p, 1024) bfloat16; filled bool; captions uint8: a JSON list
+
+Two rows of one sound (several captions) share its latents. The first p text positions are the same for every caption.
 """
 
 import json
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from teacher.data.media import replacing
+from teacher.data.tensor_file import FeatureError
+
+__all__ = ["FeatureError", "Record", "Shard", "Skipped"]
 
 FORMAT = "features"
-FORMAT_VERSION = 1
-SHARD_TENSORS = ("latents", "clip", "sync", "text_index", "has_video")
+FORMAT_VERSION = 2
+SHARED_TOLERANCE = 2e-2
+"""Largest difference between captions at a shared position; features have unit length and bfloat16 keeps 8 bits."""
 
-
-class FeatureError(ValueError):
-    """A feature folder cannot be used or made. The message is one line that says what to do."""
+Skipped = tuple[str, str]
+"""Id of an item or window that was left out, and the reason."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,23 +59,34 @@ class Record:
 
 @dataclass(frozen=True, kw_only=True)
 class Shard:
-    """Rows that are written and read together, and what was left out while making them."""
+    """Rows that are written together, and what was left out while making them. Features may be float32."""
 
-    tensors: dict[str, Tensor]
-    records: list[Record]
-    skipped: list[tuple[str, str]]
+    records: Sequence[Record]
+    sound_index: Sequence[int]
+    video_index: Sequence[int]
+    text_index: Sequence[int]
+    mean: Tensor
+    std: Tensor | None
+    clip: Tensor
+    sync: Tensor
+    skipped: Sequence[Skipped]
     padded: int
 
 
 def shard_path(folder: Path, split: str, number: int) -> Path:
-    """Tensor file of a shard; its records lie beside it with the suffix .jsonl."""
+    """File of a shard."""
     return folder / "shards" / f"{split}-{number:05d}.safetensors"
 
 
-def write_json(path: Path, content: dict[str, Any]) -> None:
+def text_path(folder: Path, number: int) -> Path:
+    """File of a block of captions."""
+    return folder / "texts" / f"{number:05d}.safetensors"
+
+
+def write_json(path: Path, content: dict[str, Any], *, indent: int | None = 1) -> None:
     """Write JSON through a temporary file and a rename."""
     with replacing(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        temporary.write_text(json.dumps(content, indent=indent, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -78,60 +102,68 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, Any]) -> None:
     """Write safetensors with one JSON string as metadata, through a temporary file and a rename."""
+    contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     with replacing(path) as temporary:
-        save_file(tensors, temporary, metadata={"json": json.dumps(metadata, ensure_ascii=False)})
-
-
-def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Tensors and metadata of `write_tensors`; FeatureError when the file is missing or damaged."""
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = json.loads((file.metadata() or {}).get("json", "{}"))
-            return {name: file.get_tensor(name) for name in file.keys()}, metadata  # noqa: SIM118 - not a dict
-    except (OSError, SafetensorError, ValueError) as error:
-        raise FeatureError(f"{path}: cannot be read ({error}); extract again with --overwrite") from error
+        save_file(contiguous, temporary, metadata={"json": json.dumps(metadata, ensure_ascii=False)})
 
 
 def write_shard(path: Path, shard: Shard) -> None:
-    """Write records, then tensors: a shard is finished once its tensor file exists."""
-    lines = [json.dumps(asdict(record), ensure_ascii=False) + "\n" for record in shard.records]
-    with replacing(path.with_suffix(".jsonl")) as temporary:
-        temporary.write_text("".join(lines), encoding="utf-8")
-    tensors = {name: tensor.contiguous() for name, tensor in shard.tensors.items()}
-    write_tensors(path, tensors, {"skipped": shard.skipped, "padded": shard.padded})
+    """Write a shard in one file; latents with std are rounded to bfloat16, those without stay float32."""
+    tensors = {
+        "sound_index": torch.tensor(shard.sound_index, dtype=torch.int64),
+        "video_index": torch.tensor(shard.video_index, dtype=torch.int64),
+        "text_index": torch.tensor(shard.text_index, dtype=torch.int64),
+        "clip": shard.clip.bfloat16(),
+        "sync": shard.sync.bfloat16(),
+        "records": _bytes("".join(_line(record) + "\n" for record in shard.records)),
+    }
+    if shard.std is None:
+        tensors["mean"] = shard.mean.float()
+    else:
+        tensors |= {"mean": shard.mean.bfloat16(), "std": shard.std.bfloat16(), "moments": _moments(shard)}
+    write_tensors(path, tensors, {"skipped": list(shard.skipped), "padded": shard.padded})
 
 
-def read_shard(path: Path) -> Shard:
-    """Read what `write_shard` wrote; FeatureError when parts are missing or do not fit together."""
-    tensors, metadata = read_tensors(path)
-    if set(tensors) != set(SHARD_TENSORS):
-        raise FeatureError(f"{path}: expected tensors {sorted(SHARD_TENSORS)}, found {sorted(tensors)}")
-    listing = path.with_suffix(".jsonl")
-    try:
-        records = [_record(json.loads(line)) for line in listing.read_text(encoding="utf-8").splitlines()]
-    except (OSError, TypeError, ValueError, KeyError) as error:
-        raise FeatureError(f"{listing}: cannot be read ({error}); extract again with --overwrite") from error
-    sizes = {name: len(tensor) for name, tensor in tensors.items()}
-    if set(sizes.values()) != {len(records)}:
-        raise FeatureError(f"{path}: {len(records)} records but tensors of lengths {sizes}; extract again")
-    skipped = [(str(id_), str(reason)) for id_, reason in metadata.get("skipped", [])]
-    return Shard(tensors=tensors, records=records, skipped=skipped, padded=int(metadata.get("padded", 0)))
+def write_texts(path: Path, captions: Sequence[str], features: Tensor, *, shared_positions: int) -> None:
+    """Write text features (captions, 77, 1024) as bfloat16, the leading `shared_positions` once.
+
+    Raises FeatureError when those positions differ between captions.
+    """
+    shared = features[0, :shared_positions]
+    if shared_positions and float((features[:, :shared_positions] - shared).abs().max()) > SHARED_TOLERANCE:
+        raise FeatureError(f"the first {shared_positions} text positions were to be equal for all captions, but differ")
+    tensors = {
+        "shared": shared.bfloat16(),
+        "text": features[:, shared_positions:].bfloat16(),
+        "filled": torch.tensor([bool(caption.strip()) for caption in captions]),
+        "captions": _bytes(json.dumps(list(captions), ensure_ascii=False)),
+    }
+    write_tensors(path, tensors, {})
 
 
-def write_texts(path: Path, captions: list[str], features: Tensor) -> None:
-    """Write text features (captions, 77, 1024) as bfloat16."""
-    write_tensors(path, {"text": features.to(torch.bfloat16).contiguous()}, {"captions": captions})
+def _moments(shard: Shard) -> Tensor:
+    """Mean and sum of squared deviations per channel, float64 (2, 2, C): rows with picture, rows without."""
+    rows, video = torch.tensor(shard.sound_index, dtype=torch.int64), torch.tensor(shard.video_index) >= 0
+    made = []
+    for chosen in (rows[video], rows[~video]):
+        values = shard.mean[chosen].double().flatten(0, 1)
+        mean = values.mean(0) if len(values) else torch.zeros(shard.mean.shape[2], dtype=torch.float64)
+        made.append(torch.stack((mean, (values - mean).square().sum(0))))
+    return torch.stack(made)
 
 
-def read_texts(path: Path) -> tuple[list[str], Tensor]:
-    """Captions and their features (captions, 77, 1024), bfloat16."""
-    tensors, metadata = read_tensors(path)
-    captions = metadata.get("captions", [])
-    if set(tensors) != {"text"} or len(tensors["text"]) != len(captions):
-        raise FeatureError(f"{path}: does not hold one text feature per caption; extract again with --overwrite")
-    return captions, tensors["text"]
+def _bytes(text: str) -> Tensor:
+    data = bytearray(text.encode("utf-8"))
+    return torch.frombuffer(data, dtype=torch.uint8) if data else torch.zeros(0, dtype=torch.uint8)
 
 
-def _record(content: dict[str, Any]) -> Record:
-    events = content.pop("events_s")
-    return Record(events_s=None if events is None else tuple(float(event) for event in events), **content)
+def _line(record: Record) -> str:
+    """What the indices and features.json do not say already; the item's id where it is not the row's."""
+    row: dict[str, Any] = {"id": record.id, "path": record.path, "start_s": record.start_s}
+    if record.item_id != record.id:
+        row["item_id"] = record.item_id
+    if record.label:
+        row["label"] = record.label
+    if record.events_s is not None:
+        row["events_s"] = record.events_s
+    return json.dumps(row, ensure_ascii=False, separators=(",", ":"))

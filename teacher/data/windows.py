@@ -8,8 +8,8 @@ import numpy as np
 
 from teacher.data.manifest import Item
 from teacher.data.media import MediaError, probe, read_audio
-from teacher.encoders.registry import SHORTEST_SHARE, encode_window, load_encoders
-from teacher.sequence import IMAGE_DIM, MIN_DURATION_S, SYNC_DIM, image_frames, sync_frames
+from teacher.encoders.registry import SHORTEST_SHARE, frame_requests, load_encoders, read_window_frames
+from teacher.sequence import MIN_DURATION_S
 
 SILENT_PEAK = 1e-4
 """Peak (-80 dB of full scale) below which a sound counts as silent."""
@@ -39,15 +39,33 @@ class Skip:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Loaded:
-    """A window's sound (samples,), its features, all float32, and whether silence or held frames fill its end.
+class Found:
+    """Windows of a file: their starts in seconds, and whether they have a picture."""
 
-    Arrays, not tensors: they travel between processes by copy, without a file descriptor each.
+    starts_s: tuple[float, ...]
+    has_video: bool
+
+    def windows(self, item: Item) -> list[Window]:
+        """The windows as rows of an item; a single one keeps the item's id."""
+        single = len(self.starts_s) == 1
+        return [
+            Window(id=item.id if single else f"{item.id}@{s:g}s", item=item, start_s=s, has_video=self.has_video)
+            for s in self.starts_s
+        ]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Loaded:
+    """A window's sound (samples,), what the image and sync encoders made of its picture, and whether its end is filled.
+
+    `image` and `sync` are features, float32, or uint8 frames where the encoders run in another process; None without a
+    picture. `padded`: silence or held frames fill the end. Arrays, not tensors: they travel between processes by copy,
+    without a file descriptor each.
     """
 
     wave: np.ndarray
-    clip: np.ndarray
-    sync: np.ndarray
+    image: np.ndarray | None
+    sync: np.ndarray | None
     padded: bool
 
 
@@ -60,33 +78,50 @@ class WindowReader:
     sample_rate: int
     peak_normalise: bool
     max_windows: int
+    max_windows_video: int | None = None
+    """The same for files with a picture; None: `max_windows`."""
+    spread: bool = False
+    """Sounds without picture give whole windows only, evenly spread over the file."""
+    frames_only: bool = False
+    """Hand over frames instead of features."""
 
     def plan(self, item: Item) -> list[Window] | Skip:
+        """Windows of an item (see `look`), or the reason why there is none."""
+        found = self.look(item.path)
+        return found.windows(item) if isinstance(found, Found) else Skip(id=item.id, reason=found)
+
+    def look(self, path: Path) -> Found | str:
         """Non-overlapping windows of a file, at most `max_windows`, or the reason why there is none.
 
-        A last piece shorter than duration_s is used when a video shows at least 0.9 of it, or a sound file holds at
-        least half of it and 0.64 s; it is then padded when read.
+        They follow each other from the start. A last piece shorter than duration_s is used when a video shows at least
+        0.9 of it, or a sound file holds at least half of it and 0.64 s; it is then padded when read. With `spread`, a
+        sound of T seconds gives n = min(max_windows, floor(T / D)) windows, the last ending with the file where n > 1
+        (the crops of arXiv 2412.15322, section 3.5.1).
         """
         duration_s = self.duration_s
         try:
-            info = probe(item.path)
+            info = probe(path)
         except MediaError as error:
-            return Skip(id=item.id, reason=_without_path(error, item.path))
+            return _without_path(error, path)
         if not info.has_audio:
-            return Skip(id=item.id, reason="no audio stream")
+            return "no audio stream"
+        whole = int(info.duration_s / duration_s + 1e-6)
+        spread = self.spread and not info.has_video
         shortest_sound_s = max(MIN_DURATION_S, SHORTEST_SOUND_SHARE * duration_s)
         least_s = SHORTEST_SHARE * duration_s if info.has_video else shortest_sound_s
-        whole = int(info.duration_s / duration_s + 1e-6)
-        count = whole + (info.duration_s - whole * duration_s >= least_s - 1e-6)
+        rest_s = info.duration_s - whole * duration_s
+        count = whole + (not spread and rest_s >= least_s - 1e-6)
         if count == 0:
             kind = "video" if info.has_video else "audio"
-            return Skip(id=item.id, reason=f"too short: {info.duration_s:.2f} s of {kind}, need {duration_s:g} s")
-        starts = [k * duration_s for k in range(min(count, self.max_windows))]
-        single = len(starts) == 1
-        return [
-            Window(id=item.id if single else f"{item.id}@{s:g}s", item=item, start_s=s, has_video=info.has_video)
-            for s in starts
-        ]
+            return f"too short: {info.duration_s:.2f} s of {kind}, need {duration_s:g} s"
+        most = self.max_windows_video if info.has_video and self.max_windows_video is not None else self.max_windows
+        count = min(count, most)
+        step_s = duration_s
+        if spread and count > 1:
+            # Whole milliseconds, rounded down, so that the last window does not reach past the end.
+            step_s = max(duration_s, math.floor(1e3 * (info.duration_s - duration_s) / (count - 1)) / 1e3)
+        starts = tuple(round(k * step_s, 6) if spread else k * step_s for k in range(count))
+        return Found(starts_s=starts, has_video=info.has_video)
 
     def hear(self, window: Window) -> tuple[np.ndarray, bool] | Skip:
         """Sound of exactly round(D sample_rate) samples, and whether its end was padded with silence.
@@ -112,23 +147,23 @@ class WindowReader:
         return scaled.astype(np.float32), duration_s - held_s > PADDED_FROM_S
 
     def load(self, window: Window) -> Loaded | Skip:
-        """Sound and features of a window; zeros stand for the features of a sound without picture."""
+        """Sound of a window and its features, or its frames where `frames_only`."""
         heard = self.hear(window)
         if isinstance(heard, Skip):
             return heard
         wave, padded = heard
         if not window.has_video:
-            clip = np.zeros((image_frames(self.duration_s), IMAGE_DIM), np.float32)
-            sync = np.zeros((sync_frames(self.duration_s), SYNC_DIM), np.float32)
-            return Loaded(wave=wave, clip=clip, sync=sync, padded=padded)
-        encoders = load_encoders(self.encoders)
+            return Loaded(wave=wave, image=None, sync=None, padded=padded)
         try:
             info = probe(window.item.path)
-            image, motion = encode_window(encoders, info, start_s=window.start_s, duration_s=self.duration_s)
+            image, sync = read_window_frames(frame_requests(self.encoders), info, window.start_s, self.duration_s)
         except MediaError as error:
             return Skip(id=window.id, reason=_without_path(error, window.item.path))
         padded = padded or info.duration_s - window.start_s < self.duration_s - PADDED_FROM_S
-        return Loaded(wave=wave, clip=image.numpy(), sync=motion.numpy(), padded=padded)
+        if not self.frames_only:
+            encoders = load_encoders(self.encoders)
+            image, sync = encoders.image(image).numpy(), encoders.sync(sync).numpy()
+        return Loaded(wave=wave, image=image, sync=sync, padded=padded)
 
 
 def window_events(window: Window, duration_s: float) -> tuple[float, ...] | None:
