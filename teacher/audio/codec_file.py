@@ -1,5 +1,6 @@
 """codec.safetensors: a few tensors, and metadata whose "kind" says which codec they belong to."""
 
+import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,7 +19,19 @@ def write_codec_file(path: Path, tensors: Mapping[str, Tensor], metadata: Mappin
     """Write through a temporary file and a rename, so that a reader never meets half a file."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary, metadata=dict(metadata))
+    _sort_metadata(temporary)
     os.replace(temporary, path)
+
+
+def _sort_metadata(path: Path) -> None:
+    """Equal codecs give equal bytes: the library writes several entries of metadata in any order."""
+    content = path.read_bytes()
+    end = 8 + int.from_bytes(content[:8], "little")
+    header = json.loads(content[8:end])
+    header["__metadata__"] = dict(sorted(header.get("__metadata__", {}).items()))
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    path.write_bytes(len(text).to_bytes(8, "little") + text + content[end:])
 
 
 def read_codec_file(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:

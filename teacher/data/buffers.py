@@ -14,6 +14,7 @@ class Buffers:
 
     def __init__(self) -> None:
         self._free: dict[tuple[int, ...], deque[np.ndarray]] = {}
+        self._zeros: dict[tuple[int, ...], np.ndarray] = {}
 
     def __reduce__(self) -> "tuple[type[Buffers], tuple[()]]":
         return Buffers, ()
@@ -31,3 +32,10 @@ class Buffers:
         # What torch.from_numpy and tensors made of it hold is this array, not the memory below.
         weakref.finalize(array, free.append, memory).atexit = False
         return array
+
+    def zeros(self, shape: tuple[int, ...]) -> np.ndarray:
+        """The same zeros each time, of untouched pages that take no memory; what a batch holds is never written to."""
+        have = self._zeros.get(shape[1:])
+        if have is None or len(have) < shape[0]:
+            have = self._zeros[shape[1:]] = np.zeros(shape, np.float32)
+        return have[: shape[0]]

@@ -143,16 +143,16 @@ class FeatureSet:
 
 def finish_batch(gathered: Gathered, rows: Tensor, examples: Examples, generator: torch.Generator | None) -> Batch:
     """Draw from the posterior if there is a generator, then normalise: ((mean + std e) - latent_mean) / latent_std."""
-    z = gathered.mean
+    z = gathered.mean  # nobody else holds it yet
     if generator is not None and gathered.std is not None:
         e = torch.randn(z.shape, generator=generator, device=generator.device)
-        z = z + gathered.std * e.cpu().numpy()
-    latents = (z - examples.latent_mean.numpy()) / examples.latent_std.numpy()
-    finite = np.isfinite(latents)
-    if not finite.all():
-        bad = int(rows[int(np.argmin(finite.all(axis=(1, 2))))])
+        z += gathered.std * e.cpu().numpy()
+    z -= examples.latent_mean.numpy()
+    z /= examples.latent_std.numpy()
+    if not np.isfinite(z.sum(dtype=np.float64)):  # finite exactly if every term is
+        bad = int(rows[int(np.argmin(np.isfinite(z).all(axis=(1, 2))))])
         raise FeatureError(f"latents of {examples.records[bad].id} are not finite; extract its folder again")
-    return Batch(latents=torch.from_numpy(latents), conditions=gathered.conditions, indices=rows)
+    return Batch(latents=torch.from_numpy(z), conditions=gathered.conditions, indices=rows)
 
 
 def as_rows(indices: Sequence[int] | Tensor, count: int) -> Tensor:

@@ -21,7 +21,7 @@ import torch
 from teacher.audio.codec import AudioCodec
 from teacher.audio.embedded_codec import EmbeddedCodec
 from teacher.data import store
-from teacher.data.extract_codec import fitted_codec, given_codec, latent_statistics, save_codec
+from teacher.data.extract_codec import fitted_codec, given_codec, latent_statistics
 from teacher.data.extract_config import SPLITS, ExtractConfig, ExtractReport, count_reasons
 from teacher.data.extract_look import Progress, look
 from teacher.data.extract_plan import BEATS, check_folder, check_plan, make_plan, prepare_folder, remove_leftovers
@@ -142,7 +142,7 @@ def _finish(
     if has_std:
         mean, std = codec.latent_mean, codec.latent_std
     if has_std or not (out / "codec.safetensors").is_file():
-        save_codec(codec, out / "codec.safetensors")
+        codec.save(out / "codec.safetensors")
     info["codec"] |= {"digest": codec.digest, "latent_space": space}
     if isinstance(codec, EmbeddedCodec):
         info["codec"]["explained_variance"] = codec.explained_variance

@@ -14,12 +14,10 @@ from teacher.data import store
 from teacher.data.dataset import load_codec
 from teacher.data.extract_config import ExtractConfig, count_reasons
 from teacher.data.extract_look import Progress
-from teacher.data.media import replacing
 from teacher.data.pool import WorkerPool
 from teacher.data.processes import Processes
 from teacher.data.store import FeatureError, Skipped
 from teacher.data.store_read import ShardFile
-from teacher.data.tensor_file import sort_metadata
 from teacher.data.windows import Skip, Window
 
 
@@ -53,16 +51,9 @@ def fitted_codec(
             raise FeatureError(
                 f"no item of the train split is usable: {count_reasons(skipped) or 'the split is empty'}"
             )
-        save_codec(_fit(training, config, pool, tell), path)
+        _fit(training, config, pool, tell).save(path)
     processes.wait(path.is_file, what="the codec", on=[0])
     return open_codec(path)
-
-
-def save_codec(codec: AudioCodec, path: Path) -> None:
-    """Save a codec such that equal codecs give equal bytes."""
-    with replacing(path) as temporary:
-        codec.save(temporary)
-        sort_metadata(temporary)
 
 
 def _fit(training: Sequence[Window], config: ExtractConfig, pool: WorkerPool, tell: Progress) -> EmbeddedCodec:

@@ -195,7 +195,7 @@ class Rows:
 
 def _zero_where(absent: np.ndarray, shape: tuple[int, ...], buffers: Buffers) -> np.ndarray:
     if absent.all():
-        return np.zeros(shape, np.float32)  # pages that are zero already cost nothing until they are touched
+        return buffers.zeros(shape)
     made = buffers.take(shape)
     for place in np.flatnonzero(absent).tolist():
         made[place] = 0.0

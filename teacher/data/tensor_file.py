@@ -144,13 +144,17 @@ class Mapped:
     """All bytes of the file."""
     arrays: dict[str, np.ndarray]
 
+    places: dict[str, tuple[int, int]]
+    """Address and bytes of a row of each tensor."""
+
     def ask(self, name: str, row: int) -> None:
         """Tell the kernel that a row will be read, so that it fetches many rows from the disk at a time."""
-        entry, advise = self.file.entries[name], _advise()
+        address, row_bytes = self.places[name]
+        begin = address + row * row_bytes
+        page = begin - begin % mmap.PAGESIZE
+        advise = _advise()
         if advise is not None:
-            begin = self.data.data_ptr() + entry.begin + row * entry.row_bytes
-            page = begin - begin % mmap.PAGESIZE
-            advise(page, begin + entry.row_bytes - page, mmap.MADV_WILLNEED)
+            advise(page, begin + row_bytes - page, mmap.MADV_WILLNEED)
 
 
 @functools.cache
@@ -204,7 +208,8 @@ def _map(file: TensorFile) -> Mapped:
         for name, entry in file.entries.items()
         if entry.dtype in BITS
     }
-    return Mapped(file, data, arrays)
+    places = {name: (data.data_ptr() + entry.begin, entry.row_bytes) for name, entry in file.entries.items()}
+    return Mapped(file, data, arrays, places)
 
 
 def widen(source: np.ndarray, out: np.ndarray) -> None:
@@ -216,14 +221,3 @@ def widen(source: np.ndarray, out: np.ndarray) -> None:
         np.left_shift(source, np.uint32(16), out=out.view(np.uint32), dtype=np.uint32, casting="unsafe")
     else:
         np.copyto(out, source)
-
-
-def sort_metadata(path: Path) -> None:
-    """Rewrite a small safetensors file with its metadata in order: the library writes several entries in any order."""
-    content = path.read_bytes()
-    end = 8 + int.from_bytes(content[:8], "little")
-    header = json.loads(content[8:end])
-    header["__metadata__"] = dict(sorted(header.get("__metadata__", {}).items()))
-    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-    text += b" " * (-len(text) % 8)
-    path.write_bytes(len(text).to_bytes(8, "little") + text + content[end:])

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from teacher.data import store
+from teacher.data.buffers import Buffers
 from teacher.data.dataset import FeatureSet, _read_info
 from teacher.data.extract_codec import latent_statistics
 from teacher.data.store import FeatureError, Record, Shard
@@ -340,3 +341,30 @@ def test_a_file_that_changes_under_an_open_set_is_refused(tmp_path):
     damage_short(tmp_path)
     with pytest.raises(FeatureError, match=r"train-00001\.safetensors: cannot be read .* when the folder was opened"):
         features.batch([6])
+
+
+def test_a_batch_that_is_still_held_keeps_its_numbers(tmp_path):
+    write(tmp_path)
+    features = FeatureSet.open(tmp_path, "train")
+    held = features.batch([0, 1, 2])
+    slice_of_another = features.batch([4, 5, 6]).conditions.text[1:]
+    expected = held.latents.clone(), held.conditions.sync.clone(), slice_of_another.clone()
+    for _ in range(4):
+        features.batch([6, 5, 4])  # takes the memory of every batch that is gone
+    assert torch.equal(held.latents, expected[0])
+    assert torch.equal(held.conditions.sync, expected[1])
+    assert torch.equal(slice_of_another, expected[2])
+
+
+def test_memory_of_a_batch_that_is_gone_is_taken_again():
+    buffers = Buffers()
+    first = torch.from_numpy(buffers.take((4, 3)))
+    address, part = first.data_ptr(), first[2:].view(-1)
+    del first
+    assert buffers.take((4, 3)).ctypes.data != address  # a view still holds it
+    del part
+    assert buffers.take((3, 3)).ctypes.data == address
+    assert buffers.take((5, 3)).shape == (5, 3)
+    zeros = buffers.zeros((2, 3))
+    assert not zeros.any()
+    assert buffers.zeros((2, 3)).ctypes.data == zeros.ctypes.data
