@@ -41,21 +41,22 @@ class ExampleWriter:
     def _example(self, task: Task, record: Record, wave: Tensor, keep: KeptAudio) -> dict[str, object]:
         truth = self.folder / f"{task}-truth-{safe_name(record.id)}.wav"
         write_audio(truth, wave.numpy(), self.sample_rate)
-        entries = [self._entry("ground truth", task, truth, record)]
+        entries = [self._entry("ground truth", task, truth, record, comment=None)]
         for name, model, steps in SHOWN:
             sound = keep.path(task, model, steps, record.id)
             if sound.is_file():
-                entries.append(self._entry(name, task, sound, record))
+                entries.append(self._entry(name, task, sound, record, keep.comment))
         return {"task": task, "id": record.id, "caption": record.caption, "entries": entries}
 
-    def _entry(self, name: str, task: Task, sound: Path, record: Record) -> dict[str, str]:
+    def _entry(self, name: str, task: Task, sound: Path, record: Record, comment: str | None) -> dict[str, str]:
         wave, rate = soundfile.read(sound, dtype="float32")
         picture = sound.with_suffix(".png")
         spectrogram_png(wave, rate, picture, record.events_s if task == "vta" else None)
         media = sound
         if task == "vta" and record.has_video:
             media = sound.with_suffix(".mp4")
-            remux(Path(record.path), wave, rate, media, start_s=record.start_s, duration_s=record.duration_s)
+            span = {"start_s": record.start_s, "duration_s": record.duration_s}
+            remux(Path(record.path), wave, rate, media, comment=comment, **span)
         root = self.folder.parent
         return {"name": name, "media": str(media.relative_to(root)), "spectrogram": str(picture.relative_to(root))}
 

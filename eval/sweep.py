@@ -54,6 +54,8 @@ class KeptAudio:
     folder: Path
     count: int
     seed: int
+    comment: str | None = None
+    """Goes into the tags of every file: the licence of the weights."""
 
     def path(self, task: Task, model: Model, steps: int, clip_id: str) -> Path:
         """File of one clip; the id is made safe for a file name."""
@@ -225,4 +227,4 @@ def _keep(
 ) -> None:
     keep.folder.mkdir(parents=True, exist_ok=True)
     for clip_id, wave in list(zip(ids, waves, strict=True))[: keep.count]:
-        write_audio(keep.path(task, model, steps, clip_id), wave.numpy(), sample_rate)
+        write_audio(keep.path(task, model, steps, clip_id), wave.numpy(), sample_rate, comment=keep.comment)

@@ -85,7 +85,9 @@ def _task(
         classifier=sounds.classifier,
         label_kind=sounds.label_kind,
     )
-    keep = KeptAudio(folder=args.out / "media", count=args.num_examples, seed=args.seeds[0])
+    licences = dict.fromkeys(pipeline.licence for pipeline, _ in models.values())
+    comment = f"licence of the weights: {' / '.join(licences)}; {args.teacher}, {args.student}"
+    keep = KeptAudio(folder=args.out / "media", count=args.num_examples, seed=args.seeds[0], comment=comment)
     rows_path = args.out / "rows.jsonl"
     codec = models["teacher"][0].codec
     origin = _origin(args, test, {"codec": codec.digest, "labels": test.label_kind})

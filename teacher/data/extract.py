@@ -147,6 +147,8 @@ def _finish(
     if isinstance(codec, EmbeddedCodec):
         info["codec"]["explained_variance"] = codec.explained_variance
     info["digest"] = hashlib.sha256(json.dumps([plan, codec.digest], sort_keys=True).encode()).hexdigest()
+    if config.weights_dir is not None:  # where sampling and training find the same files; not part of the digest
+        info["weights_dir"] = str(config.weights_dir.resolve())
     info |= {
         "latent_mean": mean.flatten().tolist(),
         "latent_std": std.flatten().tolist(),

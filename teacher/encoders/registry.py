@@ -10,7 +10,7 @@ from torch import Tensor
 
 from teacher.data.media import FrameRequest, MediaError, MediaInfo, probe, read_frames
 from teacher.encoders import clip, embedded, synchformer
-from teacher.encoders.base import ImageEncoder, SyncEncoder, TextEncoder
+from teacher.encoders.base import Frames, ImageEncoder, SyncEncoder, TextEncoder
 from teacher.sequence import IMAGE_DIM, SYNC_DIM, TEXT_DIM
 from teacher.weights.errors import WeightsError
 
@@ -50,9 +50,9 @@ class Encoders:
 def load_encoders(name: str, *, weights_dir: Path | None = None, device: str = "cpu") -> Encoders:
     """Encoders of a known set, the last two of them kept in memory; ValueError lists the known names otherwise.
 
-    "embedded" needs nothing else and always runs on the processor. "mmaudio" reads `clip_dfn5b_h14_378.safetensors` and
-    `synchformer.safetensors` in `weights_dir` and runs on `device`; WeightsError says what is missing there and which
-    commands make it. Nothing is downloaded. Features come back in float32 on the processor.
+    "embedded" needs nothing else and always runs on the processor. "mmaudio" reads `clip_dfn5b_h14_378.safetensors`
+    and, once video is encoded, `synchformer.safetensors` in `weights_dir` and runs on `device`; WeightsError says what
+    is missing there and which commands make it. Nothing is downloaded. Features come back in float32 on the processor.
     """
     frame_requests(name)
     if name == "embedded":
@@ -73,18 +73,44 @@ def _load(name: str, weights_dir: Path | None, device: str) -> Encoders:
         return Encoders(image=embedded.EmbeddedImage(), sync=embedded.EmbeddedMotion(), text=embedded.EmbeddedText())
     if weights_dir is None:
         raise WeightsError(f"encoders {name!r} need a weights folder; give one with --weights-dir")
-    missing = [file for file in (CLIP_FILE, SYNCHFORMER_FILE) if not (weights_dir / file).is_file()]
+    if not (weights_dir / CLIP_FILE).is_file():
+        _require(weights_dir, CLIP_FILE, SYNCHFORMER_FILE)
+    image, text = clip.load_clip(weights_dir / CLIP_FILE, device)
+    _check_width(weights_dir / CLIP_FILE, "image", image.width, IMAGE_DIM)
+    _check_width(weights_dir / CLIP_FILE, "text", text.width, TEXT_DIM)
+    return Encoders(image=image, sync=_Sync(weights_dir / SYNCHFORMER_FILE, device), text=text, in_worker=False)
+
+
+@dataclass(frozen=True)
+class _Sync:
+    """Synchformer, loaded when first used: sound from words needs none."""
+
+    path: Path
+    device: str
+    request: FrameRequest = synchformer.SYNC_REQUEST
+
+    @functools.cached_property
+    def _encoder(self) -> synchformer.SynchformerEncoder:
+        _require(self.path.parent, self.path.name)
+        encoder = synchformer.load_sync_encoder(self.path, self.device)
+        _check_width(self.path, "synchronisation", encoder.width, SYNC_DIM)
+        return encoder
+
+    @property
+    def name(self) -> str:
+        return self._encoder.name
+
+    def __call__(self, frames: Frames) -> Float[Tensor, "slots 768"]:
+        return self._encoder(frames)
+
+
+def _require(weights_dir: Path, *files: str) -> None:
+    missing = [file for file in files if not (weights_dir / file).is_file()]
     if missing:
         raise WeightsError(
             f"{weights_dir} lacks {' and '.join(missing)}; fetch the official files with mf-fetch and convert them "
             "with mf-convert"
         )
-    sync = synchformer.load_sync_encoder(weights_dir / SYNCHFORMER_FILE, device)
-    image, text = clip.load_clip(weights_dir / CLIP_FILE, device)
-    _check_width(weights_dir / SYNCHFORMER_FILE, "synchronisation", sync.width, SYNC_DIM)
-    _check_width(weights_dir / CLIP_FILE, "image", image.width, IMAGE_DIM)
-    _check_width(weights_dir / CLIP_FILE, "text", text.width, TEXT_DIM)
-    return Encoders(image=image, sync=sync, text=text, in_worker=False)
 
 
 def _check_width(path: Path, kind: str, width: int, needed: int) -> None:

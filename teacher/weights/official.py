@@ -29,7 +29,7 @@ WINDOW_S = 8.0
 NEEDED_FOR = {
     "vae": "every sound: sampling, and features for training",
     "vocoder": "every sound: sampling, and features for training",
-    "sync": "what is seen, in sampling and in features for training",
+    "sync": "what is seen; sound from words alone needs none",
     "clip": "what is seen and said, in sampling and in features for training",
 }
 """What does not work without a component, by kind of card."""
@@ -96,9 +96,8 @@ def make_run(
         "duration_s": WINDOW_S,
         "encoders": "mmaudio",
         "codec": _codec_name(variant),
-        "weights_dir": str(weights_dir.resolve()),
     }
-    _write_json(run / "features.json", {"config": features})
+    _write_json(run / "features.json", {"config": features, "weights_dir": str(weights_dir.resolve())})
     document = {
         "kind": KIND,
         "run": {"variant": variant, "weights_dir": str(weights_dir.resolve())},

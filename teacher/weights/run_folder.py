@@ -71,8 +71,8 @@ def read_features_info(run: Path) -> FeaturesInfo:
     """Window duration, encoders, codec and weights folder from the features.json of a run folder."""
     path = run / "features.json"
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))["config"]
-        folder = config.get("weights_dir")
+        document = json.loads(path.read_text(encoding="utf-8"))
+        config, folder = document["config"], document.get("weights_dir")
         return FeaturesInfo(
             duration_s=float(config["duration_s"]),
             encoders=str(config["encoders"]),

@@ -113,9 +113,15 @@ def test_missing_files_are_named_with_the_commands_that_make_them(tmp_path):
         load_encoders("mmaudio")
     with pytest.raises(WeightsError, match=f"lacks {CLIP_FILE} and {SYNCHFORMER_FILE}; .*mf-fetch.*mf-convert"):
         load_encoders("mmaudio", weights_dir=tmp_path)
-    (tmp_path / CLIP_FILE).touch()
+
+
+def test_words_alone_need_no_synchformer(weights_dir, tmp_path):
+    (tmp_path / CLIP_FILE).symlink_to(weights_dir / CLIP_FILE)
+    encoders = load_encoders("mmaudio", weights_dir=tmp_path)
+    assert encoders.text(["rain"]).shape == (1, 77, 1024)
+    frames = np.zeros((16, 3, 224, 224), np.uint8)
     with pytest.raises(WeightsError, match=f"lacks {SYNCHFORMER_FILE}; .*mf-fetch.*mf-convert"):
-        load_encoders("mmaudio", weights_dir=tmp_path)
+        encoders.sync(frames)
 
 
 def test_features_of_another_width_are_refused(weights_dir, tmp_path):
@@ -123,7 +129,7 @@ def test_features_of_another_width_are_refused(weights_dir, tmp_path):
     narrow = SynchformerVisual(VisualConfig(width=64, depth=1, heads=1, hidden=8))
     save_file(narrow.state_dict(), tmp_path / SYNCHFORMER_FILE)
     with pytest.raises(WeightsError, match="synchronisation features of width 64, the networks take 768"):
-        load_encoders("mmaudio", weights_dir=tmp_path)
+        assert load_encoders("mmaudio", weights_dir=tmp_path).names
 
 
 def test_torchvision_can_be_imported_and_transforms():
