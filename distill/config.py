@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, TypeAlias
 
-from meanflow import AdaptiveL2, Guidance, Loss, MeanFlow, MixedGuidance, TimePairs
+from meanflow import AdaptiveL2, Guidance, Loss, MeanFlow, MixedGuidance, Objective, TimePairs
 from teacher.data.joint import Modalities
 from teacher.lora import LoRAConfig
 from teacher.train import ConditionDropout, FlowMatching
@@ -112,7 +112,7 @@ VelocitySource: TypeAlias = FromData | FromTeacher
 class Distillation:
     """How the student is trained from the teacher."""
 
-    objective: MeanFlow = field(default_factory=MeanFlow)
+    objective: Objective = field(default_factory=MeanFlow)
     loss: Loss = field(default_factory=AdaptiveL2)
     times: TimePairs = field(default_factory=TimePairs)
     velocity: VelocitySource = field(default_factory=FromData)

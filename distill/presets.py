@@ -14,7 +14,7 @@ from distill.config import (
     OptimConfig,
     TeacherRun,
 )
-from meanflow import AdaptiveL2, Guidance, LogitNormal, MeanFlow, MixedGuidance, TimePairs
+from meanflow import AdaptiveL2, Correction, Guidance, LogitNormal, MeanFlow, MixedGuidance, TimePairs
 from teacher.lora import LoRAConfig
 from teacher.train import ConditionDropout, FlowMatching
 from teacher.variants import variant
@@ -138,7 +138,7 @@ def student_demo() -> DistillConfig:
         data=DATA,
         teacher=TEACHER,
         method=Distillation(
-            objective=MeanFlow(clip_dudt=2.0),
+            objective=MeanFlow(correction=Correction(clip=2.0)),
             loss=AdaptiveL2(p=0.5, c=1e-2),
             times=TimePairs(density=LogitNormal(mean=0.0), fm_fraction=0.3, full_fraction=0.5),
             velocity=FromTeacher(guidance=Guidance(omega=1.0)),

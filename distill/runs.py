@@ -34,7 +34,7 @@ def train_teacher(config: TeacherRun, run: Path, *, weights_dir: Path | None = N
     data = open_sets(config.data, config.repeat, codec, modalities=config.modalities)
     merging = None if config.lora is None else adapt(net, config.lora, seed=config.loop.seed)
 
-    def step(model: nn.Module, plain: MMAudio, batch: Batch, generator: torch.Generator) -> Terms:
+    def step(model: nn.Module, plain: MMAudio, batch: Batch, generator: torch.Generator, progress: float) -> Terms:
         return flow_matching_step(model, batch, config.method, generator=generator)
 
     task = Task(
@@ -61,8 +61,8 @@ def train(config: DistillConfig, run: Path, *, weights_dir: Path | None = None) 
     codec = inherited_codec(teacher, config.teacher, config.data[0], weights_dir)
     data = open_sets(config.data, config.repeat, codec)
 
-    def step(model: nn.Module, plain: MMAudio, batch: Batch, generator: torch.Generator) -> Terms:
-        return train_step(model, plain, teacher, batch, config.method, generator=generator)
+    def step(model: nn.Module, plain: MMAudio, batch: Batch, generator: torch.Generator, progress: float) -> Terms:
+        return train_step(model, plain, teacher, batch, config.method, generator=generator, progress=progress)
 
     task = Task(
         kind="student",

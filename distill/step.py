@@ -1,13 +1,12 @@
 """One distillation step: a batch in, a loss per sample and scalars for the log out. Knows nothing of engines."""
 
-from collections.abc import Callable
 from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
 
 from distill.config import Distillation, FromData, FromTeacher
-from meanflow import AverageVelocity, interpolate, velocity
+from meanflow import AverageVelocity, Field, Velocity, interpolate, velocity
 from teacher.conditions import Conditions
 from teacher.data.dataset import Batch
 from teacher.network import Encoded, MMAudio
@@ -26,6 +25,7 @@ def train_step(
     config: Distillation,
     *,
     generator: torch.Generator,
+    progress: float = 1.0,
 ) -> Terms:
     """Draw noise, times and dropped conditions; form the MeanFlow residual; weigh it.
 
@@ -39,21 +39,32 @@ def train_step(
     conditions = config.dropout(batch.conditions, generator=generator)
     v = _velocity(config.velocity, teacher, x, e, x_t, t, conditions)
 
-    def u_fn(x_t: Tensor, r: Tensor, t: Tensor) -> Tensor:
-        out: Tensor = student(x_t, 1 - t, conditions, t - r)
-        return -out
-
-    residual = config.objective(u_fn, _rows_of(plain, conditions, x.shape[1]), x_t, r, t, v)
-    return Terms(config.loss(residual.delta), _logs(residual.delta, residual.u, residual.dudt, v, r, t))
+    residual = config.objective(
+        _field(student, plain, teacher, conditions, x.shape[1]), x_t, r, t, v, progress=progress
+    )
+    return Terms(residual.loss(config.loss), _logs(residual.delta, residual.u, residual.correction, v, r, t))
 
 
-def _rows_of(plain: MMAudio, conditions: Conditions, frames: int) -> Callable[[Tensor], AverageVelocity]:
-    def rows_of(index: Tensor) -> AverageVelocity:
+def _field(student: nn.Module, plain: MMAudio, teacher: MMAudio, conditions: Conditions, frames: int) -> Field:
+    """The student on the conditions of a batch, in the forms an objective asks for."""
+
+    def chosen(rows: Tensor | None) -> Conditions:
+        return conditions if rows is None else conditions.rows(rows)
+
+    def train(rows: Tensor | None) -> AverageVelocity:
+        return lambda x_t, r, t: -student(x_t, 1 - t, chosen(rows), t - r)
+
+    def without_graph(rows: Tensor | None) -> AverageVelocity:
         with torch.no_grad():
-            encoded = plain.encode_conditions(conditions.rows(index), frames)
-        return lambda x_t, r, t: student_velocity(plain, x_t, r, t, encoded)
+            encoded = plain.encode_conditions(chosen(rows), frames)
+        return torch.no_grad()(lambda x_t, r, t: student_velocity(plain, x_t, r, t, encoded))
 
-    return rows_of
+    def teaching(rows: Tensor | None) -> Velocity:
+        with torch.no_grad():
+            encoded = teacher.encode_conditions(chosen(rows), frames)
+        return torch.no_grad()(lambda x_t, t: teacher_velocity(teacher, x_t, t, encoded))
+
+    return Field(train=train, plain=without_graph, teacher=teaching)
 
 
 @torch.no_grad()

@@ -32,8 +32,8 @@ from teacher.train import Terms
 INTERRUPTED = 130
 """Exit status after an interruption that saved at the step boundary."""
 
-Step = Callable[[nn.Module, MMAudio, Batch, torch.Generator], Terms]
-"""(wrapped network, the same network plain, batch, generator) -> terms."""
+Step = Callable[[nn.Module, MMAudio, Batch, torch.Generator, float], Terms]
+"""(wrapped network, the same network plain, batch, generator, share of training done) -> terms."""
 
 
 class TrainingError(RuntimeError):
@@ -186,7 +186,8 @@ def _update(s: _State, data: Examples, step: int) -> dict[str, torch.Tensor] | N
     batch = data.batch(rows, generator=posterior).to(a.device)
     set_learning_rate(s.inner, learning_rate(step, loop.steps, loop.optim))
     with a.autocast():
-        terms = s.task.step(s.model, s.plain, batch, _generator(loop.seed, step, a.process_index, a.device))
+        draws = _generator(loop.seed, step, a.process_index, a.device)
+        terms = s.task.step(s.model, s.plain, batch, draws, step / loop.steps)
         loss = terms.loss.mean()
     a.backward(loss)
     if s.engine.sharded:

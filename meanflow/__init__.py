@@ -22,7 +22,7 @@ from meanflow.closed_form import GaussianFlow
 from meanflow.derivative import CentralDifference, ForwardAD, TotalDerivative
 from meanflow.guidance import Guidance, Guided, MixedGuidance
 from meanflow.loss import AdaptiveL2, Loss, PseudoHuber
-from meanflow.objectives import MeanFlow, Residual
+from meanflow.objectives import Correction, Field, Headed, MeanFlow, Objective, ObjectiveLike, Residual
 from meanflow.ode import Adaptive, Integrated
 from meanflow.path import data_from_velocity, interpolate, jump, noise_from_velocity, velocity
 from meanflow.sampling import euler, heun, sample, time_grid
@@ -30,9 +30,9 @@ from meanflow.shapes import AverageVelocity, Latent, Time, Velocity, expand_righ
 from meanflow.time_sampling import Density, LogitNormal, TimePairs, Uniform
 
 __all__ = [
-    "Adaptive", "AdaptiveL2", "AverageVelocity", "CentralDifference", "Density", "ForwardAD", "GaussianFlow",
-    "Guidance", "Guided", "Integrated", "Latent", "LogitNormal", "Loss", "MeanFlow", "MixedGuidance",
-    "PseudoHuber", "Residual", "Time", "TimePairs", "TotalDerivative", "Uniform", "Velocity", "data_from_velocity",
-    "euler", "expand_right", "heun", "interpolate", "jump", "noise_from_velocity", "sample", "time_grid",
-    "velocity",
+    "Adaptive", "AdaptiveL2", "AverageVelocity", "CentralDifference", "Correction", "Density", "Field", "ForwardAD",
+    "GaussianFlow", "Guidance", "Guided", "Headed", "Integrated", "Latent", "LogitNormal", "Loss", "MeanFlow",
+    "MixedGuidance", "Objective", "ObjectiveLike", "PseudoHuber", "Residual", "Time", "TimePairs", "TotalDerivative",
+    "Uniform", "Velocity", "data_from_velocity", "euler", "expand_right", "heun", "interpolate", "jump",
+    "noise_from_velocity", "sample", "time_grid", "velocity",
 ]  # fmt: skip

@@ -1,5 +1,14 @@
-"""One file per published objective, all with the call signature of MeanFlow."""
+"""One file per published objective, all with the call of `ObjectiveLike`."""
 
-from meanflow.objectives.meanflow import MeanFlow, Residual, RowsOf
+from typing import TypeAlias
 
-__all__ = ["MeanFlow", "Residual", "RowsOf"]
+from meanflow.objectives.correction import Correction
+from meanflow.objectives.field import Field, Headed, ObjectiveLike, Residual, RowsOf, VelocityOf
+from meanflow.objectives.meanflow import MeanFlow
+
+Objective: TypeAlias = MeanFlow
+"""Every objective that a training run can be configured with."""
+
+__all__ = [
+    "Correction", "Field", "Headed", "MeanFlow", "Objective", "ObjectiveLike", "Residual", "RowsOf", "VelocityOf",
+]  # fmt: skip

@@ -6,7 +6,7 @@ import torch
 from distill.config import Distillation, FromData, FromTeacher
 from distill.step import train_step
 from distill.student import student_from_teacher
-from meanflow import AdaptiveL2, CentralDifference, Guidance, MeanFlow, MixedGuidance, TimePairs
+from meanflow import AdaptiveL2, CentralDifference, Correction, Guidance, MeanFlow, MixedGuidance, TimePairs
 from teacher.data.dataset import Batch
 from teacher.train import ConditionDropout
 from teacher.velocity import TeacherVelocity, student_velocity
@@ -62,7 +62,7 @@ def test_exact_and_differenced_derivative_agree_on_the_network(batch, monkeypatc
     teacher = opened(small())
     student = opened(small(interval_embedding=True), seed=1)
     losses = []
-    for derivative in (MeanFlow(), MeanFlow(derivative=CentralDifference(eps=1e-5))):
+    for derivative in (MeanFlow(), MeanFlow(correction=Correction(derivative=CentralDifference(eps=1e-5)))):
         method = Distillation(objective=derivative, times=TimePairs(fm_fraction=0.0), loss=AdaptiveL2(p=0.0))
         losses.append(
             train_step(student, student, teacher, batch, method, generator=torch.Generator().manual_seed(0)).loss

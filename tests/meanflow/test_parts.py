@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from meanflow import AdaptiveL2, LogitNormal, MeanFlow, PseudoHuber, TimePairs, Uniform
+from meanflow import AdaptiveL2, Correction, LogitNormal, MeanFlow, PseudoHuber, TimePairs, Uniform
 from meanflow.config import digest, dumps, loads
 
 
@@ -83,4 +83,6 @@ def test_wrong_files_are_refused_by_name(text, message):
 
 
 def test_nested_unions_keep_their_kind():
-    assert loads(MeanFlow, dumps(MeanFlow(clip_dudt=1.5))) == MeanFlow(clip_dudt=1.5)
+    assert loads(MeanFlow, dumps(MeanFlow(correction=Correction(clip=1.5)))) == MeanFlow(
+        correction=Correction(clip=1.5)
+    )
