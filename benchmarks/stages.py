@@ -134,6 +134,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--no-compile", action="store_true")
+    parser.add_argument("--only", default="", help="stages whose name contains this")
     args = parser.parse_args()
     known = rates(args.device)
     on = torch.cuda.get_device_name() if args.device == "cuda" else f"{torch.get_num_threads()} threads"
@@ -146,6 +147,8 @@ def main() -> None:
     print(f"| stage | precision | GFLOP | weights MB | floor ms | {columns} |")
     print("|---|---|---|---|---|" + "---|" * (columns.count("|") + 1))
     for stage in stages(args.variant, args.duration_s, args.batch):
+        if args.only not in stage.name:
+            continue
         for dtype in (torch.float32, torch.bfloat16):
             _row(stage, dtype, known, args)
 

@@ -106,7 +106,8 @@ def anti_aliased_snake(
     batch, channels, length = x.shape
     frequency = alpha.exp().repeat(batch)[:, None]
     height = beta.exp().add(SNAKE_EPS).reciprocal().repeat(batch)[:, None]
-    chunk = max(1, (CPU_CHUNK if x.device.type == "cpu" else DEVICE_CHUNK) // max(1, length))
+    cached = x.device.type == "cpu" and not torch.compiler.is_compiling()  # a compiler would unroll every chunk
+    chunk = max(1, (CPU_CHUNK if cached else DEVICE_CHUNK) // max(1, length))
     parts = zip(*(part.split(chunk) for part in (x.reshape(-1, length), frequency, height)), strict=True)
     if torch.is_grad_enabled():
         return torch.cat([_activate(*part) for part in parts]).view(batch, channels, length)

@@ -99,7 +99,7 @@ class FeatureSet:
     @property
     def records(self) -> Sequence[Record]:
         """One per row, decoded when asked for."""
-        return Records(self.rows)
+        return Records(len(self.rows), self.rows.record)
 
     @property
     def duration_s(self) -> float:

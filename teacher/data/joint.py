@@ -4,10 +4,10 @@ MMAudio trains on audio-visual-text and audio-text data about 1 : 1 by repeating
 times for its larger networks, before each epoch is shuffled (arXiv 2412.15322, section 3.5.1 and appendix H).
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, get_args, overload
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from teacher.conditions import Conditions
 from teacher.data.dataset import Batch, FeatureSet, as_rows, finish_batch
-from teacher.data.rows import Gathered
+from teacher.data.rows import Gathered, Records
 from teacher.data.store import FeatureError, Record
 from teacher.sequence import SequenceConfig
 
@@ -113,7 +113,12 @@ class JointSet:
     @property
     def records(self) -> Sequence[Record]:
         """One per row, repeats included; a masked caption is still the record's."""
-        return _JointRecords(self)
+
+        def get(index: int) -> Record:
+            which, row = (int(found) for found in self.locate(torch.tensor([index])))
+            return self.parts[which][0].records[row]
+
+        return Records(len(self), get)
 
     @property
     def duration_s(self) -> float:
@@ -154,32 +159,6 @@ class JointSet:
         if self.masking.leave_out_sounds:
             return torch.nonzero(features.has_video).flatten()
         return torch.arange(len(features))
-
-
-class _JointRecords(Sequence[Record]):
-    def __init__(self, joint: JointSet) -> None:
-        self._joint = joint
-
-    def __len__(self) -> int:
-        return len(self._joint)
-
-    @overload
-    def __getitem__(self, index: int) -> Record: ...
-
-    @overload
-    def __getitem__(self, index: slice) -> list[Record]: ...
-
-    def __getitem__(self, index: int | slice) -> Record | list[Record]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
-        wanted = index + len(self) if index < 0 else index
-        if not 0 <= wanted < len(self):
-            raise IndexError(f"record {index} of {len(self)}")
-        which, row = (int(found) for found in self._joint.locate(torch.tensor([wanted])))
-        return self._joint.parts[which][0].records[row]
-
-    def __iter__(self) -> Iterator[Record]:
-        return (self[i] for i in range(len(self)))
 
 
 def _check_same(first: FeatureSet, other: FeatureSet) -> None:

@@ -1,6 +1,6 @@
 """All rows of one split of a feature folder: indices in memory, features gathered from memory maps on request."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar, overload
@@ -203,13 +203,13 @@ def _zero_where(absent: np.ndarray, shape: tuple[int, ...], buffers: Buffers) ->
 
 
 class Records(Sequence[Record]):
-    """The records of all rows, decoded file by file when asked for."""
+    """Records by row, made by `get` when asked for."""
 
-    def __init__(self, rows: Rows) -> None:
-        self._rows = rows
+    def __init__(self, length: int, get: Callable[[int], Record]) -> None:
+        self._length, self._get = length, get
 
     def __len__(self) -> int:
-        return len(self._rows)
+        return self._length
 
     @overload
     def __getitem__(self, index: int) -> Record: ...
@@ -219,14 +219,11 @@ class Records(Sequence[Record]):
 
     def __getitem__(self, index: int | slice) -> Record | list[Record]:
         if isinstance(index, slice):
-            return [self._rows.record(row) for row in range(*index.indices(len(self)))]
+            return [self._get(row) for row in range(*index.indices(len(self)))]
         row = index + len(self) if index < 0 else index
         if not 0 <= row < len(self):
             raise IndexError(f"record {index} of {len(self)}")
-        return self._rows.record(row)
-
-    def __iter__(self) -> Iterator[Record]:
-        return (self._rows.record(row) for row in range(len(self)))
+        return self._get(row)
 
 
 def _cached(kept: dict[int, list[T]], key: int, make: Callable[[], list[T]]) -> list[T]:
