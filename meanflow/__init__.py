@@ -22,17 +22,48 @@ from meanflow.closed_form import GaussianFlow
 from meanflow.derivative import CentralDifference, ForwardAD, TotalDerivative
 from meanflow.guidance import Guidance, Guided, MixedGuidance
 from meanflow.loss import AdaptiveL2, Loss, PseudoHuber
-from meanflow.objectives import Correction, Field, Headed, MeanFlow, Objective, ObjectiveLike, Residual
+from meanflow.objectives import (
+    AlphaFlow,
+    ConsistencyTraining,
+    Correction,
+    Field,
+    Headed,
+    ImprovedMeanFlow,
+    MeanFlow,
+    Objective,
+    ObjectiveLike,
+    PlainFlowMatching,
+    Residual,
+    SplitMeanFlow,
+    TerminalVelocity,
+    TransitionModel,
+)
 from meanflow.ode import Adaptive, Integrated
 from meanflow.path import data_from_velocity, interpolate, jump, noise_from_velocity, velocity
 from meanflow.sampling import euler, heun, sample, time_grid
 from meanflow.shapes import AverageVelocity, Latent, Time, Velocity, expand_right
-from meanflow.time_sampling import Density, LogitNormal, TimePairs, Uniform
+from meanflow.time_sampling import (
+    PUBLISHED,
+    Capped,
+    Density,
+    Gap,
+    LogitNormal,
+    MixedTimes,
+    Ordered,
+    Pairs,
+    Shifted,
+    TimePairs,
+    Times,
+    Uniform,
+    other_clock,
+)  # fmt: skip
 
 __all__ = [
-    "Adaptive", "AdaptiveL2", "AverageVelocity", "CentralDifference", "Correction", "Density", "Field", "ForwardAD",
-    "GaussianFlow", "Guidance", "Guided", "Headed", "Integrated", "Latent", "LogitNormal", "Loss", "MeanFlow",
-    "MixedGuidance", "Objective", "ObjectiveLike", "PseudoHuber", "Residual", "Time", "TimePairs", "TotalDerivative",
-    "Uniform", "Velocity", "data_from_velocity", "euler", "expand_right", "heun", "interpolate", "jump",
-    "noise_from_velocity", "sample", "time_grid", "velocity",
+    "Adaptive", "AdaptiveL2", "AlphaFlow", "AverageVelocity", "Capped", "CentralDifference", "ConsistencyTraining",
+    "Correction", "Density", "Field", "ForwardAD", "Gap", "GaussianFlow", "Guidance", "Guided", "Headed",
+    "ImprovedMeanFlow", "Integrated", "Latent", "LogitNormal", "Loss", "MeanFlow", "MixedGuidance", "MixedTimes",
+    "Objective", "ObjectiveLike", "Ordered", "PUBLISHED", "Pairs", "PlainFlowMatching", "PseudoHuber", "Residual",
+    "Shifted", "SplitMeanFlow", "TerminalVelocity", "Time", "TimePairs", "Times", "TotalDerivative",
+    "TransitionModel", "Uniform", "Velocity", "data_from_velocity", "euler", "expand_right", "heun", "interpolate",
+    "jump", "noise_from_velocity", "other_clock", "sample", "time_grid", "velocity",
 ]  # fmt: skip

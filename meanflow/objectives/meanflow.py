@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from meanflow.objectives.correction import Correction
 from meanflow.objectives.field import Field, Residual
+from meanflow.objectives.heads import bare
 from meanflow.shapes import Latent, Time
 
 
@@ -20,6 +21,6 @@ class MeanFlow:
     correction: Correction = dataclasses.field(default_factory=Correction)
 
     def __call__(self, field: Field, x_t: Latent, r: Time, t: Time, v: Latent, *, progress: float = 1.0) -> Residual:
-        correction = self.correction(field.plain, x_t, r, t, v, progress=progress)
-        u = field.train(None)(x_t, r, t)
+        correction = self.correction(bare(field.plain), x_t, r, t, v, progress=progress)
+        u = bare(field.train)(None)(x_t, r, t)
         return Residual(u - (v - correction).detach(), u.detach(), correction)

@@ -15,7 +15,7 @@ from eval.kl import kl_divergence
 from eval.statistics import GaussianStats
 from teacher.audio.mel import MEL_16K, MEL_44K, log_mel
 from teacher.sequence import SEQUENCE_16K, SEQUENCE_44K, image_frames, sync_frames
-from tests.golden import audio, network, sync
+from tests.golden import audio, meanflow, network, sync
 from tests.golden.deviation import Deviation
 from tests.golden.recipe import Recording
 
@@ -62,7 +62,8 @@ def metric_isc(recording: Recording) -> Iterator[Deviation]:
 
 
 CHECKS: tuple[Callable[[Recording], Iterator[Deviation]], ...] = (
-    audio.vae, audio.vocoder, mel, metric_fd, metric_isc, metric_kl, network.mmaudio_network, sequence_lengths,
+    audio.vae, audio.vocoder, meanflow.meanflow_jax, meanflow.meanflow_meanaudio, meanflow.meanflow_py,
+    meanflow.time_samplers, mel, metric_fd, metric_isc, metric_kl, network.mmaudio_network, sequence_lengths,
     sync.sync_full, sync.sync_visual,
 )  # fmt: skip
 KINDS = {check.__name__: check for check in CHECKS}

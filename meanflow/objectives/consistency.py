@@ -1,0 +1,50 @@
+"""Consistency training and distillation on the linear path (arXiv 2303.01469), in the parameterisation of u."""
+
+from dataclasses import dataclass
+
+import torch
+
+from meanflow.objectives.field import Field, Residual
+from meanflow.objectives.heads import bare
+from meanflow.path import jump
+from meanflow.shapes import Latent, Time
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConsistencyTraining:
+    """f(x_t, t) = x_t - t u(x_t, 0, t) is to equal sg f(x_s, s),  x_s = x_t - (t - s) v,  s = t (1 - share).
+
+    In units of u, delta = u(x_t, 0, t) - (x_t - sg f(x_s, s)) / t. With s in proportion to t the division is exact,
+
+        (x_t - f(x_s, s)) / t = share v + (1 - share) u(x_s, 0, s),
+
+    so small t need no care. f(x_0, 0) = x_0 holds by form. The target uses averaged weights where the trainer has
+    them. `v` from the data is consistency training, from a teacher consistency distillation.
+
+    share = coarse^(1 - progress) fine^progress goes from long steps (small variance, biased) to short ones. The exact
+    u is left by share^2 t / 2 times the curvature of the path, seen through df/dx, also when v is the marginal
+    velocity; the signal is proportional to share, so delta shrinks in the course of training: choose the c of the loss
+    for the fine end. r is not read: only u(x_t, 0, t) is learnt, for one jump or for jumps with fresh noise in between.
+    """
+
+    coarse: float = 0.5
+    """(t - s) / t at the start of training."""
+    fine: float = 1 / 128
+    """(t - s) / t at its end."""
+
+    def __post_init__(self) -> None:
+        if not 0.0 < self.fine <= self.coarse <= 1.0:
+            raise ValueError(f"fine and coarse must satisfy 0 < fine <= coarse <= 1, got {self.fine} and {self.coarse}")
+
+    def share(self, progress: float) -> float:
+        """(t - s) / t at a share of training."""
+        return float(self.coarse ** (1 - progress) * self.fine**progress)
+
+    def __call__(self, field: Field, x_t: Latent, r: Time, t: Time, v: Latent, *, progress: float = 1.0) -> Residual:
+        v = v.detach()
+        zero, share = torch.zeros_like(t), self.share(progress)
+        s = t * (1 - share)
+        with torch.no_grad():
+            target = share * v + (1 - share) * bare(field.slow)(None)(jump(x_t, v, s, t), zero, s)
+        u = bare(field.train)(None)(x_t, zero, t)
+        return Residual(u - target, u.detach(), v - target)
