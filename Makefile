@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 # With an NVIDIA driver the newest CUDA build of torch is wanted; without one, the pinned set this project is tested with.
 CONSTRAINTS := $(if $(shell command -v nvidia-smi 2>/dev/null),,-c constraints-cpu.txt)
 
-.PHONY: setup demo test check clean
+.PHONY: setup demo test check docs clean
 export PYTHONUNBUFFERED := 1
 export TOKENIZERS_PARALLELISM := false
 
@@ -30,6 +30,10 @@ check: setup
 
 test: check
 	$(BIN)/python -m pytest -m "not slow and not gpu"
+
+# make docs                      reference of every public name, from the docstrings: docs/api/index.html
+docs: setup
+	$(BIN)/python -m pdoc --docformat markdown --math -o docs/api meanflow teacher distill eval
 
 clean:
 	rm -rf runs .pytest_cache .mypy_cache .ruff_cache

@@ -20,8 +20,9 @@ Arguments are always ordered (x_t, r, t, ...).
 
 from meanflow.closed_form import GaussianFlow
 from meanflow.derivative import CentralDifference, ForwardAD, TotalDerivative
-from meanflow.guidance import Guidance, Guided, MixedGuidance
+from meanflow.guidance import Guidance, GuidanceRule, Guided, JointGuidance, MixedGuidance, default_omega
 from meanflow.loss import AdaptiveL2, Loss, PseudoHuber
+from meanflow.mixture import GuidedFlow, MixtureFlow, Quadrature
 from meanflow.objectives import (
     AlphaFlow,
     ConsistencyTraining,
@@ -40,7 +41,7 @@ from meanflow.objectives import (
 )
 from meanflow.ode import Adaptive, Integrated
 from meanflow.path import data_from_velocity, interpolate, jump, noise_from_velocity, velocity
-from meanflow.sampling import euler, heun, sample, time_grid
+from meanflow.sampling import euler, heun, midpoint, sample, time_grid
 from meanflow.shapes import AverageVelocity, Latent, Time, Velocity, expand_right
 from meanflow.time_sampling import (
     PUBLISHED,
@@ -60,10 +61,11 @@ from meanflow.time_sampling import (
 
 __all__ = [
     "Adaptive", "AdaptiveL2", "AlphaFlow", "AverageVelocity", "Capped", "CentralDifference", "ConsistencyTraining",
-    "Correction", "Density", "Field", "ForwardAD", "Gap", "GaussianFlow", "Guidance", "Guided", "Headed",
-    "ImprovedMeanFlow", "Integrated", "Latent", "LogitNormal", "Loss", "MeanFlow", "MixedGuidance", "MixedTimes",
-    "Objective", "ObjectiveLike", "Ordered", "PUBLISHED", "Pairs", "PlainFlowMatching", "PseudoHuber", "Residual",
-    "Shifted", "SplitMeanFlow", "TerminalVelocity", "Time", "TimePairs", "Times", "TotalDerivative",
-    "TransitionModel", "Uniform", "Velocity", "data_from_velocity", "euler", "expand_right", "heun", "interpolate",
-    "jump", "noise_from_velocity", "other_clock", "sample", "time_grid", "velocity",
+    "Correction", "Density", "Field", "ForwardAD", "Gap", "GaussianFlow", "Guidance", "GuidanceRule", "Guided",
+    "GuidedFlow", "Headed", "ImprovedMeanFlow", "Integrated", "JointGuidance", "Latent", "LogitNormal", "Loss",
+    "MeanFlow", "MixedGuidance", "MixedTimes", "MixtureFlow", "Objective", "ObjectiveLike", "Ordered", "PUBLISHED",
+    "Pairs", "PlainFlowMatching", "PseudoHuber", "Quadrature", "Residual", "Shifted", "SplitMeanFlow",
+    "TerminalVelocity", "Time", "TimePairs", "Times", "TotalDerivative", "TransitionModel", "Uniform", "Velocity",
+    "data_from_velocity", "default_omega", "euler", "expand_right", "heun", "interpolate", "jump", "midpoint",
+    "noise_from_velocity", "other_clock", "sample", "time_grid", "velocity",
 ]  # fmt: skip

@@ -1,13 +1,19 @@
 """Clocks, noise, guidance wrapping and sampling of networks."""
 
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
 import torch
+import tyro
 
-from meanflow import Guidance
+from meanflow import Adaptive, Guidance, time_grid
+from meanflow.guidance import JointGuidance
+from meanflow.sampling import midpoint
+from scripts.sample import Sample, sampling_config
 from teacher.generate import clip_seed, generate, network_evaluations, noise
 from teacher.network import Encoded
+from teacher.pipeline import SamplingConfig
 from teacher.sequence import SEQUENCE_16K, SEQUENCE_44K, image_frames, sync_frames
 from teacher.velocity import Guide, TeacherVelocity, student_velocity
 from teacher.windows import overlap_add, window_starts
@@ -57,12 +63,121 @@ def test_guided_prediction_equals_two_separate_ones():
     guided = Guide.of(net, c, 9, rule, seen.append)(v, x, t, t)
     expected = rule(-net(x, 1 - t, c), -net(x, 1 - t, c.unconditional()), t)
     torch.testing.assert_close(guided, expected.value, rtol=0, atol=1e-12)
-    torch.testing.assert_close(seen[0], expected.s_star)
+    torch.testing.assert_close(seen[0].s_star, expected.s_star)
+    assert seen[0].clamped.shape == (2,)
 
 
-def test_evaluations_are_counted():
+@pytest.mark.parametrize("negative", [None, torch.randn(1, 3, 7, dtype=torch.float64)])
+def test_separate_scales_call_the_network_once_and_equal_three_calls(negative):
+    """Video alone is everything but the words; those are the empty or the negative ones, as they are in nothing."""
+    config = small()
+    net, c = opened(config), conditions(config)
+    x, t = torch.randn(2, 9, 4, dtype=torch.float64), torch.rand(2, dtype=torch.float64)
+    rule, batches, seen = JointGuidance(video=3.0, text=2.0), [], []
+
+    def v(x, r, t, encoded: Encoded):
+        batches.append(len(x))
+        return -net.predict(x, 1 - t, encoded)
+
+    guided = Guide.of(net, c, 9, rule, seen.append, negative)(v, x, t, t)
+    assert batches == [6]
+    absent = torch.zeros(2, dtype=torch.bool)
+    nothing = replace(c, has_clip=absent, has_sync=absent, has_text=absent)
+    video = replace(c, has_text=absent)
+    if negative is not None:
+        words = {"text": negative.expand(2, -1, -1), "has_text": ~absent}
+        nothing, video = replace(nothing, **words), replace(video, **words)
+    expected = rule(*(-net(x, 1 - t, part) for part in (c, video, nothing)), t)
+    torch.testing.assert_close(guided, expected.value, rtol=0, atol=1e-12)
+    torch.testing.assert_close(seen[0].s_star, expected.s_star, rtol=0, atol=1e-12)
+    assert seen[0].s_star.shape == (2, 2)
+
+
+def test_scales_of_one_ask_for_nothing_more():
+    config = small()
+    net, c = opened(config), conditions(config)
+    guide = Guide.of(net, c, 9, JointGuidance())
+    assert guide.unconditional is None
+    assert guide.video is None
+
+
+@pytest.mark.parametrize("interval_embedding", [False, True])
+@pytest.mark.parametrize("solver", ["euler", "heun", "midpoint"])
+@pytest.mark.parametrize("rule", [Guidance(), Guidance(omega=4.5), JointGuidance(video=2.0, text=3.0)])
+def test_evaluations_are_counted(interval_embedding, solver, rule):
+    """The count is the rows that the network sees over the rows that come out."""
+    if interval_embedding and solver != "euler":
+        return
+    config = small(interval_embedding=interval_embedding)
+    net, c = opened(config), conditions(config)
+    rows = []
+    net.final_layer.register_forward_pre_hook(lambda _, inputs: rows.append(len(inputs[0])))
+    generate(net, c, torch.randn(2, 9, 4, dtype=torch.float64), num_steps=3, guidance=rule, solver=solver)
+    assert sum(rows) / 2 == network_evaluations(3, rule, solver=solver)
+
+
+def test_worked_counts_of_evaluations():
     assert network_evaluations(25, Guidance(omega=4.5)) == 50
     assert network_evaluations(1, Guidance()) == 1
+    assert network_evaluations(4, JointGuidance(video=2.0)) == 12
+    assert network_evaluations(4, Guidance(omega=2.0), solver="midpoint") == 16
+    assert network_evaluations(25, Guidance(), zero_init_steps=1) == 24
+
+
+def test_solver_grid_and_first_steps_reach_the_sampler():
+    config = small()
+    net, c = opened(config), conditions(config)
+    e = torch.randn(2, 9, 4, dtype=torch.float64)
+    made = generate(net, c, e, num_steps=25, guidance=Guidance(), solver="midpoint", shift=2.0, zero_init_steps=20)
+    by_hand = midpoint(lambda x, t: TeacherVelocity(net)(x, t, c), e, time_grid(25, 2.0)[20:])
+    torch.testing.assert_close(made, by_hand.detach(), rtol=0, atol=1e-12)
+
+
+def test_an_adaptive_solver_has_no_grid():
+    config = small()
+    net, c = opened(config), conditions(config)
+    e = torch.randn(2, 9, 4, dtype=torch.float64)
+    for option in ({"shift": 2.0}, {"zero_init_steps": 1}):
+        with pytest.raises(ValueError, match="chooses its own steps"):
+            generate(net, c, e, num_steps=25, guidance=Guidance(), solver=Adaptive(), **option)
+
+
+def flags(*words):
+    return sampling_config(tyro.cli(Sample, args=list(words)))
+
+
+def test_command_line_choices():
+    """Without flags nothing is guided, as ever; each flag lands where it belongs."""
+    assert flags() == SamplingConfig()
+    assert flags("--guidance", "4.5", "--no-rescale", "--steps", "25") == SamplingConfig(
+        steps=25, guidance=Guidance(omega=4.5, rescale=False)
+    )
+    scales = [flags("--guidance", "auto", "--steps", n).guidance.omega for n in ("1", "2", "25")]
+    assert scales == [1.4, 2.0, 4.5]
+    assert flags("--guidance", "auto", "--solver", "adaptive").guidance.omega == 4.5
+    assert flags("--guidance-text", "3").guidance == JointGuidance(text=3.0)
+    shared = ["--no-rescale", "--std-rescale", "0.7", "--guidance-interval", "0.1", "0.9"]
+    same = {"rescale": False, "std_rescale": 0.7, "interval": (0.1, 0.9)}
+    assert flags("--guidance", "2", "--parallel", "0", *shared).guidance == Guidance(omega=2.0, parallel=0.0, **same)
+    assert flags("--guidance-video", "2", *shared).guidance == JointGuidance(video=2.0, **same)
+    grid = flags("--solver", "midpoint", "--steps", "25", "--shift", "2", "--zero-init-steps", "1")
+    assert grid == SamplingConfig(steps=25, solver="midpoint", shift=2.0, zero_init_steps=1)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("--guidance 2 --guidance-video 3", "go with neither"),
+        ("--guidance auto --guidance-text 3", "go with neither"),
+        ("--guidance-text 3 --parallel 0", "go with neither"),
+        ("--zero-init-steps 1", "25 or more steps|below the number of steps"),
+        ("--zero-init-steps 1 --steps 24", "25 or more steps"),
+        ("--shift 0", "shift must be positive"),
+    ],
+)
+def test_command_line_choices_that_do_not_go_together(words, message):
+    with pytest.raises(ValueError, match=message):
+        flags(*words.split())
 
 
 def test_noise_of_a_clip_does_not_depend_on_its_batch():

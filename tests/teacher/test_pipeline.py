@@ -43,8 +43,8 @@ def pipeline(tmp_path_factory) -> Pipeline:
     mmaudio_codec("mmaudio_16k", weights).with_statistics(torch.full((20,), 0.1), torch.full((20,), 0.9)).save(
         run / "codec.safetensors"
     )
-    features = {"duration_s": 1.0, "encoders": "mmaudio", "codec": "mmaudio_16k", "weights_dir": str(weights)}
-    (run / "features.json").write_text(json.dumps({"config": features}))
+    features = {"duration_s": 1.0, "encoders": "mmaudio", "codec": "mmaudio_16k"}
+    (run / "features.json").write_text(json.dumps({"config": features, "weights_dir": str(weights)}))
     document = {"kind": KIND, "network": to_plain(config), "licence": "CC BY-NC 4.0", "run": {}, "digests": {}}
     (run / "config.json").write_text(json.dumps(document))
     return Pipeline.load(run)
