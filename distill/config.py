@@ -4,11 +4,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, TypeAlias
 
-from meanflow import AdaptiveL2, Guidance, Loss, MeanFlow, MixedGuidance, Objective, TimePairs
+from distill.velocity_source import FromData, FromTeacher, GuidedInput, VelocitySource
+from meanflow import AdaptiveL2, ConsistencyTraining, ImprovedMeanFlow, Loss, MeanFlow, Objective, TimePairs
+from meanflow.time_sampling import Times
 from teacher.data.joint import Modalities
 from teacher.lora import LoRAConfig
 from teacher.train import ConditionDropout, FlowMatching
 from teacher.variants import MMAudioConfig, variant
+
+__all__ = [
+    "DistillConfig", "Distillation", "Fresh", "FromData", "FromTeacher", "FromWeights", "GuidedInput", "LoopConfig",
+    "OptimConfig", "Start", "TeacherRun", "VelocitySource",
+]  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,31 +99,30 @@ class LoopConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class FromData:
-    """v = e - x of the data, guided by the frozen teacher's two predictions where `mixed` asks for it."""
-
-    mixed: MixedGuidance = field(default_factory=MixedGuidance)
-
-
-@dataclass(frozen=True, kw_only=True)
-class FromTeacher:
-    """v = the frozen teacher's velocity at x_t, guided: the student averages the very flow the teacher samples."""
-
-    guidance: Guidance = field(default_factory=Guidance)
-
-
-VelocitySource: TypeAlias = FromData | FromTeacher
-
-
-@dataclass(frozen=True, kw_only=True)
 class Distillation:
     """How the student is trained from the teacher."""
 
     objective: Objective = field(default_factory=MeanFlow)
     loss: Loss = field(default_factory=AdaptiveL2)
-    times: TimePairs = field(default_factory=TimePairs)
+    times: Times = field(default_factory=TimePairs)
     velocity: VelocitySource = field(default_factory=FromData)
+    velocity_head: int = 0
+    """Fused blocks of the student's velocity head, which objectives with a head learn from; 0 = no head."""
     dropout: ConditionDropout = field(default_factory=ConditionDropout)
+
+    def __post_init__(self) -> None:
+        trains_head = isinstance(self.objective, ImprovedMeanFlow) and self.objective.head
+        if self.velocity_head < 0 or trains_head != (self.velocity_head > 0):
+            raise ValueError(
+                "velocity_head must be above 0 with ImprovedMeanFlow(head=True), which trains a head, and 0 with any "
+                f"other objective; got {self.velocity_head} with {type(self.objective).__name__}"
+            )
+        own = isinstance(self.velocity, FromData | GuidedInput) and self.velocity.predictions == "student"
+        if own and isinstance(self.objective, ConsistencyTraining):
+            raise ValueError(
+                "velocity.predictions must be teacher with ConsistencyTraining, which never trains the student's "
+                "u(x_t, t, t), got student"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,7 +12,8 @@ from distill.step import train_step
 from distill.student import student_from_teacher
 from distill.tracking import Preview
 from distill.train import Task, fit
-from meanflow import Guidance
+from distill.velocity_source import GuidedInput
+from meanflow import Guidance, PlainFlowMatching
 from teacher.audio.codec import AudioCodec
 from teacher.data.dataset import Batch, FeatureSet
 from teacher.data.joint import JointSet, Modalities
@@ -57,7 +58,15 @@ def train_teacher(config: TeacherRun, run: Path, *, weights_dir: Path | None = N
 def train(config: DistillConfig, run: Path, *, weights_dir: Path | None = None) -> Path:
     """Distil the teacher of a run folder into an average-velocity student; the run folder."""
     teacher = load_network(config.teacher)
-    student = student_from_teacher(teacher, seed=config.loop.seed)
+    student = student_from_teacher(
+        teacher,
+        seed=config.loop.seed,
+        guidance_embedding=isinstance(config.method.velocity, GuidedInput),
+        velocity_head=config.method.velocity_head,
+    )
+    if isinstance(config.method.objective, PlainFlowMatching):
+        # It never sees r < t. Left as it starts, the interval adds nothing for any r, and jumps are Euler steps.
+        student.interval_embed.requires_grad_(False)
     codec = inherited_codec(teacher, config.teacher, config.data[0], weights_dir)
     data = open_sets(config.data, config.repeat, codec)
 

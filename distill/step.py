@@ -1,17 +1,19 @@
 """One distillation step: a batch in, a loss per sample and scalars for the log out. Knows nothing of engines."""
 
+from collections.abc import Callable
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from distill.config import Distillation, FromData, FromTeacher
-from meanflow import AverageVelocity, Field, Velocity, interpolate, velocity
-from teacher.conditions import Conditions
+from distill.config import Distillation
+from distill.velocity_source import Networks, Rows, Target, Teaching
+from meanflow import AverageVelocity, Field, Headed, Residual, interpolate, velocity
 from teacher.data.dataset import Batch
-from teacher.network import Encoded, MMAudio
+from teacher.network import MMAudio
 from teacher.train import Terms
-from teacher.velocity import Guide, student_velocity, teacher_velocity
+from teacher.velocity import student_headed, student_velocity
 
 INTERVALS = (0.0, 0.3, 0.6, 1.0)
 """Edges of the t - r buckets in which the raw error is logged."""
@@ -27,88 +29,72 @@ def train_step(
     generator: torch.Generator,
     progress: float = 1.0,
 ) -> Terms:
-    """Draw noise, times and dropped conditions; form the MeanFlow residual; weigh it.
+    """Draw noise, times and dropped conditions; form the objective's residual; weigh it.
 
     `student` is the possibly wrapped network and is called exactly once, with gradients; `plain` is the same network
-    without a wrapper, on which the derivative is taken without a graph; `teacher` is frozen.
+    without a wrapper, on which derivatives and targets are taken without a graph; `teacher` is frozen. `progress` in
+    [0, 1] is the share of training that is done, for schedules of the objective and of the times.
     """
     x = batch.latents
     e = torch.randn(x.shape, generator=generator, device=x.device, dtype=x.dtype)
-    r, t = config.times(len(x), generator=generator)
+    wide = torch.promote_types(x.dtype, torch.float32)
+    r, t = (time.to(wide) for time in config.times(len(x), generator=generator, progress=progress))
     x_t = interpolate(x, e, t)
     conditions = config.dropout(batch.conditions, generator=generator)
-    v = _velocity(config.velocity, teacher, x, e, x_t, t, conditions)
+    nets = Networks(teacher, plain, conditions, x.shape[1])
+    target = config.velocity.target(nets, x_t, t, velocity(x, e), generator=generator)
 
-    residual = config.objective(
-        _field(student, plain, teacher, conditions, x.shape[1]), x_t, r, t, v, progress=progress
-    )
-    return Terms(residual.loss(config.loss), _logs(residual.delta, residual.u, residual.correction, v, r, t))
+    field = _field(student, nets, target, config.velocity.teaching(nets, target))
+    residual = config.objective(field, x_t, r, t, target.v, progress=progress)
+    return Terms(residual.loss(config.loss), _logs(residual, target.v, r, t))
 
 
-def _field(student: nn.Module, plain: MMAudio, teacher: MMAudio, conditions: Conditions, frames: int) -> Field:
+def _field(student: nn.Module, nets: Networks, target: Target, teaching: Teaching) -> Field:
     """The student on the conditions of a batch, in the forms an objective asks for."""
+    plain, omega = nets.student, target.omega
 
-    def chosen(rows: Tensor | None) -> Conditions:
-        return conditions if rows is None else conditions.rows(rows)
+    def shown(rows: Rows) -> tuple[Tensor, ...]:
+        return () if omega is None else (omega if rows is None else omega[rows],)
 
-    def train(rows: Tensor | None) -> AverageVelocity:
-        return lambda x_t, r, t: -student(x_t, 1 - t, chosen(rows), t - r)
+    def train(rows: Rows) -> AverageVelocity:
+        def u_fn(x_t: Tensor, r: Tensor, t: Tensor) -> Any:
+            # Casts of the weights that a pass without a graph left in autocast's cache carry none; torch before 2.13
+            # would use them here, and the weights would get no gradient.
+            torch.clear_autocast_cache()
+            out = student(x_t, 1 - t, nets.chosen(rows), t - r, *shown(rows))
+            return Headed(-out[0], -out[1]) if isinstance(out, tuple) else -out
 
-    def without_graph(rows: Tensor | None) -> AverageVelocity:
+        return u_fn
+
+    def without_graph(rows: Rows) -> AverageVelocity:
         with torch.no_grad():
-            encoded = plain.encode_conditions(chosen(rows), frames)
-        return torch.no_grad()(lambda x_t, r, t: student_velocity(plain, x_t, r, t, encoded))
-
-    def teaching(rows: Tensor | None) -> Velocity:
-        with torch.no_grad():
-            encoded = teacher.encode_conditions(chosen(rows), frames)
-        return torch.no_grad()(lambda x_t, t: teacher_velocity(teacher, x_t, t, encoded))
+            encoded = plain.encode_conditions(nets.chosen(rows), nets.frames)
+        predict: Callable[..., Any] = student_headed if plain.config.velocity_head else student_velocity
+        return torch.no_grad()(lambda x_t, r, t: predict(plain, x_t, r, t, encoded, *shown(rows)))
 
     return Field(train=train, plain=without_graph, teacher=teaching)
 
 
 @torch.no_grad()
-def _velocity(
-    source: FromData | FromTeacher,
-    teacher: MMAudio,
-    x: Tensor,
-    e: Tensor,
-    x_t: Tensor,
-    t: Tensor,
-    conditions: Conditions,
-) -> Tensor:
-    """The velocity to be averaged; rows without any condition are never guided."""
-
-    def v_fn(x: Tensor, r: Tensor, t: Tensor, encoded: Encoded) -> Tensor:
-        return teacher_velocity(teacher, x, t, encoded)
-
-    if isinstance(source, FromTeacher):
-        return Guide.of(teacher, conditions, x.shape[1], source.guidance)(v_fn, x_t, t, t)
-    v = velocity(x, e)
-    if source.mixed.omega == 1.0 and source.mixed.kappa == 0.0:
-        return v
-    v_cond, v_uncond = (
-        teacher_velocity(teacher, x_t, t, teacher.encode_conditions(c, x.shape[1]))
-        for c in (conditions, conditions.unconditional())
-    )
-    free = ~(conditions.has_clip | conditions.has_sync | conditions.has_text)
-    return torch.where(free[:, None, None], v, source.mixed(v, v_cond, v_uncond, t))
-
-
-@torch.no_grad()
-def _logs(delta: Tensor, u: Tensor, correction: Tensor, v: Tensor, r: Tensor, t: Tensor) -> dict[str, Tensor]:
-    error = delta.detach().float().pow(2).flatten(1).mean(1)
-    moving = r < t
+def _logs(residual: Residual, v: Tensor, r: Tensor, t: Tensor) -> dict[str, Tensor]:
+    error, moving = _squares(residual.delta), r < t
     logs = {
         "error": error.mean(),
         "error/instantaneous": _mean(error, ~moving),
-        "norm/u": u.float().pow(2).mean().sqrt(),
+        "norm/u": residual.u.float().pow(2).mean().sqrt(),
         "norm/v": v.float().pow(2).mean().sqrt(),
-        "norm/correction": _mean(correction.float().pow(2).flatten(1).mean(1).sqrt(), moving),
+        "norm/correction": _mean(_squares(residual.correction).sqrt(), moving),
     }
+    if residual.extra is not None:
+        logs["error/extra"] = _squares(residual.extra).mean()
     for low, high in pairwise(INTERVALS):
         logs[f"error/{low}-{high}"] = _mean(error, moving & (t - r > low) & (t - r <= high))
     return logs
+
+
+def _squares(field: Tensor) -> Tensor:
+    """Mean square of each row (B,)."""
+    return field.detach().float().pow(2).flatten(1).mean(1)
 
 
 def _mean(values: Tensor, mask: Tensor) -> Tensor:

@@ -116,7 +116,9 @@ def _task(
                 rows_path=rows_path,
                 origin=_origin(args, test, settings),
                 guidance=guidance.omega,
-                evaluations_per_step=network_evaluations(1, guidance),
+                evaluations_per_step=network_evaluations(
+                    1, guidance, guided_input=pipeline.net.config.guidance_embedding
+                ),
                 rtf=_timer(args, task, pipeline, guidance, test.records[0]),
                 keep=keep,
             ):

@@ -7,6 +7,7 @@ from typing import Annotated
 import tyro
 
 from distill.config import DistillConfig
+from distill.methods import METHODS
 from distill.presets import student_debug, student_demo, student_mf_mjt
 from distill.runs import train
 from scripts.errors import one_line_errors
@@ -23,10 +24,16 @@ class Distil:
     """Folder of converted official weights, where the features come from them and they lie elsewhere by now."""
 
 
-PRESETS = {
-    name: (preset.__doc__ or "", Distil(run=preset()))
-    for name, preset in {"demo": student_demo, "mf-mjt": student_mf_mjt, "debug": student_debug}.items()
-}
+def _presets() -> dict[str, tuple[str, Distil]]:
+    """Recipes by name: the demo's, the full-scale one, and every other objective in its place."""
+    own = {"demo": student_demo, "mf-mjt": student_mf_mjt, "debug": student_debug}
+    table = {name: ((make.__doc__ or "").strip().splitlines()[0], Distil(run=make())) for name, make in own.items()}
+    for name, method in METHODS.items():
+        table[name] = (method.says, Distil(run=method.run(), out=Path("runs") / name))
+    return table
+
+
+PRESETS = _presets()
 
 
 @one_line_errors

@@ -9,6 +9,7 @@ import torch
 import tyro
 
 from meanflow import Adaptive, Guidance
+from meanflow.guidance import GuidanceRule, Guided, JointGuidance, default_omega
 from scripts.errors import one_line_errors
 from teacher.data.media import remux, write_audio
 from teacher.pipeline import Pipeline, Precision, SamplingConfig
@@ -29,13 +30,29 @@ class Sample:
     duration_s: float | None = None
     """Seconds of sound for a prompt alone, or a limit for videos."""
     steps: int = 1
-    """Sampling steps; each is one network evaluation, two under guidance."""
-    guidance: float = 1.0
-    """Classifier-free guidance scale; 1 is off."""
+    """Sampling steps; each is one network evaluation, two under guidance, three with --guidance-video/-text."""
+    guidance: float | Literal["auto"] = 1.0
+    """Classifier-free guidance scale; 1 is off. auto takes 1.4 for 1 step, rising to 4.5 for 25 or more (and adaptive
+    steps), meant for the published weights."""
+    guidance_video: float | None = None
+    """Separate scale for the video, instead of --guidance; 1 is off and goes with --guidance-text alone."""
+    guidance_text: float | None = None
+    """Separate scale for the words, likewise."""
     rescale: bool = True
     """Rescale the unconditional prediction by the scalar s* (keeps one-step guidance from distorting)."""
-    solver: Literal["euler", "heun", "adaptive"] = "euler"
-    """Integrator of a teacher. adaptive (Dormand-Prince 5(4)) chooses its own steps to meet --tolerance."""
+    std_rescale: float = 0.0
+    """Bring the standard deviation of guided predictions back to that of the conditional ones: 0 not, 1 wholly."""
+    parallel: float = 1.0
+    """Projected guidance: weight of the part of the guidance along the conditional prediction; 1 is off."""
+    guidance_interval: tuple[float, float] = (0.0, 1.0)
+    """Times that are guided, from 0 (sound) to 1 (noise); steps that start elsewhere are not."""
+    solver: Literal["euler", "heun", "midpoint", "adaptive"] = "euler"
+    """Integrator of a teacher; heun and midpoint take two evaluations a step, adaptive (Dormand-Prince 5(4)) chooses
+    its own steps to meet --tolerance."""
+    shift: float = 1.0
+    """Above 1 smaller steps near the noise, below 1 near the sound."""
+    zero_init_steps: int = 0
+    """First steps that leave the noise as it is (CFG-Zero*); of 25 or more steps."""
     tolerance: float = 1e-3
     """Relative and absolute error of a step of the adaptive solver."""
     seed: int = 0
@@ -65,15 +82,9 @@ def cli() -> None:
         raise ValueError(
             "two videos share a file name, and so would their results; sample them into separate --out folders"
         )
+    sampling = sampling_config(args)
     pipeline = Pipeline.load(
         args.run, weights=args.weights, weights_dir=args.weights_dir, device=args.device, precision=args.precision
-    )
-    adaptive = Adaptive(rtol=args.tolerance, atol=args.tolerance)
-    sampling = SamplingConfig(
-        steps=args.steps,
-        guidance=Guidance(omega=args.guidance, rescale=args.rescale),
-        seed=args.seed,
-        solver=adaptive if args.solver == "adaptive" else args.solver,
     )
     failed = [video for video in args.video or (None,) if not _one(pipeline, args, sampling, video)]
     if failed:
@@ -81,9 +92,48 @@ def cli() -> None:
         sys.exit(1)
 
 
+def sampling_config(args: Sample) -> SamplingConfig:
+    """What the flags say about sampling. Raises ValueError for flags that do not go together."""
+    return SamplingConfig(
+        steps=args.steps,
+        guidance=_guidance(args),
+        seed=args.seed,
+        solver=Adaptive(rtol=args.tolerance, atol=args.tolerance) if args.solver == "adaptive" else args.solver,
+        shift=args.shift,
+        zero_init_steps=args.zero_init_steps,
+    )
+
+
+def _guidance(args: Sample) -> GuidanceRule:
+    if args.guidance_video is None and args.guidance_text is None:
+        steps = 25 if args.solver == "adaptive" else args.steps
+        return Guidance(
+            omega=default_omega(steps) if args.guidance == "auto" else args.guidance,
+            rescale=args.rescale,
+            std_rescale=args.std_rescale,
+            parallel=args.parallel,
+            interval=args.guidance_interval,
+        )
+    if args.guidance != 1.0 or args.parallel != 1.0:
+        raise ValueError("--guidance-video and --guidance-text go with neither --guidance nor --parallel")
+    return JointGuidance(
+        video=1.0 if args.guidance_video is None else args.guidance_video,
+        text=1.0 if args.guidance_text is None else args.guidance_text,
+        rescale=args.rescale,
+        std_rescale=args.std_rescale,
+        interval=args.guidance_interval,
+    )
+
+
 def _one(pipeline: Pipeline, args: Sample, sampling: SamplingConfig, video: Path | None) -> bool:
     """One sound; a bad video among several is named and counted, and the rest go on."""
     scalars: list[float] = []
+    clamped: list[bool] = []
+
+    def observe(guided: Guided) -> None:
+        scalars.extend(guided.s_star.flatten().tolist())
+        clamped.extend(guided.clamped.flatten().tolist())
+
     try:
         wave = pipeline.sound(
             video=video,
@@ -91,11 +141,11 @@ def _one(pipeline: Pipeline, args: Sample, sampling: SamplingConfig, video: Path
             negative_prompt=args.negative_prompt,
             duration_s=args.duration_s,
             sampling=sampling,
-            observe=lambda s: scalars.extend(s.tolist()),
+            observe=observe,
         )
         name = _file_name(video, args.prompt)
         rate = pipeline.codec.sequence.sample_rate
-        comment = f"licence of the weights: {pipeline.licence}; {args.run}, {_method(args)}, seed {args.seed}"
+        comment = f"licence of the weights: {pipeline.licence}; {args.run}, {_method(sampling)}, seed {args.seed}"
         sound = args.out / f"{name}.{args.format}"
         write_audio(sound, wave.numpy(), rate, comment=comment)
         made = [str(sound)]
@@ -109,13 +159,17 @@ def _one(pipeline: Pipeline, args: Sample, sampling: SamplingConfig, video: Path
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return False
     note = f", s* {sum(scalars) / len(scalars):.3f}" if scalars else ""
-    print(f"{len(wave) / rate:.2f} s of sound, {_method(args)}{note}: {', '.join(made)}")
+    note += f" ({sum(clamped) / len(clamped):.0%} clamped)" if any(clamped) else ""
+    print(f"{len(wave) / rate:.2f} s of sound, {_method(sampling)}{note}: {', '.join(made)}")
     return True
 
 
-def _method(args: Sample) -> str:
-    steps = f"adaptive to {args.tolerance:g}" if args.solver == "adaptive" else f"{args.steps} step(s)"
-    return f"{steps}, guidance {args.guidance:g}"
+def _method(sampling: SamplingConfig) -> str:
+    solver, rule = sampling.solver, sampling.guidance
+    steps = f"adaptive to {solver.rtol:g}" if isinstance(solver, Adaptive) else f"{sampling.steps} step(s)"
+    if isinstance(rule, JointGuidance):
+        return f"{steps}, guidance {rule.video:g} for video, {rule.text:g} for text"
+    return f"{steps}, guidance {rule.omega:g}"
 
 
 def _file_name(video: Path | None, prompt: str | None) -> str:

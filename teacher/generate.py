@@ -7,14 +7,15 @@ from typing import Literal, TypeAlias
 import torch
 from torch import Tensor
 
-from meanflow.guidance import Guidance
+from meanflow.guidance import Guidance, GuidanceRule, Guided
 from meanflow.ode import Adaptive
-from meanflow.sampling import euler, heun, sample, time_grid
+from meanflow.sampling import euler, heun, midpoint, sample, time_grid
 from teacher.conditions import Conditions
 from teacher.network import Encoded, MMAudio
 from teacher.velocity import Guide, student_velocity, teacher_velocity
 
-Solver: TypeAlias = Literal["euler", "heun"] | Adaptive
+FixedSolver: TypeAlias = Literal["euler", "heun", "midpoint"]
+Solver: TypeAlias = FixedSolver | Adaptive
 """How an instantaneous velocity is integrated; an average velocity jumps and needs none."""
 
 
@@ -29,9 +30,22 @@ def clip_seed(seed: int, clip_id: str) -> int:
     return int.from_bytes(hashlib.sha256(f"{seed}/{clip_id}".encode()).digest()[:7], "big")
 
 
-def network_evaluations(num_steps: int, guidance: Guidance) -> int:
-    """Evaluations of the network per sound; guidance costs a second one per step."""
-    return num_steps * (2 if guidance.active else 1)
+def network_evaluations(
+    num_steps: int,
+    guidance: GuidanceRule,
+    *,
+    solver: FixedSolver = "euler",
+    zero_init_steps: int = 0,
+    guided_input: bool = False,
+) -> int:
+    """Evaluations of the network per sound.
+
+    A jump or an Euler step takes one, Heun and midpoint two, a step of zero velocity none; each is one for every
+    prediction that the guidance combines (2, or 3 for separate video and text scales; 1 for a network that takes the
+    scale as an input).
+    """
+    combined = 1 if guided_input else guidance.evaluations
+    return (num_steps - zero_init_steps) * (1 if solver == "euler" else 2) * combined
 
 
 @torch.no_grad()
@@ -41,19 +55,31 @@ def generate(
     e: Tensor,
     *,
     num_steps: int,
-    guidance: Guidance,
-    observe: Callable[[Tensor], None] | None = None,
+    guidance: GuidanceRule,
+    observe: Callable[[Guided], None] | None = None,
     negative_text: Tensor | None = None,
     solver: Solver = "euler",
+    shift: float = 1.0,
+    zero_init_steps: int = 0,
 ) -> Tensor:
     """Latents (B, N, C) from noise e (B, N, C): a network with an interval embedding jumps, another is integrated.
 
-    `observe` receives the rescaling scalars s* of every guided evaluation. `negative_text` (1 or B, tokens, width)
-    takes the place of the empty text under guidance. An `Adaptive` solver chooses its own steps and ignores num_steps.
-    The state keeps the dtype of `e`. Raises ValueError when a solver is asked of an average velocity.
+    `observe` receives every guided evaluation with its rescaling scalars s*. `negative_text` (1 or B, tokens, width)
+    takes the place of the empty text under guidance. `shift` and `zero_init_steps` as in `meanflow.sampling`. An
+    `Adaptive` solver chooses its own steps and ignores num_steps. The state keeps the dtype of `e`. A network with the
+    guidance scale as an input is given omega and needs no second prediction; the other options of `guidance` do
+    nothing there. Raises ValueError when a solver is asked of an average velocity, for a shift or zero steps together
+    with an `Adaptive` solver, and for separate scales or a negative prompt with such a network.
     """
+    if isinstance(solver, Adaptive) and (shift != 1.0 or zero_init_steps):
+        raise ValueError("an adaptive solver chooses its own steps and takes neither shift nor zero_init_steps")
+    omega = 1.0
+    if net.config.guidance_embedding and guidance.active:
+        if not isinstance(guidance, Guidance) or negative_text is not None:
+            raise ValueError("a network that takes the guidance scale as an input takes one, and no negative prompt")
+        omega, guidance = guidance.omega, Guidance()
     guide = Guide.of(net, conditions, e.shape[1], guidance, observe, negative_text)
-    ts = time_grid(num_steps)
+    ts = time_grid(num_steps, shift)
     if net.config.interval_embedding and solver != "euler":
         raise ValueError(
             "an average velocity jumps and is not integrated; choose a number of steps instead of a solver"
@@ -61,9 +87,9 @@ def generate(
     if net.config.interval_embedding:
 
         def u(x: Tensor, r: Tensor, t: Tensor, encoded: Encoded) -> Tensor:
-            return student_velocity(net, x, r, t, encoded)
+            return student_velocity(net, x, r, t, encoded, omega)
 
-        return sample(lambda x, r, t: guide(u, x, r, t), e, ts)
+        return sample(lambda x, r, t: guide(u, x, r, t), e, ts, zero_init_steps=zero_init_steps)
 
     def v(x: Tensor, r: Tensor, t: Tensor, encoded: Encoded) -> Tensor:
         return teacher_velocity(net, x, t, encoded)
@@ -73,4 +99,5 @@ def generate(
 
     if isinstance(solver, Adaptive):
         return solver(v_fn, e).x
-    return (heun if solver == "heun" else euler)(v_fn, e, ts)
+    integrate = {"euler": euler, "heun": heun, "midpoint": midpoint}[solver]
+    return integrate(v_fn, e, ts, zero_init_steps=zero_init_steps)

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from meanflow.objectives.field import Headed
 from teacher.blocks import ChannelLastConv1d, FinalLayer, FusedBlock, GatedMLP, JointBlock
 from teacher.conditions import Conditions
 from teacher.embeddings import Rotary, TimestepEmbedder, rotary
@@ -18,6 +19,9 @@ from teacher.variants import MMAudioConfig
 
 FROZEN_PARAMETERS = ("latent_mean", "latent_std", "empty_string_feat")
 """Parameters that hold statistics and stored features, never trained."""
+
+OUTPUTS = ("final_layer.conv", "velocity_layer.conv")
+"""Where the outputs come from."""
 
 
 class Encoded(NamedTuple):
@@ -76,11 +80,16 @@ class MMAudio(nn.Module):
         self.t_embed = TimestepEmbedder(dim, config.version, config.time_precision)
         if config.interval_embedding:
             self.interval_embed = TimestepEmbedder(dim, config.version, config.time_precision)
+        if config.guidance_embedding:  # v1 in every network: v2's 1e4 rad per unit would scramble neighbouring scales
+            self.guidance_embed = TimestepEmbedder(dim, "v1")
         self.joint_blocks = nn.ModuleList(
             JointBlock(config, pre_only=i == config.joint_depth - 1) for i in range(config.joint_depth)
         )
         self.fused_blocks = nn.ModuleList(FusedBlock(config) for _ in range(config.fused_depth))
         self.final_layer = FinalLayer(config)
+        if config.velocity_head:
+            self.velocity_blocks = nn.ModuleList(FusedBlock(config) for _ in range(config.velocity_head))
+            self.velocity_layer = FinalLayer(config)
         self.latent_mean = nn.Parameter(torch.zeros(1, 1, channels), requires_grad=False)
         self.latent_std = nn.Parameter(torch.ones(1, 1, channels), requires_grad=False)
         self.empty_string_feat = nn.Parameter(torch.zeros(config.text_tokens, config.text_dim), requires_grad=False)
@@ -103,12 +112,12 @@ class MMAudio(nn.Module):
                 if module.bias is not None:
                     module.bias.zero_()
         for name, parameter in self.named_parameters():
-            if name.startswith(("t_embed", "interval_embed")) and name.endswith("weight"):
+            if name.startswith(("t_embed", "interval_embed", "guidance_embed")) and name.endswith("weight"):
                 nn.init.normal_(parameter, std=0.02)
-            if name.startswith("interval_embed.mlp.2"):
+            if name.startswith(("interval_embed.mlp.2", "guidance_embed.mlp.2")):
                 parameter.zero_()
         for name, parameter in self.named_parameters():
-            if "adaLN_modulation" in name or name.startswith("final_layer.conv"):
+            if "adaLN_modulation" in name or name.startswith(OUTPUTS):
                 parameter.zero_()
 
     @torch.no_grad()
@@ -120,7 +129,7 @@ class MMAudio(nn.Module):
         """
         for name, module in self.named_modules():
             if isinstance(module, nn.Linear | nn.Conv1d):
-                closed = "adaLN_modulation" in name or name.startswith("final_layer.conv")
+                closed = "adaLN_modulation" in name or name.startswith(OUTPUTS)
                 nn.init.normal_(module.weight, std=0.0 if closed else module.weight[0].numel() ** -0.5)
                 if module.bias is not None:
                     module.bias.zero_()
@@ -182,24 +191,64 @@ class MMAudio(nn.Module):
                 f"got {tuple(sync.shape)}"
             )
 
-    def predict(self, x: Tensor, t: Tensor, encoded: Encoded, interval: Tensor | None = None) -> Tensor:
-        """Velocity (B, N, C) at state x and time t (B,) of MMAudio's clock; `interval` (B,) = |t - r| if embedded."""
+    def predict(
+        self, x: Tensor, t: Tensor, encoded: Encoded, interval: Tensor | None = None, omega: Tensor | None = None
+    ) -> Tensor:
+        """Velocity (B, N, C) at state x and time t (B,) of MMAudio's clock; a velocity head is left out.
+
+        `interval` (B,) = |t - r| and `omega` (B,), the guidance scale, each if the network embeds it. Raises ValueError
+        where an input and its embedding do not come together.
+        """
+        stream = self._shared(x, t, encoded, interval, omega)
+        return self._branch(stream, list(self.fused_blocks)[self._parting :], self.final_layer).to(x.dtype)
+
+    def predict_headed(
+        self, x: Tensor, t: Tensor, encoded: Encoded, interval: Tensor | None = None, omega: Tensor | None = None
+    ) -> Headed:
+        """The same with the velocity head's estimate beside it; ValueError for a network without a head."""
+        if not self.config.velocity_head:
+            raise ValueError("this network was built without a velocity head (velocity_head=0)")
+        stream = self._shared(x, t, encoded, interval, omega)
+        u = self._branch(stream, list(self.fused_blocks)[self._parting :], self.final_layer)
+        v = self._branch(stream, list(self.velocity_blocks), self.velocity_layer)
+        return Headed(u.to(x.dtype), v.to(x.dtype))
+
+    @property
+    def _parting(self) -> int:
+        """The fused block before which the velocity head's branch leaves."""
+        return self.config.fused_depth - self.config.velocity_head
+
+    def _shared(
+        self, x: Tensor, t: Tensor, encoded: Encoded, interval: Tensor | None, omega: Tensor | None
+    ) -> "_Stream":
+        """Modulation, joint blocks, and the fused blocks before the branches part."""
         if (interval is not None) != self.config.interval_embedding:
             raise ValueError("an interval goes with a network built with interval_embedding=True, and only with it")
+        if (omega is not None) != self.config.guidance_embedding:
+            raise ValueError("omega goes with a network built with guidance_embedding=True, and only with it")
         time = self.t_embed(t)
         if interval is not None:
             time = time + self.interval_embed(interval)
+        if omega is not None:
+            time = time + self.guidance_embed(1 - 1 / omega)
         pooled = (time + encoded.pooled)[:, None]
         per_token = pooled + encoded.sync
         latent_table, clip_table = self.rotary_tables(x.shape[1], encoded.clip.shape[1], like=x)
-        dtype, x = x.dtype, self.audio_input_proj(self._taken(x))
+        x = self.audio_input_proj(self._taken(x))
         clip, text = encoded.clip, encoded.text
         for joint in self.joint_blocks:
             x, clip, text = joint(x, clip, text, per_token, pooled, latent_table, clip_table)
-        for fused in self.fused_blocks:
+        for fused in list(self.fused_blocks)[: self._parting]:
             x = fused(x, per_token, latent_table)
-        out: Tensor = self.final_layer(x, pooled)
-        return out.to(dtype)
+        return _Stream(x, per_token, pooled, latent_table)
+
+    @staticmethod
+    def _branch(stream: "_Stream", blocks: list[nn.Module], layer: FinalLayer) -> Tensor:
+        x = stream.x
+        for fused in blocks:
+            x = fused(x, stream.per_token, stream.table)
+        out: Tensor = layer(x, stream.pooled)
+        return out
 
     def rotary_tables(
         self, latent_frames: int, visual_frames: int, *, like: Tensor
@@ -214,9 +263,21 @@ class MMAudio(nn.Module):
             rotary(visual_frames, dim, scale=scale, device=device, dtype=dtype),
         )
 
-    def forward(self, x: Tensor, t: Tensor, conditions: Conditions, interval: Tensor | None = None) -> Tensor:
-        """Encode and predict in one call, which is what data-parallel wrappers see."""
-        return self.predict(x, t, self.encode_conditions(conditions, x.shape[1]), interval)
+    def forward(
+        self, x: Tensor, t: Tensor, conditions: Conditions, interval: Tensor | None = None, omega: Tensor | None = None
+    ) -> Tensor | Headed:
+        """Encode and predict in one call, which is what data-parallel wrappers see; with the velocity head if any."""
+        predict = self.predict_headed if self.config.velocity_head else self.predict
+        return predict(x, t, self.encode_conditions(conditions, x.shape[1]), interval, omega)
+
+
+class _Stream(NamedTuple):
+    """The sound stream (B, N, h) with what its blocks are given."""
+
+    x: Tensor
+    per_token: Tensor
+    pooled: Tensor
+    table: Rotary | None
 
 
 def _nearest(x: Tensor, frames: int) -> Tensor:

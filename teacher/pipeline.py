@@ -10,12 +10,14 @@ import torch
 from torch import Tensor
 
 from meanflow import Adaptive, Guidance
+from meanflow.guidance import GuidanceRule, Guided
+from meanflow.sampling import check_zero_init
 from teacher.audio.codec import AudioCodec
 from teacher.audio.registry import open_codec
 from teacher.conditions import Conditions
 from teacher.data.media import MediaError, probe
 from teacher.encoders.registry import Encoders, encode_clip, load_encoders
-from teacher.generate import Solver, clip_seed, generate, noise
+from teacher.generate import FixedSolver, Solver, clip_seed, generate, noise
 from teacher.network import MMAudio
 from teacher.sequence import MIN_DURATION_S
 from teacher.weights import load_network, read_features_info, read_licence
@@ -36,17 +38,25 @@ class SamplingConfig:
 
     steps: int = 1
     """Network evaluations along the path; 1 is what the student is for, 25 the teacher's default."""
-    guidance: Guidance = field(default_factory=Guidance)
-    """Classifier-free guidance; omega 1 is off and needs a single evaluation per step."""
+    guidance: GuidanceRule = field(default_factory=Guidance)
+    """Classifier-free guidance; scale 1 is off and needs a single evaluation per step."""
     seed: int = 0
     solver: Solver = "euler"
     """Integrator of a teacher's velocity; a student jumps and takes none."""
+    shift: float = 1.0
+    """Above 1 smaller steps near the noise, below 1 near the data."""
+    zero_init_steps: int = 0
+    """First steps that leave the noise as it is, of 25 or more."""
 
     def __post_init__(self) -> None:
-        if self.solver not in ("euler", "heun") and not isinstance(self.solver, Adaptive):
-            raise ValueError(f"solver must be euler, heun or an Adaptive(...), got {self.solver!r}")
+        if not isinstance(self.solver, Adaptive) and self.solver not in get_args(FixedSolver):
+            choices = ", ".join(get_args(FixedSolver))
+            raise ValueError(f"solver must be {choices} or an Adaptive(...), got {self.solver!r}")
         if self.steps < 1:
             raise ValueError(f"steps must be at least 1, got {self.steps}")
+        if not self.shift > 0:
+            raise ValueError(f"shift must be positive (1 = uniform), got {self.shift}")
+        check_zero_init(self.zero_init_steps, self.steps)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,13 +114,13 @@ class Pipeline:
         negative_prompt: str | None = None,
         duration_s: float | None = None,
         sampling: SamplingConfig,
-        observe: Callable[[Tensor], None] | None = None,
+        observe: Callable[[Guided], None] | None = None,
     ) -> Tensor:
         """One wave (samples,), exactly as long as the video or as `duration_s`.
 
         `negative_prompt` is what guidance leads away from; it takes the place of the empty text and needs
-        sampling.guidance other than 1. Raises MediaError (unreadable or too short video) and ValueError (neither video
-        nor prompt; a negative prompt without guidance).
+        sampling.guidance other than 1. `observe` sees every guided evaluation. Raises MediaError (unreadable or too
+        short video) and ValueError (neither video nor prompt; a negative prompt without guidance).
         """
         if video is None and prompt is None:
             raise ValueError("give a video, a prompt or both")
@@ -145,7 +155,7 @@ class Pipeline:
         first: int,
         length_s: float,
         sampling: SamplingConfig,
-        observe: Callable[[Tensor], None] | None,
+        observe: Callable[[Guided], None] | None,
     ) -> Tensor:
         count = len(starts)
         conditions = self.conditions(video, prompt, starts, length_s)
@@ -159,7 +169,7 @@ class Pipeline:
         seeds: Sequence[int],
         length_s: float,
         sampling: SamplingConfig,
-        observe: Callable[[Tensor], None] | None = None,
+        observe: Callable[[Guided], None] | None = None,
         negative: Tensor | None = None,
     ) -> Tensor:
         """Normalised latents (B, N, C), float32 on the CPU, for encoded conditions in the pipeline's precision."""
@@ -176,6 +186,8 @@ class Pipeline:
                 observe=observe,
                 negative_text=None if negative is None else negative.to(self.device, dtype),
                 solver=sampling.solver,
+                shift=sampling.shift,
+                zero_init_steps=sampling.zero_init_steps,
             )
         return made.float().cpu()
 

@@ -55,6 +55,12 @@ class MMAudioConfig:
     text_tokens: int = TEXT_TOKENS
     interval_embedding: bool = False
     """A second time: embed the interval t - r as well, so that the network can be an average velocity."""
+    guidance_embedding: bool = False
+    """A guidance scale omega as an input: embed 1 - 1 / omega too (arXiv 2512.02012), so that one evaluation gives the
+    guided average velocity at any scale."""
+    velocity_head: int = 0
+    """Fused blocks of a second branch that estimates v(x_t, t) during training (arXiv 2512.02012): copies of the last
+    ones, with a final layer of their own. Sampling never runs them. 0 = none."""
     sync: Literal["adaln", "sum", "none"] = "adaln"
     """Where synchronisation features enter. adaln: upsampled to the latent rate, they modulate the sound stream token
     by token. sum: image features are upsampled to the synchronisation rate and the outputs of both input stages added,
@@ -83,6 +89,12 @@ class MMAudioConfig:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.fused_depth < 0:
             raise ValueError(f"fused_depth must be at least 0, got {self.fused_depth}")
+        if not 0 <= self.velocity_head <= self.fused_depth:
+            raise ValueError(
+                f"velocity_head must lie in [0, fused_depth = {self.fused_depth}], got {self.velocity_head}"
+            )
+        if not self.interval_embedding and (self.guidance_embedding or self.velocity_head):
+            raise ValueError("guidance_embedding and velocity_head belong to networks with interval_embedding=True")
 
     @property
     def hidden_dim(self) -> int:

@@ -220,3 +220,28 @@ def test_windows_cover_the_whole_and_sum_to_one(total_s):
     made = overlap_add(ones, starts, 1000, total_s)
     assert made.shape == (round(total_s * 1000),)
     torch.testing.assert_close(made, torch.ones_like(made))
+
+
+def test_a_network_with_the_scale_as_an_input_is_evaluated_once_per_step(monkeypatch):
+    """u(x_t, r, t) shown omega, instead of two predictions combined."""
+    config = small(interval_embedding=True, guidance_embedding=True)
+    net, c = opened(config), conditions(config)
+    e = torch.randn(2, 9, 4, dtype=torch.float64)
+    zero, one = torch.zeros(2, dtype=e.dtype), torch.ones(2, dtype=e.dtype)
+    encoded = net.encode_conditions(c, 9)
+    shown = {w: (e - student_velocity(net, e, zero, one, encoded, w)).detach() for w in (1.0, 3.0)}
+    rows, predict = [], type(net).predict
+
+    def counted(self, x, *rest):
+        rows.append(len(x))
+        return predict(self, x, *rest)
+
+    monkeypatch.setattr(type(net), "predict", counted)
+    for w, expected in shown.items():
+        made = generate(net, c, e, num_steps=1, guidance=Guidance(omega=w))
+        torch.testing.assert_close(made, expected, rtol=0, atol=1e-12)
+    assert rows == [2, 2]
+    assert (shown[1.0] - shown[3.0]).abs().max() > 1e-3
+    assert network_evaluations(4, Guidance(omega=3.0), guided_input=True) == 4
+    with pytest.raises(ValueError, match="takes one, and no negative prompt"):
+        generate(net, c, e, num_steps=1, guidance=JointGuidance(video=2.0, text=1.5))
