@@ -4,27 +4,78 @@ This is the Jacobian-vector product of u at (x_t, r, t) with tangents (v, 0, 1) 
 enters targets under stop-gradient, so both forms here return a tensor without a graph.
 """
 
+import sys
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import TypeAlias
 
 import torch
+from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from meanflow.attention import exact_tangents
 from meanflow.shapes import AverageVelocity, Latent, Time, expand_right
+from meanflow.tangents import SparingRules
+
+PROBE = 1e-2
+"""How far along the flow a function that seems constant is looked at again."""
+REFUSED_IN_COMPILED = "ForwardAD inside a compiled function may lose tangents; compile the network, not what calls this"
 
 
 @dataclass(frozen=True, kw_only=True)
 class ForwardAD:
     """Exact derivative by forward-mode differentiation (torch.func.jvp).
 
-    Fused attention kernels have no forward-mode formula, so scaled_dot_product_attention runs its MATH form inside.
+    Networks that attend through `meanflow.attention` get exact tangents by the kernel or the chunks chosen there; any
+    other scaled_dot_product_attention runs its MATH form inside, since fused kernels have no forward-mode formula.
+    Works under autocast, no_grad and inference mode, through activation checkpointing with use_reentrant=False, and on
+    compiled modules, which run uncompiled here and compiled elsewhere.
+
+    Raises RuntimeError where the result would be wrong: if u draws random numbers (dropout), or loses the tangent (by
+    inference_mode or detach, if that leaves nothing of it), inside a compiled function, and where an operator has no
+    forward mode.
     """
 
     def __call__(self, u_fn: AverageVelocity, x_t: Latent, r: Time, t: Time, v: Latent) -> Latent:
-        with torch.no_grad(), sdpa_kernel([SDPBackend.MATH]):
-            tangents = (v.to(x_t.dtype), torch.zeros_like(r), torch.ones_like(t))
-            dudt: Latent = torch.func.jvp(u_fn, (x_t, r, t), tangents)[1]
+        if torch.compiler.is_compiling():
+            raise RuntimeError(REFUSED_IN_COMPILED)
+        primals = (x_t, r, t)
+        tangents = (v.to(x_t.dtype), torch.zeros_like(r), torch.ones_like(t))
+        with torch.no_grad(), _forward_mode(), _same_randomness(x_t, "ForwardAD"):
+            try:
+                dudt: Latent = torch.func.jvp(u_fn, primals, tangents, strict=True)[1]
+            except (RuntimeError, NotImplementedError) as error:
+                dudt = self._explained(error, u_fn, primals, tangents)
+        if torch.is_autocast_enabled(x_t.device.type):
+            torch.clear_autocast_cache()  # before torch 2.13 casts cached without a graph served the next forward too
         return dudt.detach()
+
+    def _explained(
+        self,
+        error: Exception,
+        u_fn: AverageVelocity,
+        primals: tuple[Tensor, Tensor, Tensor],
+        tangents: tuple[Tensor, Tensor, Tensor],
+    ) -> Tensor:
+        """Zero for a function that really does not depend on its arguments; else the error in our words."""
+        text = str(error)
+        if "independent of the inputs" in text or "inference tensor" in text:
+            here = u_fn(*primals)
+            there = u_fn(*(x + PROBE * dx for x, dx in zip(primals, tangents, strict=True)))
+            if torch.equal(here, there):
+                return torch.zeros_like(here)
+            raise RuntimeError(
+                "u loses the tangent of its arguments (inference_mode, detach or .data inside?); ForwardAD needs it"
+            ) from error
+        if "setup_context" in text or "must implement the jvp" in text:
+            raise RuntimeError(
+                "u calls a custom autograd.Function without forward mode (activation checkpointing with "
+                "use_reentrant=True is one: set use_reentrant=False); CentralDifference needs none"
+            ) from error
+        if "forward AD" in text:
+            raise RuntimeError(f"an operator of u has no forward mode; CentralDifference needs none: {text}") from error
+        raise error
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +84,9 @@ class CentralDifference:
 
     Needs no forward mode and so runs everywhere, but only in float32 or better: under bfloat16 the error reaches tens
     of per cent. t +- eps may leave [0, 1] by eps, where the network is smooth.
+
+    Raises ValueError for lower precision, of the state, of the result or by autocast, and RuntimeError if u draws
+    random numbers, which would differ between the two ends.
     """
 
     eps: float = 1e-3
@@ -42,11 +96,14 @@ class CentralDifference:
             raise ValueError(f"eps must lie in (0, 0.1), got {self.eps}")
 
     def __call__(self, u_fn: AverageVelocity, x_t: Latent, r: Time, t: Time, v: Latent) -> Latent:
-        if x_t.dtype not in (torch.float32, torch.float64) or torch.is_autocast_enabled(x_t.device.type):
+        wide = (torch.float32, torch.float64)
+        if x_t.dtype not in wide or t.dtype not in wide or torch.is_autocast_enabled(x_t.device.type):
             raise ValueError("CentralDifference needs float32 or float64 without autocast; use ForwardAD")
-        with torch.no_grad():
+        with torch.no_grad(), _same_randomness(x_t, "CentralDifference"):
             ahead = u_fn(x_t + self.eps * v, r, t + self.eps)
             behind = u_fn(x_t - self.eps * v, r, t - self.eps)
+        if ahead.dtype not in wide:
+            raise ValueError(f"CentralDifference needs float32 or float64, u answered in {ahead.dtype}; use ForwardAD")
         return (ahead - behind) / (2 * self.eps)
 
 
@@ -56,3 +113,42 @@ TotalDerivative: TypeAlias = ForwardAD | CentralDifference
 def identity_residual(u: Latent, dudt: Latent, v: Latent, r: Time, t: Time) -> Latent:
     """u + (t - r) du/dt - v, zero for a true average velocity (arXiv 2505.13447, eq. 6)."""
     return u + expand_right(t - r, u) * dudt - v
+
+
+@contextmanager
+def _forward_mode() -> Iterator[None]:
+    """Attention with exact tangents, and compiled modules run as they were written.
+
+    They would anyway, but a module first met inside torch.func stays uncompiled for good, and without a word. Where
+    torch._dynamo has not been imported nothing is compiled, and importing it takes seconds.
+    """
+    with _uncompiled(), sdpa_kernel([SDPBackend.MATH]), exact_tangents(), SparingRules():
+        yield
+
+
+def _uncompiled() -> AbstractContextManager[object]:
+    if torch.compiler.is_compiling():  # torch goes on frame by frame after the error above
+        raise RuntimeError(REFUSED_IN_COMPILED)
+    if "torch._dynamo" not in sys.modules:
+        return nullcontext()
+    try:
+        return torch.compiler.set_stance("force_eager")
+    except RuntimeError as error:  # and then runs what it cannot compile as it was written
+        raise RuntimeError(REFUSED_IN_COMPILED) from error
+
+
+@contextmanager
+def _same_randomness(x_t: Tensor, name: str) -> Iterator[None]:
+    """Refuses what draws from torch's default generators: the forward that is trained would draw other numbers."""
+    before = _generator_states(x_t)
+    yield
+    if any(not torch.equal(a, b) for a, b in zip(before, _generator_states(x_t), strict=True)):
+        raise RuntimeError(
+            f"u draws random numbers (dropout in training mode?), so {name} would differentiate another function than "
+            "the one trained; put dropout in eval mode or draw outside u"
+        )
+
+
+def _generator_states(x_t: Tensor) -> list[Tensor]:
+    on_device = [torch.cuda.get_rng_state(x_t.device)] if x_t.is_cuda else []
+    return [torch.get_rng_state(), *on_device]

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from meanflow.attention import attention
 from teacher.embeddings import Rotary, rotate
 from teacher.variants import MMAudioConfig
 
@@ -96,7 +97,7 @@ class SelfAttention(nn.Module):
 
 def attend(qkv: QKV) -> Tensor:
     """softmax(q k^T / sqrt(head_dim)) v over all tokens, heads merged: (B, N, dim)."""
-    out = F.scaled_dot_product_attention(qkv.q, qkv.k, qkv.v.contiguous())
+    out = attention(*qkv)
     return out.transpose(1, 2).flatten(2)
 
 
