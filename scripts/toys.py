@@ -1,0 +1,107 @@
+"""Train objectives on problems with exact answers and print, as Markdown, how far 1, 2, 4 and 8 steps are from them.
+
+python -m scripts.toys --objectives MeanFlow SplitMeanFlow --problems mixture-2d --seeds 0 1
+"""
+
+import os
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from meanflow.toys import (
+    PROBLEMS,
+    RECIPES,
+    Budget,
+    Job,
+    Score,
+    Source,
+    euler_score,
+    imported,
+    markdown,
+    problem,
+    recipe,
+    run,
+    with_fm_fraction,
+)
+from scripts.errors import one_line_errors
+
+
+@dataclass(frozen=True, kw_only=True)
+class Toys:
+    """Every objective gets the same steps, batch, network, learning rate and, per seed, the same draws."""
+
+    objectives: tuple[str, ...] = tuple(RECIPES)
+    """Names of recipes; none with --objective-import to train the imported one alone."""
+    problems: tuple[str, ...] = tuple(PROBLEMS)
+    seeds: tuple[int, ...] = (0, 1, 2)
+    objective_import: str | None = None
+    """An objective of your own as module:name, a class or an instance; the working folder is searched too."""
+    head: bool = False
+    """Give the imported objective's network a velocity head."""
+    velocity: Source = "data"
+    """What is averaged: e - x, or the exact v, which stands for a perfect teacher."""
+    fm_fraction: float | None = None
+    """Share of rows with r = t for all objectives that learn u; None keeps each recipe's."""
+    sampling_steps: tuple[int, ...] = (1, 2, 4, 8)
+    workers: int = 1
+    """Trainings at a time, one process and one thread each."""
+    out: Path | None = None
+    """Also write the tables to this file."""
+    budget: Annotated[Budget, tyro.conf.arg(name="")] = field(default_factory=Budget)
+
+
+@one_line_errors
+def cli() -> None:
+    """Entry point of `mf-toys`."""
+    args = tyro.cli(Toys, description=__doc__)
+    todo = jobs(args)
+    scores = [euler_score(name, args.sampling_steps) for name in args.problems]
+    for done in run(todo, workers=args.workers):
+        scores.append(done)
+        print(_line(done, len(scores) - len(args.problems), len(todo)), file=sys.stderr, flush=True)
+    text = markdown(scores)
+    print(text)
+    if args.out is not None:
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        args.out.write_text(text + "\n")
+
+
+def jobs(args: Toys) -> list[Job]:
+    """All trainings, problem by problem."""
+    recipes = {name: recipe(name) for name in args.objectives}
+    if args.objective_import is not None:
+        sys.path.insert(0, os.getcwd())
+        name, own = imported(args.objective_import, head=args.head)
+        recipes[f"{name} (imported)" if name in recipes else name] = own
+    if not recipes or not args.problems or not args.seeds:
+        raise ValueError("name at least one objective, one problem and one seed")
+    if args.workers < 1:
+        raise ValueError(f"workers must be at least 1, got {args.workers}")
+    if not args.sampling_steps or min(args.sampling_steps) < 1:
+        raise ValueError(f"sampling_steps must be one or more numbers from 1, got {args.sampling_steps}")
+    return [
+        Job(
+            name=objective,
+            recipe=with_fm_fraction(chosen, args.fm_fraction),
+            problem=problem(name).name,
+            seed=seed,
+            budget=args.budget,
+            source=args.velocity,
+            sampling_steps=args.sampling_steps,
+        )
+        for name in args.problems
+        for objective, chosen in recipes.items()
+        for seed in args.seeds
+    ]
+
+
+def _line(done: Score, number: int, total: int) -> str:
+    shown = "  ".join(f"{n}: {error:.3f}" for n, error in done.errors.items()) or f"diverged at {done.diverged_at}"
+    return f"[{number}/{total}] {done.problem} {done.objective} seed {done.seed}: {shown}"
+
+
+if __name__ == "__main__":
+    cli()
