@@ -18,7 +18,7 @@ Notation, which is also the variable names:
 Arguments are always ordered (x_t, r, t, ...).
 """
 
-from meanflow.attention import attention, choose_attention
+from meanflow.attention import choose_attention
 from meanflow.closed_form import GaussianFlow
 from meanflow.derivative import CentralDifference, ForwardAD, TotalDerivative
 from meanflow.guidance import Guidance, GuidanceRule, Guided, JointGuidance, MixedGuidance, default_omega
@@ -67,6 +67,6 @@ __all__ = [
     "MeanFlow", "MixedGuidance", "MixedTimes", "MixtureFlow", "Objective", "ObjectiveLike", "Ordered", "PUBLISHED",
     "Pairs", "PlainFlowMatching", "PseudoHuber", "Quadrature", "Residual", "Shifted", "SplitMeanFlow",
     "TerminalVelocity", "Time", "TimePairs", "Times", "TotalDerivative", "TransitionModel", "Uniform", "Velocity",
-    "attention", "choose_attention", "data_from_velocity", "default_omega", "euler", "expand_right", "heun",
+    "choose_attention", "data_from_velocity", "default_omega", "euler", "expand_right", "heun",
     "interpolate", "jump", "midpoint", "noise_from_velocity", "other_clock", "sample", "time_grid", "velocity",
 ]  # fmt: skip

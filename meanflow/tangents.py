@@ -1,8 +1,8 @@
 """Forward-mode rules that cost what they must, used by `ForwardAD` for every module.
 
-torch's own rule for a product takes both factors for variable: with a constant weight it still multiplies by a tangent
-of zeros, three products for two. Here the tangent of a constant is left out: y = W x + b, dy = W dx. Attention without
-a mask goes through `meanflow.attention`. Numbers are those of torch's rules up to rounding.
+torch's own rules take every operand for variable: with a constant weight a product still multiplies by a tangent of
+zeros, three products for two, and a sum adds one. Here the tangent of a constant is left out: y = W x + b, dy = W dx.
+Attention without a mask goes through `meanflow.attention`. Numbers are those of torch's rules up to rounding.
 """
 
 from collections.abc import Callable
@@ -54,13 +54,32 @@ def _linear(func: Callable[..., Tensor], input: Tensor, weight: Tensor, bias: Te
     return _affine(func, input.flatten(0, -2), weight, bias).unflatten(0, input.shape[:-1])
 
 
-def _product(func: Callable[..., Tensor], *factors: Tensor, **kwargs: Any) -> Tensor:
+def _product(func: Callable[..., Tensor], *factors: Any, **kwargs: Any) -> Tensor:
     """a b where one of them is constant."""
-    duals = [fw.unpack_dual(factor) for factor in factors]
-    if kwargs or len(duals) != 2 or (duals[0].tangent is None) == (duals[1].tangent is None):
+    if kwargs or len(factors) != 2:
         return func(*factors, **kwargs)
-    (a, da), (b, db) = duals
+    (a, da), (b, db) = (_parts(factor) for factor in factors)
+    if (da is None) == (db is None):
+        return func(*factors)
     return fw.make_dual(func(a, b), func(a, db) if da is None else func(da, b))
+
+
+def _sum(func: Callable[..., Tensor], *terms: Any, **kwargs: Any) -> Tensor:
+    """a + b or a - b where one of them is constant."""
+    if kwargs or len(terms) != 2:
+        return func(*terms, **kwargs)
+    (a, da), (b, db) = (_parts(term) for term in terms)
+    if (da is None) == (db is None):
+        return func(*terms)
+    out = func(a, b)
+    dout = func(torch.zeros_like(db), db) if db is not None else da
+    assert dout is not None
+    return fw.make_dual(out, dout.to(out.dtype).expand_as(out))
+
+
+def _parts(x: Any) -> tuple[Any, Tensor | None]:
+    """Value and tangent; a number has none."""
+    return tuple(fw.unpack_dual(x)) if isinstance(x, Tensor) else (x, None)
 
 
 def _attention(
@@ -84,4 +103,10 @@ RULES: dict[Callable[..., Any], Callable[..., Any]] = {
     torch.mm: _product,
     torch.bmm: _product,
     F.scaled_dot_product_attention: _attention,
+    torch.mul: _product,
+    Tensor.mul: _product,
+    torch.add: _sum,
+    Tensor.add: _sum,
+    torch.sub: _sum,
+    Tensor.sub: _sum,
 }

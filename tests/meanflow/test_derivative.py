@@ -96,6 +96,20 @@ def test_a_tangent_of_weights_is_not_lost(point):
     assert (exact - differenced).abs().max() < 1e-8 * exact.abs().max()
 
 
+def test_sums_and_products_with_constants(point):
+    """Numbers, constants of more dimensions than the state, either side, and a moving row of lower rank."""
+    wide = torch.randn(3, 1, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+
+    def u(x, r, t):
+        row = t[:, None] if x.ndim == 2 else t[:, None, None]
+        y = 2 * x + 1 - (wide - x) * wide + (x * row - 3.0) * x - torch.sub(wide, row, alpha=2)
+        return torch.add(torch.mul(y, 0.5), wide).sum(0) * (1 - row) + (5 - x) + (row + torch.ones_like(x))
+
+    exact, differenced = ForwardAD()(u, *point), CentralDifference(eps=1e-5)(u, *point)
+    assert exact.shape == point[0].shape
+    assert (exact - differenced).abs().max() < 1e-8 * exact.abs().max()
+
+
 @pytest.mark.parametrize("inside", [torch.vmap, torch.func.grad, torch.func.jvp])
 def test_transforms_inside_u(point, inside):
     """A u made of another transform, such as one with an energy's gradient in it, has its exact derivative."""
