@@ -33,7 +33,7 @@ test: check
 
 # make docs                      reference of every public name, from the docstrings: docs/api/index.html
 docs: setup
-	$(BIN)/python -m pdoc --docformat markdown --math -o docs/api meanflow teacher distill eval
+	$(BIN)/python -m pdoc --docformat markdown --math -o docs/api meanflow meanflow.doctor meanflow.toys teacher distill eval
 
 clean:
 	rm -rf runs .pytest_cache .mypy_cache .ruff_cache

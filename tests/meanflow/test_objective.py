@@ -12,7 +12,6 @@ from meanflow import (
     ConsistencyTraining,
     Correction,
     Field,
-    GaussianFlow,
     Headed,
     MeanFlow,
     Objective,
@@ -32,13 +31,6 @@ OBJECTIVES = get_args(Objective)
 # Consistency training errs by fine^2 / 2 of the second derivative, below 30. All others are exact to rounding.
 TOLERANCE = {TransitionModel: 0.005**2 / 6 * 100, TerminalVelocity: 0.005**2 / 3 * 100, ConsistencyTraining: 1e-3}
 R_IS_NOT_READ = (PlainFlowMatching, ConsistencyTraining)
-
-
-@pytest.fixture
-def flow():
-    return GaussianFlow(
-        mu=torch.tensor([[0.7, -1.2]], dtype=torch.float64), s=torch.tensor([[0.4, 1.5]], dtype=torch.float64)
-    )
 
 
 def _times(n, generator):

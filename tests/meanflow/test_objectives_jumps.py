@@ -9,31 +9,10 @@ from meanflow import (
     AlphaFlow,
     ConsistencyTraining,
     Field,
-    GaussianFlow,
     MeanFlow,
     SplitMeanFlow,
-    interpolate,
     jump,
-    velocity,
 )
-
-
-@pytest.fixture
-def flow():
-    return GaussianFlow(
-        mu=torch.tensor([[0.7, -1.2]], dtype=torch.float64), s=torch.tensor([[0.4, 1.5]], dtype=torch.float64)
-    )
-
-
-@pytest.fixture
-def batch(flow, generator):
-    """x_t, r, t, e - x with rows 0, 3, 6, ... at rest."""
-    t = 0.1 + 0.9 * torch.rand(48, generator=generator, dtype=torch.float64)
-    r = t * torch.rand(48, generator=generator, dtype=torch.float64)
-    r[::3] = t[::3]
-    x = flow.sample(48, 1, 2, generator=generator)
-    e = torch.randn(x.shape, generator=generator, dtype=torch.float64)
-    return interpolate(x, e, t), r, t, velocity(x, e)
 
 
 @pytest.fixture
