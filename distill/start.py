@@ -89,7 +89,9 @@ def inherited_codec(net: MMAudio, run: Path, features: Path, weights_dir: Path |
     codec = plain.with_statistics(net.latent_mean.detach().flatten(), net.latent_std.detach().flatten())
     kept = run / "codec.safetensors"
     if kept.is_file() and open_codec(kept, weights_dir=weights_dir).digest != codec.digest:
-        raise ValueError(f"the latents of {features} come from another codec than {kept}; extract with that codec")
+        raise ValueError(
+            f"the latents of {features} come from another codec than {kept}; extract with --codec-from {run}"
+        )
     return codec
 
 

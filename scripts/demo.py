@@ -10,6 +10,7 @@ from pathlib import Path
 
 import tyro
 
+from distill.train import INTERRUPTED
 from scripts.errors import one_line_errors
 
 
@@ -46,7 +47,12 @@ def cli() -> None:
         print(f"\n$ {shlex.join(command)}", flush=True)
         status = subprocess.run([sys.executable, *command[1:]], check=False).returncode
         if status:
-            print(f"stopped: the command above ended with status {status}; the same command goes on from there")
+            again = (
+                "start it again to go on from there"
+                if status == INTERRUPTED
+                else "put right what it says, or use another --out"
+            )
+            print(f"stopped: the command above ended with status {status}; {again}")
             sys.exit(status)
         print(f"  ({time.perf_counter() - started:.0f} s)", flush=True)
     minutes = (time.perf_counter() - began) / 60

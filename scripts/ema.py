@@ -35,7 +35,7 @@ def cli() -> None:
         raise FileExistsError(f"{out} exists already; give another --out, or remove it first")
     tensors, combination = reconstruct(args.run, args.std, step=args.step)
     write_tensors(out, tensors)
-    print(f"profile matched to {100 * combination.error:.2f} % by {len(combination.weights)} snapshots")
+    print(f"{len(combination.weights)} snapshots give the profile with an error of {100 * combination.error:.2f} %")
     print(f"{out}" + (f", for --weights {name}" if args.out is None else ""))
 
 

@@ -82,6 +82,10 @@ def cli() -> None:
         raise ValueError(
             "two videos share a file name, and so would their results; sample them into separate --out folders"
         )
+    if args.device.startswith("cuda") and not torch.cuda.is_available():
+        raise ValueError(f"--device {args.device}: this torch finds no CUDA device; use --device cpu")
+    if args.out.exists() and not args.out.is_dir():
+        raise ValueError(f"--out {args.out} is a file; give a folder")
     sampling = sampling_config(args)
     pipeline = Pipeline.load(
         args.run, weights=args.weights, weights_dir=args.weights_dir, device=args.device, precision=args.precision

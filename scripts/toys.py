@@ -59,9 +59,14 @@ def cli() -> None:
     args = tyro.cli(Toys, description=__doc__)
     todo = jobs(args)
     scores = [euler_score(name, args.sampling_steps) for name in args.problems]
-    for done in run(todo, workers=args.workers):
-        scores.append(done)
-        print(_line(done, len(scores) - len(args.problems), len(todo)), file=sys.stderr, flush=True)
+    try:
+        for done in run(todo, workers=args.workers):
+            scores.append(done)
+            print(_line(done, len(scores) - len(args.problems), len(todo)), file=sys.stderr, flush=True)
+    except BaseException:
+        if len(scores) > len(args.problems):  # what is trained is not lost
+            print(markdown(scores))
+        raise
     text = markdown(scores)
     print(text)
     if args.out is not None:
@@ -70,12 +75,13 @@ def cli() -> None:
 
 
 def jobs(args: Toys) -> list[Job]:
-    """All trainings, problem by problem."""
-    recipes = {name: recipe(name) for name in args.objectives}
+    """All trainings, problem by problem; one's own objective first, since it may fail."""
+    recipes = {}
     if args.objective_import is not None:
         sys.path.insert(0, os.getcwd())
         name, own = imported(args.objective_import, head=args.head)
-        recipes[f"{name} (imported)" if name in recipes else name] = own
+        recipes[f"{name} (imported)" if name in args.objectives else name] = own
+    recipes |= {name: recipe(name) for name in args.objectives}
     if not recipes or not args.problems or not args.seeds:
         raise ValueError("name at least one objective, one problem and one seed")
     if args.workers < 1:

@@ -27,7 +27,8 @@ class ExtractConfig:
     """`embedded` (16 kHz, 20 channels) or `embedded_44k` (44.1 kHz, 40 channels), fitted on the training sounds;
     `mmaudio_16k` or `mmaudio_44k`, the published autoencoder and vocoder in --weights-dir."""
     codec_from: Path | None = None
-    """Feature folder whose codec, with its latent statistics, is used: sets that are trained on together need one."""
+    """Feature or run folder whose codec, with its latent statistics, is used: sets that are trained on together need
+    one, and so does a set that a trained network goes on with."""
     encoders: str = "embedded"
     """Encoders of image, motion and text: `embedded`, or `mmaudio` (CLIP and Synchformer in --weights-dir)."""
     weights_dir: Path | None = None

@@ -328,7 +328,7 @@ def test_command_for_averages(data, tmp_path, monkeypatch, capsys):
     run = train_teacher(tiny.teacher_run(data, loop=loop), tmp_path / "run")
     monkeypatch.setattr("sys.argv", ["mf-ema", "--run", str(run), "--std", "0.15"])
     ema.cli()
-    assert "matched to" in capsys.readouterr().out
+    assert "snapshots give the profile" in capsys.readouterr().out
     assert (run / "ema-0.15.safetensors").is_file()
     with pytest.raises(SystemExit):  # never over what is there
         ema.cli()
