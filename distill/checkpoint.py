@@ -5,7 +5,6 @@ interrupted save leaves the previous one in place.
 """
 
 import json
-import os
 import shutil
 from collections.abc import Callable
 from functools import partial
@@ -21,6 +20,7 @@ from distill.ema import PowerEMA
 from meanflow.config import from_plain, to_plain
 from teacher.variants import MMAudioConfig
 from teacher.weights import WeightsError, load_strictly, read_run_config, read_tensors
+from teacher.weights.write import replaced
 
 
 def write_config(
@@ -51,7 +51,7 @@ def write_config(
             raise ValueError(f"{run} holds a run with another configuration ({changed}); choose another --out")
         return
     run.mkdir(parents=True, exist_ok=True)
-    replace_text(path, json.dumps(document, indent=2))
+    _replace(path, lambda staging: staging.write_text(json.dumps(document, indent=2)))
 
 
 def _same(config: Any, plain: object) -> bool:
@@ -108,9 +108,9 @@ def write_tensors(path: Path, tensors: Tensors, metadata: dict[str, str] | None 
 
 
 def _replace(path: Path, write: Callable[[Path], object]) -> None:
-    staging = path.with_name(path.name + ".tmp")
-    write(staging)
-    staging.rename(path)
+    """Write under a temporary name, then rename into place."""
+    with replaced(path) as staging:
+        write(staging)
 
 
 def latest(run: Path) -> Path | None:
@@ -130,16 +130,6 @@ def resume(folder: Path, model: Any, optimizer: torch.optim.Optimizer | None, av
         _unflatten(optimizer, read_tensors(folder / "optimizer.safetensors"))
     step: int = json.loads((folder / "state.json").read_text())["step"]
     return step
-
-
-def replace_text(path: Path, text: str) -> None:
-    """Write a text file under a temporary name, then rename it into place."""
-    staging = path.with_name(path.name + ".tmp")
-    with staging.open("w") as stream:
-        stream.write(text)
-        stream.flush()
-        os.fsync(stream.fileno())
-    staging.rename(path)
 
 
 def _flatten(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

@@ -1,7 +1,6 @@
 """codec.safetensors: a few tensors, and metadata whose "kind" says which codec they belong to."""
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -10,6 +9,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from teacher.weights.errors import WeightsError
+from teacher.weights.write import replaced
 
 FITTED = "embedded"
 """Kind of a fitted codec, and of files written before there were kinds."""
@@ -17,10 +17,9 @@ FITTED = "embedded"
 
 def write_codec_file(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
     """Write through a temporary file and a rename, so that a reader never meets half a file."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary, metadata=dict(metadata))
-    _sort_metadata(temporary)
-    os.replace(temporary, path)
+    with replaced(path) as temporary:
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary, metadata=dict(metadata))
+        _sort_metadata(temporary)
 
 
 def _sort_metadata(path: Path) -> None:
