@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from distill.config import Distillation
 from distill.velocity_source import Networks, Rows, Target, Teaching
 from meanflow import AverageVelocity, Field, Headed, Residual, interpolate, velocity
+from meanflow.loss import squared_error
 from teacher.data.dataset import Batch
 from teacher.network import MMAudio
 from teacher.train import Terms
@@ -77,24 +78,19 @@ def _field(student: nn.Module, nets: Networks, target: Target, teaching: Teachin
 
 @torch.no_grad()
 def _logs(residual: Residual, v: Tensor, r: Tensor, t: Tensor) -> dict[str, Tensor]:
-    error, moving = _squares(residual.delta), r < t
+    error, moving = squared_error(residual.delta, "mean"), r < t
     logs = {
         "error": error.mean(),
         "error/instantaneous": _mean(error, ~moving),
         "norm/u": residual.u.float().pow(2).mean().sqrt(),
         "norm/v": v.float().pow(2).mean().sqrt(),
-        "norm/correction": _mean(_squares(residual.correction).sqrt(), moving),
+        "norm/correction": _mean(squared_error(residual.correction, "mean").sqrt(), moving),
     }
     if residual.extra is not None:
-        logs["error/extra"] = _squares(residual.extra).mean()
+        logs["error/extra"] = squared_error(residual.extra, "mean").mean()
     for low, high in pairwise(INTERVALS):
         logs[f"error/{low}-{high}"] = _mean(error, moving & (t - r > low) & (t - r <= high))
     return logs
-
-
-def _squares(field: Tensor) -> Tensor:
-    """Mean square of each row (B,)."""
-    return field.detach().float().pow(2).flatten(1).mean(1)
 
 
 def _mean(values: Tensor, mask: Tensor) -> Tensor:

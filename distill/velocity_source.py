@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from meanflow import Guidance, MixedGuidance, Velocity
+from meanflow.guidance import check_interval, inside
 from teacher.conditions import Conditions
 from teacher.network import Encoded, MMAudio
 from teacher.velocity import Guide, student_headed, student_velocity, teacher_velocity
@@ -48,7 +49,7 @@ class Networks:
     def guided_rows(self, t: Tensor, interval: tuple[float, float]) -> Tensor:
         """Indices (M,) of rows with any condition left and t in the interval. The others keep v as it is: without
         conditions v_cond is v_uncond, and mixing them in would teach the unconditional branch a scaled field."""
-        return torch.nonzero(self.conditioned & (t >= interval[0]) & (t <= interval[1])).squeeze(1)
+        return torch.nonzero(self.conditioned & inside(t, interval)).squeeze(1)
 
     @property
     def conditioned(self) -> Tensor:
@@ -97,8 +98,8 @@ class Networks:
 
             def v_fn(x_t: Tensor, t: Tensor) -> Tensor:
                 v_cond, v_uncond = self.pair("teacher", index, x_t, t)
-                inside = ((t >= interval[0]) & (t <= interval[1]))[:, None, None]
-                return torch.where(inside, v_uncond + scale.to(v_cond.dtype) * (v_cond - v_uncond), v_cond)
+                guided = inside(t, interval)[:, None, None]
+                return torch.where(guided, v_uncond + scale.to(v_cond.dtype) * (v_cond - v_uncond), v_cond)
 
             return torch.no_grad()(v_fn)
 
@@ -180,8 +181,7 @@ class GuidedInput:
             raise ValueError(f"max_omega must be above 1 (1 = no guidance) and finite, got {self.max_omega}")
         if not math.isfinite(self.power):
             raise ValueError(f"power must be finite, got {self.power}")
-        if not 0.0 <= self.interval[0] <= self.interval[1] <= 1.0:
-            raise ValueError(f"interval must satisfy 0 <= start <= end <= 1, got {self.interval}")
+        check_interval(self.interval)
 
     def draw(self, n: int, *, generator: torch.Generator) -> Tensor:
         """omega (n,) by inversion: omega^(1 - power) is uniform, log omega is for power = 1."""

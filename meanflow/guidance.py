@@ -34,11 +34,11 @@ class MixedGuidance:
     def __post_init__(self) -> None:
         if not 0.0 <= self.kappa < 1.0:
             raise ValueError(f"kappa must lie in [0, 1), got {self.kappa}")
-        _check_interval(self.interval)
+        check_interval(self.interval)
 
     def __call__(self, v: Latent, v_cond: Latent, v_uncond: Latent, t: Time) -> Latent:
         mixed = self.omega * v + self.kappa * v_cond + (1 - self.omega - self.kappa) * v_uncond
-        return torch.where(expand_right(_inside(t, self.interval), v), mixed, v)
+        return torch.where(expand_right(inside(t, self.interval), v), mixed, v)
 
 
 class Guided(NamedTuple):
@@ -93,7 +93,7 @@ class Guidance:
         if self.rms_threshold is not None and not self.rms_threshold > 0.0:
             raise ValueError(f"rms_threshold must be positive or None (off), got {self.rms_threshold}")
         _check_clamp(self.clamp)
-        _check_interval(self.interval)
+        check_interval(self.interval)
 
     @property
     def active(self) -> bool:
@@ -150,7 +150,7 @@ class JointGuidance:
                 raise ValueError(f"{name} must be at least 0 (1 = no guidance), got {getattr(self, name)}")
         _check_share("std_rescale", self.std_rescale)
         _check_clamp(self.clamp)
-        _check_interval(self.interval)
+        check_interval(self.interval)
 
     @property
     def active(self) -> bool:
@@ -230,14 +230,16 @@ def _with_std_of(reference: Tensor, value: Tensor, phi: float) -> Tensor:
 
 def _where_inside(t: Tensor, interval: tuple[float, float], value: Tensor, otherwise: Tensor) -> Tensor:
     """In the dtype of `otherwise`."""
-    return torch.where(expand_right(_inside(t, interval), value), value.to(otherwise.dtype), otherwise)
+    return torch.where(expand_right(inside(t, interval), value), value.to(otherwise.dtype), otherwise)
 
 
-def _inside(t: Time, interval: tuple[float, float]) -> torch.Tensor:
+def inside(t: Time, interval: tuple[float, float]) -> Bool[Tensor, "batch"]:
+    """Rows whose time lies in the interval, ends included."""
     return (t >= interval[0]) & (t <= interval[1])
 
 
-def _check_interval(interval: tuple[float, float]) -> None:
+def check_interval(interval: tuple[float, float]) -> None:
+    """Raises ValueError unless 0 <= start <= end <= 1."""
     if not 0.0 <= interval[0] <= interval[1] <= 1.0:
         raise ValueError(f"interval must satisfy 0 <= start <= end <= 1, got {interval}")
 

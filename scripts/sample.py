@@ -39,7 +39,7 @@ class Sample:
     guidance_text: float | None = None
     """Separate scale for the words, likewise."""
     rescale: bool = True
-    """Rescale the unconditional prediction by the scalar s* (keeps one-step guidance from distorting)."""
+    """Rescale the unconditional prediction by the scalar s* (limits the spread of guided steps)."""
     std_rescale: float = 0.0
     """Bring the standard deviation of guided predictions back to that of the conditional ones: 0 not, 1 wholly."""
     parallel: float = 1.0
