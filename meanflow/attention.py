@@ -76,6 +76,7 @@ def attention(q: Queries, k: Keys, v: Keys) -> Queries:
     return _kernel(q, k, v) if choice.name == "kernel" else chunked_attention(q, k, v)
 
 
+@lru_cache(maxsize=64)
 def choose_attention(
     *,
     device: str,
