@@ -1,4 +1,4 @@
-"""All rows of one split of a feature folder: indices in memory, features gathered from memory maps on request."""
+"""All rows of one split of a feature folder: indices in memory, features read on request."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from teacher.conditions import Conditions
 from teacher.data.buffers import Buffers
 from teacher.data.store import Record, shard_path
 from teacher.data.store_read import INDICES, Layout, ShardFile, open_texts, read_captions
-from teacher.data.tensor_file import AGAIN, FeatureError, Maps, TensorFile, widen
+from teacher.data.tensor_file import AGAIN, FeatureError, Files, TensorFile, widen
 from teacher.sequence import IMAGE_DIM, SYNC_DIM, TEXT_DIM, TEXT_TOKENS, image_frames, sync_frames
 
 T = TypeVar("T")
@@ -85,7 +85,7 @@ class Rows:
         self.has_video = self.video_index >= 0
         self.has_text = torch.cat([file.small("filled") for file in self.texts])[self.text_index]
         self.buffers = Buffers()
-        self._maps = Maps()
+        self._files = Files()
         self._lines: dict[int, list[dict[str, Any]]] = {}
         self._captions: dict[int, list[str]] = {}
 
@@ -95,16 +95,16 @@ class Rows:
     def prefetch(self, rows: Tensor) -> None:
         """Ask the kernel for all of the rows at once, so that a cold disk serves them side by side."""
         for file, row in self._sounds(rows):
-            mapped = self._maps(file)
-            mapped.ask("mean", row)
+            opened = self._files(file)
+            opened.ask("mean", row)
             if self.layout.has_std:
-                mapped.ask("std", row)
+                opened.ask("std", row)
         for file, row in self._pictures(rows[self.has_video[rows]]):
-            mapped = self._maps(file)
-            mapped.ask("clip", row)
-            mapped.ask("sync", row)
+            opened = self._files(file)
+            opened.ask("clip", row)
+            opened.ask("sync", row)
         for file, row in self._words(rows):
-            self._maps(file).ask("text", row)
+            self._files(file).ask("text", row)
 
     def latents(self, rows: Tensor) -> tuple[Tensor, Tensor | None]:
         """Posterior mean and std (B, N, C) in raw latent units, float32; std is None for a deterministic codec."""
@@ -115,19 +115,22 @@ class Rows:
         return torch.from_numpy(mean), None if std is None else torch.from_numpy(std)
 
     def fill(self, rows: Tensor, places: np.ndarray, out: Gathered) -> None:
-        """Row rows[i] to place places[i] of a batch; `places` rise."""
+        """Row rows[i] to place places[i] of a batch; `places` rise.
+
+        Raises FeatureError naming the file that is gone, was cut short or holds NaN or infinity in one of the rows.
+        """
         self.prefetch(rows)
         self._fill_latents(rows, places, out.mean, out.std)
         has_video = self.has_video[rows]
         for (file, row), place in zip(self._pictures(rows[has_video]), places[has_video.numpy()].tolist(), strict=True):
-            arrays = self._maps(file).arrays
-            widen(arrays["clip"][row], out.clip[place])
-            widen(arrays["sync"][row], out.sync[place])
+            opened = self._files(file)
+            widen(opened.read("clip", row), out.clip[place])
+            widen(opened.read("sync", row), out.sync[place])
         for (file, row), place in zip(self._words(rows), places.tolist(), strict=True):
-            arrays = self._maps(file).arrays
-            shared = len(arrays["shared"])
-            widen(arrays["shared"], out.text[place, :shared])
-            widen(arrays["text"][row], out.text[place, shared:])
+            opened = self._files(file)
+            shared = len(opened.shared)
+            widen(opened.shared, out.text[place, :shared])
+            widen(opened.read("text", row), out.text[place, shared:])
         out.has_text[places] = self.has_text[rows].numpy()
 
     def record(self, row: int) -> Record:
@@ -181,10 +184,10 @@ class Rows:
 
     def _fill_latents(self, rows: Tensor, places: np.ndarray, mean: np.ndarray, std: np.ndarray | None) -> None:
         """Rows of latents are short: they are collected as stored and converted together."""
-        sources = [(self._maps(file).arrays, row) for file, row in self._sounds(rows)]
+        sounds = self._sounds(rows)
         for name, out in (("mean", mean), ("std", std)):
             if out is not None:
-                stored = np.stack([arrays[name][row] for arrays, row in sources])
+                stored = np.stack([self._files(file).read(name, row) for file, row in sounds])
                 if len(stored) == len(out):
                     widen(stored, out)
                 else:

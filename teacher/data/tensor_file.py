@@ -1,18 +1,20 @@
-"""Safetensors files read through memory maps: opening costs their headers, reading costs the rows asked for.
+"""Safetensors files read row by row: opening costs their headers, reading costs the rows asked for.
 
 file = 8 bytes header length n (little endian) + n bytes JSON {name: {dtype, shape, data_offsets}} + data
+
+Rows are read at their positions, not through memory maps: under a map, a file that is cut short or a disk that fails
+ends the process by SIGBUS, and a file system that hangs holds the interpreter's lock.
 """
 
-import ctypes
-import functools
 import json
 import math
-import mmap
+import os
 from collections import OrderedDict
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -21,8 +23,8 @@ from torch import Tensor
 FIRST_READ = 16_384
 """Bytes read at once when a file is opened: header and the index tensors behind it, in most files."""
 LARGEST_HEADER = 100_000_000
-MAX_MAPS = 4096
-"""Files mapped at a time; the kernel allows a process 65,530 maps by default. The oldest is let go."""
+MAX_OPEN = 128
+"""Files of one split kept open at a time; a process may often open no more than 1024. The oldest is let go."""
 DTYPES = {
     "F64": torch.float64,
     "F32": torch.float32,
@@ -38,7 +40,7 @@ class FeatureError(ValueError):
 
 
 BITS = {torch.float32: np.float32, torch.bfloat16: np.uint16}
-"""How the features in a mapped file show."""
+"""How features are read: bfloat16 as its bits."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,9 +53,18 @@ class Entry:
     end: int
 
     @property
-    def row_bytes(self) -> int:
-        """Bytes of one entry along the first dimension."""
-        return math.prod(self.shape[1:]) * self.dtype.itemsize
+    def place(self) -> "Place":
+        """How its rows are read."""
+        return Place(self.begin, math.prod(self.shape[1:]) * self.dtype.itemsize, self.shape[1:], BITS[self.dtype])
+
+
+class Place(NamedTuple):
+    """Rows of a tensor in its file: the first begins at byte `begin`, each takes `size` bytes."""
+
+    begin: int
+    size: int
+    shape: tuple[int, ...]
+    dtype: type[Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +77,8 @@ class TensorFile:
     metadata: dict[str, Any]
     head: bytes
     """The first bytes of the file, for `small`."""
+    mtime_ns: int
+    """When the file was last written to."""
 
     @classmethod
     def open(cls, path: Path) -> "TensorFile":
@@ -79,7 +92,8 @@ class TensorFile:
                 if 8 + length > len(head):
                     head += stream.read(8 + length - len(head))
                 header = json.loads(head[8 : 8 + length])
-                size = stream.seek(0, 2)
+                found = os.fstat(stream.fileno())
+            size = found.st_size
             metadata = json.loads(header.pop("__metadata__", {}).get("json", "{}"))
             entries = {name: _entry(described, 8 + length) for name, described in header.items()}
             end = max((entry.end for entry in entries.values()), default=8 + length)
@@ -87,7 +101,7 @@ class TensorFile:
                 raise ValueError(f"{size} bytes, its header says {end}")
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise FeatureError(f"{path}: cannot be read ({error}); {AGAIN}") from error
-        return cls(path, size, entries, metadata, head)
+        return cls(path, size, entries, metadata, head, found.st_mtime_ns)
 
     def expect(self, name: str, dtype: torch.dtype, shape: tuple[int | None, ...]) -> int:
         """Check a tensor's dtype and shape, None standing for any length; returns its first length."""
@@ -102,7 +116,7 @@ class TensorFile:
         return entry.shape[0]
 
     def small(self, name: str) -> Tensor:
-        """A whole tensor by value, without mapping the file."""
+        """A whole tensor by value; FeatureError where the file is gone or ends early."""
         entry = self.entries[name]
         if entry.end <= len(self.head):
             data = bytearray(self.head[entry.begin : entry.end])
@@ -111,18 +125,22 @@ class TensorFile:
                 with self.path.open("rb") as stream:
                     stream.seek(entry.begin)
                     data = bytearray(stream.read(entry.end - entry.begin))
-            except OSError as error:
-                raise FeatureError(f"{self.path}: cannot be read ({error}); {AGAIN}") from error
+                if len(data) != entry.end - entry.begin:
+                    raise ValueError(f"it ends inside {name}")
+            except (OSError, ValueError) as error:
+                raise FeatureError(f"{self.path}: cannot be read ({error}); {RESTORE}") from error
         if not data:
             return torch.zeros(entry.shape, dtype=entry.dtype)
         return torch.frombuffer(data, dtype=entry.dtype).view(entry.shape)
 
     def without_head(self) -> "TensorFile":
         """The same without the bytes kept for `small`, which then reads the file."""
-        return TensorFile(self.path, self.size, self.entries, self.metadata, b"")
+        return TensorFile(self.path, self.size, self.entries, self.metadata, b"", self.mtime_ns)
 
 
 AGAIN = "extract again with --overwrite"
+RESTORE = "restore it from a copy or extract again with --overwrite"
+"""What to do about a file that was in order when the folder was opened."""
 
 
 def _entry(described: dict[str, Any], data_begin: int) -> Entry:
@@ -135,56 +153,101 @@ def _entry(described: dict[str, Any], data_begin: int) -> Entry:
     return Entry(dtype, shape, begin, end)
 
 
-@dataclass(frozen=True, slots=True)
-class Mapped:
-    """A mapped file: views of its tensors, to be read only; bfloat16 shows as its bits, uint16."""
+class Opened:
+    """A file open for reading rows, checked to be the one whose header was read. Closes when nobody holds it."""
 
-    file: TensorFile
-    data: Tensor
-    """All bytes of the file."""
-    arrays: dict[str, np.ndarray]
+    def __init__(self, file: TensorFile) -> None:
+        self._descriptor = -1
+        self.file = file
+        self._shared: np.ndarray | None = None
+        self._places = {name: entry.place for name, entry in file.entries.items() if entry.dtype in BITS}
+        self._descriptor = os.open(file.path, os.O_RDONLY)
+        found = os.fstat(self._descriptor)
+        self._stamp = (found.st_mtime_ns, found.st_size)
+        if found.st_size != file.size:
+            raise ValueError(f"{found.st_size} bytes now, {file.size} when the folder was opened")
+        if found.st_mtime_ns != file.mtime_ns and TensorFile.open(file.path).entries != file.entries:
+            raise ValueError("its header is not the one it had when the folder was opened")
 
-    places: dict[str, tuple[int, int]]
-    """Address and bytes of a row of each tensor."""
+    def __del__(self, close: Callable[[int], None] = os.close) -> None:  # `os` may be gone when the interpreter ends
+        if self._descriptor >= 0:
+            close(self._descriptor)
+
+    @property
+    def current(self) -> bool:
+        """Whether the file is still there under its name and nobody has written to it since it was opened."""
+        found = os.fstat(self._descriptor)
+        return found.st_nlink > 0 and (found.st_mtime_ns, found.st_size) == self._stamp
 
     def ask(self, name: str, row: int) -> None:
         """Tell the kernel that a row will be read, so that it fetches many rows from the disk at a time."""
-        address, row_bytes = self.places[name]
-        begin = address + row * row_bytes
-        page = begin - begin % mmap.PAGESIZE
-        advise = _advise()
-        if advise is not None:
-            advise(page, begin + row_bytes - page, mmap.MADV_WILLNEED)
+        if hasattr(os, "posix_fadvise"):
+            place = self._places[name]
+            begin = place.begin + row * place.size
+            with suppress(OSError):  # only advice
+                os.posix_fadvise(self._descriptor, begin, place.size, os.POSIX_FADV_WILLNEED)
+
+    def read(self, name: str, row: int) -> np.ndarray:
+        """One row as stored; bfloat16 as its bits, uint16.
+
+        Raises FeatureError naming the file where it ends early, cannot be read, or holds NaN or infinity there.
+        """
+        place = self._places[name]
+        made, begin = np.empty(place.shape, place.dtype), place.begin + row * place.size
+        try:
+            count = os.preadv(self._descriptor, [made], begin)  # type: ignore[list-item]
+            if count != place.size:
+                self._rest(made, begin, count)
+        except (OSError, ValueError) as error:
+            raise FeatureError(f"{self.file.path}: cannot be read ({error}); {RESTORE}") from error
+        if not is_finite(made):
+            raise FeatureError(f"{self.file.path}: {name} {row} holds NaN or infinity; {RESTORE}")
+        return made
+
+    @property
+    def shared(self) -> np.ndarray:
+        """The rows of a text file that all captions have in common; read once, not to be written to."""
+        if self._shared is None:
+            rows = [self.read("shared", k) for k in range(self.file.entries["shared"].shape[0])]
+            place = self._places["shared"]
+            self._shared = np.stack(rows) if rows else np.empty((0, *place.shape), place.dtype)
+        return self._shared
+
+    def _rest(self, made: np.ndarray, begin: int, done: int) -> None:
+        """What the kernel did not give at once."""
+        memory = made.data.cast("B")
+        while done < len(memory):
+            count = os.preadv(self._descriptor, [memory[done:]], begin + done)
+            if count == 0:
+                raise ValueError(f"it ends before byte {begin + len(memory)}, to which a row reaches")
+            done += count
 
 
-@functools.cache
-def _advise() -> Callable[[int, int, int], int] | None:
-    """The C library's madvise(address, bytes, advice); None where there is none."""
-    if not hasattr(mmap, "MADV_WILLNEED"):
-        return None
-    function = ctypes.CDLL(None).madvise
-    function.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
-    return function  # type: ignore[no-any-return]
+class Files:
+    """Files opened when first read, the last `limit` of them kept open. Pickles as an empty one."""
 
-
-class Maps:
-    """Memory maps of files, opened when first needed; no file descriptor stays open. Pickles as an empty one."""
-
-    def __init__(self, limit: int = MAX_MAPS) -> None:
+    def __init__(self, limit: int = MAX_OPEN) -> None:
         self._limit = limit
-        self._open: OrderedDict[int, Mapped] = OrderedDict()
+        self._open: OrderedDict[int, Opened] = OrderedDict()
 
     def __len__(self) -> int:
         return len(self._open)
 
-    def __reduce__(self) -> tuple[type["Maps"], tuple[int]]:
-        return Maps, (self._limit,)
+    def __reduce__(self) -> tuple[type["Files"], tuple[int]]:
+        return Files, (self._limit,)
 
-    def __call__(self, file: TensorFile) -> Mapped:
-        """The map of a file; FeatureError when it is gone or has changed since it was opened."""
-        found = self._open.get(id(file))  # a map keeps its file, so no other file takes its id
-        if found is None:
-            found = self._open[id(file)] = _map(file)
+    def __call__(self, file: TensorFile) -> Opened:
+        """The open file; FeatureError when it is gone or is not what it was when its folder was opened."""
+        found = self._open.get(id(file))  # an opened file keeps its TensorFile, so no other takes its id
+        if found is None or not found.current:
+            try:
+                found = self._open[id(file)] = Opened(file)
+            except FeatureError:
+                self._open.pop(id(file), None)
+                raise
+            except (OSError, ValueError) as error:
+                self._open.pop(id(file), None)
+                raise FeatureError(f"{file.path}: cannot be read ({error}); {RESTORE}") from error
             if len(self._open) > self._limit:
                 self._open.popitem(last=False)
         elif len(self._open) == self._limit:
@@ -192,24 +255,12 @@ class Maps:
         return found
 
 
-def _map(file: TensorFile) -> Mapped:
-    try:
-        size = file.path.stat().st_size
-        if size != file.size:
-            raise ValueError(f"{size} bytes now, {file.size} when the folder was opened")
-        # Unlike mmap.mmap, whose copy of the file descriptor stays open, and without a copy of the data.
-        storage = torch.UntypedStorage.from_file(str(file.path), False, size)
-        data = torch.empty(0, dtype=torch.uint8).set_(storage)  # type: ignore[arg-type]
-    except (OSError, ValueError, RuntimeError) as error:
-        raise FeatureError(f"{file.path}: cannot be read ({error}); {AGAIN}") from error
-    content = data.numpy()
-    arrays = {
-        name: content[entry.begin : entry.end].view(BITS[entry.dtype]).reshape(entry.shape)
-        for name, entry in file.entries.items()
-        if entry.dtype in BITS
-    }
-    places = {name: (data.data_ptr() + entry.begin, entry.row_bytes) for name, entry in file.entries.items()}
-    return Mapped(file, data, arrays, places)
+def is_finite(stored: np.ndarray) -> bool:
+    """Whether no value is NaN or infinite, of float32 or of bfloat16 bits: there the exponent's 8 bits are all ones,
+    0x7f80 .. 0x7fff, the largest positive int16, and with the sign 0xff80 .. 0xffff, the largest uint16."""
+    if stored.dtype == np.uint16:
+        return bool(stored.max() < 0xFF80 and stored.view(np.int16).max() < 0x7F80)
+    return bool(np.isfinite(stored).all())
 
 
 def widen(source: np.ndarray, out: np.ndarray) -> None:

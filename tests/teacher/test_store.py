@@ -15,7 +15,7 @@ from teacher.data.dataset import FeatureSet, _read_info
 from teacher.data.extract_codec import latent_statistics
 from teacher.data.store import FeatureError, Record, Shard
 from teacher.data.store_read import Layout, ShardFile
-from teacher.data.tensor_file import Maps, TensorFile
+from teacher.data.tensor_file import Files, TensorFile
 from teacher.sequence import IMAGE_DIM, SYNC_DIM, TEXT_DIM, TEXT_TOKENS, image_frames, sync_frames
 
 DURATION_S = 1.0
@@ -227,20 +227,22 @@ def test_files_take_less_than_half_of_float32_maps(tmp_path):
         store.shard_path(tmp_path, split, 0).unlink()
 
 
-def test_opening_reads_headers_only_and_keeps_no_file_open(tmp_path):
+def test_opening_reads_headers_only_and_few_files_stay_open(tmp_path):
+    def descriptors() -> int:
+        return len(os.listdir("/proc/self/fd")) if Path("/proc/self/fd").is_dir() else 0
+
     write(tmp_path)
+    before = descriptors()
     opened = FeatureSet.open(tmp_path, "train")
-    assert len(opened.rows._maps) == 0
-    before = len(os.listdir("/proc/self/fd")) if Path("/proc/self/fd").is_dir() else None
-    opened.batch(range(7))
-    assert len(opened.rows._maps) == 5  # two shards, three text files
-    if before is not None:
-        assert len(os.listdir("/proc/self/fd")) == before
-    opened.rows._maps = Maps(limit=2)
-    torch.testing.assert_close(
-        opened.batch(range(7)).latents, FeatureSet.open(tmp_path, "train").batch(range(7)).latents
-    )
-    assert len(opened.rows._maps) == 2
+    assert len(opened.rows._files) == 0
+    assert descriptors() == before
+    expected = opened.batch(range(7)).latents
+    assert len(opened.rows._files) == 5  # two shards, three text files
+    opened.rows._files = Files(limit=2)
+    assert descriptors() == before  # and those let go are closed
+    torch.testing.assert_close(opened.batch(range(7)).latents, expected)
+    assert len(opened.rows._files) == 2
+    assert descriptors() == before + (2 if before else 0)
     again = pickle.loads(pickle.dumps(opened))
     assert torch.equal(again.batch([4, 1]).conditions.text, opened.batch([4, 1]).conditions.text)
 
@@ -324,7 +326,7 @@ def test_numbers_that_are_not_finite_are_found(tmp_path):
     rewrite(store.shard_path(tmp_path, "train", 1), mean=bad.bfloat16())
     features = FeatureSet.open(tmp_path, "train")
     features.batch([0, 1, 2, 3])
-    with pytest.raises(FeatureError, match="latents of F@1s are not finite"):
+    with pytest.raises(FeatureError, match=r"train-00001\.safetensors: mean 2 holds NaN or infinity"):
         features.batch([0, 6])
     with pytest.raises(FeatureError, match=r"train-00001\.safetensors: mean holds NaN or infinity"):
         features.verify()
