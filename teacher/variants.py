@@ -76,6 +76,9 @@ class MMAudioConfig:
     """What stands for an absent modality. mixed: learned tokens for image and synchronisation, the stored features of
     the empty string for text. learned: a learned token for text too (empty_text_feat). zeros: zeros for all three, and
     no learned tokens. empty_string_feat exists in every case; it is data, not trained."""
+    time_frequencies: Literal["published", "smooth"] = "published"
+    """Frequencies of the embeddings of t and t - r. smooth leaves out those of v2 above 100 rad per unit, without which
+    a network can be differentiated in time; v1 has none (see TimestepEmbedder)."""
     time_precision: Literal["float32", "bfloat16"] = "float32"
     """bfloat16 rounds the frequency table and the time as a network cast whole to bfloat16 does, which is how MMAudio's
     demo runs (see TimestepEmbedder); float32 is how the networks were trained and evaluated."""
@@ -93,6 +96,8 @@ class MMAudioConfig:
             raise ValueError(
                 f"velocity_head must lie in [0, fused_depth = {self.fused_depth}], got {self.velocity_head}"
             )
+        if self.version == "v2" and self.time_frequencies == "smooth" and self.hidden_dim < 4:
+            raise ValueError(f"time_frequencies=smooth needs a hidden width of at least 4 in v2, got {self.hidden_dim}")
         if not self.interval_embedding and (self.guidance_embedding or self.velocity_head):
             raise ValueError("guidance_embedding and velocity_head belong to networks with interval_embedding=True")
 
