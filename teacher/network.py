@@ -4,11 +4,12 @@ Parameter names and shapes are those of the published checkpoints. Everything he
 1 data); `teacher.velocity` translates.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from meanflow.objectives.field import Headed
 from teacher.blocks import ChannelLastConv1d, FinalLayer, FusedBlock, GatedMLP, JointBlock
@@ -53,6 +54,9 @@ class MMAudio(nn.Module):
     positions stay float32.
     """
 
+    checkpoint_blocks = False
+    """Keep only the inputs of joint and fused blocks for the backward pass, which computes the rest again."""
+
     def __init__(self, config: MMAudioConfig) -> None:
         super().__init__()
         self.config = config
@@ -77,9 +81,10 @@ class MMAudio(nn.Module):
         self.global_cond_mlp = GatedMLP(dim, config.mlp_dim)
         if config.sync != "none":
             self.sync_pos_emb = nn.Parameter(torch.zeros(1, 1, FEATURES_PER_SEGMENT, config.sync_dim))
-        self.t_embed = TimestepEmbedder(dim, config.version, config.time_precision)
+        time = (config.version, config.time_precision, config.time_frequencies)
+        self.t_embed = TimestepEmbedder(dim, *time)
         if config.interval_embedding:
-            self.interval_embed = TimestepEmbedder(dim, config.version, config.time_precision)
+            self.interval_embed = TimestepEmbedder(dim, *time)
         if config.guidance_embedding:  # v1 in every network: v2's 1e4 rad per unit would scramble neighbouring scales
             self.guidance_embed = TimestepEmbedder(dim, "v1")
         self.joint_blocks = nn.ModuleList(
@@ -237,18 +242,23 @@ class MMAudio(nn.Module):
         x = self.audio_input_proj(self._taken(x))
         clip, text = encoded.clip, encoded.text
         for joint in self.joint_blocks:
-            x, clip, text = joint(x, clip, text, per_token, pooled, latent_table, clip_table)
+            x, clip, text = self._through(joint, x, clip, text, per_token, pooled, latent_table, clip_table)
         for fused in list(self.fused_blocks)[: self._parting]:
-            x = fused(x, per_token, latent_table)
+            x = self._through(fused, x, per_token, latent_table)
         return _Stream(x, per_token, pooled, latent_table)
 
-    @staticmethod
-    def _branch(stream: "_Stream", blocks: list[nn.Module], layer: FinalLayer) -> Tensor:
+    def _branch(self, stream: "_Stream", blocks: list[nn.Module], layer: FinalLayer) -> Tensor:
         x = stream.x
         for fused in blocks:
-            x = fused(x, stream.per_token, stream.table)
+            x = self._through(fused, x, stream.per_token, stream.table)
         out: Tensor = layer(x, stream.pooled)
         return out
+
+    def _through(self, block: nn.Module, *inputs: Tensor | Rotary | None) -> Any:
+        """The block's answer. Passes without a graph keep nothing anyway; no block draws random numbers."""
+        if self.checkpoint_blocks and torch.is_grad_enabled():
+            return checkpoint(block, *inputs, use_reentrant=False, preserve_rng_state=False)
+        return block(*inputs)
 
     def rotary_tables(
         self, latent_frames: int, visual_frames: int, *, like: Tensor
