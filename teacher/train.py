@@ -11,13 +11,15 @@ from meanflow.shapes import PerSample
 from meanflow.time_sampling import Density, LogitNormal
 from teacher.conditions import Conditions
 from teacher.data.dataset import Batch
+from teacher.share import Share
 
 
 class Terms(NamedTuple):
-    """What a training step returns: one loss per sample (with a graph) and scalars for the log."""
+    """What a training step returns: one loss per sample (with a graph) and values per sample for the log."""
 
     loss: PerSample
     logs: dict[str, Tensor]
+    """(B,) each; nan in rows that a value says nothing about. Their means go into the log."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,9 +42,14 @@ class ConditionDropout:
             if not 0.0 <= getattr(self, name) < 1.0:
                 raise ValueError(f"dropout {name} must lie in [0, 1), got {getattr(self, name)}")
 
-    def __call__(self, conditions: Conditions, *, generator: torch.Generator) -> Conditions:
-        """The conditions with some modalities marked absent; the input is not modified."""
-        draw = torch.rand(3 if self.joint_video else 4, len(conditions), generator=generator, device=generator.device)
+    def __call__(self, conditions: Conditions, *, generator: torch.Generator, share: Share | None = None) -> Conditions:
+        """The conditions with some modalities marked absent; the input is not modified.
+
+        `share` says which rows of a larger batch they are, for which the numbers are drawn.
+        """
+        share = share or Share.whole(len(conditions))
+        kinds = 3 if self.joint_video else 4
+        draw = share.of(torch.rand(kinds, share.total, generator=generator, device=generator.device), dim=1)
         no_video = draw[2] < self.text_only
         clip = no_video | (draw[0] < self.video)
         sync = no_video | (draw[0 if self.joint_video else 3] < self.video)
@@ -63,15 +70,25 @@ class FlowMatching:
     dropout: ConditionDropout = field(default_factory=ConditionDropout)
 
 
-def flow_matching_step(net: nn.Module, batch: Batch, config: FlowMatching, *, generator: torch.Generator) -> Terms:
+def flow_matching_step(
+    net: nn.Module, batch: Batch, config: FlowMatching, *, generator: torch.Generator, share: Share | None = None
+) -> Terms:
     """Mean over frames and channels of ||v_net(x_t, t) - (e - x)||^2, one value per sample (B,).
 
-    `net` may be wrapped by a data-parallel engine: it is called once, on MMAudio's clock.
+    `net` may be wrapped by a data-parallel engine: it is called once, on MMAudio's clock. `share` says which rows of a
+    larger batch these are.
     """
     x = batch.latents
-    e = torch.randn(x.shape, generator=generator, device=x.device, dtype=x.dtype)
-    t = config.times(len(x), generator=generator)
-    conditions = config.dropout(batch.conditions, generator=generator)
+    share = share or Share.whole(len(x))
+    e = noise_of(share, x, generator=generator)
+    t = share.of(config.times(share.total, generator=generator))
+    conditions = config.dropout(batch.conditions, generator=generator, share=share)
     v = -net(interpolate(x, e, t), 1 - t, conditions)
     loss = (v - velocity(x, e)).float().pow(2).flatten(1).mean(1)
-    return Terms(loss, {"loss": loss.detach().mean()})
+    return Terms(loss, {"loss": loss.detach()})
+
+
+def noise_of(share: Share, x: Tensor, *, generator: torch.Generator) -> Tensor:
+    """Gaussian noise like `x`, the rows of a share, out of the noise drawn for the whole batch."""
+    shape = (share.total, *x.shape[1:])
+    return share.of(torch.randn(shape, generator=generator, device=x.device, dtype=x.dtype))

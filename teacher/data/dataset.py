@@ -18,6 +18,7 @@ from teacher.data import store
 from teacher.data.rows import Gathered, Records, Rows
 from teacher.data.store import FeatureError, Record
 from teacher.sequence import SequenceConfig
+from teacher.share import Share
 
 __all__ = ["Batch", "Examples", "FeatureError", "FeatureSet", "Record", "batch_indices", "load_codec"]
 
@@ -63,12 +64,14 @@ class Examples(Protocol):
 
     def __len__(self) -> int: ...
 
-    def batch(self, indices: Sequence[int] | Tensor, *, generator: torch.Generator | None = None) -> Batch: ...
+    def batch(
+        self, indices: Sequence[int] | Tensor, *, generator: torch.Generator | None = None, share: Share | None = None
+    ) -> Batch: ...
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class FeatureSet:
-    """One split of a feature folder, read from memory-mapped files. Open it with `open`."""
+    """One split of a feature folder, whose rows are read when asked for. Open it with `open`."""
 
     folder: Path
     info: dict[str, Any]
@@ -126,26 +129,37 @@ class FeatureSet:
             )
         return replace(self, latent_mean=mean, latent_std=std)
 
-    def batch(self, indices: Sequence[int] | Tensor, *, generator: torch.Generator | None = None) -> Batch:
+    def batch(
+        self, indices: Sequence[int] | Tensor, *, generator: torch.Generator | None = None, share: Share | None = None
+    ) -> Batch:
         """Rows `indices` in that order. With a generator, and where the codec has a std, z = mean + std e; else mean.
+
+        `share` says which rows of a larger batch they are, for which e is drawn.
 
         Raises FeatureError when a latent is not finite; `verify` looks at all features.
         """
         rows = as_rows(indices, len(self))
         gathered = Gathered.blank(self.rows.layout, self.has_video[rows].numpy(), self.rows.buffers)
         self.rows.fill(rows, np.arange(len(rows)), gathered)
-        return finish_batch(gathered, rows, self, generator)
+        return finish_batch(gathered, rows, self, generator, share)
 
     def verify(self) -> None:
         """Read all features once; FeatureError naming the file that holds NaN or infinity."""
         self.rows.verify()
 
 
-def finish_batch(gathered: Gathered, rows: Tensor, examples: Examples, generator: torch.Generator | None) -> Batch:
+def finish_batch(
+    gathered: Gathered,
+    rows: Tensor,
+    examples: Examples,
+    generator: torch.Generator | None,
+    share: Share | None = None,
+) -> Batch:
     """Draw from the posterior if there is a generator, then normalise: ((mean + std e) - latent_mean) / latent_std."""
     z = gathered.mean  # nobody else holds it yet
     if generator is not None and gathered.std is not None:
-        e = torch.randn(z.shape, generator=generator, device=generator.device)
+        share = share or Share.whole(len(z))
+        e = share.of(torch.randn((share.total, *z.shape[1:]), generator=generator, device=generator.device))
         z += gathered.std * e.cpu().numpy()
     z -= examples.latent_mean.numpy()
     z /= examples.latent_std.numpy()

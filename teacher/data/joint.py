@@ -18,6 +18,7 @@ from teacher.data.dataset import Batch, FeatureSet, as_rows, finish_batch
 from teacher.data.rows import Gathered, Records
 from teacher.data.store import FeatureError, Record
 from teacher.sequence import SequenceConfig
+from teacher.share import Share
 
 COMPARED = ("duration_s", "sequence", "encoders")
 """Entries of features.json that sets trained on together must share; and the latent space of their codecs."""
@@ -129,7 +130,9 @@ class JointSet:
         """Rates of the latents."""
         return self.parts[0][0].sequence
 
-    def batch(self, indices: Sequence[int] | Tensor, *, generator: torch.Generator | None = None) -> Batch:
+    def batch(
+        self, indices: Sequence[int] | Tensor, *, generator: torch.Generator | None = None, share: Share | None = None
+    ) -> Batch:
         """Rows `indices` in that order, from whichever sets they fall into; see `FeatureSet.batch`."""
         wanted = as_rows(indices, len(self))
         which, rows = self.locate(wanted)
@@ -142,7 +145,7 @@ class JointSet:
         for features, places in shares:
             if len(places):
                 features.rows.fill(rows[places], places.numpy(), gathered)
-        batch = finish_batch(gathered, wanted, self, generator)
+        batch = finish_batch(gathered, wanted, self, generator, share)
         return replace(batch, conditions=self.masking(batch.conditions, batch.conditions.has_clip))
 
     def locate(self, indices: Tensor) -> tuple[Tensor, Tensor]:
