@@ -1,9 +1,10 @@
 """AdamW and its learning rate as a pure function of the step, so that resuming needs no scheduler state."""
 
 import math
+from collections.abc import Mapping
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from distill.config import OptimConfig
 
@@ -33,6 +34,48 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
     """Set every group to lr times its scale."""
     for group in optimizer.param_groups:
         group["lr"] = lr * group["scale"]
+
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
+"""Adam's averages, by the names PyTorch gives them."""
+
+
+def named_moments(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """exp_avg.<parameter>, exp_avg_sq.<parameter>, float32 on the CPU, and step (); empty before the first step."""
+    named = {n: optimizer.state.get(p) for n, p in model.named_parameters() if p.requires_grad}
+    found = {n: entry for n, entry in named.items() if entry}
+    if not found:
+        return {}
+    tensors = {f"{key}.{n}": entry[key].detach().float().cpu().clone() for n, entry in found.items() for key in MOMENTS}
+    step = next(iter(found.values()))["step"]
+    return tensors | {"step": torch.as_tensor(step, dtype=torch.float32).cpu().clone()}
+
+
+def restore_moments(model: nn.Module, optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
+    """The inverse of `named_moments`; ValueError where the names or shapes are not those of the trained parameters."""
+    check_moments({n: p.shape for n, p in model.named_parameters() if p.requires_grad}, tensors)
+    if not tensors:
+        return
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            entry = optimizer.state[parameter]
+            for key in MOMENTS:
+                entry[key] = tensors[f"{key}.{name}"].to(parameter.device, parameter.dtype, copy=True)
+            on = parameter.device if _steps_on_device(optimizer) else torch.device("cpu")
+            entry["step"] = tensors["step"].to(on, torch.float32, copy=True)
+
+
+def check_moments(shapes: Mapping[str, torch.Size], tensors: dict[str, Tensor]) -> None:
+    """ValueError unless `tensors` is empty or the moments of exactly these parameters."""
+    wanted = {f"{key}.{name}": shape for name, shape in shapes.items() for key in MOMENTS} | {"step": torch.Size()}
+    found = {name: tensor.shape for name, tensor in tensors.items()}
+    if tensors and found != wanted:
+        odd = sorted(n for n in set(wanted) | set(found) if wanted.get(n) != found.get(n))
+        raise ValueError(f"the optimiser state does not fit the trained weights: {len(odd)} differ, such as {odd[0]}")
+
+
+def _steps_on_device(optimizer: torch.optim.Optimizer) -> bool:
+    return any(group.get("fused") or group.get("capturable") for group in optimizer.param_groups)
 
 
 def _scale(parameter: nn.Parameter, reference: int | None) -> float:
