@@ -1,158 +1,162 @@
-"""The run folder: config.json, weights for use (model, averages) and, under trainer/, what resuming needs.
+"""Checkpoints: run/trainer/step-NNNNNNN holds all that resuming needs, complete and verified, or is passed over.
 
-Tensors only, in safetensors; a checkpoint is written under a temporary name and renamed when complete, so an
-interrupted save leaves the previous one in place.
+A checkpoint is a folder of safetensors files, state.json and manifest.json, which lists the length and SHA-256 of each
+of them. It is written under a temporary name, flushed file by file, then renamed; the folders are flushed after what
+they name. Whenever the process or the machine stops, each folder step-NNNNNNN is complete; should one be damaged later,
+it no longer verifies, and the newest one that does is gone on from.
 """
 
 import json
+import os
+import re
 import shutil
-from collections.abc import Callable
-from functools import partial
-from importlib.metadata import PackageNotFoundError, version
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
-import torch
-from safetensors.torch import save_file
-from torch import Tensor, nn
+from distill.saving.manifest import MANIFEST, STATE, Checkpoint, DamagedError, manifest, step_of, verified, verifies
+from distill.saving.run_folder import publish, write_config
+from distill.saving.writing import Tensors, flush_folder, stream_tensors, total_bytes, write_new, write_tensors
 
-from distill.ema import PowerEMA
-from meanflow.config import from_plain, to_plain
-from teacher.variants import MMAudioConfig
-from teacher.weights import WeightsError, load_strictly, read_run_config, read_tensors
-from teacher.weights.write import replaced
-
-
-def write_config(
-    run: Path, kind: str, config: Any, network: MMAudioConfig, digests: dict[str, str], licence: str | None = None
-) -> None:
-    """config.json before step 0; a folder that already holds another configuration is refused.
-
-    Configurations are compared as values, so that a field added later, at its default, changes nothing.
-    """
-    document = {
-        "kind": kind,
-        "run": to_plain(config),
-        "network": to_plain(network),
-        "digests": digests,
-        "package_version": _package_version(),
-    } | ({} if licence is None else {"licence": licence})
-    path = run / "config.json"
-    if path.exists():
-        kept = read_run_config(run)
-        same = {
-            "kind": kept.get("kind") == kind,
-            "run": _same(config, kept.get("run")),
-            "network": _same(network, kept.get("network")),
-            "digests": kept.get("digests") == digests,
-        }
-        if not all(same.values()):
-            changed = ", ".join(name for name, equal in same.items() if not equal)
-            raise ValueError(f"{run} holds a run with another configuration ({changed}); choose another --out")
-        return
-    run.mkdir(parents=True, exist_ok=True)
-    _replace(path, lambda staging: staging.write_text(json.dumps(document, indent=2)))
-
-
-def _same(config: Any, plain: object) -> bool:
-    try:
-        return bool(from_plain(type(config), plain) == config)
-    except (ValueError, TypeError):
-        return False
-
-
-Tensors: TypeAlias = dict[str, Tensor]
+__all__ = [
+    "Checkpoint", "Tensors", "at", "drop_later", "newest", "publish", "save", "write_config", "write_tensors",
+]  # fmt: skip
+"""What a loop needs of a run folder, in one place."""
 
 
 def save(
     run: Path,
     step: int,
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer | None,
-    averages: list[PowerEMA],
-    publish: Callable[[str, Tensors], dict[str, Tensors]] | None = None,
+    tensors: Mapping[str, Tensors],
+    state: Mapping[str, Any],
+    *,
+    keep_last: int,
+    best: int | None = None,
 ) -> Path:
-    """Write trainer/step-NNNNNNN and refresh the weights for use; older trainer folders go once it is complete.
+    """Write the checkpoint of `step` and remove all but the newest `keep_last` and that of step `best`; its folder.
 
-    `optimizer` is None where an engine saves its own state into the returned folder's parent beforehand. `publish`
-    turns each named set of trained tensors into the files for use, by name; without it they are used as they are.
+    Main process only. A checkpoint of this step that verifies is kept as it is. Raises OSError, in one line, where
+    it cannot be written: earlier checkpoints are as they were, and nothing of this one is left.
     """
-    folder = run / "trainer" / f"step-{step:07d}"
-    staging = folder.with_suffix(".tmp")
-    staging.mkdir(parents=True, exist_ok=True)
-    weights = {"model": {n: p.detach().contiguous() for n, p in model.state_dict().items()}}
-    weights |= {a.name: a.state(model) for a in averages}
-    for name, tensors in weights.items():
-        save_file(tensors, staging / f"{name}.safetensors")
-    if optimizer is not None:
-        save_file(_flatten(optimizer), staging / "optimizer.safetensors")
-    (staging / "state.json").write_text(json.dumps({"step": step}))
-    if folder.exists():
-        shutil.rmtree(folder)
-    staging.rename(folder)
-    for name, tensors in weights.items():
-        if publish is None:
-            _replace(run / f"{name}.safetensors", partial(shutil.copyfile, folder / f"{name}.safetensors"))
-        else:
-            for file, made in publish(name, tensors).items():
-                write_tensors(run / f"{file}.safetensors", made)
-    for old in (run / "trainer").iterdir():
-        if old != folder:
-            shutil.rmtree(old)
+    folder = _folder(run, step)
+    if verifies(folder):
+        return folder
+    staging = folder.with_name(folder.name + ".tmp")
+    document = json.dumps({**state, "step": step}, indent=2, allow_nan=False).encode()
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        for leftover in folder.parent.glob("*.tmp"):  # of saves and removals that were killed
+            shutil.rmtree(leftover)
+        staging.mkdir()
+        files = {}
+        for name, content in tensors.items():
+            file = f"{name}.safetensors"
+            files[file] = stream_tensors(staging / file, content)
+        files[STATE] = write_new(staging / STATE, document)
+        write_new(staging / MANIFEST, manifest(step, files))
+        flush_folder(staging)
+        if folder.exists():  # damaged, or it would have been kept
+            _remove(folder)
+        os.replace(staging, folder)
+        flush_folder(folder.parent)
+        flush_folder(run)
+    except OSError as error:
+        shutil.rmtree(staging, ignore_errors=True)
+        needed = len(document) + sum(total_bytes(t) for t in tensors.values())
+        raise OSError(_failure(run, step, error, needed)) from error
+    except BaseException:
+        shutil.rmtree(staging, ignore_errors=True)
+        raise
+    _prune(run, step, keep_last=keep_last, best=best)
     return folder
 
 
-def write_tensors(path: Path, tensors: Tensors, metadata: dict[str, str] | None = None) -> None:
-    """Write a safetensors file under a temporary name, then rename it into place."""
-    _replace(path, lambda staging: save_file({n: t.contiguous() for n, t in tensors.items()}, staging, metadata))
+def newest(run: Path, *, report: Callable[[str], None] = print) -> Checkpoint | None:
+    """The newest checkpoint of a run that verifies; None where none was ever completed.
+
+    `report` receives one line for each newer one that is passed over. Reads every byte of the files. Raises ValueError,
+    in one line, where there are checkpoints but none verifies: a run never silently starts again.
+    """
+    faults: list[tuple[Path, str]] = []
+    for folder in reversed(_folders(run)):
+        try:
+            found = verified(folder)
+        except DamagedError as error:
+            faults.append((folder, str(error)))
+            continue
+        for damaged, fault in faults:
+            report(f"checkpoint {damaged} is passed over: {fault}; going on from {folder.name} instead")
+        return found
+    if faults:
+        told = "; ".join(f"{folder.name}: {fault}" for folder, fault in faults)
+        raise ValueError(
+            f"no checkpoint in {run / 'trainer'} can be gone on from ({told}); restore one of them, or start again "
+            "with another --out"
+        )
+    return None
 
 
-def _replace(path: Path, write: Callable[[Path], object]) -> None:
-    """Write under a temporary name, then rename into place."""
-    with replaced(path) as staging:
-        write(staging)
+def at(run: Path, step: int, *, digests: bool = True) -> Checkpoint:
+    """The checkpoint of a step; ValueError, in one line, where there is none or it does not verify.
 
-
-def latest(run: Path) -> Path | None:
-    """The newest complete trainer folder."""
-    complete = sorted(p for p in run.glob("trainer/step-*") if (p / "state.json").is_file() and p.suffix != ".tmp")
-    return complete[-1] if complete else None
-
-
-def resume(folder: Path, model: Any, optimizer: torch.optim.Optimizer | None, averages: list[PowerEMA]) -> int:
-    """Load a trainer folder in place; the step to go on from."""
-    load_strictly(model, folder / "model.safetensors")
-    for average in averages:
-        kept = read_tensors(folder / f"{average.name}.safetensors")
-        for name in average.shadow:
-            average.shadow[name].copy_(kept[name])
-    if optimizer is not None:
-        _unflatten(optimizer, read_tensors(folder / "optimizer.safetensors"))
-    step: int = json.loads((folder / "state.json").read_text())["step"]
-    return step
-
-
-def _flatten(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    state = optimizer.state_dict()["state"]
-    return {
-        f"{i}.{key}": torch.as_tensor(value).contiguous() for i, entry in state.items() for key, value in entry.items()
-    }
-
-
-def _unflatten(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
-    state: dict[int, dict[str, Tensor]] = {}
-    for name, tensor in tensors.items():
-        index, key = name.split(".", 1)
-        state.setdefault(int(index), {})[key] = tensor
-    document = optimizer.state_dict()
-    known = sum(len(group["params"]) for group in document["param_groups"])
-    if state and set(state) != set(range(known)):
-        raise WeightsError(f"the optimiser state covers {len(state)} parameters, the model has {known}")
-    optimizer.load_state_dict({"state": state, "param_groups": document["param_groups"]})
-
-
-def _package_version() -> str:
+    Without `digests` only lengths are compared, for one that another process has verified.
+    """
+    folder = _folder(run, step)
+    if not folder.exists():
+        there = ", ".join(str(step_of(f)) for f in _folders(run)) or "none"
+        raise ValueError(f"{run} has no checkpoint of step {step}; there are: {there}")
     try:
-        return version("mf-mjt")
-    except PackageNotFoundError:
-        return "source tree"
+        return verified(folder, digests=digests)
+    except DamagedError as error:
+        raise ValueError(f"checkpoint {folder} cannot be used: {error}") from error
+
+
+def drop_later(run: Path, step: int) -> None:
+    """Remove checkpoints after `step`, which the run goes on from: they did not verify, and are no reserve.
+
+    Main process only, once every process has read its checkpoint.
+    """
+    for folder in _folders(run):
+        if step_of(folder) > step:
+            _remove(folder)
+
+
+def _prune(run: Path, step: int, *, keep_last: int, best: int | None) -> None:
+    """Keep the newest up to `step`, counting only those of which no part is lost, and that of step `best`."""
+    complete = [f for f in _folders(run) if step_of(f) <= step and verifies(f, digests=False)]
+    kept = set(complete[-keep_last:])
+    for folder in _folders(run):
+        if folder not in kept and step_of(folder) != best:
+            _remove(folder)
+
+
+def _remove(folder: Path) -> None:
+    """Under a temporary name first, so that a removal cut short leaves no damaged checkpoint. A folder that cannot be
+    removed is reported; training goes on."""
+    doomed = folder.with_name(folder.name + ".old.tmp")
+    try:
+        os.replace(folder, doomed)
+        shutil.rmtree(doomed)
+    except OSError as error:
+        print(f"{folder} could not be removed: {error}", flush=True)
+
+
+def _folder(run: Path, step: int) -> Path:
+    return run / "trainer" / f"step-{step:07d}"
+
+
+def _folders(run: Path) -> list[Path]:
+    """Folders of checkpoints, whatever their state, by step."""
+    return sorted((p for p in run.glob("trainer/step-*") if re.fullmatch(r"step-\d{7,}", p.name)), key=step_of)
+
+
+def _failure(run: Path, step: int, error: OSError, needed: int) -> str:
+    """One line on a checkpoint that could not be written."""
+    where = next(p for p in (run, *run.absolute().parents) if p.exists())
+    reason = " ".join(f"{error.strerror or error} {error.filename or ''}".split())
+    complete = [f for f in _folders(run) if verifies(f, digests=False)]
+    last = f"{complete[-1]} is the last complete one" if complete else "there is none before it"
+    return (
+        f"the checkpoint of step {step} could not be written: {reason}; it needs {needed:,} bytes, "
+        f"{shutil.disk_usage(where).free:,} are free in {where}; {last}, and the same command goes on from there"
+    )

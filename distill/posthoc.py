@@ -24,12 +24,12 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from distill.adapters import adapt
-from distill.checkpoint import latest, write_tensors
-from distill.ema import PowerEMA, average_name, clock, gamma_from_std
+from distill.adapters import merged
+from distill.checkpoint import newest
+from distill.ema import PowerEMA, clock, gamma_from_std
+from distill.saving.writing import write_tensors
 from meanflow.config import from_plain
 from teacher.lora import LoRAConfig
-from teacher.network import MMAudio
 from teacher.variants import MMAudioConfig
 from teacher.weights import WeightsError, read_run_config, read_tensors
 
@@ -152,13 +152,13 @@ def reconstruct(run: Path, std: float, *, step: int | None = None) -> tuple[dict
     lora = cast(dict[str, Any], read_run_config(run)["run"]).get("lora")
     if lora is None:
         return _replaced(read_tensors(run / "model.safetensors"), trained, run), combination
-    folder = latest(run)
-    if folder is None:
+    checkpoint = newest(run)
+    if checkpoint is None:
         raise WeightsError(f"{run / 'trainer'} holds no checkpoint, which the averages of adapters are merged into")
-    net = MMAudio(from_plain(MMAudioConfig, read_run_config(run)["network"], "network"))
-    merging = adapt(net, from_plain(LoRAConfig, lora, "lora"), seed=0)
-    name = average_name(std)
-    return merging(name, _replaced(read_tensors(folder / "model.safetensors"), trained, run))[name], combination
+    network = from_plain(MMAudioConfig, read_run_config(run)["network"], "network")
+    alpha = from_plain(LoRAConfig, lora, "lora").alpha
+    adapted = _replaced(checkpoint.tensors("model"), trained, run)
+    return merged(adapted, network, alpha, str(checkpoint.folder)), combination
 
 
 def _replaced(kept: dict[str, Tensor], trained: dict[str, Tensor], run: Path) -> dict[str, Tensor]:
