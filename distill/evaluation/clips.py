@@ -1,0 +1,82 @@
+"""The fixed held-out clips: what is generated of them, always from the same noise, and how they sound."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from distill.engines.base import Engine
+from meanflow import Guidance, interpolate, velocity
+from teacher.audio.codec import AudioCodec
+from teacher.audio.mmaudio_codec import MMAudioCodec
+from teacher.data import store
+from teacher.data.dataset import FeatureSet, Record
+from teacher.generate import clip_seed, generate, noise
+from teacher.network import MMAudio
+from teacher.velocity import teacher_velocity
+
+SPLIT = "test"
+SEED = 0
+"""Of the noise, with the id of each clip."""
+LOSS_TIMES = 8
+"""The held-out loss is measured at the times (i + 1/2) / 8."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class FixedClips:
+    """The first clips of the test split. Each is treated alone: no number depends on a batch."""
+
+    features: FeatureSet
+    records: tuple[Record, ...]
+    codec: AudioCodec
+    engine: Engine
+    """Its device and precision are those of the networks; the codec keeps its own precision."""
+
+    @classmethod
+    def open(cls, folder: Path, codec: AudioCodec, engine: Engine, num_clips: int) -> "FixedClips | None":
+        """At most `num_clips`, in the units of the codec's statistics; None where the folder has no test split."""
+        if not store.read_json(folder / "features.json").get("counts", {}).get(SPLIT):
+            return None
+        features = FeatureSet.open(folder, SPLIT, statistics=(codec.latent_mean, codec.latent_std))
+        records = tuple(features.records[k] for k in range(min(num_clips, len(features))))
+        return cls(features=features, records=records, codec=decoding_on(codec, engine.device), engine=engine)
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def generate(self, net: MMAudio, k: int, *, num_steps: int, guidance: Guidance) -> Tensor:
+        """Latents (N, C) of clip k, float32 on the CPU: jumps of a student, Euler steps of a teacher."""
+        device = self.engine.device
+        batch = self.features.batch([k]).to(device)
+        e = noise([clip_seed(SEED, self.records[k].id)], *batch.latents.shape[1:]).to(device)
+        with self.engine.autocast():
+            made = generate(net, batch.conditions, e, num_steps=num_steps, guidance=guidance)
+        return made[0].float().cpu()
+
+    def latents(self, k: int) -> Tensor:
+        """The true latents (N, C) of clip k: posterior means, normalised."""
+        return self.features.batch([k]).latents[0]
+
+    def loss(self, net: MMAudio, k: int) -> float:
+        """Mean of (v(x_t, t) - (e - x))^2 over frames, channels and eight times of clip k, with an e for each time."""
+        device, name = self.engine.device, self.records[k].id
+        batch = self.features.batch([k] * LOSS_TIMES).to(device)
+        x = batch.latents
+        e = noise([clip_seed(SEED, f"{name}/loss/{i}") for i in range(LOSS_TIMES)], *x.shape[1:]).to(device)
+        t = (torch.arange(LOSS_TIMES, device=device) + 0.5) / LOSS_TIMES
+        with self.engine.autocast():
+            encoded = net.encode_conditions(batch.conditions, x.shape[1])
+            v = teacher_velocity(net, interpolate(x, e, t), t, encoded)
+        return float((v.float() - velocity(x, e)).square().mean())
+
+    def sound(self, latents: Tensor) -> Tensor:
+        """Sound (samples,) of latents (N, C), on the CPU."""
+        return self.codec.decode(latents[None])[0]
+
+
+def decoding_on(codec: AudioCodec, device: torch.device) -> AudioCodec:
+    """The codec with its networks, if it has any, on a device: on a CPU they take longer than the sound lasts."""
+    if isinstance(codec, MMAudioCodec) and codec.models.device != str(device):
+        return replace(codec, models=replace(codec.models, device=str(device)))
+    return codec
