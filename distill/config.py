@@ -13,8 +13,8 @@ from teacher.train import ConditionDropout, FlowMatching
 from teacher.variants import MMAudioConfig, variant
 
 __all__ = [
-    "DistillConfig", "Distillation", "Fresh", "FromData", "FromTeacher", "FromWeights", "GuidedInput", "LoopConfig",
-    "OptimConfig", "Start", "TeacherRun", "VelocitySource",
+    "DistillConfig", "Distillation", "EvaluationConfig", "Fresh", "FromData", "FromTeacher", "FromWeights",
+    "GuidedInput", "LoopConfig", "OptimConfig", "Start", "TeacherRun", "VelocitySource",
 ]  # fmt: skip
 
 
@@ -63,6 +63,25 @@ class OptimConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class EvaluationConfig:
+    """What is generated and measured on held-out clips while training goes on."""
+
+    every: int = 2000
+    """Steps between evaluations; 0 = never."""
+    num_clips: int = 16
+    """Held-out clips that are generated, always the same ones from the same noise."""
+    num_sounds: int = 3
+    """How many of them go into TensorBoard as sound and spectrogram."""
+    teacher_steps: int = 25
+    """Euler steps of the teacher that the student's one step is held against."""
+
+    def __post_init__(self) -> None:
+        for name, least in (("every", 0), ("num_clips", 1), ("num_sounds", 0), ("teacher_steps", 1)):
+            if getattr(self, name) < least:
+                raise ValueError(f"evaluation {name} must be at least {least}, got {getattr(self, name)}")
+
+
+@dataclass(frozen=True, kw_only=True)
 class LoopConfig:
     """Length, batch and bookkeeping of a run; the same for teacher and student."""
 
@@ -80,15 +99,29 @@ class LoopConfig:
     width afterwards; 0 = none. Each takes as much disk as the trained weights in float32, once per width."""
     log_every: int = 50
     save_every: int = 2000
-    preview_every: int = 2000
-    """Steps between sounds and spectrograms in TensorBoard; 0 = never."""
+    keep_last: int = 2
+    """Checkpoints kept for resuming, the newest ones; should one be damaged, the one before serves."""
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     max_bad_steps: int = 50
     """Steps with a non-finite loss or gradient that may be skipped in a row before the run stops."""
+    timeout_s: float = 1800.0
+    """Seconds without a finished step after which a process gives up instead of waiting for the others for ever."""
+    micro_batch: int | None = None
+    """Sounds per process in one forward and backward pass, whose gradients add up to the step's; None = the process's
+    whole share at once."""
+    checkpoint_blocks: bool = False
+    """Recompute every block in the backward pass instead of keeping its activations: less memory, a third more time."""
+    compile_blocks: bool = False
+    """Compile every block with torch.compile; the derivative runs uncompiled."""
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "log_every", "save_every", "max_bad_steps"):
+        for name in ("steps", "batch_size", "log_every", "save_every", "keep_last", "max_bad_steps"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.micro_batch is not None and self.micro_batch < 1:
+            raise ValueError(f"micro_batch must be at least 1 or None, got {self.micro_batch}")
+        if not self.timeout_s > 0:
+            raise ValueError(f"timeout_s must be positive, got {self.timeout_s}")
         if self.ema_snapshot_every < 0:
             raise ValueError(f"ema_snapshot_every must be at least 0, got {self.ema_snapshot_every}")
         if self.ema_snapshot_every and not self.ema_std:
@@ -108,9 +141,20 @@ class Distillation:
     velocity: VelocitySource = field(default_factory=FromData)
     velocity_head: int = 0
     """Fused blocks of the student's velocity head, which objectives with a head learn from; 0 = no head."""
+    time_embedding: Literal["auto", "teacher", "smooth"] = "auto"
+    """The student's embeddings of t and t - r. teacher: as the teacher's; smooth: without frequencies above 100 rad per
+    unit, fitted to the teacher's (which changes the student's start; train it at r = t first); auto: smooth where the
+    teacher's are faster, which is in MMAudio v2, and the teacher's otherwise."""
+    guided_from: float = 0.0
+    """Share of training before which targets are not guided: a warm start without guidance, 0 = guided from the first
+    step, 1 = never."""
     dropout: ConditionDropout = field(default_factory=ConditionDropout)
 
     def __post_init__(self) -> None:
+        if not 0.0 <= self.guided_from <= 1.0:
+            raise ValueError(f"guided_from must lie in [0, 1], got {self.guided_from}")
+        if self.time_embedding not in ("auto", "teacher", "smooth"):
+            raise ValueError(f"time_embedding must be one of auto, teacher, smooth, got {self.time_embedding!r}")
         trains_head = isinstance(self.objective, ImprovedMeanFlow) and self.objective.head
         if self.velocity_head < 0 or trains_head != (self.velocity_head > 0):
             raise ValueError(
@@ -172,13 +216,18 @@ class TeacherRun:
 
 @dataclass(frozen=True, kw_only=True)
 class DistillConfig:
-    """A distillation run: data, the teacher's run folder, method, loop."""
+    """A distillation run: data, the teacher's run folder, what the student starts from, method, loop."""
 
     data: tuple[Path, ...]
     """Feature folders, learnt from together."""
     repeat: tuple[int, ...] = ()
     """How often each folder is repeated in an epoch, one number per folder; without any, once each."""
     teacher: Path
+    student: FromWeights | None = None
+    """Go on from the student of an earlier run, second time included; without it, start from the teacher's weights."""
+    lora: LoRAConfig | None = None
+    """Train low-rank adapters beside frozen weights, and in full only what the teacher has not: the embedding of t - r
+    and whatever else is new or fitted anew."""
     method: Distillation = field(default_factory=Distillation)
     loop: LoopConfig = field(default_factory=LoopConfig)
 

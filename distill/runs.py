@@ -1,5 +1,7 @@
 """Assembles the two kinds of run for the loop: a teacher, fresh or from weights, and a student from a teacher."""
 
+import os
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -7,38 +9,61 @@ from torch import nn
 
 from distill.adapters import adapt
 from distill.config import DistillConfig, TeacherRun
-from distill.start import begin, inherited_codec, inherited_licence
+from distill.evaluation import BEST_STUDENT, BEST_TEACHER, HeldOut, Scores
+from distill.evaluation.reference import Reference, reference_guidance
+from distill.loop.task import Task
+from distill.start import Started, begin, earlier_student, inherited_codec, inherited_licence
 from distill.step import train_step
-from distill.student import student_from_teacher
-from distill.tracking import Preview
-from distill.train import Task, fit
+from distill.student import (
+    check_differences,
+    in_full,
+    refitted,
+    student_config,
+    student_from_teacher,
+    time_fit,
+)
+from distill.train import fit
 from distill.velocity_source import GuidedInput
 from meanflow import Guidance, PlainFlowMatching
 from teacher.audio.codec import AudioCodec
-from teacher.data.dataset import Batch, FeatureSet
+from teacher.data.dataset import Batch
 from teacher.data.joint import JointSet, Modalities
-from teacher.generate import clip_seed, generate, noise
+from teacher.embeddings import SMOOTH_LIMIT
 from teacher.network import MMAudio
+from teacher.share import Share
 from teacher.train import Terms, flow_matching_step
 from teacher.weights import file_digest, load_network, weight_file
 
-PREVIEW_SOUNDS = 3
+TIME_FIT_CLIPS = 4
+"""Clips on which the effect of a new time embedding is measured."""
 
 
-def train_teacher(config: TeacherRun, run: Path, *, weights_dir: Path | None = None) -> Path:
+def train_teacher(
+    config: TeacherRun, run: Path, *, weights_dir: Path | None = None, scores: Scores | None = None
+) -> Path:
     """Train an MMAudio network by flow matching on extracted features; the run folder.
 
-    `weights_dir` is where published codecs and encoders lie, if not where they lay during extraction.
+    `weights_dir` is where published codecs and encoders lie, if not where they lay during extraction; `scores` measures
+    what is generated of held-out clips.
     """
+    return fit(teacher_task(config, run, weights_dir=weights_dir, scores=scores), run)
+
+
+def teacher_task(
+    config: TeacherRun, run: Path, *, weights_dir: Path | None = None, scores: Scores | None = None
+) -> Task:
+    """What `train_teacher` trains."""
     started = begin(config.start, config.data[0], seed=config.loop.seed, weights_dir=weights_dir)
     net, codec = started.net, started.codec
     data = open_sets(config.data, config.repeat, codec, modalities=config.modalities)
     merging = None if config.lora is None else adapt(net, config.lora, seed=config.loop.seed)
 
-    def step(model: nn.Module, plain: MMAudio, batch: Batch, generator: torch.Generator, progress: float) -> Terms:
-        return flow_matching_step(model, batch, config.method, generator=generator)
+    def step(
+        model: nn.Module, plain: MMAudio, batch: Batch, generator: torch.Generator, progress: float, share: Share
+    ) -> Terms:
+        return flow_matching_step(model, batch, config.method, generator=generator, share=share)
 
-    task = Task(
+    return Task(
         kind="teacher",
         config=config,
         loop=config.loop,
@@ -47,47 +72,110 @@ def train_teacher(config: TeacherRun, run: Path, *, weights_dir: Path | None = N
         codec=codec,
         net=net,
         step=step,
-        preview=_Previewer(config.data[0], codec, num_steps=25),
+        evaluate=HeldOut(config.data[0], codec, config.loop.evaluation, run=run, scores=scores),
+        best=BEST_TEACHER,
         digests=_digests(config.data) | started.digests,
         licence=started.licence,
         publish=merging,
     )
+
+
+def train(config: DistillConfig, run: Path, *, weights_dir: Path | None = None, scores: Scores | None = None) -> Path:
+    """Distil the teacher of a run folder into an average-velocity student; the run folder.
+
+    One line says what became of a time embedding that had to be replaced.
+    """
+    task = student_task(config, run, weights_dir=weights_dir, scores=scores)
+    if not (run / "config.json").exists() and os.environ.get("RANK", "0") == "0":
+        for line in time_note(config, task):
+            print(line, flush=True)
     return fit(task, run)
 
 
-def train(config: DistillConfig, run: Path, *, weights_dir: Path | None = None) -> Path:
-    """Distil the teacher of a run folder into an average-velocity student; the run folder."""
-    teacher = load_network(config.teacher)
-    student = student_from_teacher(
-        teacher,
-        seed=config.loop.seed,
-        guidance_embedding=isinstance(config.method.velocity, GuidedInput),
-        velocity_head=config.method.velocity_head,
-    )
-    if isinstance(config.method.objective, PlainFlowMatching):
+def student_task(
+    config: DistillConfig, run: Path, *, weights_dir: Path | None = None, scores: Scores | None = None
+) -> Task:
+    """What `train` trains. Raises ValueError where teacher, student, data and method do not go together."""
+    method, seed = config.method, config.loop.seed
+    teacher, file = load_network(config.teacher), weight_file(config.teacher, "auto")
+    codec = inherited_codec(teacher, config.teacher, config.data[0], weights_dir)
+    started = _student(config, teacher, codec, weights_dir)
+    student, publish = started.net, None
+    check_differences(student, method.objective)
+    if config.lora is not None:
+        publish = adapt(student, config.lora, seed=seed, in_full=in_full(student.config, teacher.config))
+    if isinstance(method.objective, PlainFlowMatching):
         # It never sees r < t. Left as it starts, the interval adds nothing for any r, and jumps are Euler steps.
         student.interval_embed.requires_grad_(False)
-    codec = inherited_codec(teacher, config.teacher, config.data[0], weights_dir)
-    data = open_sets(config.data, config.repeat, codec)
+    digests = {"teacher": file_digest(file)}
 
-    def step(model: nn.Module, plain: MMAudio, batch: Batch, generator: torch.Generator, progress: float) -> Terms:
-        return train_step(model, plain, teacher, batch, config.method, generator=generator, progress=progress)
+    def step(
+        model: nn.Module, plain: MMAudio, batch: Batch, generator: torch.Generator, progress: float, share: Share
+    ) -> Terms:
+        return train_step(model, plain, teacher, batch, method, generator=generator, progress=progress, share=share)
 
-    task = Task(
+    guidance = reference_guidance(method.velocity) if method.guided_from < 1 else Guidance()
+    reference = Reference(net=teacher, digest=digests["teacher"], guidance=guidance)
+    return Task(
         kind="student",
         config=config,
         loop=config.loop,
-        data=data,
+        data=open_sets(config.data, config.repeat, codec),
         features=config.data[0],
         codec=codec,
         net=student,
         step=step,
-        preview=_Previewer(config.data[0], codec, num_steps=1),
+        evaluate=HeldOut(config.data[0], codec, config.loop.evaluation, run=run, teacher=reference, scores=scores),
+        best=BEST_STUDENT,
         frozen=(teacher,),
-        digests=_digests(config.data) | {"teacher": file_digest(weight_file(config.teacher, "auto"))},
-        licence=inherited_licence(config.teacher),
+        digests=_digests(config.data) | digests | started.digests,
+        licence=started.licence,
+        publish=publish,
     )
-    return fit(task, run)
+
+
+def _student(config: DistillConfig, teacher: MMAudio, codec: AudioCodec, weights_dir: Path | None) -> Started:
+    """The network to train: an earlier run's, or a new one from the teacher. Its weights may be used as both allow."""
+    method, licence = config.method, inherited_licence(config.teacher)
+    guidance_embedding = isinstance(method.velocity, GuidedInput)
+    if config.student is None:
+        student = student_from_teacher(
+            teacher,
+            seed=config.loop.seed,
+            guidance_embedding=guidance_embedding,
+            velocity_head=method.velocity_head,
+            time_embedding=method.time_embedding,
+        )
+        return Started(net=student, codec=codec, licence=licence, digests={})
+    wanted = student_config(
+        teacher.config,
+        guidance_embedding=guidance_embedding,
+        velocity_head=method.velocity_head,
+        time_embedding=method.time_embedding,
+    )
+    auto = method.time_embedding == "auto"
+    started = earlier_student(config.student, teacher, wanted, config.data[0], any_times=auto, weights_dir=weights_dir)
+    lines = dict.fromkeys(line for line in (licence, started.licence) if line is not None)
+    return replace(started, licence="; ".join(lines) or None)
+
+
+def time_note(config: DistillConfig, task: Task) -> list[str]:
+    """What became of a time embedding too fast to differentiate: one line, none where there is nothing to say."""
+    teacher, student = task.frozen[0], task.net
+    assert isinstance(teacher, MMAudio)
+    if config.student is not None or teacher.t_embed.fastest <= SMOOTH_LIMIT:
+        return []
+    fastest = f"{teacher.t_embed.fastest:,.0f} rad per unit"
+    if not refitted(student.config, teacher.config):
+        return [f"time embedding: kept, up to {fastest}; at that speed du/dt drowns the velocity"]
+    clips = min(TIME_FIT_CLIPS, len(task.data))
+    batch = task.data.batch(range(clips), generator=torch.Generator().manual_seed(config.loop.seed))
+    fit = time_fit(student, teacher, batch.latents, batch.conditions)
+    return [
+        f"time embedding: {fastest} in the teacher, {student.t_embed.fastest:,.0f} in the student, fitted; it misses "
+        f"{fit.variation:.1%} of what varies with t, and the velocity at r = t starts {fit.velocity:.1%} off: "
+        "train at r = t first (docs/methods/recipes.md)"
+    ]
 
 
 def open_sets(
@@ -100,25 +188,3 @@ def open_sets(
 
 def _digests(folders: tuple[Path, ...]) -> dict[str, str]:
     return {"features": "+".join(file_digest(folder / "features.json") for folder in folders)}
-
-
-class _Previewer:
-    """Generates the same few clips each time, for TensorBoard: held-out ones if there are. Loads them on first use."""
-
-    def __init__(self, features: Path, codec: AudioCodec, *, num_steps: int) -> None:
-        self.features, self.codec, self.num_steps = features, codec, num_steps
-        self.clips: FeatureSet | None = None
-
-    @torch.no_grad()
-    def __call__(self, net: MMAudio) -> Preview:
-        if self.clips is None:
-            self.clips = FeatureSet.open(self.features, "test")
-        clips, codec = self.clips, self.codec
-        device = next(net.parameters()).device
-        index = list(range(min(PREVIEW_SOUNDS, len(clips))))
-        batch = clips.batch(index).to(device)
-        records = [clips.records[i] for i in index]
-        e = noise([clip_seed(0, r.id) for r in records], *batch.latents.shape[1:]).to(device)
-        latents = generate(net, batch.conditions, e, num_steps=self.num_steps, guidance=Guidance()).cpu()
-        captions = [r.caption for r in records]
-        return Preview(codec.decode(latents), codec.sequence.sample_rate, codec.decode_mel(latents), captions)

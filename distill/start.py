@@ -1,18 +1,20 @@
 """What a training starts from: a fresh network or a trained one, fitted to the features it will learn."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from distill.config import Fresh, FromWeights
+from distill.student import architecture_changes
 from teacher.audio.codec import AudioCodec
 from teacher.audio.mmaudio_codec import MMAudioCodec
 from teacher.audio.registry import open_codec
 from teacher.data.dataset import load_codec
 from teacher.encoders.registry import load_encoders
 from teacher.network import FROZEN_PARAMETERS, MMAudio
+from teacher.variants import MMAudioConfig
 from teacher.weights import (
     file_digest,
     load_network,
@@ -61,6 +63,37 @@ def begin(start: Fresh | FromWeights, features: Path, *, seed: int, weights_dir:
     return Started(net=net, codec=codec, digests={})
 
 
+def earlier_student(
+    start: FromWeights,
+    teacher: MMAudio,
+    wanted: MMAudioConfig,
+    features: Path,
+    *,
+    any_times: bool,
+    weights_dir: Path | None = None,
+) -> Started:
+    """The student of an earlier run, to go on from, with everything it learnt.
+
+    `wanted` is the architecture that this run's student has; its time embedding may be another with `any_times`. Raises
+    ValueError for a teacher, another architecture, other latent statistics than the teacher's, or another codec.
+    """
+    path = weight_file(start.run, start.weights)
+    net = load_network(start.run, weights=start.weights)
+    found = net.config
+    if not found.interval_embedding:
+        raise ValueError(f"{start.run} is a teacher; student.run goes on from a distilled student")
+    if any_times:
+        wanted = replace(wanted, time_frequencies=found.time_frequencies, time_precision=found.time_precision)
+    if changes := architecture_changes(found, wanted):
+        raise ValueError(f"{start.run} is a student of another architecture than this run's: {', '.join(changes)}")
+    for name in ("latent_mean", "latent_std"):
+        if not torch.equal(net.get_parameter(name), teacher.get_parameter(name)):
+            raise ValueError(f"{start.run} and the teacher have different latent statistics ({name})")
+    codec = inherited_codec(net, start.run, features, weights_dir)
+    _release(net)
+    return Started(net=net, codec=codec, licence=inherited_licence(start.run), digests={"student": file_digest(path)})
+
+
 def empty_text(encoders: str, weights_dir: Path | None) -> Tensor | None:
     """Text features (77, 1024) of the empty caption; None for the embedded encoders, whose empty text is zero."""
     if encoders == "embedded":
@@ -107,9 +140,14 @@ def _trained(start: FromWeights, features: Path, weights_dir: Path | None) -> St
     if net.config.interval_embedding:
         raise ValueError(f"{start.run} is a distilled student; start from a teacher, whose flow has one time")
     codec = inherited_codec(net, start.run, features, weights_dir)
+    _release(net)
+    return Started(net=net, codec=codec, licence=inherited_licence(start.run), digests={"start": file_digest(path)})
+
+
+def _release(net: MMAudio) -> None:
+    """Let a loaded network learn, but for statistics and stored features."""
     for name, parameter in net.named_parameters():
         parameter.requires_grad_(name not in FROZEN_PARAMETERS)
-    return Started(net=net, codec=codec, licence=inherited_licence(start.run), digests={"start": file_digest(path)})
 
 
 def _check_shapes(net: MMAudio, codec: AudioCodec, features: Path) -> None:

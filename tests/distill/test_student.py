@@ -38,7 +38,9 @@ def test_student_starts_as_the_teachers_velocity_for_every_interval_and_scale(
 ):
     """Bit for bit: what is new adds an exact zero, and the head's blocks are copies."""
     teacher = opened(small(fused_depth=3, version=version))
-    student = student_from_teacher(teacher, guidance_embedding=guidance_embedding, velocity_head=velocity_head)
+    student = student_from_teacher(
+        teacher, guidance_embedding=guidance_embedding, velocity_head=velocity_head, time_embedding="teacher"
+    )
     x, t = batch.latents, torch.rand(8, dtype=torch.float64)
     v = TeacherVelocity(teacher)(x, t, batch.conditions)
     encoded = student.encode_conditions(batch.conditions, 9)
@@ -117,7 +119,7 @@ def test_flow_matching_rows_of_a_fresh_student_have_no_error(batch, velocity):
     method = Distillation(velocity=velocity, times=TimePairs(fm_fraction=1.0))
     terms = train_step(student, student, teacher, batch, method, generator=torch.Generator().manual_seed(0))
     guided = velocity.guidance.active
-    assert (terms.logs["error"] < 1e-20) == (not guided)
+    assert (terms.logs["error"].mean() < 1e-20) == (not guided)
 
 
 def test_a_fresh_head_has_no_error_either(batch):
@@ -131,8 +133,8 @@ def test_a_fresh_head_has_no_error_either(batch):
         times=TimePairs(fm_fraction=1.0),
     )
     terms = train_step(student, student, teacher, batch, method, generator=torch.Generator().manual_seed(0))
-    assert terms.logs["error"] < 1e-20
-    assert terms.logs["error/extra"] < 1e-20
+    assert terms.logs["error"].max() < 1e-20
+    assert terms.logs["error/extra"].max() < 1e-20
 
 
 def test_exact_and_differenced_derivative_agree_on_the_network(batch):
@@ -172,5 +174,5 @@ def test_mixed_guidance_leaves_unconditional_rows_alone(batch):
     for mixed in (MixedGuidance(), MixedGuidance(omega=0.3, kappa=0.5)):
         method = Distillation(velocity=FromData(mixed=mixed), dropout=dropped)
         generator = torch.Generator().manual_seed(0)
-        errors.append(train_step(student, student, teacher, batch, method, generator=generator).logs["error"])
+        errors.append(train_step(student, student, teacher, batch, method, generator=generator).logs["error"].mean())
     torch.testing.assert_close(errors[0], errors[1], rtol=0, atol=0)

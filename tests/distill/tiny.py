@@ -4,7 +4,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
-from distill.config import Fresh, LoopConfig, OptimConfig, TeacherRun
+from distill.config import EvaluationConfig, Fresh, LoopConfig, OptimConfig, TeacherRun
 from teacher.data.extract import ExtractConfig, extract
 from teacher.data.manifest import read_manifest
 from teacher.data.world import WorldConfig, render_world
@@ -18,7 +18,7 @@ LOOP = LoopConfig(
     ema_std=(0.1, 0.2),
     log_every=1,
     save_every=100,
-    preview_every=0,
+    evaluation=EvaluationConfig(every=0),
 )
 
 

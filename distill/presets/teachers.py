@@ -1,29 +1,12 @@
-"""Recipes: functions that return a complete configuration. Flags then change numbers, not kinds."""
+"""Recipes of teachers: functions that return a complete configuration. Flags then change numbers, not kinds."""
 
 from dataclasses import replace
-from pathlib import Path
 
-from distill.config import (
-    Distillation,
-    DistillConfig,
-    Fresh,
-    FromData,
-    FromTeacher,
-    FromWeights,
-    LoopConfig,
-    OptimConfig,
-    TeacherRun,
-)
-from meanflow import AdaptiveL2, Correction, Guidance, LogitNormal, MeanFlow, MixedGuidance, TimePairs
+from distill.config import EvaluationConfig, Fresh, FromWeights, LoopConfig, OptimConfig, TeacherRun
+from distill.presets.common import DATA, OWN_DATA, PRETRAINED, debug_loop
 from teacher.lora import LoRAConfig
 from teacher.train import ConditionDropout, FlowMatching
 from teacher.variants import variant
-
-DATA = (Path("runs/demo/features"),)
-TEACHER = Path("runs/demo/teacher")
-OWN_DATA = (Path("runs/own/features"),)
-PRETRAINED = Path("runs/mmaudio-small-16k")
-PUBLISHED = ("small_16k", "small_44k", "medium_44k", "large_44k", "large_44k_v2")
 
 
 def teacher_demo() -> TeacherRun:
@@ -38,7 +21,7 @@ def teacher_demo() -> TeacherRun:
             optim=OptimConfig(lr=4e-3, warmup_steps=100, schedule="cosine", reference_fan_in=64),
             ema_std=(0.08,),
             save_every=500,
-            preview_every=1000,
+            evaluation=EvaluationConfig(every=1000),
         ),
     )
 
@@ -76,14 +59,14 @@ def teacher_published(name: str) -> TeacherRun:
             ema_snapshot_every=5000,
             log_every=200,
             save_every=10_000,
-            preview_every=20_000,
+            evaluation=EvaluationConfig(every=20_000),
         ),
     )
 
 
 def teacher_debug() -> TeacherRun:
     """Seconds on a CPU; checks the machinery, learns little."""
-    return TeacherRun(data=DATA, start=Fresh(network=variant("debug_16k")), loop=_debug_loop())
+    return TeacherRun(data=DATA, start=Fresh(network=variant("debug_16k")), loop=debug_loop())
 
 
 def teacher_finetune() -> TeacherRun:
@@ -105,7 +88,7 @@ def teacher_finetune() -> TeacherRun:
             ema_std=(0.1, 0.2),
             ema_snapshot_every=500,
             save_every=500,
-            preview_every=500,
+            evaluation=EvaluationConfig(every=500),
         ),
     )
 
@@ -127,64 +110,6 @@ def teacher_lora() -> TeacherRun:
             ema_std=(0.1, 0.2),
             ema_snapshot_every=250,
             save_every=500,
-            preview_every=500,
+            evaluation=EvaluationConfig(every=500),
         ),
-    )
-
-
-def student_demo() -> DistillConfig:
-    """The demo's student on two CPU cores in a few minutes."""
-    return DistillConfig(
-        data=DATA,
-        teacher=TEACHER,
-        method=Distillation(
-            objective=MeanFlow(correction=Correction(clip=2.0)),
-            loss=AdaptiveL2(p=0.5, c=1e-2),
-            times=TimePairs(density=LogitNormal(mean=0.0), fm_fraction=0.3, full_fraction=0.5),
-            velocity=FromTeacher(guidance=Guidance(omega=1.0)),
-            dropout=ConditionDropout(video=0.1, text=0.1, text_only=0.2),
-        ),
-        loop=LoopConfig(
-            steps=1000,
-            batch_size=16,
-            optim=OptimConfig(lr=2e-3, warmup_steps=100, schedule="cosine", reference_fan_in=64),
-            ema_std=(0.05,),
-            save_every=300,
-            preview_every=600,
-        ),
-    )
-
-
-def student_mf_mjt() -> DistillConfig:
-    """A full-scale student of a published-size teacher: guided MeanFlow targets, a quarter of the rows with r < t.
-
-    Guidance weights are those of MeanFlow audio training: omega 0.3, kappa 0.9 on the student's own predictions, which
-    is the scale 0.3 / (1 - 0.9) = 3.
-    """
-    return DistillConfig(
-        data=DATA,
-        teacher=TEACHER,
-        method=Distillation(
-            times=TimePairs(density=LogitNormal(mean=-0.4), fm_fraction=0.75),
-            velocity=FromData(mixed=MixedGuidance(omega=0.3, kappa=0.9), predictions="student"),
-            loss=AdaptiveL2(p=1.0, c=1e-3),
-        ),
-        loop=LoopConfig(steps=200_000, batch_size=128),
-    )
-
-
-def student_debug() -> DistillConfig:
-    """Seconds on a CPU; checks the machinery, learns little."""
-    return DistillConfig(data=DATA, teacher=TEACHER, method=Distillation(), loop=_debug_loop())
-
-
-def _debug_loop() -> LoopConfig:
-    return LoopConfig(
-        steps=20,
-        batch_size=8,
-        optim=OptimConfig(lr=1e-3, warmup_steps=5),
-        ema_std=(0.1,),
-        log_every=5,
-        save_every=10,
-        preview_every=20,
     )

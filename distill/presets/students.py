@@ -1,0 +1,202 @@
+"""Recipes of students; docs/methods/recipes.md has the source of every number."""
+
+from dataclasses import replace
+
+from distill.config import (
+    Distillation,
+    DistillConfig,
+    EvaluationConfig,
+    FromData,
+    FromTeacher,
+    FromWeights,
+    LoopConfig,
+    OptimConfig,
+)
+from distill.presets.common import (
+    DATA,
+    FULL_DATA,
+    HEALED,
+    PRETRAINED,
+    PRETRAINED_V2,
+    TEACHER,
+    UNGUIDED,
+    UNGUIDED_SHARE,
+    debug_loop,
+)
+from distill.presets.teachers import teacher_published
+from meanflow import (
+    AdaptiveL2,
+    Correction,
+    Guidance,
+    LogitNormal,
+    MeanFlow,
+    MixedGuidance,
+    PlainFlowMatching,
+    TimePairs,
+    Uniform,
+)
+from meanflow.time_sampling import PUBLISHED as PUBLISHED_TIMES
+from meanflow.time_sampling import MixedTimes
+from teacher.lora import LoRAConfig
+from teacher.train import ConditionDropout
+
+
+def student_demo() -> DistillConfig:
+    """The demo's student on two CPU cores in a few minutes."""
+    return DistillConfig(
+        data=DATA,
+        teacher=TEACHER,
+        method=Distillation(
+            objective=MeanFlow(correction=Correction(clip=2.0)),
+            loss=AdaptiveL2(p=0.5, c=1e-2),
+            times=TimePairs(density=LogitNormal(mean=0.0), fm_fraction=0.3, full_fraction=0.5),
+            velocity=FromTeacher(guidance=Guidance(omega=1.0)),
+            dropout=ConditionDropout(video=0.1, text=0.1, text_only=0.2),
+        ),
+        loop=LoopConfig(
+            steps=1000,
+            batch_size=16,
+            optim=OptimConfig(lr=2e-3, warmup_steps=100, schedule="cosine", reference_fan_in=64),
+            ema_std=(0.05,),
+            save_every=300,
+            evaluation=EvaluationConfig(every=600),
+        ),
+    )
+
+
+def student_mf_mjt() -> DistillConfig:
+    """A student of MMAudio small_16k: without guidance for a third of the run, then with guided targets.
+
+    Published, by whom: from MeanAudio (arXiv 2508.06098, second stage) times, target, loss, rate and its steps,
+    optimiser, clipping, averages, dropped conditions, 200,000 steps (its script; its configuration has 100,000) and a
+    batch of 128 (its configuration; its script for AudioCaps has 32). omega 0.3 and kappa 0.9 on the student's own
+    predictions are the scale 0.3 / (1 - 0.9) = 3; Adam's epsilon belongs to bfloat16 autocast. From MMAudio (arXiv
+    2412.15322), whose trainer MeanAudio builds on: weight decay of every parameter, the exclusive warm-up and the
+    corrected averages. The first third without guidance is the 20 of 60 epochs of a MeanFlow fine-tuned from SiT-XL.
+    Ours: how often is saved, evaluated and, for averages of any width afterwards, kept. What MF-MJT itself (arXiv
+    2509.06389) used is not in what could be read of it. Nothing here was run at this size.
+    """
+    return DistillConfig(
+        data=FULL_DATA,
+        teacher=PRETRAINED,
+        method=Distillation(
+            objective=MeanFlow(),
+            times=PUBLISHED_TIMES["meanaudio"],
+            velocity=FromData(mixed=MixedGuidance(omega=0.3, kappa=0.9), predictions="student"),
+            loss=AdaptiveL2(p=1.0, c=1e-3),
+            guided_from=UNGUIDED_SHARE,
+            dropout=ConditionDropout(video=0.1, text=0.1),
+        ),
+        loop=_full_loop(),
+    )
+
+
+def student_mf_mjt_unguided() -> DistillConfig:
+    """The first of two commands in place of mf-mjt: its first third, without guidance, as a run of its own.
+
+    The rate's steps come at shares of a run, so here they come at 80 and 90 % of this third, as they did for the
+    fine-tuned SiT-XL, whose parts were two runs.
+    """
+    full = student_mf_mjt()
+    return replace(
+        full,
+        method=replace(full.method, guided_from=1.0),
+        loop=replace(full.loop, steps=round(full.loop.steps * UNGUIDED_SHARE)),
+    )
+
+
+def student_mf_mjt_guided() -> DistillConfig:
+    """The second of two commands: goes on from the student of mf-mjt-unguided, every target guided."""
+    full = student_mf_mjt()
+    return replace(
+        full,
+        student=FromWeights(run=UNGUIDED),
+        method=replace(full.method, guided_from=0.0),
+        loop=replace(full.loop, steps=full.loop.steps - round(full.loop.steps * UNGUIDED_SHARE)),
+    )
+
+
+def student_mf_mjt_lora() -> DistillConfig:
+    """mf-mjt with adapters beside the teacher's frozen weights; the embedding of t - r is trained in full.
+
+    Published: rate 5e-5 without decay of weights, 6,000 steps of 32 and 1,000 of warm-up are AnyFlow's (arXiv
+    2605.13724), which trains adapters of rank 256 on a video network of 14 billion parameters. Ours: rank 64 for a
+    network a hundred times smaller, and a constant rate. Method as in mf-mjt. Never run at this size.
+    """
+    full = student_mf_mjt()
+    optim = OptimConfig(lr=5e-5, weight_decay=0.0, adam_eps=1e-6, warmup_steps=1000)
+    return replace(
+        full,
+        lora=LoRAConfig(rank=64, alpha=64.0),
+        loop=replace(full.loop, steps=6000, batch_size=32, optim=optim, ema_snapshot_every=500, save_every=500),
+    )
+
+
+def student_large_44k_v2_heal() -> DistillConfig:
+    """The first of two commands for MMAudio large_44k_v2: flow matching to the teacher with a smooth time embedding.
+
+    The second version embeds time with up to 10,000 rad per unit, whose derivative drowns the velocity. The student's
+    embedding has none above 100 rad and is fitted to the teacher's, which is not exact; here every row has r = t,
+    uniform in t since the embedding is wanted everywhere, and the velocity to learn is the teacher's own, unguided, so
+    that what the fit missed is learnt again. Its embedding of t - r stays silent until the second command. All
+    numbers are ours: a tenth of the published rate, since all but the embedding is where it should be. Never run.
+    """
+    full = student_mf_mjt()
+    return replace(
+        full,
+        teacher=PRETRAINED_V2,
+        method=Distillation(
+            objective=PlainFlowMatching(),
+            loss=AdaptiveL2(p=0.0),
+            times=MixedTimes(fm_fraction=1.0, fm_density=Uniform()),
+            velocity=FromTeacher(guidance=Guidance(omega=1.0)),
+            time_embedding="smooth",
+            dropout=ConditionDropout(video=0.1, text=0.1, joint_video=False),
+        ),
+        loop=replace(
+            full.loop,
+            steps=10_000,
+            optim=replace(full.loop.optim, lr=1e-5, schedule="cosine"),
+            ema_snapshot_every=0,
+            evaluation=EvaluationConfig(every=1000),
+        ),
+    )
+
+
+def student_large_44k_v2() -> DistillConfig:
+    """The second of two commands for MMAudio large_44k_v2: mf-mjt from the healed student.
+
+    As mf-mjt; pictures and synchronisation are dropped each on their own, as the second version was trained. Never run.
+    """
+    full = student_mf_mjt()
+    return replace(
+        full,
+        teacher=PRETRAINED_V2,
+        student=FromWeights(run=HEALED),
+        method=replace(
+            full.method,
+            time_embedding="smooth",
+            dropout=ConditionDropout(video=0.1, text=0.1, joint_video=False),
+        ),
+        loop=replace(full.loop, ema_snapshot_every=20_000),
+    )
+
+
+def _full_loop() -> LoopConfig:
+    """MeanAudio's second stage; see `student_mf_mjt`."""
+    published = teacher_published("small_16k").loop
+    return replace(
+        published,
+        steps=200_000,
+        batch_size=128,
+        seed=0,
+        ema_snapshot_every=10_000,
+        save_every=2000,
+        log_every=50,
+        evaluation=EvaluationConfig(every=5000),
+    )
+
+
+def student_debug() -> DistillConfig:
+    """Seconds on a CPU; checks the machinery, learns little."""
+    return DistillConfig(data=DATA, teacher=TEACHER, method=Distillation(), loop=debug_loop())
