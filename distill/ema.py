@@ -13,6 +13,7 @@ is the same rule on the clock T(s) = sqrt((s + 1) (s + 2)). On either clock the 
 """
 
 import math
+from collections.abc import Collection
 
 import numpy as np
 import torch
@@ -42,13 +43,16 @@ def new_share(step: int, gamma: float, *, corrected: bool) -> float:
 
 
 class PowerEMA:
-    """The average of one relative width over the trainable parameters of a module, kept in float32."""
+    """The average of one relative width over the trainable parameters of a module, or those named, in float32."""
 
-    def __init__(self, model: nn.Module, std: float, *, corrected: bool = False) -> None:
+    def __init__(
+        self, model: nn.Module, std: float, *, corrected: bool = False, names: Collection[str] | None = None
+    ) -> None:
         self.std = std
         self.corrected = corrected
         self.gamma = gamma_from_std(std)
-        self.shadow = {n: p.detach().clone().float() for n, p in model.named_parameters() if p.requires_grad}
+        chosen = trained_names(model) if names is None else names
+        self.shadow = {n: p.detach().clone().float() for n, p in model.named_parameters() if n in chosen}
 
     @property
     def name(self) -> str:
@@ -61,7 +65,8 @@ class PowerEMA:
         weight = new_share(step, self.gamma, corrected=self.corrected)
         named = dict(model.named_parameters())
         targets = list(self.shadow.values())
-        torch._foreach_lerp_(targets, [named[n].detach().float() for n in self.shadow], weight)
+        if targets:
+            torch._foreach_lerp_(targets, [named[n].detach().float() for n in self.shadow], weight)
 
     def state(self, model: nn.Module) -> dict[str, Tensor]:
         """A complete state dict of `model` with the averaged parameters in place of the trained ones."""
@@ -69,6 +74,11 @@ class PowerEMA:
             n: self.shadow[n].to(p.dtype).clone() if n in self.shadow else p.detach().clone()
             for n, p in model.state_dict().items()
         }
+
+
+def trained_names(model: nn.Module) -> list[str]:
+    """Names of the parameters that are trained, in the module's order."""
+    return [n for n, p in model.named_parameters() if p.requires_grad]
 
 
 def average_name(std: float) -> str:

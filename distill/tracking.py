@@ -2,6 +2,8 @@
 
 import json
 import math
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -10,6 +12,8 @@ from typing import Self
 import torch
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
+
+from teacher.weights.write import replaced
 
 
 @dataclass(frozen=True)
@@ -20,14 +24,22 @@ class Preview:
     sample_rate: int
     pictures: Tensor
     captions: list[str]
+    names: tuple[str, ...] = ()
+    """What each is called in TensorBoard; without any, 0, 1 and so on."""
 
 
 class Tracker:
-    """Writer for one run folder; only the main process makes one."""
+    """Writer for one run folder; only the main process makes one.
 
-    def __init__(self, run: Path) -> None:
-        self.stream = (run / "metrics.jsonl").open("a", buffering=1)
-        self.board = SummaryWriter(run / "tensorboard")
+    `first` is the step training goes on from: what an interrupted run logged after its last checkpoint is dropped, so
+    that every step is logged once.
+    """
+
+    def __init__(self, run: Path, *, first: int = 0) -> None:
+        path = run / "metrics.jsonl"
+        _drop_after(path, first)
+        self.stream = path.open("a", buffering=1)
+        self.board = SummaryWriter(run / "tensorboard", purge_step=first + 1 if first else None)
 
     def scalars(self, step: int, values: dict[str, float]) -> None:
         """One line of JSON and one TensorBoard point per finite value."""
@@ -38,12 +50,14 @@ class Tracker:
 
     def preview(self, step: int, preview: Preview) -> None:
         """A few sounds with their spectrograms and captions."""
-        for i, (wave, picture) in enumerate(zip(preview.waves, preview.pictures, strict=True)):
-            self.board.add_audio(f"sound/{i}", wave.clamp(-1, 1)[None], step, preview.sample_rate)
+        names = preview.names or tuple(str(i) for i in range(len(preview.waves)))
+        parts = zip(names, preview.waves, preview.pictures, preview.captions, strict=True)
+        for name, wave, picture, caption in parts:
+            self.board.add_audio(f"sound/{name}", wave.clamp(-1, 1)[None], step, preview.sample_rate)
             low, high = picture.min(), picture.max()
             shown = ((picture - low) / (high - low + 1e-6)).flip(0)
-            self.board.add_image(f"spectrogram/{i}", shown[None], step)
-            self.board.add_text(f"caption/{i}", preview.captions[i], step)
+            self.board.add_image(f"spectrogram/{name}", shown[None], step)
+            self.board.add_text(f"caption/{name}", caption, step)
         self.board.flush()
 
     def __enter__(self) -> Self:
@@ -56,26 +70,67 @@ class Tracker:
         self.board.close()
 
 
+def _drop_after(path: Path, first: int) -> None:
+    """Keep the lines up to step `first`; half a line, which a kill may leave, goes as well."""
+    if not path.exists():
+        return
+    lines = path.read_text(errors="replace").splitlines(keepends=True)
+    kept = [line for line in lines if line.endswith("\n") and _step(line) <= first]
+    if kept != lines:
+        with replaced(path) as staging:
+            staging.write_text("".join(kept))
+
+
+def _step(line: str) -> float:
+    try:
+        return float(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):
+        return math.inf
+
+
 def _short(value: float) -> float:
     """Six decimals, or six digits of what is smaller than a thousandth, as learning rates are."""
     return round(value, 6) if abs(value) >= 1e-3 else float(f"{value:.6g}")
 
 
-class Averages:
-    """Running means of logged tensors between two lines of the log, without a device synchronisation per step."""
+class Means:
+    """Means over rows, steps and processes of logged values between two lines of the log, without waiting for the
+    device in every step."""
 
     def __init__(self) -> None:
         self.sums: dict[str, Tensor] = {}
-        self.counts: dict[str, Tensor] = {}
 
     def add(self, logs: dict[str, Tensor]) -> None:
+        """Values per row (B,) or single ones; those that are not finite do not count."""
         for name, value in logs.items():
+            value = value.detach().double().flatten()
             finite = torch.isfinite(value)
-            self.sums[name] = self.sums.get(name, torch.zeros_like(value)) + torch.where(finite, value, 0.0)
-            self.counts[name] = self.counts.get(name, torch.zeros_like(value)) + finite
+            both = torch.stack([torch.where(finite, value, 0.0).sum(), finite.sum().double()])
+            self.sums[name] = self.sums[name] + both if name in self.sums else both
 
-    def take(self) -> dict[str, float]:
-        """The means since the last call."""
-        means = {name: float(self.sums[name] / self.counts[name]) for name in self.sums}
-        self.sums, self.counts = {}, {}
-        return means
+    def take(self, total: Callable[[Tensor], Tensor] = lambda x: x) -> dict[str, float]:
+        """The means since the last call, nan where nothing counted; `total` sums over processes, which must all have
+        been given the same names."""
+        names = sorted(self.sums)
+        if not names:
+            return {}
+        sums = total(torch.stack([self.sums[name] for name in names])).tolist()
+        self.sums = {}
+        return {name: (value / count if count else math.nan) for name, (value, count) in zip(names, sums, strict=True)}
+
+
+class Pace:
+    """Sounds per second since the last look, and the time that the remaining steps take at the pace so far."""
+
+    def __init__(self, first: int, steps: int, batch_size: int) -> None:
+        self.first, self.steps, self.batch_size = first, steps, batch_size
+        self.began = self.looked = time.perf_counter()
+        self.seen = first
+
+    def at(self, done: int) -> dict[str, float]:
+        """Numbers for the log after `done` steps."""
+        now = time.perf_counter()
+        rate = (done - self.seen) * self.batch_size / max(now - self.looked, 1e-9)
+        per_step = (now - self.began) / max(done - self.first, 1)
+        self.seen, self.looked = done, now
+        return {"sounds_per_second": rate, "seconds_remaining": per_step * (self.steps - done)}

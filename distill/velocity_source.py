@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from meanflow import Guidance, MixedGuidance, Velocity
-from meanflow.guidance import check_interval, inside
+from meanflow.guidance import Guided, check_interval, inside
 from teacher.conditions import Conditions
 from teacher.network import Encoded, MMAudio
+from teacher.share import Share
 from teacher.velocity import Guide, student_headed, student_velocity, teacher_velocity
 
 Predictions: TypeAlias = Literal["teacher", "student"]
@@ -20,10 +21,14 @@ Teaching: TypeAlias = Callable[[Rows], Velocity]
 
 
 class Target(NamedTuple):
-    """v (B, N, C) to be averaged, and the guidance scale omega (B,) that the student is shown, if any."""
+    """v (B, N, C) to be averaged, and the guidance scale omega (B,) that the student is shown, if any.
+
+    `guided` holds what rescaled guidance did, where the velocity went through one, for the log.
+    """
 
     v: Tensor
     omega: Tensor | None = None
+    guided: Guided | None = None
 
 
 class Pair(NamedTuple):
@@ -76,7 +81,7 @@ class Networks:
                 v = student_velocity(self.student, x_t, t, t, encoded, shown)
         return Pair(*v.chunk(2))
 
-    def teaching(self, guidance: Guidance) -> Teaching:
+    def teaching(self, guidance: Guidance, observe: Callable[[Guided], None] | None = None) -> Teaching:
         """The teacher's velocity on the conditions of some rows, guided as at sampling."""
 
         def predict(x: Tensor, r: Tensor, t: Tensor, encoded: Encoded) -> Tensor:
@@ -84,7 +89,7 @@ class Networks:
 
         def of(rows: Rows) -> Velocity:
             with torch.no_grad():
-                guide = Guide.of(self.teacher, self.chosen(rows), self.frames, guidance)
+                guide = Guide.of(self.teacher, self.chosen(rows), self.frames, guidance, observe)
             return torch.no_grad()(lambda x_t, t: guide(predict, x_t, t, t))
 
         return of
@@ -126,7 +131,16 @@ class FromData:
         omega, kappa = self.mixed.omega, self.mixed.kappa
         return omega + kappa if self.predictions == "teacher" else omega / (1 - kappa)
 
-    def target(self, nets: Networks, x_t: Tensor, t: Tensor, v: Tensor, *, generator: torch.Generator) -> Target:
+    def target(
+        self,
+        nets: Networks,
+        x_t: Tensor,
+        t: Tensor,
+        v: Tensor,
+        *,
+        generator: torch.Generator,
+        share: Share | None = None,
+    ) -> Target:
         """v_g on the rows that are guided, v = e - x on the others."""
         if self.mixed.omega == 1.0 and self.mixed.kappa == 0.0:
             return Target(v)
@@ -148,9 +162,20 @@ class FromTeacher:
 
     guidance: Guidance = field(default_factory=Guidance)
 
-    def target(self, nets: Networks, x_t: Tensor, t: Tensor, v: Tensor, *, generator: torch.Generator) -> Target:
+    def target(
+        self,
+        nets: Networks,
+        x_t: Tensor,
+        t: Tensor,
+        v: Tensor,
+        *,
+        generator: torch.Generator,
+        share: Share | None = None,
+    ) -> Target:
         """The teacher's velocity in place of v."""
-        return Target(nets.teaching(self.guidance)(None)(x_t, t))
+        seen: list[Guided] = []
+        made = nets.teaching(self.guidance, seen.append)(None)(x_t, t)
+        return Target(made, guided=seen[0] if seen else None)
 
     def teaching(self, nets: Networks, target: Target) -> Teaching:
         """The same velocity anywhere else."""
@@ -191,9 +216,19 @@ class GuidedInput:
         end = self.max_omega ** (1 - self.power)
         return ((1 + share * (end - 1)) ** (1 / (1 - self.power))).clamp(1.0, self.max_omega)
 
-    def target(self, nets: Networks, x_t: Tensor, t: Tensor, v: Tensor, *, generator: torch.Generator) -> Target:
+    def target(
+        self,
+        nets: Networks,
+        x_t: Tensor,
+        t: Tensor,
+        v: Tensor,
+        *,
+        generator: torch.Generator,
+        share: Share | None = None,
+    ) -> Target:
         """v_g with the omega drawn for each row."""
-        omega = self.draw(len(v), generator=generator).to(t.dtype)
+        share = share or Share.whole(len(v))
+        omega = share.of(self.draw(share.total, generator=generator)).to(t.dtype)
         omega = torch.where(nets.conditioned, omega, torch.ones_like(omega))
         rows = nets.guided_rows(t, self.interval)
         if len(rows) == 0:
@@ -207,6 +242,32 @@ class GuidedInput:
         """The teacher's velocity with each row's scale, for objectives that ask elsewhere than at x_t."""
         assert target.omega is not None
         return nets.teaching_scaled(target.omega, self.interval)
+
+
+@dataclass(frozen=True)
+class Unguided:
+    """A source without its guidance, for the first part of a training that guides later. A guidance input shows 1."""
+
+    source: "VelocitySource"
+
+    def target(
+        self,
+        nets: Networks,
+        x_t: Tensor,
+        t: Tensor,
+        v: Tensor,
+        *,
+        generator: torch.Generator,
+        share: Share | None = None,
+    ) -> Target:
+        """v = e - x, or the teacher's velocity where that is the source."""
+        if isinstance(self.source, FromTeacher):
+            return FromTeacher().target(nets, x_t, t, v, generator=generator)
+        return Target(v, torch.ones_like(t) if isinstance(self.source, GuidedInput) else None)
+
+    def teaching(self, nets: Networks, target: Target) -> Teaching:
+        """The teacher's plain velocity."""
+        return nets.teaching(Guidance())
 
 
 VelocitySource: TypeAlias = FromData | FromTeacher | GuidedInput

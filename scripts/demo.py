@@ -10,7 +10,7 @@ from pathlib import Path
 
 import tyro
 
-from distill.train import INTERRUPTED
+from distill.loop.faults import INTERRUPTED, SAVED_AND_LEFT
 from scripts.errors import one_line_errors
 
 
@@ -49,7 +49,7 @@ def cli() -> None:
         if status:
             again = (
                 "start it again to go on from there"
-                if status == INTERRUPTED
+                if status in (INTERRUPTED, SAVED_AND_LEFT)
                 else "put right what it says, or use another --out"
             )
             print(f"stopped: the command above ended with status {status}; {again}")

@@ -1,5 +1,6 @@
 """Distil a trained teacher into a one-step student. Start it with `accelerate launch -m scripts.distill`."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -7,10 +8,20 @@ from typing import Annotated
 import tyro
 
 from distill.config import DistillConfig
-from distill.methods import METHODS
-from distill.presets import student_debug, student_demo, student_mf_mjt
+from distill.presets import (
+    student_debug,
+    student_demo,
+    student_large_44k_v2,
+    student_large_44k_v2_heal,
+    student_mf_mjt,
+    student_mf_mjt_guided,
+    student_mf_mjt_lora,
+    student_mf_mjt_unguided,
+)
+from distill.presets.methods import METHODS
 from distill.runs import train
 from scripts.errors import one_line_errors
+from scripts.scores import embedded_scores
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,12 +36,25 @@ class Distil:
 
 
 def _presets() -> dict[str, tuple[str, Distil]]:
-    """Recipes by name: the demo's, the full-scale one, and every other objective in its place."""
-    own = {"demo": student_demo, "mf-mjt": student_mf_mjt, "debug": student_debug}
-    table = {name: ((make.__doc__ or "").strip().splitlines()[0], Distil(run=make())) for name, make in own.items()}
+    """Recipes by name: the demo's, the full-scale ones, and every other objective in the place of MeanFlow."""
+    table = {"demo": _preset(student_demo), "debug": _preset(student_debug)}
+    full = {
+        "mf-mjt": student_mf_mjt,
+        "mf-mjt-unguided": student_mf_mjt_unguided,
+        "mf-mjt-guided": student_mf_mjt_guided,
+        "mf-mjt-lora": student_mf_mjt_lora,
+        "mf-mjt-large-44k-v2-heal": student_large_44k_v2_heal,
+        "mf-mjt-large-44k-v2": student_large_44k_v2,
+    }
+    table |= {name: _preset(make, Path("runs") / name) for name, make in full.items()}
     for name, method in METHODS.items():
         table[name] = (method.says, Distil(run=method.run(), out=Path("runs") / name))
     return table
+
+
+def _preset(make: Callable[[], DistillConfig], out: Path = Path("runs/demo/student")) -> tuple[str, Distil]:
+    """What the help says of a recipe, and the recipe."""
+    return (make.__doc__ or "").strip().splitlines()[0], Distil(run=make(), out=out)
 
 
 PRESETS = _presets()
@@ -40,7 +64,8 @@ PRESETS = _presets()
 def cli() -> None:
     """Entry point."""
     command = tyro.extras.overridable_config_cli(PRESETS, description=__doc__)
-    print(f"student in {train(command.run, command.out, weights_dir=command.weights_dir)}")
+    made = train(command.run, command.out, weights_dir=command.weights_dir, scores=embedded_scores())
+    print(f"student in {made}")
 
 
 if __name__ == "__main__":

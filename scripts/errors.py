@@ -1,23 +1,38 @@
-"""Errors a user can mend become one line on standard error and exit status 2; anything else keeps its traceback."""
+"""Errors a user can mend become one line on standard error and an exit status; anything else keeps its traceback.
+
+The statuses are those of `distill.loop.faults`: 2 wrong input, 70 and 71 training that cannot go on, 130 Ctrl-C.
+"""
 
 import functools
+import os
 import sys
 from collections.abc import Callable
 
+from distill.loop.faults import INTERRUPTED, WRONG_INPUT, TrainingError
+
 
 def one_line_errors(command: Callable[[], None]) -> Callable[[], None]:
-    """Decorator for entry points. ValueError and OSError carry messages meant for users; Ctrl-C leaves with 130."""
+    """Decorator for entry points. ValueError, OSError and TrainingError carry messages meant for users."""
 
     @functools.wraps(command)
     def guarded() -> None:
         try:
             command()
+        except TrainingError as error:
+            _leave(error, error.status)
         except (ValueError, OSError) as error:
-            text = " ".join(str(error).split())
-            print(f"error: {text}", file=sys.stderr)
-            sys.exit(2)
+            _leave(error, WRONG_INPUT)
         except KeyboardInterrupt:
             print("interrupted; what was finished is kept, and the same command goes on from there", file=sys.stderr)
-            sys.exit(130)
+            sys.exit(INTERRUPTED)
 
     return guarded
+
+
+def _leave(error: Exception, status: int) -> None:
+    print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:  # leaving in order may wait for processes that are gone
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    sys.exit(status)

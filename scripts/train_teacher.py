@@ -7,7 +7,6 @@ from typing import Annotated
 
 import tyro
 
-from distill.ablations import ABLATIONS, ablation
 from distill.config import TeacherRun
 from distill.presets import (
     PUBLISHED,
@@ -17,8 +16,10 @@ from distill.presets import (
     teacher_lora,
     teacher_published,
 )
+from distill.presets.ablations import ABLATIONS, ablation
 from distill.runs import train_teacher
 from scripts.errors import one_line_errors
+from scripts.scores import embedded_scores
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +61,8 @@ PRESETS = _presets()
 def cli() -> None:
     """Entry point."""
     command = tyro.extras.overridable_config_cli(PRESETS, description=__doc__)
-    print(f"teacher in {train_teacher(command.run, command.out, weights_dir=command.weights_dir)}")
+    made = train_teacher(command.run, command.out, weights_dir=command.weights_dir, scores=embedded_scores())
+    print(f"teacher in {made}")
 
 
 if __name__ == "__main__":

@@ -12,8 +12,8 @@ import tyro
 from safetensors.torch import load_file
 
 from distill import checkpoint, train
-from distill.ablations import ABLATIONS, ablation
 from distill.config import DistillConfig, Fresh, FromWeights, TeacherRun
+from distill.loop.feed import generator
 from distill.posthoc import reconstruct
 from distill.presets import (
     PUBLISHED,
@@ -24,6 +24,7 @@ from distill.presets import (
     teacher_lora,
     teacher_published,
 )
+from distill.presets.ablations import ABLATIONS, ablation
 from distill.runs import open_sets, train_teacher
 from distill.runs import train as distil
 from distill.start import begin
@@ -63,7 +64,7 @@ def tuned(data, base, **changes):
 
 def one_interruption(monkeypatch, after):
     """Ctrl-C during the step number `after`, counted from 1."""
-    calls, real = [], train._update
+    calls, real = [], train._Loop._update
 
     def update(*arguments):
         calls.append(1)
@@ -71,7 +72,7 @@ def one_interruption(monkeypatch, after):
             os.kill(os.getpid(), signal.SIGINT)
         return real(*arguments)
 
-    monkeypatch.setattr(train, "_update", update)
+    monkeypatch.setattr(train._Loop, "_update", update)
 
 
 def same(a, b, name):
@@ -87,9 +88,9 @@ def test_first_loss_is_that_of_the_checkpoint(data, base, tmp_path, weights, lor
     run = train_teacher(config, tmp_path / "run")
     clips = open_sets((data,), (), load_codec(data))
     batch = clips.batch(batch_indices(len(clips), 4, seed=0, step=0).tolist())
-    generator = train._generator(0, 0, 0, torch.device("cpu"))
+    numbers = generator(0, 0, "step")
     with torch.no_grad():
-        terms = flow_matching_step(load_network(base, weights=weights), batch, config.method, generator=generator)
+        terms = flow_matching_step(load_network(base, weights=weights), batch, config.method, generator=numbers)
     assert tiny.losses(run) == [round(terms.loss.mean().item(), 6)]
 
 
@@ -128,8 +129,13 @@ def test_run_keeps_the_statistics_of_its_checkpoint(data, base, tmp_path, monkey
     load_codec(data).with_statistics(mean, std).save(start / "codec.safetensors")
 
     seen = []
-    real = train._update
-    monkeypatch.setattr(train, "_update", lambda s, d, step: (seen.append(d.batch([0]).latents), real(s, d, step))[1])
+    real = train._Loop._update
+
+    def update(loop, step):
+        seen.append(loop.task.data.batch([0]).latents)
+        return real(loop, step)
+
+    monkeypatch.setattr(train._Loop, "_update", update)
     run = train_teacher(tuned(data, start), tmp_path / "run")
     plain = open_sets((data,), (), load_codec(data)).batch([0]).latents
     torch.testing.assert_close(seen[0], (plain - mean) / std)
@@ -355,9 +361,9 @@ def test_each_visit_draws_from_the_posterior_anew_and_reproducibly(data, tmp_pat
     """Latents with a std are drawn with a generator of their own: the step's noise does not depend on them."""
     seen, real = [], JointSet.batch
 
-    def batch(self, indices, *, generator=None):
+    def batch(self, indices, *, generator=None, share=None):
         seen.append(generator.initial_seed())
-        return real(self, indices, generator=generator)
+        return real(self, indices, generator=generator, share=share)
 
     monkeypatch.setattr(JointSet, "batch", batch)
     for name in "ab":
@@ -366,8 +372,6 @@ def test_each_visit_draws_from_the_posterior_anew_and_reproducibly(data, tmp_pat
     assert len(set(seen)) == 3
 
 
-def test_every_purpose_step_and_process_draws_its_own_numbers():
-    cpu = torch.device("cpu")
-    draws = [(0, 0, 0, ""), (0, 1, 0, ""), (0, 0, 1, ""), (1, 0, 0, ""), (0, 0, 0, "posterior")]
-    seeds = {train._generator(s, step, rank, cpu, purpose).initial_seed() for s, step, rank, purpose in draws}
-    assert len(seeds) == len(draws)
+def test_every_purpose_and_step_draws_its_own_numbers():
+    draws = [(0, 0, "step"), (0, 1, "step"), (1, 0, "step"), (0, 0, "posterior")]
+    assert len({generator(*draw).initial_seed() for draw in draws}) == len(draws)

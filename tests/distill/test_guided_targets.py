@@ -99,7 +99,7 @@ def test_a_dropped_row_does_not_reach_into_the_others(nets, state):
 
     @dataclass(frozen=True, kw_only=True)
     class Watched(FromData):
-        def target(self, nets, x_t, t, v, *, generator):
+        def target(self, nets, x_t, t, v, *, generator, share=None):
             made = source.target(nets, x_t, t, v, generator=generator)
             seen.append((nets, x_t, t, v, made))
             return made

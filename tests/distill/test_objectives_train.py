@@ -9,7 +9,7 @@ import torch
 import tyro
 
 from distill.config import Distillation, DistillConfig, FromData, FromTeacher, GuidedInput
-from distill.methods import METHODS
+from distill.presets.methods import METHODS
 from distill.runs import train, train_teacher
 from distill.step import train_step
 from distill.student import student_from_teacher

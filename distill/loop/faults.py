@@ -1,0 +1,237 @@
+"""What ends a run before its last step, and what it leaves with. Imports nothing heavy: the commands need it too.
+
+| exit status | meaning | what to do |
+|---|---|---|
+| 0 | finished | |
+| 2 | wrong input | mend what the line says |
+| 70 | training cannot go on: too many skipped steps, damaged data, a full disk (TrainingError) | mend, start again |
+| 71 | another process died, or nothing was finished within the time limit (Watchdog) | start the same command again |
+| 75 | SIGTERM or SIGUSR1: saved at the end of the step (EX_TEMPFAIL) | start the same command again |
+| 130 | Ctrl-C: the same | start the same command again |
+
+The last checkpoint is intact in every case. These are the statuses of the processes; torchrun and `accelerate launch`
+leave with a status of their own, 1, when any of them is not 0. torchrun passes SIGTERM and SIGINT on and kills what is
+left 30 s later; SIGUSR1 ends torchrun alone, unless --signals-to-handle names it, so send that to the processes.
+Where Python's lock is held for good, the watchdog's second line of defence leaves with 1.
+"""
+
+import faulthandler
+import json
+import math
+import os
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import Any, Literal, Self
+
+FINISHED = 0
+WRONG_INPUT = 2
+CANNOT_GO_ON = 70
+LOST = 71
+SAVED_AND_LEFT = 75
+INTERRUPTED = 130
+
+TWICE_S = 0.5
+"""Seconds within which a second SIGINT is the same one: Ctrl-C reaches a process from the terminal and its launcher."""
+SHOWN = 8
+"""Clips named in an error."""
+BROKEN = ("gloo", "nccl", "processgroup", "connection closed by peer", "connection reset by peer", "broken pipe")
+"""What the errors of collectives say when another process is gone."""
+
+
+class TrainingError(RuntimeError):
+    """Training cannot go on; the message is one line for the user, and the last checkpoint is intact."""
+
+    def __init__(self, message: str, *, status: int = CANNOT_GO_ON) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+def exit_status(number: int) -> int:
+    """What a run leaves with that saved because of signal `number`."""
+    return INTERRUPTED if number == signal.SIGINT else SAVED_AND_LEFT
+
+
+class Signals:
+    """While open, the first SIGINT, SIGTERM or SIGUSR1 only sets `number`, which the loop reads between steps.
+
+    A second SIGINT interrupts at once (KeyboardInterrupt). Handlers are Python's, so they run when the main thread next
+    does: not inside a collective that hangs. Does nothing in other threads, where Python allows no handlers.
+    """
+
+    CAUGHT = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+
+    def __init__(self) -> None:
+        self.number = 0
+        """The first signal that came, 0 if none did."""
+        self._since = 0.0
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> Self:
+        if threading.current_thread() is threading.main_thread():
+            self._before = {number: signal.signal(number, self._caught) for number in self.CAUGHT}
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        self._before = {}
+
+    def _caught(self, number: int, frame: FrameType | None) -> None:
+        now = time.monotonic()
+        if not self.number:
+            self.number, self._since = number, now
+        elif number == signal.SIGINT and now - self._since > TWICE_S:
+            raise KeyboardInterrupt
+
+
+class Watchdog:
+    """Ends a process in which nothing is finished for `timeout_s` seconds, and explains broken collectives.
+
+    While open, a thread looks at the last `beat`. After too long it says which process stands where, prints the stack
+    of every thread and leaves by os._exit(71), without waiting for a main thread that waits for others. That needs
+    Python's lock, which torch's collectives release; should something else hold it, faulthandler's own timer ends the
+    process a quarter later, with the stacks alone.
+
+    An error of a collective that passes through means that another process is gone: it becomes a TrainingError.
+    """
+
+    def __init__(
+        self, timeout_s: float, say: Callable[[str], None] | None = None, *, process: int = 0, processes: int = 1
+    ) -> None:
+        """`say` gets the one line, by default for standard error."""
+        self.timeout_s = timeout_s
+        self._say = say or _to_standard_error
+        self._who = f"process {process} of {processes} on {socket.gethostname()}"
+        self._last = (time.monotonic(), "starting")
+        self._kept = ""
+        self._closed = threading.Event()
+
+    def beat(self, phase: str, *, kept: str = "") -> None:
+        """The loop is alive and begins `phase`. `kept` says, from now on, which checkpoint is the last."""
+        self._kept = kept or self._kept
+        self._last = (time.monotonic(), phase)
+
+    def __enter__(self) -> Self:
+        self.beat(self._last[1])
+        threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._closed.set()
+        faulthandler.cancel_dump_traceback_later()
+        if error is not None and is_broken_collective(error):
+            said = " ".join(str(error).split())[:200]
+            raise TrainingError(
+                f"{self._who}: another process died or hangs ({self._last[1]}; {said}); its own output says why"
+                f"{self._where_to_go_on()}",
+                status=LOST,
+            ) from error
+
+    def _watch(self) -> None:
+        every = min(5.0, self.timeout_s / 10)
+        while not self._closed.is_set():
+            since, phase = self._last
+            silent_s = time.monotonic() - since
+            if silent_s > self.timeout_s:
+                self._end(phase, silent_s)
+            faulthandler.dump_traceback_later(1.25 * self.timeout_s + every, exit=True, file=2)
+            self._closed.wait(every)
+        faulthandler.cancel_dump_traceback_later()
+
+    def _end(self, phase: str, silent_s: float) -> None:
+        self._say(
+            f"error: {self._who} has been in one phase ({phase}) for {silent_s:.0f} s, more than loop.timeout_s; most "
+            "often another process is dead or stuck (its own output says more), or a disk or the network no longer "
+            f"answers; raise loop.timeout_s if this may take so long{self._where_to_go_on()}"
+        )
+        faulthandler.dump_traceback(file=2, all_threads=True)
+        os._exit(LOST)
+
+    def _where_to_go_on(self) -> str:
+        kept = f" ({self._kept})" if self._kept else ""
+        return f"; the same command goes on from the last checkpoint{kept}"
+
+
+def is_broken_collective(error: BaseException) -> bool:
+    """Whether an error is torch.distributed's about another process, by its class or, for gloo, by its words."""
+    if isinstance(error, TrainingError) or not isinstance(error, RuntimeError):
+        return False
+    named = any(kind.__name__ in ("DistError", "DistBackendError", "DistNetworkError") for kind in type(error).__mro__)
+    return named or any(word in str(error).lower() for word in BROKEN)
+
+
+def _to_standard_error(text: str) -> None:
+    os.write(2, (text + "\n").encode())  # past sys.stderr, whose lock a stuck thread may hold
+
+
+class Skipped:
+    """Steps left out because loss or gradient was not finite: lines of run/skipped.jsonl, and an end after too many.
+
+    A line is {step, reason: "loss" | "gradient", loss: of each clip or null, ids: the clips whose loss was not finite,
+    else those of the whole batch}. Steps are counted from 1.
+    """
+
+    def __init__(
+        self, run: Path, max_in_a_row: int, *, write: bool = True, in_a_row: int = 0, first: int | None = None
+    ) -> None:
+        """`write` in the main process alone; `in_a_row` as it was in the checkpoint that the run goes on from, and
+        `first` the number of its steps, behind which lines are dropped since those steps come again."""
+        self.path, self.max_in_a_row, self.write = run / "skipped.jsonl", max_in_a_row, write
+        self.in_a_row = in_a_row
+        self.total = 0
+        """Lines in the file, in the process that writes; elsewhere steps left out since the start."""
+        if write and self.path.exists():
+            kept = [line for line in self.path.read_text().splitlines() if _is_done(line, first)]
+            staging = self.path.with_suffix(".tmp")
+            staging.write_text("".join(line + "\n" for line in kept))
+            staging.replace(self.path)
+            self.total = len(kept)
+
+    def fine(self) -> None:
+        """A step was made."""
+        self.in_a_row = 0
+
+    def add(
+        self,
+        step: int,
+        *,
+        reason: Literal["loss", "gradient"],
+        ids: Sequence[str],
+        losses: Sequence[float] | None = None,
+    ) -> None:
+        """A step was left out. Raises TrainingError when it is the `max_in_a_row`-th in a row, or cannot be written."""
+        self.in_a_row += 1
+        self.total += 1
+        if self.write:
+            numbers = None if losses is None else [x if math.isfinite(x) else str(x) for x in losses]
+            line = {"step": step, "reason": reason, "loss": numbers, "ids": list(ids)}
+            try:
+                with self.path.open("a") as stream:
+                    stream.write(json.dumps(line, ensure_ascii=False) + "\n")
+            except OSError as error:
+                raise TrainingError(f"{self.path} cannot be written: {error}") from error
+        if self.in_a_row >= self.max_in_a_row:
+            rest = f" and {len(ids) - SHOWN} more" if len(ids) > SHOWN else ""
+            raise TrainingError(
+                f"{self.in_a_row} steps in a row had a {reason} that is not finite, up to step {step} with the clips "
+                f"{', '.join(ids[:SHOWN])}{rest} (all in {self.path}); the weights are those before them: look at "
+                "these clips if they repeat, else lower optim.lr or train in float32"
+            )
+
+
+def _is_done(line: str, first: int | None) -> bool:
+    """Whether a line is whole and of a step that does not come again."""
+    try:
+        step = int(json.loads(line)["step"])
+        return first is None or step <= first
+    except (ValueError, KeyError, TypeError):
+        return False

@@ -1,0 +1,163 @@
+"""A run in progress: the prepared engine with its averages, and what is saved, resumed, published and evaluated."""
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from distill import checkpoint
+from distill.averages import SharedAverages, holding
+from distill.ema import PowerEMA, trained_names
+from distill.engines import Engine, Tensors
+from distill.engines.base import TogetherError
+from distill.evaluation import Evaluated
+from distill.loop.faults import CANNOT_GO_ON, WRONG_INPUT, TrainingError
+from distill.loop.memory import prepare_blocks
+from distill.loop.task import Task
+from distill.posthoc import write_snapshot
+from teacher.weights import load_strictly
+
+
+@contextmanager
+def everywhere(engine: Engine, *, status: int = CANNOT_GO_ON) -> Iterator[None]:
+    """What goes wrong inside in one process (ValueError, OSError) is a TrainingError in all of them, so that none waits
+    for the others; wrong input stays a ValueError in a single one. Collective at its end; nothing inside may be."""
+    error: str | None = None
+    try:
+        yield
+    except (ValueError, OSError) as caught:
+        if engine.processes == 1 and isinstance(caught, ValueError) and status == WRONG_INPUT:
+            raise
+        error = str(caught)
+    with ending(status):
+        engine.together(error)
+
+
+@contextmanager
+def ending(status: int) -> Iterator[None]:
+    """A TogetherError from inside ends this process with `status`."""
+    try:
+        yield
+    except TogetherError as error:
+        raise TrainingError(str(error), status=status) from None
+
+
+class Session:
+    """Every method is called by every process."""
+
+    def __init__(self, task: Task, run: Path, engine: Engine) -> None:
+        """Take up the newest checkpoint of `run` that verifies, if there is one: `first` is the step to go on from."""
+        self.task, self.run, self.engine = task, run, engine
+        self.first, self.bad_in_a_row = 0, 0
+        self.best: tuple[int, float] | None = None
+        """Step and value of the best evaluation so far."""
+        self.saved: int | None = None
+        """Step of the last checkpoint written or read."""
+        with everywhere(engine, status=WRONG_INPUT):
+            if engine.main:
+                self._describe()
+
+    def begin(self, *, micro_batch: int, accumulation: int) -> None:
+        """Everything in its place on the device, as the checkpoint left it."""
+        engine, task, loop = self.engine, self.task, self.task.loop
+        net = task.net.train()
+        for teacher in task.frozen:
+            prepare_blocks(teacher.to(engine.device).eval(), checkpoint=False, compile=loop.compile_blocks)
+        found: checkpoint.Checkpoint | None = None
+        with everywhere(engine, status=WRONG_INPUT):  # one process verifies what all of them read
+            found = checkpoint.newest(self.run) if engine.main else None
+        found = engine.gather(found)[0]
+        if found:
+            load_strictly(net, found.folder / "model.safetensors")
+        self.trained = trained_names(net)
+        prepare_blocks(net, checkpoint=loop.checkpoint_blocks, compile=loop.compile_blocks)
+        engine.prepare(net, loop.optim, micro_batch=micro_batch, accumulation=accumulation)
+        if engine.plain is not net:  # a copy, which is not compiled with what it is a copy of
+            prepare_blocks(engine.plain, checkpoint=False, compile=loop.compile_blocks)
+        self.averages = SharedAverages(engine, self.trained, loop.ema_std, corrected=loop.ema_correction)
+        if found:
+            engine.load_moments(found.tensors("optimizer"))
+            self.averages.load(found.tensors)
+            self._take_up(found)
+        self._greet()
+
+    def save(self, step: int) -> None:
+        """A checkpoint after `step` steps, and the weights for use."""
+        moments, engine = self.engine.moments(), self.engine
+        averages = [self.averages.whole(i) for i in range(len(self.averages.parts))]
+        with everywhere(engine):
+            if engine.main:
+                model = {n: p.detach() for n, p in engine.plain.state_dict().items()}
+                tensors = {"model": model, "optimizer": moments}
+                for name, average in zip(self.averages.names, averages, strict=True):
+                    tensors[name] = model | {n: t.to(model[n].dtype) for n, t in average.items()}
+                best = None if self.best is None else self.best[0]
+                folder = checkpoint.save(
+                    self.run, step, tensors, self._state(step), keep_last=self.task.loop.keep_last, best=best
+                )
+                self._publish(folder)
+        self.saved = step
+
+    def snapshot(self, done: int) -> None:
+        """Keep the averages for good where the configuration asks for it, the last step included."""
+        every = self.task.loop.ema_snapshot_every
+        if every and (done % every == 0 or done == self.task.loop.steps):
+            for index, part in enumerate(self.averages.parts):
+                whole = self.averages.whole(index)
+                with everywhere(self.engine):
+                    if self.engine.main:
+                        average = PowerEMA(self.engine.plain, part.std, corrected=part.corrected, names=())
+                        average.shadow = whole
+                        write_snapshot(self.run, average, done)
+
+    def evaluate(self, done: int) -> tuple[Evaluated | None, bool]:
+        """What held-out clips say of the weights that sampling takes, the narrowest average (in the main process), and
+        whether they are the best so far (in every process)."""
+        net, stds = self.engine.plain, self.task.loop.ema_std
+        narrowest: Tensors = {}
+        if stds:
+            narrowest = self.averages.whole(stds.index(min(stds)), everywhere=True)
+        with holding(net, narrowest), ending(CANNOT_GO_ON):
+            found = self.task.evaluate(net, self.engine)
+        value = None if found is None else found.scalars.get(self.task.best)
+        value = self.engine.gather(value)[0]
+        if value is None or (self.best is not None and not value < self.best[1]):
+            return found, False
+        self.best = (done, value)
+        return found, True
+
+    def _describe(self) -> None:
+        task, run = self.task, self.run
+        checkpoint.write_config(run, task.kind, task.config, task.net.config, task.digests, task.licence)
+        if task.codec.digest == task.data.info["codec"]["digest"]:
+            shutil.copyfile(task.features / "codec.safetensors", run / "codec.safetensors")
+        else:
+            task.codec.save(run / "codec.safetensors")
+        shutil.copyfile(task.features / "features.json", run / "features.json")
+
+    def _state(self, step: int) -> dict[str, Any]:
+        best = None if self.best is None else {"step": self.best[0], "metric": self.task.best, "value": self.best[1]}
+        return {"step": step, "bad_in_a_row": self.bad_in_a_row, "best": best}
+
+    def _take_up(self, found: checkpoint.Checkpoint) -> None:
+        best = found.state["best"]
+        self.first = self.saved = found.step
+        self.bad_in_a_row = int(found.state["bad_in_a_row"])
+        self.best = None if best is None else (int(best["step"]), float(best["value"]))
+        with everywhere(self.engine):  # a kill may have come between the checkpoint and this
+            if self.engine.main:
+                self._publish(found.folder)
+                checkpoint.drop_later(self.run, found.step)
+
+    def _publish(self, folder: Path) -> None:
+        checkpoint.publish(self.run, folder, ["model", *self.averages.names], self.task.publish)
+
+    def _greet(self) -> None:
+        if self.engine.main:
+            named, task = dict(self.engine.plain.named_parameters()), self.task
+            count = sum(named[name].numel() for name in self.trained)
+            print(f"{task.kind}: {count / 1e6:.2f} M trainable parameters, {len(task.data)} clips, ", end="")
+            print(
+                f"{self.engine.describe()}" + (f"; going on from step {self.first}" if self.first else ""), flush=True
+            )

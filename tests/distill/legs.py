@@ -1,0 +1,58 @@
+"""Trainings of a few steps by the real loop, inside the processes of a test: straight, stopped, and gone on with."""
+
+import os
+import signal
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from distill import train as loop
+from distill.config import Distillation, DistillConfig, FromData, OptimConfig
+from distill.runs import train
+from meanflow import MixedGuidance
+from meanflow.time_sampling import TimePairs
+from tests.distill import tiny
+
+STEPS = 20
+OPTIM = OptimConfig(lr=1e-3, adam_eps=1e-5, warmup_steps=0)
+"""A large epsilon: without one Adam divides the smallest gradients by themselves, and with them their rounding."""
+
+
+def distillation(data: Path, teacher: Path) -> DistillConfig:
+    """Derivatives on half of the rows, guided by itself, in two passes per process where there is one, of four rows."""
+    return DistillConfig(
+        data=(data,),
+        teacher=teacher,
+        method=Distillation(
+            times=TimePairs(fm_fraction=0.5, full_fraction=0.3),
+            velocity=FromData(mixed=MixedGuidance(omega=0.5, kappa=0.5), predictions="student"),
+        ),
+        loop=replace(tiny.LOOP, steps=STEPS, batch_size=8, micro_batch=2, save_every=100, optim=OPTIM),
+    )
+
+
+def run(*, data: str, teacher: str, legs: list[dict[str, Any]]) -> list[int]:
+    """Train into run folders, one leg after the other; the status each left with.
+
+    A leg is {"run": folder, "until": step or null}: there this process sends itself SIGTERM, as a scheduler does, in
+    the middle of the step. In one process out of several that is enough.
+    """
+    return [_leg(distillation(Path(data), Path(teacher)), Path(leg["run"]), leg["until"]) for leg in legs]
+
+
+def _leg(config: DistillConfig, run: Path, until: int | None) -> int:
+    update = loop._Loop._update
+
+    def interrupted(self: loop._Loop, step: int) -> int:
+        if step + 1 == until and (not self.engine.main or self.engine.processes == 1):
+            os.kill(os.getpid(), signal.SIGTERM)
+        return update(self, step)
+
+    loop._Loop._update = interrupted  # type: ignore[method-assign]
+    try:
+        train(config, run)
+    except SystemExit as left:
+        return int(left.code or 0)
+    finally:
+        loop._Loop._update = update  # type: ignore[method-assign]
+    return 0

@@ -1,0 +1,224 @@
+"""What ships to launch with: every configuration is understood, the launcher keeps signals and statuses, and the Slurm
+script requeues what stopped on request and nothing else."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+from accelerate.commands.config.config_args import load_config_from_file
+from accelerate.commands.launch import launch_command_parser
+
+from distill.configs import FOLDER
+from distill.configs.launch import configuration
+from distill.engines.zero_settings import check_settings
+
+ROOT = Path(__file__).parents[2]
+NAMES = (
+    "one_gpu",
+    "ddp_8gpu",
+    "fsdp2_8gpu",
+    "zero1_8gpu",
+    "zero2_8gpu",
+    "zero3_8gpu",
+    "zero2_offload_8gpu",
+    "zero3_offload_8gpu",
+)
+KINDS = {
+    "one": "NO",
+    "ddp": "MULTI_GPU",
+    "fsdp2": "FSDP",
+    "zero1": "DEEPSPEED",
+    "zero2": "DEEPSPEED",
+    "zero3": "DEEPSPEED",
+}
+SBATCH = FOLDER / "slurm" / "distill.sbatch"
+ENV = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)}
+
+
+def plain(name):
+    return yaml.safe_load((FOLDER / f"{name}.yaml").read_text())
+
+
+def test_every_file_is_listed():
+    assert sorted(path.stem for path in FOLDER.glob("*.yaml")) == sorted(NAMES)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_accelerate_understands_the_file(name):
+    """Its own loader refuses unknown keys outside of sections; inside, an unknown one would be set and never read."""
+    config = load_config_from_file(str(FOLDER / f"{name}.yaml"))
+    assert str(config.distributed_type.value) == KINDS[name.split("_")[0]]
+    assert config.num_processes == (1 if name == "one_gpu" else 8)
+    assert config.num_machines == 1
+    assert config.mixed_precision == "bf16"  # autocast of the engine's own: float32 weights
+    known = set(vars(launch_command_parser().parse_args(["x.py"])))
+    for section in ("deepspeed_config", "fsdp_config"):
+        assert set(plain(name).get(section, {})) <= known
+    files = [value for key, value in plain(name).get("deepspeed_config", {}).items() if key.endswith("_file")]
+    assert all((FOLDER / file).is_file() for file in files)
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name.startswith("zero")])
+def test_the_zero_engine_takes_the_section(name, monkeypatch):
+    """Stage and offloading are those of the name, precision and optimiser are left to the engine, which refuses others;
+    several nodes are started by accelerate, not over ssh."""
+    from accelerate.utils import DeepSpeedPlugin
+    from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
+
+    section = plain(name)["deepspeed_config"]
+    assert section["deepspeed_multinode_launcher"] == "standard"
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+    settings = DeepSpeedPlugin(
+        zero_stage=section["zero_stage"],
+        offload_optimizer_device=section["offload_optimizer_device"],
+        offload_param_device=section["offload_param_device"],
+        zero3_init_flag=section["zero3_init_flag"],
+    ).deepspeed_config
+    check_settings(settings)
+    zero = DeepSpeedZeroConfig(**settings["zero_optimization"])
+    assert int(zero.stage) == int(name[4])
+    offloaded = "offload" in name
+    assert (zero.offload_optimizer.device == "cpu") == offloaded
+    assert (zero.offload_param.device == "cpu") == (offloaded and name.startswith("zero3"))
+
+
+def test_fsdp_is_the_second_version():
+    assert plain("fsdp2_8gpu")["fsdp_config"]["fsdp_version"] == 2
+
+
+def test_a_configuration_is_found_by_name_or_path(tmp_path):
+    own = tmp_path / "mine.yaml"
+    own.write_text("")
+    assert configuration(str(own)) == str(own)
+    assert configuration("zero2_8gpu") == configuration("zero2_8gpu.yaml") == str(FOLDER / "zero2_8gpu.yaml")
+    with pytest.raises(FileNotFoundError, match=r"no configuration zero4_8gpu; shipped are ddp_8gpu, .*zero3_offload"):
+        configuration("zero4_8gpu")
+
+
+def test_a_shipped_file_starts_two_processes(tmp_path):
+    """End to end through accelerate's own launcher."""
+    script = tmp_path / "describe.py"
+    script.write_text("from distill.engines import start\nengine = start()\nprint(engine.describe(), flush=True)\n")
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(FOLDER / "ddp_8gpu.yaml")]
+    ended = subprocess.run([*command, "--num_processes", "2", str(script)], env=ENV, capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout.count("DDP, 2 process(es), cpu") == 2
+    assert ended.stdout.count("bfloat16 autocast") == 2
+
+
+WORKER = """
+import os, signal, sys, time
+from pathlib import Path
+got = []
+for number in (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT):
+    signal.signal(number, lambda n, frame: got.append(n))
+Path(sys.argv[1], os.environ.get("RANK", "0")).touch()
+for _ in range(300):
+    time.sleep(0.1)
+    if got:
+        sys.exit(int(sys.argv[2]) if got == [int(sys.argv[3])] else 99)
+sys.exit(98)
+"""
+
+
+def launched(tmp_path, config, processes, sent, code):
+    """Exit status of a launcher that was sent a signal once its processes ran and that they answer with `code`."""
+    (tmp_path / "worker.py").write_text(WORKER)
+    (tmp_path / "up").mkdir()
+    command = [
+        sys.executable,
+        "-m",
+        "distill.configs.launch",
+        "--config_file",
+        config,
+        "--num_processes",
+        str(processes),
+    ]
+    command += [str(tmp_path / "worker.py"), str(tmp_path / "up"), str(code), str(int(sent))]
+    launcher = subprocess.Popen(command, env=ENV, stderr=subprocess.PIPE, text=True)
+    while len(list((tmp_path / "up").iterdir())) < processes:
+        assert launcher.poll() is None, launcher.communicate()[1]
+        time.sleep(0.05)
+    launcher.send_signal(sent)
+    launcher.communicate(timeout=60)
+    return launcher.returncode
+
+
+@pytest.mark.parametrize(("config", "processes"), [("one_gpu", 1), ("ddp_8gpu", 2)])
+def test_signals_reach_the_processes_and_their_status_comes_back(tmp_path, config, processes):
+    assert launched(tmp_path, config, processes, signal.SIGUSR1, 75) == 75
+
+
+def test_sigterm_sets_no_deadline_and_success_stays_success(tmp_path):
+    assert launched(tmp_path, "ddp_8gpu", 2, signal.SIGTERM, 0) == 0
+
+
+STAND_INS = {
+    "srun": 'while [[ $1 == --* ]]; do shift; done\nSLURM_NODEID=0 "$@" & echo $! > task\nwait $!',
+    "scontrol": "case $1 in show) echo node-a; echo node-b;; requeue) echo $2 > requeued;; esac",
+    "scancel": 'echo "$@" > cancelled; kill -USR1 $(cat task)',
+    "squeue": "echo ${STATE:-RUNNING}",
+    "launcher": 'echo "$@" > arguments\n[ "$ANSWER" != now ] || exit $CODE\n'
+    'exec python3 -c "import signal, sys, time; signal.signal(signal.SIGUSR1, lambda *a: sys.exit($CODE)); '
+    "open('up', 'w').close(); time.sleep(20)\"",
+}
+
+
+def job(tmp_path, *, warned=False, code=0, **env):
+    """Run the batch script beside stand-ins for Slurm and the launcher; its exit status and whether it requeued."""
+    for name, text in STAND_INS.items():
+        (tmp_path / name).write_text(f"#!/bin/bash\n{text}\n")
+        (tmp_path / name).chmod(0o755)
+    slurm = {"SLURM_JOB_ID": "4711", "SLURM_NNODES": "2", "SLURM_JOB_NODELIST": "node-[a-b]"}
+    variables = {**os.environ, **slurm, "PATH": f"{tmp_path}:{os.environ['PATH']}", "PYTHON": "./launcher"}
+    variables |= {"CODE": str(code), "ANSWER": "later" if warned else "now", **env}
+    command = ["bash", str(SBATCH), "zero2_8gpu", "-m", "scripts.distill", "mf-mjt", "--out", "a folder"]
+    script = subprocess.Popen(command, cwd=tmp_path, env=variables, stdout=subprocess.PIPE, text=True)
+    if warned:
+        while not (tmp_path / "up").exists():
+            assert script.poll() is None
+            time.sleep(0.02)
+        script.send_signal(signal.SIGUSR1)
+    script.communicate(timeout=60)
+    return script.returncode, (tmp_path / "requeued").exists()
+
+
+def test_slurm_script_is_valid_and_launches_every_node(tmp_path):
+    subprocess.run(["bash", "-n", str(SBATCH)], check=True)
+    assert job(tmp_path) == (0, False)
+    told = (tmp_path / "arguments").read_text().strip()
+    assert told == (
+        "-m distill.configs.launch --config_file zero2_8gpu --num_machines 2 --num_processes 16 --machine_rank 0 "
+        "--main_process_ip node-a --main_process_port 24711 -m scripts.distill mf-mjt --out a folder"
+    )
+
+
+def test_slurm_script_passes_the_warning_on_and_requeues(tmp_path):
+    assert job(tmp_path, warned=True, code=75) == (0, True)
+    assert (tmp_path / "cancelled").read_text() == "--signal=USR1 4711\n"
+    assert (tmp_path / "requeued").read_text() == "4711\n"
+
+
+@pytest.mark.parametrize(
+    ("warned", "code", "env", "expected"),
+    [
+        (False, 75, {}, (0, True)),  # preempted: the nodes had the signal directly
+        (True, 137, {}, (0, True)),  # cut off while saving
+        (False, 137, {}, (137, False)),
+        (False, 2, {}, (2, False)),
+        (True, 0, {}, (0, False)),  # finished in time
+        (True, 70, {}, (70, False)),
+        (False, 71, {}, (71, False)),
+        (False, 71, {"REQUEUE_ON": "75 71"}, (0, True)),
+        (False, 7, {"REQUEUE_ON": "75 71"}, (7, False)),
+        (True, 75, {"STATE": "CANCELLED"}, (75, False)),
+        (True, 75, {"SLURM_RESTART_COUNT": "3", "MAX_RESTARTS": "3"}, (75, False)),
+    ],
+)
+def test_slurm_script_requeues_nothing_else(tmp_path, warned, code, env, expected):
+    assert job(tmp_path, warned=warned, code=code, **env) == expected

@@ -1,0 +1,48 @@
+"""The log: means over rows, steps and processes, and one line per step however often a run is resumed."""
+
+import json
+import math
+
+import torch
+
+from distill.tracking import Means, Pace, Tracker
+
+
+def test_means_count_finite_rows_only():
+    means = Means()
+    means.add({"a": torch.tensor([1.0, math.nan, 3.0]), "b": torch.tensor([math.nan])})
+    means.add({"a": torch.tensor([8.0, math.inf]), "b": torch.tensor(math.nan)})
+    taken = means.take()
+    assert taken["a"] == 4.0
+    assert math.isnan(taken["b"])
+    assert means.take() == {}
+
+
+def test_means_over_processes_are_those_of_all_rows():
+    """Rows are dealt unevenly: the mean of the two means would be 3.5."""
+    a, b, sent = Means(), Means(), []
+    a.add({"x": torch.tensor([1.0, 2.0, 3.0])})
+    b.add({"x": torch.tensor([5.0])})
+    b.take(lambda sums: sent.append(sums) or sums)
+    assert a.take(lambda sums: sums + sent[0]) == {"x": 11 / 4}
+
+
+def test_lines_after_the_checkpoint_are_dropped(tmp_path):
+    with Tracker(tmp_path) as tracker:
+        for step in range(1, 8):
+            tracker.scalars(step, {"loss": float(step), "bad": math.nan})
+    path = tmp_path / "metrics.jsonl"
+    path.write_text(path.read_text() + '{"step": 8, "lo')  # a kill in the middle of a line
+    with Tracker(tmp_path, first=4) as tracker:
+        tracker.scalars(5, {"loss": 50.0})
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [(line["step"], line["loss"]) for line in lines] == [(1, 1.0), (2, 2.0), (3, 3.0), (4, 4.0), (5, 50.0)]
+    assert all("bad" not in line for line in lines)
+
+
+def test_pace(monkeypatch):
+    times = iter([100.0, 110.0, 115.0])
+    monkeypatch.setattr("distill.tracking.time.perf_counter", lambda: next(times))
+    pace = Pace(first=20, steps=60, batch_size=8)
+    assert pace.at(30) == {"sounds_per_second": 8.0, "seconds_remaining": 30.0}
+    assert pace.at(40) == {"sounds_per_second": 16.0, "seconds_remaining": 15.0}
