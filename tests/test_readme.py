@@ -20,7 +20,7 @@ def test_python_example_runs():
 
 def test_commands_exist():
     scripts = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
-    assert set(re.findall(r"\bmf-[a-z-]+", TEXT)) - {"mf-mjt"} <= set(scripts)
+    assert set(re.findall(r"\bmf-[a-z0-9-]+", TEXT)) - set(STUDENT_PRESETS) <= set(scripts)
     for module in set(re.findall(r"-m scripts\.(\w+)", TEXT)):
         assert (ROOT / "scripts" / f"{module}.py").is_file()
     for target in set(re.findall(r"^make (\w+)", TEXT, re.MULTILINE)):
