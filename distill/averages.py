@@ -68,7 +68,7 @@ class SharedAverages:
 def holding(net: nn.Module, tensors: Tensors) -> Iterator[None]:
     """Inside, the network has these values in place of its own for the parameters they name."""
     named = dict(net.named_parameters())
-    own: dict[str, Tensor] = {name: named[name].detach().clone() for name in tensors}
+    own: dict[str, Tensor] = {name: named[name].detach().to("cpu", copy=True) for name in tensors}
     with torch.no_grad():
         for name, tensor in tensors.items():
             named[name].copy_(tensor)

@@ -1,6 +1,6 @@
 """Configuration of training runs: the loop, the optimiser and what is learnt."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal, TypeAlias
 
@@ -131,6 +131,11 @@ class LoopConfig:
                 raise ValueError(f"ema_std must lie in (0, 0.28), got {std}")
 
 
+NEUTRAL = ("log_every", "save_every", "keep_last", "evaluation", "max_bad_steps", "timeout_s", "micro_batch",
+           "checkpoint_blocks", "compile_blocks")  # fmt: skip
+"""Settings of the loop that change no number but by rounding: a run may go on with others."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Distillation:
     """How the student is trained from the teacher."""
@@ -242,3 +247,11 @@ def _check_sets(data: tuple[Path, ...], repeat: tuple[int, ...]) -> None:
         raise ValueError(f"repeat needs one number per folder of data ({len(data)}), got {repeat}")
     if any(count < 1 for count in repeat):
         raise ValueError(f"repeat must be at least 1 everywhere, got {repeat}")
+
+
+def decisive(config: object) -> object:
+    """A run's configuration with what is NEUTRAL at its default; anything else as it is."""
+    if not isinstance(config, TeacherRun | DistillConfig):
+        return config
+    usual = LoopConfig()
+    return replace(config, loop=replace(config.loop, **{name: getattr(usual, name) for name in NEUTRAL}))

@@ -66,8 +66,12 @@ class Tracker:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.stream.close()
-        self.board.close()
+        try:
+            self.stream.close()
+            self.board.close()
+        except OSError:
+            if error is None:  # else the log is not what ended the run
+                raise
 
 
 def _drop_after(path: Path, first: int) -> None:
@@ -117,6 +121,19 @@ class Means:
         sums = total(torch.stack([self.sums[name] for name in names])).tolist()
         self.sums = {}
         return {name: (value / count if count else math.nan) for name, (value, count) in zip(names, sums, strict=True)}
+
+    def state(self, total: Callable[[Tensor], Tensor] = lambda x: x) -> dict[str, list[float]]:
+        """{name: [sum, count]} over processes since the last line of the log, for a checkpoint. Collective."""
+        names = sorted(self.sums)
+        if not names:
+            return {}
+        return dict(zip(names, total(torch.stack([self.sums[name] for name in names])).tolist(), strict=True))
+
+    def load(self, state: dict[str, list[float]], *, main: bool, device: torch.device) -> None:
+        """Go on from a state, which one process holds for all."""
+        for name, sums in state.items():
+            whole = torch.tensor(sums, dtype=torch.float64, device=device)
+            self.sums[name] = whole if main else torch.zeros_like(whole)
 
 
 class Pace:

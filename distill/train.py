@@ -3,7 +3,7 @@
 import resource
 import sys
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import torch
@@ -49,9 +49,19 @@ def fit(task: Task, run: Path) -> Path:
         session.begin(micro_batch=len(feed.shares[0]), accumulation=len(feed.shares))
         stack.enter_context(feed)
         signals = stack.enter_context(Signals())
-        tracker = stack.enter_context(Tracker(run, first=session.first)) if engine.main else None
-        _Loop(session, feed, watchdog, signals, tracker).go()
+        with writing(run):
+            tracker = stack.enter_context(Tracker(run, first=session.first)) if engine.main else None
+            _Loop(session, feed, watchdog, signals, tracker).go()
     return run
+
+
+@contextmanager
+def writing(run: Path) -> Iterator[None]:
+    """A full disk or damaged data during training is no wrong input: TrainingError."""
+    try:
+        yield
+    except (OSError, FeatureError) as error:
+        raise TrainingError(f"training into {run} cannot go on: {error}; the last checkpoint is intact") from error
 
 
 class _Loop:
@@ -63,6 +73,7 @@ class _Loop:
         self.session, self.feed, self.watchdog, self.signals, self.tracker = session, feed, watchdog, signals, tracker
         self.task, self.engine, self.loop = session.task, session.engine, session.task.loop
         self.means = Means()
+        self.means.load(session.log, main=self.engine.main, device=self.engine.device)
         self.pace = Pace(session.first, self.loop.steps, self.loop.batch_size)
         self.skipped = Skipped(
             session.run,
@@ -94,7 +105,7 @@ class _Loop:
                 best = self._evaluate(done)
                 if done % loop.save_every == 0 or done == loop.steps or best or signal:
                     self.watchdog.beat(f"saving step {done}")
-                    session.save(done)
+                    session.save(done, self.means.state(self.engine.total))
                 if signal and done < loop.steps:
                     progress.close()
                     if self.engine.main:
@@ -124,6 +135,7 @@ class _Loop:
         norm = engine.step(rate, loop.optim.clip_norm, healthy=healthy)
         if norm is None:
             self._skip(step, [(int(k) + self.feed.shares[0].begin, float(loss[k])) for k in bad])
+            self.session.averages.update(step + 1)  # the weights stand for this stretch of time too
             return signal
         self.skipped.fine()
         self.session.bad_in_a_row = 0

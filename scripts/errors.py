@@ -6,6 +6,7 @@ The statuses are those of `distill.loop.faults`: 2 wrong input, 70 and 71 traini
 import functools
 import os
 import sys
+import traceback
 from collections.abc import Callable
 
 from distill.loop.faults import INTERRUPTED, WRONG_INPUT, TrainingError
@@ -24,15 +25,28 @@ def one_line_errors(command: Callable[[], None]) -> Callable[[], None]:
             _leave(error, WRONG_INPUT)
         except KeyboardInterrupt:
             print("interrupted; what was finished is kept, and the same command goes on from there", file=sys.stderr)
-            sys.exit(INTERRUPTED)
+            _end(INTERRUPTED)
+        except Exception:
+            if not _several():
+                raise
+            traceback.print_exc()
+            _end(1)
 
     return guarded
 
 
 def _leave(error: Exception, status: int) -> None:
     print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:  # leaving in order may wait for processes that are gone
+    _end(status)
+
+
+def _end(status: int) -> None:
+    if _several():  # leaving in order may wait for processes that are gone
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(status)
     sys.exit(status)
+
+
+def _several() -> bool:
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1

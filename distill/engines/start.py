@@ -32,7 +32,8 @@ def start(*, timeout_s: float = 1800.0) -> Engine:
         from distill.engines.fsdp import Settings
 
         Settings.from_environment()  # refused before accelerate acts on them
-    accelerator = _accelerator(timedelta(seconds=timeout_s), deepspeed)
+    # Later than the loop's watchdog, which says more than a collective that gives up.
+    accelerator = _accelerator(timedelta(seconds=2 * timeout_s + 60), deepspeed)
     expected = int(os.environ.get("WORLD_SIZE", "1"))
     if accelerator.num_processes != expected:
         raise ValueError(f"expected {expected} processes, accelerate started {accelerator.num_processes}")

@@ -6,12 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
+from distill.saving.writing import write_tensors
 from meanflow import Guidance
 from meanflow.config import to_plain
-from teacher.weights.write import replaced
 
 NAME = "latents"
 
@@ -44,9 +43,7 @@ def read_held_out(path: Path, key: str) -> Tensor | None:
 
 def write_held_out(path: Path, key: str, latents: Tensor) -> None:
     """Write latents (clips, 2, N, C) under a temporary name, then rename into place."""
-    latents = latents.contiguous()
-    with replaced(path) as temporary:
-        save_file({NAME: latents}, temporary, _metadata(key, latents))
+    write_tensors(path, {NAME: latents}, _metadata(key, latents))
 
 
 def _metadata(key: str, latents: Tensor) -> dict[str, str]:

@@ -224,7 +224,7 @@ class Skipped:
             raise TrainingError(
                 f"{self.in_a_row} steps in a row had a {reason} that is not finite, up to step {step} with the clips "
                 f"{', '.join(ids[:SHOWN])}{rest} (all in {self.path}); the weights are those before them: look at "
-                "these clips if they repeat, else lower optim.lr or train in float32"
+                "these clips if they repeat, else start again, with another --out, at a lower optim.lr or in float32"
             )
 
 

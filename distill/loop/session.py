@@ -1,5 +1,6 @@
 """A run in progress: the prepared engine with its averages, and what is saved, resumed, published and evaluated."""
 
+import filecmp
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,6 +18,7 @@ from distill.loop.memory import prepare_blocks
 from distill.loop.task import Task
 from distill.posthoc import write_snapshot
 from teacher.weights import load_strictly
+from teacher.weights.write import replaced
 
 
 @contextmanager
@@ -54,6 +56,8 @@ class Session:
         """Step and value of the best evaluation so far."""
         self.saved: int | None = None
         """Step of the last checkpoint written or read."""
+        self.log: dict[str, list[float]] = {}
+        """Sums of logged values since the last line of the log, as the checkpoint holds them."""
         with everywhere(engine, status=WRONG_INPUT):
             if engine.main:
                 self._describe()
@@ -82,9 +86,9 @@ class Session:
             self._take_up(found)
         self._greet()
 
-    def save(self, step: int) -> None:
+    def save(self, step: int, log: dict[str, list[float]]) -> None:
         """A checkpoint after `step` steps, and the weights for use."""
-        moments, engine = self.engine.moments(), self.engine
+        moments, engine, self.log = self.engine.moments(), self.engine, log
         averages = [self.averages.whole(i) for i in range(len(self.averages.parts))]
         with everywhere(engine):
             if engine.main:
@@ -131,19 +135,19 @@ class Session:
         task, run = self.task, self.run
         checkpoint.write_config(run, task.kind, task.config, task.net.config, task.digests, task.licence)
         if task.codec.digest == task.data.info["codec"]["digest"]:
-            shutil.copyfile(task.features / "codec.safetensors", run / "codec.safetensors")
+            _copy(task.features / "codec.safetensors", run / "codec.safetensors")
         else:
             task.codec.save(run / "codec.safetensors")
-        shutil.copyfile(task.features / "features.json", run / "features.json")
+        _copy(task.features / "features.json", run / "features.json")
 
     def _state(self, step: int) -> dict[str, Any]:
         best = None if self.best is None else {"step": self.best[0], "metric": self.task.best, "value": self.best[1]}
-        return {"step": step, "bad_in_a_row": self.bad_in_a_row, "best": best}
+        return {"step": step, "bad_in_a_row": self.bad_in_a_row, "best": best, "log": self.log}
 
     def _take_up(self, found: checkpoint.Checkpoint) -> None:
         best = found.state["best"]
         self.first = self.saved = found.step
-        self.bad_in_a_row = int(found.state["bad_in_a_row"])
+        self.bad_in_a_row, self.log = int(found.state["bad_in_a_row"]), found.state["log"]
         self.best = None if best is None else (int(best["step"]), float(best["value"]))
         with everywhere(self.engine):  # a kill may have come between the checkpoint and this
             if self.engine.main:
@@ -161,3 +165,10 @@ class Session:
             print(
                 f"{self.engine.describe()}" + (f"; going on from step {self.first}" if self.first else ""), flush=True
             )
+
+
+def _copy(source: Path, target: Path) -> None:
+    """A copy in one piece, or what was there; nothing if it is the same already."""
+    if not (target.is_file() and filecmp.cmp(source, target, shallow=False)):
+        with replaced(target) as staging:
+            shutil.copyfile(source, staging)

@@ -10,6 +10,7 @@ from typing import Any, TypeAlias
 
 from safetensors import SafetensorError, safe_open
 
+from distill.config import decisive
 from distill.saving.manifest import read_manifest
 from distill.saving.writing import Tensors, flush_folder, write_tensors
 from meanflow.config import from_plain, to_plain
@@ -73,7 +74,7 @@ def publish(run: Path, checkpoint: Path, names: Iterable[str], transform: Transf
     try:
         # What a killed process left may be a link to the file of another checkpoint, never to be written into; numbers
         # of processes repeat.
-        for leftover in run.glob(".*.safetensors.*.part"):
+        for leftover in (*run.glob(".*.safetensors.*.part"), *run.glob("ema_ckpts/.*.part")):
             leftover.unlink()
         for name in names:
             source = checkpoint / f"{name}.safetensors"
@@ -120,7 +121,7 @@ def _metadata(path: Path) -> dict[str, str] | None:
 
 def _same(config: Any, plain: object) -> bool:
     try:
-        return bool(from_plain(type(config), plain) == config)
+        return bool(decisive(from_plain(type(config), plain)) == decisive(config))
     except (ValueError, TypeError):
         return False
 

@@ -7,7 +7,7 @@ import torch
 from meanflow.objectives.field import Field, Residual
 from meanflow.objectives.heads import bare
 from meanflow.path import jump
-from meanflow.shapes import Latent, Time, expand_right
+from meanflow.shapes import Latent, PerSample, Time, expand_right
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,8 +19,8 @@ class SplitMeanFlow:
     from which everything else follows: without them (fm_fraction = 0) u = 0 solves the objective, so their share must
     be well above zero. An error of the short averages is handed on to the long ones undamped.
 
-    The share l of the split is taken from `shares` row after row, so that a step needs no random numbers; rows get
-    their times at random, which mixes the two. A batch with fewer moving rows than shares uses the first ones only.
+    The share l of each row is one of `shares` by the digits of its first value, which hold noise, so that a step needs
+    no random numbers of its own and a row's share does not depend on the rows it shares a batch with.
     """
 
     shares: tuple[float, ...] = (0.5, 0.25, 0.75)
@@ -36,6 +36,11 @@ class SplitMeanFlow:
         u = bare(field.train)(None)(x_t, r, t)
         return Residual(u - target, u.detach(), v - target)
 
+    def share_of(self, x_t: Latent) -> PerSample:
+        """l of each row, (B,)."""
+        digits = (x_t.flatten(1)[:, 0].double().abs() * 2**20).long()
+        return torch.tensor(self.shares, dtype=torch.float64, device=x_t.device)[digits % len(self.shares)]
+
     @torch.no_grad()
     def target(self, field: Field, x_t: Latent, r: Time, t: Time, v: Latent) -> Latent:
         """u_target (B, N, C); v on rows with r = t."""
@@ -43,8 +48,7 @@ class SplitMeanFlow:
         if len(moving) == 0:
             return v
         x_t, r, t = x_t[moving], r[moving], t[moving]
-        share = torch.tensor(self.shares, dtype=t.dtype, device=t.device)
-        share = share[torch.arange(len(moving), device=t.device) % len(self.shares)]
+        share = self.share_of(x_t).to(t.dtype)
         s = torch.minimum(t, torch.maximum(r, t - share * (t - r)))  # rounding must not carry s out of [r, t]
         u_fn = bare(field.plain)(moving)
         late = u_fn(x_t, s, t).to(v.dtype)

@@ -8,6 +8,7 @@ import torch
 
 from distill.config import Distillation, FromData, FromTeacher, GuidedInput
 from distill.loop.feed import Feed, generator
+from distill.presets.methods import METHODS as PRESETS
 from distill.step import evenly, train_step
 from distill.student import student_from_teacher
 from meanflow import Guidance, ImprovedMeanFlow, MeanFlow, MixedGuidance, TerminalVelocity
@@ -31,6 +32,10 @@ METHODS = {
     "guided later": Distillation(velocity=GuidedInput(), guided_from=0.9),
 }
 
+METHODS |= {
+    f"preset {name}": replace(m.method, velocity_head=min(1, m.method.velocity_head)) for name, m in PRESETS.items()
+}
+
 
 @pytest.fixture(scope="module")
 def batch():
@@ -49,7 +54,11 @@ def part(batch, share):
 def test_losses_of_the_shares_are_those_of_the_whole(batch, name, count):
     """Every row meets the same noise, times, dropped conditions and guidance scale, and logs the same values."""
     method, teacher = replace(METHODS[name], dropout=DROPOUT), opened(small())
-    student = student_from_teacher(teacher, guidance_embedding=isinstance(method.velocity, GuidedInput))
+    student = student_from_teacher(
+        teacher,
+        guidance_embedding=isinstance(method.velocity, GuidedInput),
+        velocity_head=method.velocity_head,
+    )
     with torch.no_grad():
         for parameter in student.parameters():
             parameter.add_(0.02)

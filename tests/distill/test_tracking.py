@@ -46,3 +46,20 @@ def test_pace(monkeypatch):
     pace = Pace(first=20, steps=60, batch_size=8)
     assert pace.at(30) == {"sounds_per_second": 8.0, "seconds_remaining": 30.0}
     assert pace.at(40) == {"sounds_per_second": 16.0, "seconds_remaining": 15.0}
+
+
+def test_means_go_on_from_a_checkpoint():
+    """What was logged before a stop counts in the next line as if there had been none, once over all processes."""
+    straight, before = Means(), Means()
+    for means in (straight, before):
+        means.add({"x": torch.tensor([1.0, math.nan, 2.0])})
+    state = json.loads(json.dumps(before.state()))
+    cpu = torch.device("cpu")
+    main, other = Means(), Means()
+    main.load(state, main=True, device=cpu)
+    other.load(state, main=False, device=cpu)
+    sent = []
+    other.take(lambda sums: sent.append(sums) or sums)
+    main.add({"x": torch.tensor([7.0])})
+    straight.add({"x": torch.tensor([7.0])})
+    assert main.take(lambda sums: sums + sent[0]) == straight.take() == {"x": 10 / 3}

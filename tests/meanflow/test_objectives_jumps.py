@@ -129,17 +129,26 @@ def test_schedules_that_never_reach_meanflow_are_refused(fields, message):
 
 
 def test_split_target_is_one_jump_for_two(batch, wrong):
-    """jump(x_t, u_target, r, t) = jump(jump(x_t to s) to r) for any u, with the shares dealt out row by row."""
+    """jump(x_t, u_target, r, t) = jump(jump(x_t to s) to r) for any u."""
     x_t, r, t, v = batch
     moving = torch.nonzero(r < t).squeeze(1)
     shares = (0.3, 0.9)
     residual = SplitMeanFlow(shares=shares)(Field.of(wrong), x_t, r, t, v)
     target = (wrong(x_t, r, t) - residual.delta)[moving]
     x_t, r, t = x_t[moving], r[moving], t[moving]
-    share = torch.tensor(shares, dtype=t.dtype).repeat(len(moving))[: len(moving)]
+    share = SplitMeanFlow(shares=shares).share_of(x_t).to(t.dtype)
+    assert set(share.tolist()) == set(shares)
     s = t - share * (t - r)
     x_s = jump(x_t, wrong(x_t, s, t), s, t)
     torch.testing.assert_close(jump(x_t, target, r, t), jump(x_s, wrong(x_s, r, s), r, s))
+
+
+def test_shares_of_a_split_are_as_frequent_as_each_other_and_belong_to_the_row():
+    x = torch.randn(3000, 2, 3, generator=torch.Generator().manual_seed(0))
+    share = SplitMeanFlow().share_of(x)
+    for one in SplitMeanFlow().shares:
+        assert abs((share == one).double().mean() - 1 / 3) < 4 * (2 / 9 / 3000) ** 0.5
+    assert torch.equal(SplitMeanFlow().share_of(x[700:900]), share[700:900])
 
 
 def test_split_needs_resting_rows(batch):

@@ -13,11 +13,13 @@ import argparse
 import json
 import os
 import random
+import shutil
 import signal
 import socket
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -80,7 +82,10 @@ def _prepared(folder: Path) -> DistillConfig:
     """Features, a teacher, and a distillation with a derivative, two averages, evaluation and saving at every step."""
     child = os.fork()
     if child == 0:  # threads that training starts must not be there when later processes are forked
-        _quietly(lambda: train_teacher(tiny.teacher_run(tiny.features(folder / "data")), folder / "teacher"))
+        _quietly(
+            lambda: train_teacher(tiny.teacher_run(tiny.features(folder / "data")), folder / "teacher"),
+            folder / "teacher.log",
+        )
     assert _wait([child]) == 0
     loop = replace(tiny.LOOP, steps=STEPS, save_every=1, evaluation=EvaluationConfig(every=3, num_clips=2))
     data = folder / "data" / "features"
@@ -99,15 +104,16 @@ def _start(config: DistillConfig, run: Path, processes: int) -> list[int]:
         if child == 0:
             os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(processes)}
             os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "LOCAL_WORLD_SIZE": str(processes)}
-            _quietly(lambda: train(config, run))
+            _quietly(lambda: train(config, run), run.with_suffix(".log"))
         children.append(child)
     return children
 
 
-def _quietly(work) -> None:
-    """In a forked child: never returns."""
-    with open(os.devnull, "w") as nothing:
-        os.dup2(nothing.fileno(), 1)
+def _quietly(work: Callable[[], object], log: Path) -> None:
+    """In a forked child, whose output is kept for the case that something differs; never returns."""
+    with log.open("a") as stream:
+        os.dup2(stream.fileno(), 1)
+        os.dup2(stream.fileno(), 2)
     status = 1
     try:
         work()
@@ -192,14 +198,9 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     began = time.monotonic()
-    with tempfile.TemporaryDirectory() as folder:
-        found = besiege(
-            Path(folder),
-            kills=args.kills,
-            seed=args.seed,
-            processes=args.processes,
-            deadline_s=60 * args.minutes,
-        )
+    folder = Path(tempfile.mkdtemp(prefix="kill-"))  # left behind when something differs
+    found = besiege(folder, kills=args.kills, seed=args.seed, processes=args.processes, deadline_s=60 * args.minutes)
+    shutil.rmtree(folder)
     print(
         f"{found.kills} kills of {args.processes} process(es) in {(time.monotonic() - began) / 60:.1f} min: "
         f"{found.resumed} left a checkpoint, {found.while_saving} an unfinished one; {found.runs} runs ended, "
