@@ -1,5 +1,6 @@
 """The training loop shared by teacher and student: data, step, backward, averages, log, evaluation, save, resume."""
 
+import os
 import resource
 import sys
 from collections.abc import Iterator
@@ -31,20 +32,21 @@ def fit(task: Task, run: Path) -> Path:
     uninterrupted one, and processes may come and go between two runs. SIGINT, SIGTERM and SIGUSR1 save at the end of
     the current step and leave with a status of their own (`distill.loop.faults`).
     """
-    loop = task.loop
-    engine = start(timeout_s=loop.timeout_s)
-    feed = Feed(
-        task.data,
-        steps=loop.steps,
-        batch_size=loop.batch_size,
-        seed=loop.seed,
-        process=engine.process,
-        processes=engine.processes,
-        micro_batch=loop.micro_batch,
-    )
+    loop, rank, world = task.loop, int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     with ExitStack() as stack:
-        watchdog = stack.enter_context(Watchdog(loop.timeout_s, process=engine.process, processes=engine.processes))
+        watchdog = stack.enter_context(Watchdog(loop.timeout_s, process=rank, processes=world))
+        watchdog.beat("waiting for the other processes")
+        engine = start(timeout_s=loop.timeout_s)
         watchdog.beat("preparing")
+        feed = Feed(
+            task.data,
+            steps=loop.steps,
+            batch_size=loop.batch_size,
+            seed=loop.seed,
+            process=engine.process,
+            processes=engine.processes,
+            micro_batch=loop.micro_batch,
+        )
         session = Session(task, run, engine)
         session.begin(micro_batch=len(feed.shares[0]), accumulation=len(feed.shares))
         stack.enter_context(feed)

@@ -1,5 +1,6 @@
 """Distil a trained teacher into a one-step student. Start it with `accelerate launch -m scripts.distill`."""
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,7 +66,8 @@ def cli() -> None:
     """Entry point."""
     command = tyro.extras.overridable_config_cli(PRESETS, description=__doc__)
     made = train(command.run, command.out, weights_dir=command.weights_dir, scores=embedded_scores())
-    print(f"student in {made}")
+    if os.environ.get("RANK", "0") == "0":
+        print(f"student in {made}")
 
 
 if __name__ == "__main__":

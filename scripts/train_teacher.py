@@ -1,5 +1,6 @@
 """Train the flow-matching teacher on extracted features. Start it with `accelerate launch -m scripts.train_teacher`."""
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,7 +63,8 @@ def cli() -> None:
     """Entry point."""
     command = tyro.extras.overridable_config_cli(PRESETS, description=__doc__)
     made = train_teacher(command.run, command.out, weights_dir=command.weights_dir, scores=embedded_scores())
-    print(f"teacher in {made}")
+    if os.environ.get("RANK", "0") == "0":
+        print(f"teacher in {made}")
 
 
 if __name__ == "__main__":

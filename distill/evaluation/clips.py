@@ -16,7 +16,8 @@ from teacher.generate import clip_seed, generate, noise
 from teacher.network import MMAudio
 from teacher.velocity import teacher_velocity
 
-SPLIT = "test"
+SPLITS = ("val", "test")
+"""Where clips are taken from: validation clips, since the best checkpoint is chosen by them."""
 SEED = 0
 """Of the noise, with the id of each clip."""
 LOSS_TIMES = 8
@@ -25,8 +26,9 @@ LOSS_TIMES = 8
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class FixedClips:
-    """The first clips of the test split. Each is treated alone: no number depends on a batch."""
+    """The first held-out clips. Each is treated alone: no number depends on a batch."""
 
+    split: str
     features: FeatureSet
     records: tuple[Record, ...]
     codec: AudioCodec
@@ -35,12 +37,15 @@ class FixedClips:
 
     @classmethod
     def open(cls, folder: Path, codec: AudioCodec, engine: Engine, num_clips: int) -> "FixedClips | None":
-        """At most `num_clips`, in the units of the codec's statistics; None where the folder has no test split."""
-        if not store.read_json(folder / "features.json").get("counts", {}).get(SPLIT):
+        """At most `num_clips`, in the units of the codec's statistics; None where there are no held-out clips."""
+        split = held_out_split(folder, num_clips)
+        if split is None:
             return None
-        features = FeatureSet.open(folder, SPLIT, statistics=(codec.latent_mean, codec.latent_std))
+        features = FeatureSet.open(folder, split, statistics=(codec.latent_mean, codec.latent_std))
         records = tuple(features.records[k] for k in range(min(num_clips, len(features))))
-        return cls(features=features, records=records, codec=decoding_on(codec, engine.device), engine=engine)
+        return cls(
+            split=split, features=features, records=records, codec=decoding_on(codec, engine.device), engine=engine
+        )
 
     def __len__(self) -> int:
         return len(self.records)
@@ -73,6 +78,15 @@ class FixedClips:
     def sound(self, latents: Tensor) -> Tensor:
         """Sound (samples,) of latents (N, C), on the CPU."""
         return self.codec.decode(latents[None])[0]
+
+
+def held_out_split(folder: Path, num_clips: int) -> str | None:
+    """The validation split if it holds enough clips or there is no test split, else the test split if there is one."""
+    counts = store.read_json(folder / "features.json").get("counts", {})
+    val, test = (int(counts.get(split, 0)) for split in SPLITS)
+    if val and (val >= num_clips or not test):
+        return "val"
+    return "test" if test else None
 
 
 def decoding_on(codec: AudioCodec, device: torch.device) -> AudioCodec:

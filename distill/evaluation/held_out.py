@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from distill.config import EvaluationConfig
 from distill.engines.base import Engine
-from distill.evaluation.clips import SEED, SPLIT, FixedClips
+from distill.evaluation.clips import SEED, FixedClips
 from distill.evaluation.kept_file import key_of, read_held_out, write_held_out
 from distill.evaluation.reference import Reference, agreement, reference_guidance
 from distill.tracking import Preview
@@ -83,16 +83,15 @@ class HeldOut:
     def __call__(self, net: MMAudio, engine: Engine) -> Evaluated | None:
         """Evaluate a network that is whole in every process; None except in the main process. Collective.
 
-        Without a test split it is None everywhere. Where generated latents are not finite, the number of such clips is
-        evaluation/not_finite, and nothing else is said of latents and sound.
+        Without held-out clips it is None everywhere. Where generated latents are not finite, the number of such clips
+        is evaluation/not_finite, and nothing else is said of latents and sound.
 
         Raises:
             TogetherError: in every process, where one of several could not read the clips or write the file.
             OSError, ValueError: the same with a single process; ValueError also for a teacher whose own latents are not
                 finite.
         """
-        if not self.opened:
-            self._open(engine)
+        self.open(engine)
         if self.clips is None:
             return None
         with _evaluating(net):
@@ -100,12 +99,23 @@ class HeldOut:
                 return self._of_teacher(net, self.clips, engine)
             return self._of_student(net, self.clips, engine, self.teacher)
 
-    def _open(self, engine: Engine) -> None:
+    def open(self, engine: Engine) -> None:
+        """Open the clips, once, and say which they are; raises what calling raises. Collective."""
+        if self.opened:
+            return
         num_clips = self.config.num_clips
         self.clips = _guarded(engine, lambda: FixedClips.open(self.features, self.codec, engine, num_clips))
         self.opened = True
-        if self.clips is None and engine.main:
-            print(f"no evaluation while training: {self.features} has no clips in split {SPLIT!r}", flush=True)
+        if not engine.main:
+            return
+        if self.clips is None:
+            print(f"no evaluation while training: {self.features} has no clips to validate with", flush=True)
+        elif self.clips.split == "test":
+            print(
+                f"evaluation while training: {len(self.clips)} test clips, since there are too few to validate with; "
+                "judge the best checkpoint on others",
+                flush=True,
+            )
 
     def _of_student(self, net: MMAudio, clips: FixedClips, engine: Engine, teacher: Reference) -> Evaluated | None:
         many, one = self._teachers_latents(clips, engine, teacher).unbind(1)

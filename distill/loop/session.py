@@ -84,6 +84,9 @@ class Session:
             engine.load_moments(found.tensors("optimizer"))
             self.averages.load(found.tensors)
             self._take_up(found)
+        if loop.evaluation.every:
+            with ending(WRONG_INPUT):
+                task.evaluate.open(engine)
         self._greet()
 
     def save(self, step: int, log: dict[str, list[float]]) -> None:

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from distill.config import LoopConfig
-from distill.engines import Engine, Tensors
-from distill.evaluation import Evaluated
+from distill.engines import Tensors
+from distill.evaluation import HeldOut
 from teacher.audio.codec import AudioCodec
 from teacher.data.dataset import Batch, Examples
 from teacher.network import MMAudio
@@ -38,7 +38,7 @@ class Task:
     """The codec that decodes what the network makes; written into the run folder."""
     net: MMAudio
     step: Step
-    evaluate: Callable[[MMAudio, Engine], Evaluated | None]
+    evaluate: HeldOut
     """Called by every process; what the main process gets goes into the log."""
     best: str
     """The number of an evaluation of which the smallest marks the best checkpoint."""

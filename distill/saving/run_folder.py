@@ -5,12 +5,13 @@ import os
 import shutil
 from collections.abc import Callable, Iterable
 from importlib.metadata import PackageNotFoundError, version
+from itertools import chain
 from pathlib import Path
 from typing import Any, TypeAlias
 
 from safetensors import SafetensorError, safe_open
 
-from distill.config import decisive
+from distill.config import NEUTRAL, decisive
 from distill.saving.manifest import read_manifest
 from distill.saving.writing import Tensors, flush_folder, write_tensors
 from meanflow.config import from_plain, to_plain
@@ -51,7 +52,8 @@ def write_config(
             "digests": kept.get("digests") == digests,
         }
         if not all(same.values()):
-            changed = ", ".join(name for name, equal in same.items() if not equal)
+            told = [_told(name, kept.get(name), document[name]) for name, equal in same.items() if not equal]
+            changed = ", ".join(chain.from_iterable(told))
             raise ValueError(f"{run} holds a run with another configuration ({changed}); choose another --out")
         return
     write_json(path, document)
@@ -117,6 +119,15 @@ def _metadata(path: Path) -> dict[str, str] | None:
             return metadata
     except (OSError, SafetensorError):
         return None
+
+
+def _told(name: str, kept: object, wanted: object) -> list[str]:
+    """Where two configurations differ, of what decides: loop.optim.lr 0.001 instead of 0.002."""
+    if isinstance(kept, dict) and isinstance(wanted, dict):
+        neutral = NEUTRAL if name == "run.loop" else ()
+        keys = [key for key in wanted if key in kept and key not in neutral and kept[key] != wanted[key]]
+        return [told for key in keys for told in _told(f"{name}.{key}", kept[key], wanted[key])] or [name]
+    return [f"{name} {wanted} instead of {kept}"]
 
 
 def _same(config: Any, plain: object) -> bool:

@@ -347,7 +347,7 @@ def test_a_teacher_is_measured_by_flow_matching_on_fixed_noise_and_times(folder,
 
 
 def test_the_loss_of_a_teacher_is_its_error_at_each_of_eight_times(folder, codec, tmp_path):
-    net, clips = opened(3), FeatureSet.open(folder, "test")
+    net, clips = opened(3), FeatureSet.open(folder, held_out_clips.held_out_split(folder, 1))
     evaluate = HeldOut(folder, codec, replace(CONFIG, num_clips=1), run=tmp_path)
     batch, name = clips.batch([0]), clips.records[0].id
     errors = []
@@ -363,11 +363,20 @@ def test_the_loss_of_a_teacher_is_its_error_at_each_of_eight_times(folder, codec
     assert results[0].scalars == single.scalars
 
 
-def test_without_a_test_split_nothing_happens_but_one_line(folder, codec, teacher, tmp_path, capsys):
+@pytest.mark.parametrize(
+    ("val", "test", "num_clips", "split"),
+    [(16, 90, 16, "val"), (15, 90, 16, "test"), (3, 0, 16, "val"), (0, 5, 16, "test"), (0, 0, 16, None)],
+)
+def test_clips_to_validate_with_come_first(tmp_path, val, test, num_clips, split):
+    (tmp_path / "features.json").write_text(json.dumps({"counts": {"train": 9, "val": val, "test": test}}))
+    assert held_out_clips.held_out_split(tmp_path, num_clips) == split
+
+
+def test_without_held_out_clips_nothing_happens_but_one_line(folder, codec, teacher, tmp_path, capsys):
     copy = tmp_path / "features"
     shutil.copytree(folder, copy)
     info = json.loads((copy / "features.json").read_text())
-    info["counts"] = {name: count for name, count in info["counts"].items() if name != "test"}
+    info["counts"] = {name: count for name, count in info["counts"].items() if name == "train"}
     (copy / "features.json").write_text(json.dumps(info))
     student = student_from_teacher(teacher)
 
@@ -378,7 +387,7 @@ def test_without_a_test_split_nothing_happens_but_one_line(folder, codec, teache
     assert in_processes(2, twice) == [[None, None], [None, None]]
     said = capsys.readouterr().out.splitlines()
     assert len(said) == 1
-    assert "no clips in split 'test'" in said[0]
+    assert "has no clips to validate with" in said[0]
 
 
 @pytest.mark.parametrize(("num_clips", "num_sounds", "scored"), list(product((1, 1000), (0, 1000), (False, True))))
@@ -474,7 +483,7 @@ def test_the_scale_reaches_the_student_and_its_teacher(folder, codec, teacher, t
     shown = student_from_teacher(opened(1), guidance_embedding=True).requires_grad_(False)
     for parameter in shown.guidance_embed.parameters():
         parameter.add_(0.1)
-    plain, clips = student_from_teacher(opened(1)), FeatureSet.open(folder, "test")
+    plain, clips = student_from_teacher(opened(1)), FeatureSet.open(folder, held_out_clips.held_out_split(folder, 1))
     batch = clips.batch([0])
     e = noise([clip_seed(0, clips.records[0].id)], *batch.latents.shape[1:])
     x = generate(teacher, batch.conditions, e, num_steps=1, guidance=guidance)

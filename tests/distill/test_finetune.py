@@ -246,7 +246,7 @@ def test_configuration_survives_json(config, tmp_path):
     for _ in range(2):  # the second time, the file is compared
         checkpoint.write_config(tmp_path, "teacher", config, tiny.NETWORK, {"features": "0"})
     other = replace(config, loop=replace(config.loop, seed=config.loop.seed + 1))
-    with pytest.raises(ValueError, match=r"another configuration \(run\)"):
+    with pytest.raises(ValueError, match=r"another configuration \(run\."):
         checkpoint.write_config(tmp_path, "teacher", other, tiny.NETWORK, {"features": "0"})
 
 
@@ -263,7 +263,7 @@ def test_configuration_written_before_a_field_existed_still_fits(tmp_path):
 def test_another_start_in_the_same_folder_is_refused(data, base, tmp_path):
     run = train_teacher(tuned(data, base, loop=replace(tiny.LOOP, steps=1)), tmp_path / "run")
     other = tuned(data, base, loop=replace(tiny.LOOP, steps=1), lora=LORA)
-    with pytest.raises(ValueError, match=r"another configuration \(run\)"):
+    with pytest.raises(ValueError, match=r"another configuration \(run\."):
         train_teacher(other, run)
 
 

@@ -87,7 +87,8 @@ def _prepared(folder: Path) -> DistillConfig:
             folder / "teacher.log",
         )
     assert _wait([child]) == 0
-    loop = replace(tiny.LOOP, steps=STEPS, save_every=1, evaluation=EvaluationConfig(every=3, num_clips=2))
+    looks = EvaluationConfig(every=3, num_clips=2)
+    loop = replace(tiny.LOOP, steps=STEPS, save_every=1, evaluation=looks, timeout_s=15.0)
     data = folder / "data" / "features"
     return DistillConfig(
         data=(data,), teacher=folder / "teacher", method=Distillation(times=TimePairs(fm_fraction=0.5)), loop=loop
