@@ -30,13 +30,13 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
         raise WeightsError(f"{path} is not a file")
     if path.stat().st_size == 0:
         raise WeightsError(f"{path} is empty (0 bytes)")
-    content = read_tensors(path) if _is_safetensors(path) else _load(path)
+    content = read_tensors(path) if is_safetensors(path) else load_untrusted(path)
     if isinstance(content, Mapping) and isinstance(content.get(VOCODER_KEY), Mapping):
         content = content[VOCODER_KEY]
     return _checked(path, content)
 
 
-def _load(path: Path) -> Any:
+def load_untrusted(path: Path) -> Any:
     """torch.load of tensors only, mapped instead of read where the file is a zip archive."""
     try:
         with warnings.catch_warnings(action="ignore"):  # remarks on the format; what matters is raised
@@ -76,7 +76,7 @@ def _checked(path: Path, content: Any) -> dict[str, Tensor]:
     return {name: tensor.detach() for name, tensor in content.items()}
 
 
-def _is_safetensors(path: Path) -> bool:
+def is_safetensors(path: Path) -> bool:
     """Eight bytes of header length, then a JSON object."""
     with path.open("rb") as stream:
         head = stream.read(9)

@@ -1,0 +1,150 @@
+"""Official files of embedding models: read as nothing but tensors, loaded strictly, recorded by digest.
+
+A file is given by its path and is never downloaded. PyTorch files go through the reader of `mf-convert`, which runs
+nothing of what they hold; safetensors are taken as well.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from teacher.weights.checkpoint import is_safetensors, load_untrusted
+from teacher.weights.errors import WeightsError
+from teacher.weights.files import few, file_digest, load_strictly, read_tensors
+
+KEYS = ("model", "state_dict")
+"""Keys under which training states keep their tensors."""
+PREFIX = "module."
+"""Put before every name by data-parallel wrappers."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OfficialFile:
+    """What is known of a published file."""
+
+    file: str
+    url: str
+    licence: str
+    sha256: str = ""
+    """The SHA-256 or its first digits; empty where it is not known."""
+
+    def is_published(self, digest: str) -> bool | None:
+        """Whether a file of that digest is the published one; None where its digest is not known."""
+        length = min(len(self.sha256), len(digest))
+        return self.sha256[:length] == digest[:length] if self.sha256 else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadedFile:
+    """The file that a model was loaded from."""
+
+    path: Path
+    digest: str
+    """First 12 hexadecimal digits of its SHA-256."""
+    published: bool | None
+    """Whether it is the published file; None where that one's digest is not known."""
+
+    def __str__(self) -> str:
+        known = {True: "the published file", False: "NOT the published file", None: "published digest not known"}
+        return f"{self.path.name} (sha256 {self.digest}..., {known[self.published]})"
+
+
+class _NotRead:
+    """Stands in for NumPy's classes and functions in a checkpoint: takes what they would get and keeps none of it.
+
+    The published Cnn14_16k file holds the order of its training clips as an array. With this in its place, NumPy is
+    never called by a file, and what is not a tensor is lost.
+    """
+
+    def __init__(self, *ignored: object) -> None:
+        pass
+
+    def __setstate__(self, ignored: object) -> None:
+        pass
+
+
+_NUMPY_NAMES = (
+    "numpy.ndarray",
+    "numpy.dtype",
+    "numpy.core.multiarray._reconstruct",
+    "numpy._core.multiarray._reconstruct",
+    "numpy.core.multiarray.scalar",
+    "numpy._core.multiarray.scalar",
+)
+
+
+def read_official(path: Path) -> dict[str, Tensor]:
+    """Tensors by name, without the key they are under and without a prefix "module." that all names share.
+
+    Raises:
+        WeightsError: in one line, where the file is absent or empty, asks for code, is damaged, holds anything but
+            tensors beside or among the weights' names, or a value that is NaN or infinite.
+    """
+    if not path.is_file():
+        raise WeightsError(f"{path} is {'not a file' if path.exists() else 'not there'}")
+    if path.stat().st_size == 0:
+        raise WeightsError(f"{path} is empty (0 bytes)")
+    if is_safetensors(path):
+        content: Any = read_tensors(path)
+    else:
+        with torch.serialization.safe_globals([(_NotRead, name) for name in _NUMPY_NAMES]):
+            content = load_untrusted(path)
+    for key in KEYS:
+        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
+            content = content[key]
+    return _checked(path, content)
+
+
+def _checked(path: Path, content: Any) -> dict[str, Tensor]:
+    if not isinstance(content, Mapping):
+        raise WeightsError(f"{path} holds a {type(content).__name__}, not a dictionary of tensors by name")
+    if not content:
+        raise WeightsError(f"{path} holds no tensors")
+    others = [str(name) for name, value in content.items() if not (isinstance(name, str) and isinstance(value, Tensor))]
+    if others:
+        raise WeightsError(f"{path} holds something else than tensors: {few(others)}")
+    broken = [
+        name
+        for name, tensor in content.items()
+        if tensor.layout is not torch.strided or not bool(torch.isfinite(tensor).all())
+    ]
+    if broken:
+        raise WeightsError(f"{path} holds NaN or infinite values, or sparse tensors: {few(broken)}")
+    cut = len(PREFIX) if all(name.startswith(PREFIX) for name in content) else 0
+    return {name[cut:]: tensor.detach() for name, tensor in content.items()}
+
+
+def load_official(module: nn.Module, path: Path, official: OfficialFile, *, unused: Sequence[str] = ()) -> LoadedFile:
+    """Load a file whose names and shapes are exactly those of `module`, which is then frozen and set to evaluation.
+
+    `unused` are patterns (fnmatch) of names that may be in the file and are not wanted. Floating-point values are
+    converted to the module's precision; integers stay integers. A module on the meta device gets storage on the CPU.
+
+    Raises:
+        WeightsError: as `read_official`; names missing, unexpected or of another shape or kind of number.
+    """
+    tensors = {
+        name: tensor
+        for name, tensor in read_official(path).items()
+        if not any(fnmatchcase(name, pattern) for pattern in unused)
+    }
+    expected = module.state_dict()
+    try:
+        other = [
+            name
+            for name, tensor in tensors.items()
+            if name in expected and tensor.dtype.is_floating_point != expected[name].dtype.is_floating_point
+        ]
+        if other:
+            raise WeightsError(f"numbers of another kind (integer or floating point): {few(other)}")
+        load_strictly(module, tensors)
+    except WeightsError as error:
+        raise WeightsError(f"{path} is not {official.file}: {error}") from error
+    module.eval().requires_grad_(False)
+    digest = file_digest(path)
+    return LoadedFile(path=path, digest=digest, published=official.is_published(digest))
