@@ -1,4 +1,7 @@
-"""Onset detection, one-to-one matching and pooled precision, recall and F1."""
+"""Onset detection, one-to-one matching and pooled precision, recall and F1.
+
+Every event and every claim counts once. `eval.greatest_hits` has the published script's scores, which do not.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
