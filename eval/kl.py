@@ -1,18 +1,50 @@
-"""Kullback-Leibler divergence between the class posteriors of a clip and of its reference."""
+"""Kullback-Leibler divergences between the class posteriors of a clip and of its reference, one value per clip.
+
+All take (clips, classes) logits, row i of one paired with row i of the other, and return (clips,) in float64. The
+reference comes first: probability the reference has and the generated clip lacks is what counts. No epsilon is added.
+All raise ValueError for unequal shapes and for logits that are not finite.
+"""
 
 import torch
 from torch import Tensor
+from torch.nn.functional import logsigmoid
 
 
 def kl_divergence(reference_logits: Tensor, generated_logits: Tensor) -> Tensor:
-    """KL(softmax(reference) || softmax(generated)) for each clip, float64.
+    """KL(softmax(reference) || softmax(generated)) for each clip: av-benchmark's KL-*-softmax, the one papers print.
 
-    Both (clips, classes); row i of one is paired with row i of the other. The reference comes first: probability
-    the reference has and the generated clip lacks is what counts. No epsilon is added. Returns (clips,).
-
-    Raises:
-        ValueError: unequal shapes, or logits that are not finite.
+    The mean over one sample per clip; av-benchmark's loop over several samples keeps only the last, here a caller
+    averages the values of a clip first.
     """
+    reference, generated = _checked(reference_logits, generated_logits)
+    log_p, log_q = reference.log_softmax(dim=1), generated.log_softmax(dim=1)
+    return (log_p.exp() * (log_p - log_q)).sum(dim=1)
+
+
+def kl_sigmoid_positive_part(reference_logits: Tensor, generated_logits: Tensor) -> Tensor:
+    """sum_y p log(p / q), p and q sigmoids: av-benchmark's kl_sigmoid.
+
+    It leaves out the terms (1 - p) log((1 - p) / (1 - q)), so it is no divergence: it may be negative, and equals zero
+    for unlike posteriors. Kept for comparison with numbers published so; `kl_bernoulli` is the divergence.
+    """
+    reference, generated = _checked(reference_logits, generated_logits)
+    return _weighted_log_ratio(reference, generated).sum(dim=1)
+
+
+def kl_bernoulli(reference_logits: Tensor, generated_logits: Tensor) -> Tensor:
+    """sum_y p log(p / q) + (1 - p) log((1 - p) / (1 - q)), p and q sigmoids: classes as independent yes or no.
+
+    The divergence that fits a tagger trained with sigmoids (PANNs, PaSST). Never negative.
+    """
+    reference, generated = _checked(reference_logits, generated_logits)
+    return (_weighted_log_ratio(reference, generated) + _weighted_log_ratio(-reference, -generated)).sum(dim=1)
+
+
+def _weighted_log_ratio(reference: Tensor, generated: Tensor) -> Tensor:
+    return reference.sigmoid() * (logsigmoid(reference) - logsigmoid(generated))
+
+
+def _checked(reference_logits: Tensor, generated_logits: Tensor) -> tuple[Tensor, Tensor]:
     if reference_logits.shape != generated_logits.shape or reference_logits.ndim != 2:
         raise ValueError(
             "logits must be two (clips, classes) tensors of one shape, "
@@ -21,6 +53,4 @@ def kl_divergence(reference_logits: Tensor, generated_logits: Tensor) -> Tensor:
     for name, logits in (("reference_logits", reference_logits), ("generated_logits", generated_logits)):
         if not torch.isfinite(logits).all():
             raise ValueError(f"{name} must be finite, got NaN or infinite entries")
-    log_p = reference_logits.double().log_softmax(dim=1)
-    log_q = generated_logits.double().log_softmax(dim=1)
-    return (log_p.exp() * (log_p - log_q)).sum(dim=1)
+    return reference_logits.double(), generated_logits.double()

@@ -1,14 +1,20 @@
 """Mean and covariance of feature vectors, in float64."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.linalg import blas
 from torch import Tensor
 
 Features = Tensor | NDArray[np.floating]
 """Feature vectors, one per row; a torch tensor on any device or a numpy array."""
+
+
+SCATTER_ROWS = 1024
+"""Rows centred and multiplied at a time."""
 
 
 def as_matrix(features: Features, name: str = "features") -> NDArray[np.float64]:
@@ -21,8 +27,12 @@ def as_matrix(features: Features, name: str = "features") -> NDArray[np.float64]
     if array.ndim != 2 or array.shape[1] == 0:
         raise ValueError(f"{name} must have shape (clips, dimensions), got {array.shape}")
     matrix = np.asarray(array, dtype=np.float64)
-    bad = ~np.isfinite(matrix).all(axis=1)
-    if bad.any():
+    with np.errstate(invalid="ignore", over="ignore"):
+        total = matrix.sum()
+    if not np.isfinite(total):  # one quick pass; only a sum that overflowed needs the slow look
+        bad = ~np.isfinite(matrix).all(axis=1)
+        if not bad.any():
+            return matrix
         raise ValueError(f"{name} must be finite; {int(bad.sum())} rows are not, the first is row {int(bad.argmax())}")
     return matrix
 
@@ -45,10 +55,13 @@ class GaussianStats:
             )
         if self.count < 2:
             raise ValueError(f"count must be at least 2 (a covariance needs two clips), got {self.count}")
-        if not (np.isfinite(self.mean).all() and np.isfinite(self.covariance).all()):
+        largest = float(np.abs(self.covariance).max())
+        if not (np.isfinite(self.mean).all() and np.isfinite(largest)):
             raise ValueError("mean and covariance must be finite, got NaN or infinite entries")
-        asymmetry = float(np.abs(self.covariance - self.covariance.T).max())
-        if asymmetry > 1e-8 * float(np.abs(self.covariance).max()):
+        rows = range(0, self.mean.size, 256)  # in strips that stay in the cache
+        strips = (np.abs(self.covariance[i : i + 256] - self.covariance[:, i : i + 256].T).max() for i in rows)
+        asymmetry = float(max(strips))
+        if asymmetry > 1e-8 * largest:
             raise ValueError(f"covariance must be symmetric, got entries that differ by {asymmetry:.3g}")
 
     @classmethod
@@ -58,8 +71,34 @@ class GaussianStats:
         if len(matrix) < 2:
             raise ValueError(f"features must have at least 2 rows (a covariance needs two clips), got {len(matrix)}")
         mean = matrix.mean(axis=0)
-        centred = matrix - mean
-        return cls(mean=mean, covariance=centred.T @ centred / (len(matrix) - 1), count=len(matrix))
+        return cls(mean=mean, covariance=_scatter(matrix, mean) / (len(matrix) - 1), count=len(matrix))
+
+    @classmethod
+    def from_batches(cls, batches: Iterable[Features]) -> Self:
+        """Moments of all rows of a stream of (rows, d) batches; only one batch and one (d, d) matrix are in memory.
+
+        Sums are taken about the mean of the first batch, so a mean far from zero costs no digits.
+
+        Raises:
+            ValueError: no batch, fewer than two rows in all, or batches of different dimensions.
+        """
+        origin, total, scatter, count = np.zeros(0), np.zeros(0), np.zeros((0, 0)), 0
+        for batch in batches:
+            matrix = as_matrix(batch)
+            if len(matrix) == 0:
+                continue
+            if count == 0:
+                origin = matrix.mean(axis=0)
+                total, scatter = np.zeros_like(origin), np.zeros((origin.size, origin.size))
+            if matrix.shape[1] != origin.size:
+                raise ValueError(f"batches must have equal dimensions, got {origin.size} and {matrix.shape[1]}")
+            total += (matrix - origin).sum(axis=0)
+            scatter += _scatter(matrix, origin)
+            count += len(matrix)
+        if count < 2:
+            raise ValueError(f"batches must hold at least 2 rows (a covariance needs two clips), got {count}")
+        scatter -= np.outer(total, total) / count
+        return cls(mean=origin + total / count, covariance=(scatter + scatter.T) / (2 * (count - 1)), count=count)
 
     def merge(self, other: Self) -> Self:
         """Moments of both sets together.
@@ -76,3 +115,14 @@ class GaussianStats:
             + np.outer(shift, shift) * (self.count * other.count / total)
         )
         return type(self)(mean=self.mean + shift * (other.count / total), covariance=scatter / (total - 1), count=total)
+
+
+def _scatter(matrix: NDArray[np.float64], origin: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Sum of (x - origin)(x - origin)^T over the rows x, block by block into one triangle; no copy of the whole."""
+    upper = np.zeros((origin.size, origin.size), order="F")
+    buffer = np.empty((min(SCATTER_ROWS, len(matrix)), origin.size))
+    for begin in range(0, len(matrix), SCATTER_ROWS):
+        block = matrix[begin : begin + SCATTER_ROWS]
+        centred = np.subtract(block, origin, out=buffer[: len(block)])
+        upper = blas.dsyrk(1.0, centred.T, beta=1.0, c=upper, overwrite_c=1)
+    return np.triu(upper) + np.triu(upper, 1).T

@@ -1,0 +1,160 @@
+"""Corpus metrics against scipy's sqrtm and torch-fidelity: `OMP_NUM_THREADS=1 python -m benchmarks.metrics_speed`.
+
+Every metric is calculated from the same float64 features (logits for the inception score) by both sides in one process,
+one after the other; the results are compared too. Prints a Markdown table, a row as soon as it is known. At
+15,000 x 2,048 torch-fidelity's kernel distance holds whole kernel matrices, about 14 GB.
+"""
+
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import scipy
+import torch
+import tyro
+
+from eval.frechet import frechet_distance
+from eval.inception_score import inception_score
+from eval.kernel import KAD_SCALE, kernel_distance, reference_bandwidth
+from teacher.encoders.torchvision_compat import ensure_torchvision
+
+Metric = Literal["inception_score", "frechet", "kad", "sqrtm"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What is measured."""
+
+    clips: int = 15_000
+    dimensions: int = 2048
+    classes: int = 527
+    inception_repeats: int = 5
+    """The inception score takes well under a second; the two sides take turns this many times, medians are printed."""
+    metrics: tuple[Metric, ...] = ("inception_score", "frechet", "kad", "sqrtm")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Timed:
+    """A result and what it took: wall-clock and processor seconds."""
+
+    value: float
+    wall_s: float
+    cpu_s: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Side:
+    """One way to a result."""
+
+    name: str
+    calculate: Callable[[], float]
+
+    def timed(self, repeats: int) -> Timed:
+        """Median of `repeats` calls."""
+        runs = []
+        for _ in range(repeats):
+            wall, cpu = time.perf_counter(), time.process_time()
+            value = self.calculate()
+            runs.append((time.perf_counter() - wall, time.process_time() - cpu))
+        return Timed(
+            value=value, **{key: statistics.median(r[k] for r in runs) for k, key in enumerate(("wall_s", "cpu_s"))}
+        )
+
+
+def features(options: Options) -> tuple[np.ndarray, np.ndarray]:
+    """Two sets (clips, dimensions) with standard deviations falling as i^-1/2, rotated; the second moved and wider."""
+    rng = np.random.default_rng(0)
+    scale = np.arange(1, options.dimensions + 1) ** -0.5
+    rotation = np.linalg.qr(rng.normal(size=(options.dimensions, options.dimensions)))[0]
+    shape = (options.clips, options.dimensions)
+    return (rng.normal(size=shape) * scale) @ rotation, (1.1 * rng.normal(size=shape) * scale + 0.02) @ rotation
+
+
+def sqrtm_distance(x: np.ndarray, y: np.ndarray) -> float:
+    """The Frechet distance as av-benchmark and others take it."""
+    first, second = np.cov(x, rowvar=False), np.cov(y, rowvar=False)
+    shift = x.mean(axis=0) - y.mean(axis=0)
+    root = scipy.linalg.sqrtm(first @ second)
+    return float(shift @ shift + np.trace(first) + np.trace(second) - 2.0 * np.trace(root).real)
+
+
+def fidelity_distance(x: np.ndarray, y: np.ndarray) -> float:
+    """torch-fidelity's Frechet distance from features."""
+    from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
+
+    sides = [fid_features_to_statistics(torch.from_numpy(z)) for z in (x, y)]
+    return float(fid_statistics_to_metric(*sides, verbose=False)["frechet_inception_distance"])
+
+
+def fidelity_kernel_distance(x: np.ndarray, y: np.ndarray, bandwidth: float) -> float:
+    """torch-fidelity's unbiased squared discrepancy with its Gaussian kernel, all clips in one subset, x 100."""
+    from torch_fidelity.metric_kid import kid_features_to_metric
+
+    kernel = {"kid_kernel": "rbf", "kid_kernel_rbf_sigma": bandwidth}
+    subsets = {"kid_subsets": 1, "kid_subset_size": min(len(x), len(y))}
+    found = kid_features_to_metric(torch.from_numpy(x), torch.from_numpy(y), **kernel, **subsets, verbose=False)
+    return KAD_SCALE * float(found["kernel_inception_distance_mean"])
+
+
+def fidelity_inception_score(logits: torch.Tensor) -> float:
+    """torch-fidelity's inception score, 10 splits."""
+    from torch_fidelity.metric_isc import isc_features_to_metric
+
+    return float(isc_features_to_metric(logits, splits=10, shuffle=True, rng_seed=2020)["inception_score_mean"])
+
+
+def comparisons(options: Options) -> Iterator[tuple[str, int, Side, list[Side]]]:
+    """Metric, repeats, our side and the others."""
+    if "inception_score" in options.metrics:
+        generator = torch.Generator().manual_seed(0)
+        logits = 3.0 * torch.randn(options.clips, options.classes, generator=generator)
+        ours = Side(name="eval", calculate=lambda: inception_score(logits).mean)
+        theirs = Side(name="torch-fidelity", calculate=lambda: fidelity_inception_score(logits))
+        shape = f"{options.clips:,} x {options.classes}"
+        yield f"inception score, {shape}", options.inception_repeats, ours, [theirs]
+    if not {"frechet", "kad", "sqrtm"} & set(options.metrics):
+        return
+    x, y = features(options)
+    shape = f"{options.clips:,} x {options.dimensions:,}"
+    if "kad" in options.metrics:
+        width = Side(name="bandwidth", calculate=lambda: reference_bandwidth(x)).timed(1)
+        print(
+            f"| bandwidth of the reference, {shape} | - | {width.wall_s:.1f} ({width.cpu_s:.1f}) | - | - | - |",
+            flush=True,
+        )
+        ours = Side(name="eval", calculate=lambda: kernel_distance(x, y, bandwidth=width.value))
+        theirs = Side(name="torch-fidelity", calculate=lambda: fidelity_kernel_distance(x, y, width.value))
+        yield f"KAD, {shape}", 1, ours, [theirs]
+    others = (
+        [Side(name="torch-fidelity", calculate=lambda: fidelity_distance(x, y))] if "frechet" in options.metrics else []
+    )
+    if "sqrtm" in options.metrics:
+        others.append(Side(name="scipy sqrtm", calculate=lambda: sqrtm_distance(x, y)))
+    if others:
+        yield f"Frechet distance, {shape}", 1, Side(name="eval", calculate=lambda: frechet_distance(x, y)), others
+
+
+def run(options: Options) -> None:
+    """Print the table."""
+    ensure_torchvision()
+    import torch_fidelity
+
+    versions = f"torch {torch.__version__}, scipy {scipy.__version__}, torch-fidelity {torch_fidelity.__version__}"
+    print(f"{torch.get_num_threads()} thread(s), {versions}\n")
+    print("| metric | against | eval s (CPU s) | other s (CPU s) | faster (by CPU s) | relative difference |")
+    print("|---|---|---|---|---|---|", flush=True)
+    for metric, repeats, ours, others in comparisons(options):
+        mine = ours.timed(repeats)
+        for other in others:
+            its = other.timed(repeats)
+            difference = abs(mine.value - its.value) / abs(its.value)
+            seconds = f"{mine.wall_s:.2f} ({mine.cpu_s:.2f}) | {its.wall_s:.2f} ({its.cpu_s:.2f})"
+            ratio = f"{its.wall_s / mine.wall_s:.1f} ({its.cpu_s / mine.cpu_s:.1f})"
+            print(f"| {metric} | {other.name} | {seconds} | {ratio} | {difference:.0e} |", flush=True)
+
+
+if __name__ == "__main__":
+    run(tyro.cli(Options))
