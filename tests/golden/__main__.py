@@ -9,13 +9,9 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from eval.frechet import frechet_distance
-from eval.inception_score import inception_score
-from eval.kl import kl_divergence
-from eval.statistics import GaussianStats
 from teacher.audio.mel import MEL_16K, MEL_44K, log_mel
 from teacher.sequence import SEQUENCE_16K, SEQUENCE_44K, image_frames, sync_frames
-from tests.golden import audio, meanflow, network, sync
+from tests.golden import audio, meanflow, metrics, network, sync
 from tests.golden.deviation import Deviation
 from tests.golden.recipe import Recording
 
@@ -37,33 +33,10 @@ def mel(recording: Recording) -> Iterator[Deviation]:
     yield Deviation("log_mel", float((made - recording.tensors["out.log_mel"]).abs().max()), 7e-5)
 
 
-def metric_fd(recording: Recording) -> Iterator[Deviation]:
-    """Frechet distances of float64 statistics; a recorded root of a singular product is good to 1e-4 only."""
-    for case, tolerance in (("full_rank", 1e-9), ("rank_deficient", 1e-4), ("identical", 1e-9)):
-        sets = [GaussianStats.from_features(recording.tensors[f"in.{case}.{n}"]) for n in ("reference", "generated")]
-        value = recording.document["expected"][f"{case}.fd_from_float64"]
-        yield Deviation(case, abs(frechet_distance(*sets) - value) / max(1.0, abs(value)), tolerance)
-
-
-def metric_kl(recording: Recording) -> Iterator[Deviation]:
-    """Mean softmax divergence, the reference first."""
-    value = recording.document["expected"]["f64.kl_softmax"]
-    made = kl_divergence(recording.tensors["in.reference_logits"], recording.tensors["in.generated_logits"]).mean()
-    yield Deviation("kl_softmax", abs(float(made) - value) / abs(value), 1e-10)
-
-
-def metric_isc(recording: Recording) -> Iterator[Deviation]:
-    """Inception score with 10 splits and 1, shuffled and not."""
-    for splits in (10, 1):
-        for name, seed in (("shuffled", 2020), ("unshuffled", None)):
-            value = recording.document["expected"][f"splits{splits}.{name}.mean"]
-            made = inception_score(recording.tensors["in.logits"], splits=splits, seed=seed).mean
-            yield Deviation(f"splits{splits}.{name}", abs(made - value) / abs(value), 1e-10)
-
-
 CHECKS: tuple[Callable[[Recording], Iterator[Deviation]], ...] = (
     audio.vae, audio.vocoder, meanflow.meanflow_jax, meanflow.meanflow_meanaudio, meanflow.meanflow_py,
-    meanflow.time_samplers, mel, metric_fd, metric_isc, metric_kl, network.mmaudio_network, sequence_lengths,
+    meanflow.time_samplers, mel, metrics.metric_cosine, metrics.metric_desync, metrics.metric_evaluate,
+    metrics.metric_fd, metrics.metric_isc, metrics.metric_kl, network.mmaudio_network, sequence_lengths,
     sync.sync_full, sync.sync_visual,
 )  # fmt: skip
 KINDS = {check.__name__: check for check in CHECKS}
