@@ -1,13 +1,14 @@
 """rows.jsonl to a page one can open from disk, and to a Markdown table with the same numbers."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import get_args
 
 from eval.example_file import Example, read_examples
+from eval.hygiene import TestFacts, facts_of
 from eval.metric_text import EMBEDDED_NOTE
-from eval.report_parts import cards, charts, example_html, facts, reading, table_html
+from eval.report_parts import cards, charts, example_html, facts, reading, table_html, test_set_html
 from eval.report_style import SCRIPT, STYLE
 from eval.rows import Row, Summary, Task, read_rows, summarise
 from eval.tables import MODEL_TITLES, TASK_TITLES, latency_table, markdown, quality_table, shown_metrics
@@ -39,7 +40,10 @@ def write_report(rows_path: Path, *, title: str = TITLE, lead: str = LEAD) -> Pa
     summaries = summarise(rows)
     examples = read_examples(rows_path.with_name("examples.json"))
     tasks = [task for task in get_args(Task) if any(s.task == task for s in summaries)]
-    sections = "".join(_section(summaries, [e for e in examples if e.task == task], task) for task in tasks)
+    tested = facts_of(rows, rows_path)
+    sections = "".join(
+        _section(summaries, [e for e in examples if e.task == task], task, tested.get(task)) for task in tasks
+    )
     links = "".join(f'<a href="#{task}">{TASK_TITLES[task]}</a>' for task in tasks)
     keys = [m.key for m in shown_metrics(summaries)]
     page = (
@@ -56,24 +60,28 @@ def write_report(rows_path: Path, *, title: str = TITLE, lead: str = LEAD) -> Pa
     )
     path = rows_path.with_name("report.html")
     path.write_text(page, encoding="utf-8")
-    rows_path.with_name("results.md").write_text(results_markdown(summaries, title), encoding="utf-8")
+    rows_path.with_name("results.md").write_text(results_markdown(summaries, title, tested), encoding="utf-8")
     return path
 
 
-def results_markdown(summaries: Sequence[Summary], title: str = TITLE) -> str:
+def results_markdown(
+    summaries: Sequence[Summary], title: str = TITLE, tested: Mapping[Task, TestFacts] | None = None
+) -> str:
     """The tables of the page in Markdown."""
     parts = [f"# {title}", EMBEDDED_NOTE, "Mean ± standard deviation over seeds; best generated value in bold."]
     for task in get_args(Task):
         if not any(s.task == task for s in summaries):
             continue
         parts += [f"## {TASK_TITLES[task]}", markdown(quality_table(summaries, task))]
+        if tested and task in tested:
+            parts.append(f"Test set: {' '.join(tested[task].sentences())}")
         latency = latency_table(summaries, task)
         if latency is not None:
             parts += [f"### Real-time factor, {TASK_TITLES[task].lower()}", RTF_NOTE, markdown(latency)]
     return "\n\n".join(parts) + "\n"
 
 
-def _section(summaries: Sequence[Summary], examples: Sequence[Example], task: Task) -> str:
+def _section(summaries: Sequence[Summary], examples: Sequence[Example], task: Task, tested: TestFacts | None) -> str:
     seeds = sorted({seed for s in summaries if s.task == task and s.steps for seed in s.seeds})
     several = f"Mean ± standard deviation over seeds {', '.join(map(str, seeds))}" if len(seeds) > 1 else "One seed"
     parts = [
@@ -87,6 +95,7 @@ def _section(summaries: Sequence[Summary], examples: Sequence[Example], task: Ta
     latency = latency_table(summaries, task)
     if latency is not None:
         parts.append(f'<h3>Speed by stage (real-time factor)</h3><p class="soft">{RTF_NOTE}</p>{table_html(latency)}')
+    parts.append(f"<h3>Test set</h3>{test_set_html(tested)}")
     if examples:
         hint = "Click into a spectrogram to play from there." + VTA_HINT * (task == "vta")
         parts.append(f'<h3>Listen</h3><p class="soft">{hint}</p>{"".join(example_html(e) for e in examples)}')

@@ -5,6 +5,7 @@ from html import escape
 from urllib.parse import quote
 
 from eval.example_file import Entry, Example
+from eval.hygiene import TestFacts
 from eval.metric_text import METRICS, MetricText, metric
 from eval.rows import Model, Summary, Task
 from eval.svg_chart import Level, Series, line_chart
@@ -87,6 +88,16 @@ def facts(items: Mapping[str, str]) -> str:
     return (
         '<dl class="facts">' + "".join(f"<dt>{escape(k)}</dt><dd>{escape(v)}</dd>" for k, v in items.items()) + "</dl>"
     )
+
+
+def test_set_html(facts: TestFacts | None) -> str:
+    """The clips scored, with their digest and list, what was left out, and the overlap with training data."""
+    if facts is None:
+        return '<p class="soft">Test set: its ids were not kept.</p>'
+    told = "".join(f"<li>{escape(sentence)}</li>" for sentence in facts.sentences())
+    ids = " ".join(map(escape, sorted(facts.ids)))
+    listed = f"<summary>Ids of the {len(facts.ids)} clips</summary><pre>{ids}</pre>"
+    return f'<ul class="soft" style="overflow-wrap:anywhere">{told}</ul><details class="soft">{listed}</details>'
 
 
 def _card(summary: Summary, task: Task) -> str:

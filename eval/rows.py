@@ -1,14 +1,17 @@
 """Rows of results: one JSON line per task, model, step count and seed."""
 
+import hashlib
 import json
 import math
 import os
 import statistics
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields
+from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal, Self, get_args
+from typing import Any, Literal, Self, TypeVar, get_args
 
+T = TypeVar("T")
 Task = Literal["vta", "tta"]
 Model = Literal["teacher", "student", "codec", "reference"]
 """`codec`: real sound through the codec and back, the ceiling of every model; `reference`: real sound itself."""
@@ -38,6 +41,12 @@ class Row:
     command: str
     """The command that made the row."""
     machine: Mapping[str, str] = field(default_factory=dict)
+    clips_digest: str | None = None
+    """`ids_digest` of the clips scored; None in rows made before it was kept."""
+    params: int | None = None
+    """Parameters of the generating network; None where they were not counted."""
+    duration_s: float | None = None
+    """Duration of one clip in seconds; None where it was not kept."""
 
     def __post_init__(self) -> None:
         if self.task not in get_args(Task):
@@ -47,6 +56,9 @@ class Row:
         for name in ("steps", "nfe", "num_clips"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
+        for name, count in (("params", self.params), ("duration_s", self.duration_s)):
+            if count is not None and not 0 < count < math.inf:
+                raise ValueError(f"{name} must be positive and finite, or None where it is not known, got {count}")
         for name, value in (*self.metrics.items(), *self.rtf.items()):
             if not math.isfinite(value):
                 raise ValueError(f"{name} must be finite, got {value}; leave out what was not measured")
@@ -62,13 +74,14 @@ class Row:
 
     @classmethod
     def from_json(cls, line: str) -> Self:
-        """The row a line holds; unknown and missing fields are refused by name."""
+        """The row a line holds; unknown and missing fields are refused by name. Optional fields may be absent."""
         data = json.loads(line)
         names = {f.name for f in fields(cls)}
-        if not isinstance(data, dict) or set(data) != names:
-            found = set(data) if isinstance(data, dict) else set()
+        needed = names - {f.name for f in fields(cls) if f.default is not MISSING}
+        found = set(data) if isinstance(data, dict) else set()
+        if not needed <= found <= names:
             raise ValueError(
-                f"a row needs exactly its fields; missing {sorted(names - found)}, unknown {found - names}"
+                f"a row needs exactly its fields; missing {sorted(needed - found)}, unknown {sorted(found - names)}"
             )
         return cls(**data)
 
@@ -113,6 +126,47 @@ def read_rows(path: Path) -> list[Row]:
     return list(rows.values())
 
 
+ClipScores = dict[str, dict[str, float]]
+"""Clip id -> scores of that clip."""
+
+
+def read_clip_scores(path: Path) -> dict[tuple[tuple[str, str, int, int], str], ClipScores]:
+    """clips.jsonl by (row key, configuration digest); the last line of each clip counts, as a run may have been cut.
+
+    Raises:
+        ValueError: a complete line that is not the scores of a clip, named by its number.
+    """
+    found: dict[tuple[tuple[str, str, int, int], str], ClipScores] = {}
+    for number, line in enumerate(read_lines(path), start=1):
+        try:
+            data = json.loads(line)
+            key = (data.pop("task"), data.pop("model"), int(data.pop("steps")), int(data.pop("seed")))
+            digest, clip_id = str(data.pop("config_digest")), str(data.pop("id"))
+            scores = {name: float(value) for name, value in data.items()}
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise ValueError(f"{path}, line {number} is not the scores of a clip: {error!r}") from error
+        found.setdefault((key, digest), {})[clip_id] = scores
+    return found
+
+
+def ids_digest(ids: Iterable[str]) -> str:
+    """SHA-256 of the ids in byte order, one a line: what `LC_ALL=C sort ids.txt | sha256sum` prints."""
+    return hashlib.sha256(ids_text(ids).encode()).hexdigest()
+
+
+def ids_text(ids: Iterable[str]) -> str:
+    """The ids in byte order, one a line.
+
+    Raises:
+        ValueError: an id twice, or with a line break in it.
+    """
+    ordered = sorted(ids)
+    broken = [i for i in ordered if "\n" in i] + [a for a, b in pairwise(ordered) if a == b]
+    if broken:
+        raise ValueError(f"ids must be distinct and without line breaks, got {broken[:5]}")
+    return "".join(f"{i}\n" for i in ordered)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Summary:
     """Rows of one task, model and step count over seeds."""
@@ -129,6 +183,8 @@ class Summary:
     """Sample standard deviation over seeds (divisor n - 1); None with a single seed."""
     rtf: Mapping[str, float]
     """Median over seeds."""
+    params: int | None = None
+    duration_s: float | None = None
 
 
 def summarise(rows: Iterable[Row]) -> list[Summary]:
@@ -167,7 +223,14 @@ def _summary(key: tuple[Task, Model, int], rows: list[Row]) -> Summary:
         mean={name: statistics.fmean(v) for name, v in values.items()},
         std={name: statistics.stdev(v) if len(v) > 1 else None for name, v in values.items()},
         rtf={stage: statistics.median(row.rtf[stage] for row in rows) for stage in stages},
+        params=_agreed([row.params for row in rows]),
+        duration_s=_agreed([row.duration_s for row in rows]),
     )
+
+
+def _agreed(values: list[T | None]) -> T | None:
+    """The value all rows have, None where they do not agree."""
+    return values[0] if len(set(values)) == 1 else None
 
 
 def json_line(value: Mapping[str, Any]) -> str:

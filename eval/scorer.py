@@ -1,7 +1,7 @@
 """Scores a set of generated waves against the reference clips."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import reduce
 from operator import add
 from typing import Self
@@ -27,6 +27,8 @@ class Scores:
 
     metrics: Mapping[str, float]
     per_clip: tuple[Mapping[str, float], ...]
+    embeddings: Mapping[str, Tensor] = field(default_factory=dict)
+    """What the metrics were computed from: `embedded.features` and `embedded.logits`."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -106,13 +108,18 @@ class Scorer:
                 if count is not None:
                     entry.update(hits=count.hits, misses=count.misses, false_alarms=count.false_alarms)
             metrics |= _pooled([count for count in counts if count is not None])
-        return Scores(metrics=metrics, per_clip=tuple(per_clip))
+        return Scores(metrics=metrics, per_clip=tuple(per_clip), embeddings=_embedded(features, logits))
 
     def score_unpaired(self, waves: Tensor) -> Scores:
         """Scores of real or generated waves that belong to no particular reference clip: no kl, no onsets."""
         features = self.extractor(self._cut(waves))
-        metrics = self._set_metrics(features) | self._inception(self.classifier.logits(features))
-        return Scores(metrics=metrics, per_clip=())
+        logits = self.classifier.logits(features)
+        metrics = self._set_metrics(features) | self._inception(logits)
+        return Scores(metrics=metrics, per_clip=(), embeddings=_embedded(features, logits))
+
+    def reference_embeddings(self) -> dict[str, Tensor]:
+        """Features and logits of the reference, as `Scores.embeddings` has those of generated waves."""
+        return _embedded(self.features, self.classifier.logits(self.features))
 
     def _cut(self, waves: Tensor) -> Tensor:
         if waves.ndim != 2 or waves.shape[1] < self.num_samples:
@@ -139,6 +146,10 @@ class Scorer:
             None if times is None else match_onsets(times, detect_onsets(wave.numpy(), rate), self.tolerance_s)
             for wave, times in zip(waves.to(torch.float32), self.events, strict=True)
         ]
+
+
+def _embedded(features: Tensor, logits: Tensor) -> dict[str, Tensor]:
+    return {"embedded.features": features, "embedded.logits": logits}
 
 
 def _pooled(counts: Sequence[OnsetCounts]) -> dict[str, float]:

@@ -10,7 +10,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from eval.rows import Model, Row, Task, append_lines, json_line, read_rows
+from eval.kept_embeddings import keep_embeddings
+from eval.rows import Model, Row, Task, append_lines, ids_digest, json_line, read_rows
 from eval.scorer import Scorer, Scores
 from teacher.conditions import Conditions
 from teacher.data.media import write_audio
@@ -45,6 +46,10 @@ class Origin:
     run_id: str
     command: str
     machine: Mapping[str, str] = field(default_factory=dict)
+    params: int | None = None
+    """Parameters of the generating network."""
+    duration_s: float | None = None
+    """Duration of one clip."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,6 +128,7 @@ def sweep(
                 guidance=guidance,
                 rtf=timings,
                 origin=origin,
+                scorer=scorer,
             )
 
 
@@ -139,8 +145,12 @@ def record(
     nfe: int = 0,
     guidance: float = 1.0,
     rtf: Mapping[str, float] | None = None,
+    scorer: Scorer | None = None,
 ) -> Row:
-    """Append scores as a row, those of single clips first; also the way floors and ceilings enter (steps 0)."""
+    """Append scores as a row, those of single clips first; also the way floors and ceilings enter (steps 0).
+
+    With the scorer, the features and logits the scores were computed from are kept in embeddings/.
+    """
     row = Row(
         task=task,
         model=model,
@@ -151,6 +161,7 @@ def record(
         metrics=dict(scores.metrics),
         rtf=dict(rtf or {}),
         num_clips=len(ids),
+        clips_digest=ids_digest(ids),
         **asdict(origin),
     )
     labels = {"task": task, "model": model, "steps": steps, "seed": seed, "config_digest": origin.config_digest}
@@ -160,6 +171,9 @@ def record(
             for clip_id, entry in zip(ids, scores.per_clip, strict=True)
         ]
         append_lines(rows_path.with_name("clips.jsonl"), lines)
+    if scorer is not None and scores.embeddings:
+        reference = scorer.reference_embeddings()
+        keep_embeddings(rows_path, row, scores.embeddings, reference, splits=scorer.inception_splits)
     append_lines(rows_path, [row.to_json()])
     return row
 
@@ -186,12 +200,14 @@ def reference_rows(
         distances = {name: floor.metrics[name] for name in ("frechet", "frechet_bias", "kad")}
         rest = {name: value for name, value in own.metrics.items() if name not in distances and name != "kl"}
         models: dict[Model, Scores] = {
-            "reference": Scores(metrics=distances | rest, per_clip=()),
+            "reference": Scores(metrics=distances | rest, per_clip=(), embeddings=floor.embeddings),
             "codec": scorer.score(reconstruction, timing=timing),
         }
         for model, scores in models.items():
             done = _finished(rows_path, (task, model, 0, 0), origin.config_digest)
-            yield done or record(scores, rows_path=rows_path, ids=scorer.ids, task=task, model=model, origin=origin)
+            yield done or record(
+                scores, rows_path=rows_path, ids=scorer.ids, task=task, model=model, origin=origin, scorer=scorer
+            )
 
 
 def _finished(rows_path: Path, key: tuple[str, str, int, int], config_digest: str) -> Row | None:

@@ -3,7 +3,7 @@
 import shlex
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -12,10 +12,12 @@ from torch import Tensor
 from tqdm import tqdm
 
 from eval.examples import ExampleWriter, write_examples
+from eval.hygiene import TestFacts, write_facts
+from eval.overlap import find_overlap, read_groups
 from eval.rows import Model, Row, Task
 from eval.speed import StageTimer, machine_facts, synchroniser, with_totals
 from eval.sweep import Generate, KeptAudio, Origin, reference_rows, sweep
-from eval.testset import TestSet, TrainingSounds
+from eval.testset import TestSet, TrainingSounds, Unreadable
 from meanflow import Guidance
 from meanflow.config import digest
 from scripts.errors import one_line_errors
@@ -43,6 +45,10 @@ class Compare:
     tasks: tuple[Task, ...] = ("vta", "tta")
     max_clips: int = 96
     """Test clips per task."""
+    unreadable: Unreadable = "fail"
+    """A test clip that cannot be read: fail, or exclude it for both models and list it. It is never replaced."""
+    manifest: Path | None = None
+    """Table with a group_id column: clips of one group count as the same source in the overlap with training data."""
     teacher_guidance: float = 1.4
     """Guidance scale of the teacher while sampling; 1 is off."""
     student_guidance: float = 1.4
@@ -84,7 +90,13 @@ def _task(
         max_clips=args.max_clips,
         classifier=sounds.classifier,
         label_kind=sounds.label_kind,
+        unreadable=args.unreadable,
     )
+    groups = None if args.manifest is None else read_groups(args.manifest)
+    overlap = find_overlap(test.records, (args.teacher, args.student), groups=groups)
+    facts = TestFacts(task=task, ids=test.clips.ids, excluded=test.excluded, overlap=overlap)
+    write_facts(args.out, [facts])
+    print(f"{task}: {' '.join(facts.sentences())}", flush=True)
     licences = dict.fromkeys(pipeline.licence for pipeline, _ in models.values())
     comment = f"licence of the weights: {' / '.join(licences)}; {args.teacher}, {args.student}"
     keep = KeptAudio(folder=args.out / "media", count=args.num_examples, seed=args.seeds[0], comment=comment)
@@ -114,7 +126,11 @@ def _task(
                 seeds=args.seeds,
                 scorer=test.scorer,
                 rows_path=rows_path,
-                origin=_origin(args, test, settings),
+                origin=replace(
+                    _origin(args, test, settings),
+                    params=sum(p.numel() for p in pipeline.net.parameters()),
+                    duration_s=pipeline.window_s,
+                ),
                 guidance=guidance.omega,
                 evaluations_per_step=network_evaluations(
                     1, guidance, guided_input=pipeline.net.config.guidance_embedding

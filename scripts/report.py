@@ -1,4 +1,4 @@
-"""Write the report page and the table of results from rows.jsonl.
+"""Write the report page, the table of results and the tables of a paper from rows.jsonl.
 
 python -m scripts.report --rows runs/demo/rows.jsonl
 """
@@ -7,18 +7,29 @@ from pathlib import Path
 
 import tyro
 
+from eval.hygiene import look_again
+from eval.paper_table import write_paper
 from eval.report import write_report
 from scripts.errors import one_line_errors
 
 
-def report(rows: Path) -> None:
-    """Write report.html and results.md beside the rows.
+def report(rows: Path, data: Path | None = None, runs: tuple[Path, ...] = (), manifest: Path | None = None) -> None:
+    """Write report.html, results.md, paper.tex and paper.md beside the rows.
 
     Args:
         rows: rows.jsonl of a comparison; examples.json beside it adds the players.
+        data: feature folder of the comparison; with it testset.json is written anew, the scored ids and what they have
+            in common with the training data of `runs`.
+        runs: run folders of the networks compared.
+        manifest: table with a group_id column: clips of one group count as the same source.
     """
+    if data is None and (runs or manifest is not None):
+        raise ValueError("runs and manifest are for looking at the overlap with training data, which needs --data too")
+    if data is not None:
+        for fact in look_again(rows, data, runs, manifest).values():
+            print(f"{fact.task}: {' '.join(fact.sentences())}")
     page = write_report(rows)
-    print(f"wrote {page} and {page.with_name('results.md')}")
+    print(f"wrote {', '.join(map(str, (page, page.with_name('results.md'), *write_paper(rows))))}")
 
 
 @one_line_errors

@@ -1,0 +1,118 @@
+"""Whether the networks compared have heard any of the test clips: by id, by source and by content."""
+
+import csv
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from teacher.data.dataset import FeatureSet
+from teacher.data.store import Record
+from teacher.weights.run_folder import read_run_config
+
+CLIP_OF_A_VIDEO = re.compile(r"Y?([A-Za-z0-9_-]{11})_\d+(_\d+)?")
+"""Ids of VGGSound and AudioCaps: the 11 letters of a video, then times. Two clips of one video sound alike."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Overlap:
+    """Test clips that are also in the training split of the runs compared. Ids are those of the test clips."""
+
+    training_files: int
+    """Media files the runs learnt from."""
+    by_id: tuple[str, ...]
+    by_source: tuple[str, ...]
+    """Of the same group (group_id) or video, under another id."""
+    by_content: tuple[str, ...]
+    """Of a file with the same bytes, under another id and source."""
+    unread: int
+    """Files, of either side, that are gone: their bytes could not be compared."""
+    unknown: tuple[str, ...] = ()
+    """Runs whose training data are not known here, and why."""
+
+    @property
+    def clean(self) -> bool:
+        """Nothing found in common; what could not be looked at is in `unread` and `unknown`."""
+        return not (self.by_id or self.by_source or self.by_content)
+
+
+def trained_on(runs: Iterable[Path]) -> tuple[tuple[Path, ...], tuple[str, ...]]:
+    """Feature folders the runs learnt from, each once; and the runs for which they are not known, with the reason."""
+    folders: dict[Path, None] = {}
+    unknown = []
+    for run in runs:
+        data = _training_data(run)
+        paths = [Path(p) for p in data]
+        gone = [str(p) for p in paths if not (p / "features.json").is_file()]
+        if gone or not paths:
+            unknown.append(f"{run} ({', '.join(gone)} not here)" if gone else f"{run} (its configuration names none)")
+        folders |= dict.fromkeys(p for p in paths if str(p) not in gone)
+    return tuple(folders), tuple(unknown)
+
+
+def find_overlap(test: Sequence[Record], runs: Iterable[Path], *, groups: Mapping[str, str] | None = None) -> Overlap:
+    """Look for test clips in the training splits of all feature folders the runs learnt from.
+
+    By item id; by `groups` (item id -> group_id, see `read_groups`) and by video, for ids that name one; and by SHA-256
+    of the media files, of which only those with a size that occurs on both sides are read.
+    """
+    folders, unknown = trained_on(runs)
+    ids: set[str] = set()
+    files: set[Path] = set()
+    for record in (r for folder in folders for r in FeatureSet.open(folder, "train").records):
+        ids.add(record.item_id)
+        files.add(Path(record.path))
+    sources = {source_of(i, groups) for i in ids}
+    same_bytes, unread = _same_content({Path(r.path) for r in test}, files)
+    by_id = [r.id for r in test if r.item_id in ids]
+    by_source = [r.id for r in test if r.item_id not in ids and source_of(r.item_id, groups) in sources]
+    taken = {*by_id, *by_source}
+    return Overlap(
+        training_files=len(files),
+        by_id=tuple(by_id),
+        by_source=tuple(by_source),
+        by_content=tuple(r.id for r in test if r.id not in taken and Path(r.path) in same_bytes),
+        unread=unread,
+        unknown=unknown,
+    )
+
+
+def source_of(item_id: str, groups: Mapping[str, str] | None = None) -> str:
+    """What an item is a piece of: its group where known, else its video where the id names one, else itself."""
+    if groups and item_id in groups:
+        return groups[item_id]
+    video = CLIP_OF_A_VIDEO.fullmatch(item_id)
+    return video.group(1) if video else item_id
+
+
+def read_groups(manifest: Path) -> dict[str, str]:
+    """Item id -> group_id of a .jsonl, .csv or .tsv manifest; items without either are left out."""
+    text = manifest.read_text(encoding="utf-8-sig")
+    if manifest.suffix.lower() == ".jsonl":
+        rows = [json.loads(line) for line in text.splitlines() if line.strip()]
+    else:
+        rows = list(csv.DictReader(text.splitlines(), delimiter="\t" if manifest.suffix.lower() == ".tsv" else ","))
+    return {str(r["id"]): str(r["group_id"]) for r in rows if r.get("id") and r.get("group_id")}
+
+
+def _same_content(test: set[Path], training: set[Path]) -> tuple[set[Path], int]:
+    """Files of `test` whose bytes are those of some file of `training`, and how many files are gone."""
+    sizes = {path: path.stat().st_size for path in test | training if path.is_file()}
+    shared = {sizes[p] for p in test if p in sizes} & {sizes[p] for p in training if p in sizes}
+    known = {_sha256(p) for p in training if sizes.get(p) in shared}
+    found = {p for p in test if sizes.get(p) in shared and _sha256(p) in known}
+    return found, len(test | training) - len(sizes)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _training_data(run: Path) -> tuple[str, ...]:
+    """The feature folders config.json names; none for published weights."""
+    settings = read_run_config(run).get("run")
+    data = settings.get("data", ()) if isinstance(settings, dict) else ()
+    return (data,) if isinstance(data, str) else tuple(map(str, data))

@@ -1,0 +1,84 @@
+"""The columns of a paper's tables: which metric, printed how, under which name."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from eval.rows import Task
+
+Better = Literal["lower", "higher"]
+LATEX: Mapping[str, str] = {
+    "\\": r"\textbackslash{}",
+    **{sign: f"\\{sign}" for sign in "&%$#_{}"},
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "–": "--",
+    "↓": r"$\downarrow$",
+    "↑": r"$\uparrow$",
+}
+"""What stands in LaTeX for a letter."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Column:
+    """One metric: its key in a row, and how a paper prints it."""
+
+    key: str
+    name: str
+    better: Better
+    digits: int = 2
+    sub: str = ""
+    """Index after the name: the network the metric uses."""
+    scale: float = 1.0
+
+    @property
+    def title(self) -> str:
+        return f"{self.name}{'_' * bool(self.sub)}{self.sub} {'↓' if self.better == 'lower' else '↑'}"
+
+    @property
+    def latex(self) -> str:
+        index = rf"\textsubscript{{{escaped(self.sub)}}}" if self.sub else ""
+        return f"{escaped(self.name)}{index}{escaped('↓' if self.better == 'lower' else '↑')}"
+
+
+FD_PASST = Column(key="fd_passt", name="FD", sub="PaSST", better="lower")
+FD_PANNS = Column(key="fd_panns", name="FD", sub="PANNs", better="lower")
+FD_VGG = Column(key="fd_vggish", name="FD", sub="VGG", better="lower")
+IS_PANNS = Column(key="is_panns", name="IS", better="higher")
+PUBLISHED: dict[Task, tuple[Column, ...]] = {
+    "vta": (
+        FD_PASST,
+        FD_PANNS,
+        FD_VGG,
+        Column(key="kl_panns", name="KL", sub="PANNs", better="lower"),
+        Column(key="kl_passt", name="KL", sub="PaSST", better="lower"),
+        IS_PANNS,
+        Column(key="ib_score", name="IB", better="higher", scale=100.0),
+        Column(key="desync", name="DeSync", better="lower", digits=3),
+    ),
+    "tta": (
+        FD_PANNS,
+        FD_VGG,
+        IS_PANNS,
+        Column(key="clap_laion", name="CLAP", sub="LAION", better="higher", digits=3),
+        Column(key="clap_ms", name="CLAP", sub="MS", better="higher", digits=3),
+    ),
+}
+"""Columns of table 1 (VGGSound) and table 3 (AudioCaps), in their order, by the key of the metric in a row."""
+OWN = (
+    Column(key="frechet", name="Embedded-FD", better="lower"),
+    Column(key="kad", name="Embedded-KAD", better="lower"),
+    Column(key="kl", name="Embedded-KL", better="lower", digits=3),
+    Column(key="inception_score", name="Embedded-IS", better="higher"),
+    Column(key="onset_f1", name="Onset-F1", better="higher", digits=3),
+)
+"""Metrics that need no weights. No name of a published metric stands alone among them."""
+EMBEDDED = (
+    "Embedded-FD, -KAD, -KL and -IS use this project's own features and classes, fitted to this data. They are other "
+    "quantities than the FD, KL and IS of publications and must not be compared with them."
+)
+
+
+def escaped(text: str) -> str:
+    """Text for LaTeX; arrows and signs become mathematics."""
+    return "".join(LATEX.get(letter, letter) for letter in text)

@@ -1,0 +1,216 @@
+"""A paper's table from rows: which columns, which values in bold, which names, and what is said below."""
+
+import math
+import re
+
+import numpy as np
+import pytest
+
+from eval.onsets import OnsetCounts
+from eval.paired import clip_values, difference, half_width, settings
+from eval.paper_columns import OWN, PUBLISHED, escaped
+from eval.paper_table import paper_latex, paper_markdown, paper_table, write_paper
+from eval.rows import Row, append_lines, json_line
+from eval.speed import STAGES, with_totals
+
+
+def row(model="teacher", steps=25, seed=0, *, task="vta", metrics=None, **changes):
+    values = {
+        "task": task,
+        "model": model,
+        "steps": steps,
+        "seed": seed,
+        "nfe": 2 * steps,
+        "guidance": 1.4,
+        "metrics": {"frechet": 10.0} if metrics is None else metrics,
+        "rtf": with_totals(dict.fromkeys(STAGES, 0.01 * steps)) if steps else {},
+        "num_clips": 4,
+        "config_digest": "abc",
+        "run_id": "r",
+        "command": "c",
+        "machine": {"device": "CPU_1 & co"},
+    }
+    return Row(**(values | changes))
+
+
+def clips(rows, scores):
+    """Per-clip scores of rows, in their order."""
+    return {
+        (r.key, r.config_digest): {f"clip{k}": one for k, one in enumerate(own)}
+        for r, own in zip(rows, scores, strict=True)
+    }
+
+
+def bold(text):
+    return re.findall(r"\*\*(.+?)\*\*", text)
+
+
+def test_published_columns_come_in_the_order_of_the_paper_with_ours_after_them():
+    metrics = {c.key: 0.5 for c in (*PUBLISHED["vta"], *OWN)}
+    rows = [row(metrics=metrics, params=157_000_000, duration_s=8.0), row("student", 1, metrics=metrics)]
+    table = paper_table(rows, {}, "vta")
+    assert table.table.columns == (
+        "Model", "Params", "Steps", "NFE",
+        "FD_PaSST ↓", "FD_PANNs ↓", "FD_VGG ↓", "KL_PANNs ↓", "KL_PaSST ↓", "IS ↑", "IB ↑", "DeSync ↓",
+        "Embedded-FD ↓", "Embedded-KAD ↓", "Embedded-KL ↓", "Embedded-IS ↑", "Onset-F1 ↑",
+        "RTF ↓", "Time (s) ↓",
+    )  # fmt: skip
+    first, second = (dict(zip(table.table.columns, [r.model, *(c.text for c in r.cells)], strict=True))
+                     for r in table.table.rows)  # fmt: skip
+    assert (first["Params"], first["IB ↑"], first["DeSync ↓"]) == ("157M", "50.00", "0.500")  # IB is printed x 100
+    assert (first["RTF ↓"], first["Time (s) ↓"]) == ("1.50", "12.0")  # six stages of 0.25, times 8 s
+    assert (second["Params"], second["RTF ↓"], second["Time (s) ↓"]) == ("–", "0.0600", "–")
+    assert "Not computed" not in paper_markdown(table)
+
+
+def test_text_to_audio_has_the_columns_of_table_three():
+    rows = [row(task="tta", metrics={c.key: 0.5 for c in PUBLISHED["tta"]})]
+    titles = paper_table(rows, {}, "tta").table.columns
+    assert titles[3:8] == ("FD_PANNs ↓", "FD_VGG ↓", "IS ↑", "CLAP_LAION ↑", "CLAP_MS ↑")
+
+
+def test_columns_nobody_computed_are_left_out_and_named_below():
+    table = paper_table([row(metrics={"frechet": 1.0, "fd_panns": 2.0}), row("student", 1)], {}, "vta")
+    assert table.table.columns == ("Model", "Steps", "NFE", "FD_PANNs ↓", "Embedded-FD ↓", "RTF ↓")
+    note = next(n for n in table.notes if n.startswith("Not computed"))
+    assert note == (
+        "Not computed, therefore without a column: FD_PaSST, FD_VGG, KL_PANNs, KL_PaSST, IS, IB, DeSync, Params, "
+        "Time (s)."
+    )
+    assert [r.cells[2].text for r in table.table.rows] == ["2.00", "–"]  # a row without it has a dash, not a number
+
+
+def test_embedded_metrics_never_bear_a_published_name():
+    published = {c.title[:-2].lower() for columns in PUBLISHED.values() for c in columns}
+    for column in OWN:
+        name = column.title[:-2].lower()
+        assert name not in published | {"fd", "fad", "kl", "is", "kad"}
+        assert name.startswith(("embedded-", "onset-"))
+    text = paper_markdown(paper_table([row()], {}, "vta"))
+    assert "must not be compared" in text
+    assert "must not be compared" not in paper_markdown(paper_table([row(metrics={"fd_panns": 1.0})], {}, "vta"))
+
+
+def test_best_is_bold_only_where_every_difference_exceeds_its_interval():
+    """Four paired differences: 1 +- 0.01 is far from zero; 1 with deviation 2 has a half width of 3.18 x 2 / 2."""
+    rows = [row(metrics={"kl": 2.0}), row("student", 1, metrics={"kl": 3.0})]
+    base = [1.0, 2.0, 2.0, 3.0]
+    near = [{"kl": k + 1 + d} for k, d in zip(base, [0.01, -0.01, 0.01, -0.01], strict=True)]
+    far = [{"kl": k + 1 + d} for k, d in zip(base, [2.0, -2.0, 2.0, -2.0], strict=True)]
+    own = [{"kl": k} for k in base]
+    clear = paper_markdown(paper_table(rows, clips(rows, [own, near]), "vta"))
+    assert bold(clear) == ["2.000"]
+    assert "Embedded-KL: paired over clips." in clear
+    assert bold(paper_markdown(paper_table(rows, clips(rows, [own, far]), "vta"))) == []
+
+
+def test_one_rival_within_the_interval_is_enough_to_lose_the_bold():
+    rows = [row(metrics={"kl": 2.0}), row(steps=8, metrics={"kl": 2.1}), row("student", 1, metrics={"kl": 9.0})]
+    scores = [[{"kl": v} for v in values] for values in ([2, 2, 2, 2.0], [1.0, 3.2, 1.0, 3.2], [9.0, 9, 9, 9])]
+    assert bold(paper_markdown(paper_table(rows, clips(rows, scores), "vta"))) == []
+
+
+def test_without_an_interval_the_best_is_bold_and_that_is_said():
+    rows = [row(metrics={"frechet": 2.0}), row("student", 1, metrics={"frechet": 3.0})]
+    text = paper_markdown(paper_table(rows, {}, "vta"))
+    assert bold(text) == ["2.00"]
+    assert "Embedded-FD: no interval, the best value is bold." in text
+    equal = [row(metrics={"frechet": 2.0}), row("student", 1, metrics={"frechet": 2.0})]
+    assert bold(paper_markdown(paper_table(equal, {}, "vta"))) == []
+
+
+def test_higher_is_better_where_the_arrow_points_up_and_floors_are_never_best():
+    rows = [row(metrics={"is_panns": 5.0}), row("student", 1, metrics={"is_panns": 4.0}),
+            row("reference", 0, metrics={"is_panns": 9.0})]  # fmt: skip
+    assert bold(paper_markdown(paper_table(rows, {}, "vta"))) == ["5.00"]
+
+
+def test_intervals_in_the_rows_and_seeds_are_used_where_clips_have_no_scores():
+    def pair(spread):
+        return settings(
+            [
+                row(metrics={"frechet": 10.0, "frechet_low": 10.0 - spread, "frechet_high": 10.0 + spread}),
+                row("student", 1, metrics={"frechet": 14.0, "frechet_low": 11.0, "frechet_high": 17.0}),
+            ],
+            {},
+        )
+
+    found = difference(*pair(4.0), "frechet")
+    assert (found.value, found.half_width, found.how) == (-4.0, 5.0, "intervals of both values")  # hypot(3, 4)
+    rows = [row(seed=s, metrics={"frechet": 10.0 + s}) for s in (0, 1)]
+    rows += [row("student", 1, s, metrics={"frechet": v}) for s, v in ((0, 12.0), (1, 15.0))]
+    seeds = difference(*settings(rows, {}), "frechet")
+    # Differences -2 and -4: mean -3, s / sqrt(2) = 1, t of one degree of freedom = tan(0.475 pi) = 12.706.
+    assert seeds.value == pytest.approx(-3.0)
+    assert seeds.half_width == pytest.approx(math.tan(0.475 * math.pi))
+    assert "seeds" in seeds.how
+
+
+def test_pairs_are_made_by_clip_not_by_position():
+    rows = [row(metrics={"kl": 2.5}), row("student", 1, metrics={"kl": 3.5})]
+    scores = clips(rows, [[{"kl": float(k)} for k in range(4)], [{"kl": k + 1.0} for k in range(4)]])
+    other = rows[1].key, rows[1].config_digest
+    scores[other] = dict(reversed(scores[other].items()))
+    assert difference(*settings(rows, scores), "kl").half_width == pytest.approx(0.0, abs=1e-12)
+
+
+def test_jackknife_values_average_to_the_ratio_without_its_bias():
+    counts = [OnsetCounts(hits=h, misses=m, false_alarms=f) for h, m, f in ((3, 1, 0), (0, 2, 2), (4, 0, 1))]
+    scores = {str(k): {"hits": c.hits, "misses": c.misses, "false_alarms": c.false_alarms}
+              for k, c in enumerate(counts)}  # fmt: skip
+    values = clip_values(scores | {"unknown": {"kl": 1.0}}, "onset_f1")
+    # F1 of all: 14 / 20. Without each: 8/13, 14/16, 6/11. n f - (n - 1) f_-i.
+    assert values == pytest.approx({"0": 2.1 - 16 / 13, "1": 2.1 - 28 / 16, "2": 2.1 - 12 / 11})
+    assert clip_values(scores, "kl") is None
+
+
+def test_the_interval_covers_the_true_difference_as_often_as_it_says():
+    draws = np.random.default_rng(0).normal(loc=0.3, size=(2000, 10))
+    covered = np.mean([abs(d.mean() - 0.3) <= half_width(d) for d in draws])
+    assert covered == pytest.approx(0.95, abs=0.015)  # three standard errors of 2000 draws
+
+
+def test_latex_has_rules_arrows_bold_and_as_many_cells_as_columns():
+    rows = [row(metrics={"kl": 2.0, "fd_passt": 60.0}), row("student", 1, metrics={"kl": 3.0, "fd_passt": 70.0}),
+            row("codec", 0, metrics={"kl": 1.0}), row("reference", 0, metrics={"fd_passt": 1.0})]  # fmt: skip
+    text = paper_latex(paper_table(rows, {}, "vta"))
+    for part in (
+        r"\toprule",
+        r"\bottomrule",
+        r"FD\textsubscript{PaSST}$\downarrow$",
+        r"\textbf{60.00}",
+        r"CPU\_1 \& co",
+    ):
+        assert part in text
+    assert text.count(r"\midrule") == 3  # below the titles, between the models, above the floors
+    body = text.split(r"\toprule")[1].split(r"\bottomrule")[0]
+    lines = [line for line in body.splitlines() if line.endswith(r"\\")]
+    columns = re.search(r"\\begin\{tabular\}\{(l r*|lr*)\}", text).group(1)
+    assert {line.count(" & ") + 1 for line in lines} == {len(columns)}
+    assert len(lines) == 5
+    assert text.count("{") == text.count("}")
+    assert not re.search(r"(?<!\\)[%#_](?!.*booktabs)", text)
+
+
+def test_letters_with_a_meaning_in_latex_are_escaped():
+    assert escaped(r"a_b 5% {x} \y ~ ^ – ↓") == (
+        r"a\_b 5\% \{x\} \textbackslash{}y \textasciitilde{} \textasciicircum{} -- $\downarrow$"
+    )
+
+
+def test_one_command_writes_both_with_the_digest_of_the_ids(tmp_path):
+    rows = [row(metrics={"kl": 1.0}), row("student", 1, metrics={"kl": 2.0}), row(task="tta", metrics={"kl": 1.0})]
+    lines = [
+        json_line({"task": r.task, "model": r.model, "steps": r.steps, "seed": 0, "config_digest": "abc", "id": f"c{k}",
+                   "kl": r.metrics["kl"]})
+        for r in rows for k in range(4)
+    ]  # fmt: skip
+    append_lines(tmp_path / "clips.jsonl", lines)
+    append_lines(tmp_path / "rows.jsonl", [r.to_json() for r in rows])
+    latex, markdown = (path.read_text() for path in write_paper(tmp_path / "rows.jsonl"))
+    assert latex.count(r"\begin{table}") == markdown.count("## ") == 2
+    # printf 'c0\\nc1\\nc2\\nc3\\n' | sha256sum
+    assert "SHA-256 of the sorted ids 08443e70448d5428947346795ca301865221ce1a9a1be914bf85e22f5496079f" in markdown
+    assert "Overlap with training data: not looked at." in markdown
+    with pytest.raises(ValueError, match="no rows of results"):
+        write_paper(tmp_path / "absent.jsonl")
