@@ -28,8 +28,9 @@ check: setup
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+# Two workers of one thread each: most tests are small, and many wait for processes they started.
 test: check
-	$(BIN)/python -m pytest -m "not slow and not gpu"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow and not gpu" -n 2 --dist loadfile
 
 # make docs                      reference of every public name, from the docstrings: docs/api/index.html
 docs: setup

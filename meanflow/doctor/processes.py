@@ -134,11 +134,11 @@ def _two(job: _Job, fine: Patient, weights: dict[str, Tensor], limit_s: float) -
                 if child.is_alive():
                     child.terminate()
                 child.join(5)
+        if late:  # first: a process that lost its ended partner may have said so
+            return [], f"two processes gave no answer within {limit_s:g} s"
         told = [(folder / f"error-{rank}").read_text() for rank in range(2) if (folder / f"error-{rank}").exists()]
         if told:
             return [], f"a second process failed: {told[0]}"
-        if late:
-            return [], f"two processes gave no answer within {limit_s:g} s"
         if any(child.exitcode != 0 for child in children):
             codes = [child.exitcode for child in children]
             return [], f"two processes ended with codes {codes}; call the doctor under `if __name__ == '__main__'`"

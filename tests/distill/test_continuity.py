@@ -53,7 +53,7 @@ def tensors(run: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize(
-    "engine", [pytest.param(name, marks=[] if name in ("ddp", "zero2") else pytest.mark.slow) for name in ENGINES]
+    "engine", [pytest.param(name, marks=[] if name == "zero2" else pytest.mark.slow) for name in ENGINES]
 )
 def test_one_curve(given, tmp_path, engine):
     """Two processes follow one; stopped after 10 steps they go on bit for bit; and 2 -> 1 -> 2 processes follow too."""

@@ -38,7 +38,7 @@ def facts(folder: Path, engine: str, zero: dict[str, Any], *, count: int = 2, on
     [
         pytest.param(1, SMALL, (), id="zero1", marks=pytest.mark.slow),
         pytest.param(2, SMALL, (), id="zero2"),
-        pytest.param(3, SHARDED, (*BRIEFLY, "plain_network"), id="zero3"),
+        pytest.param(3, SHARDED, ("gradients_accumulated", "bad_steps", "plain_network"), id="zero3"),
         pytest.param(3, SHARDED, (), id="zero3-all", marks=pytest.mark.slow),
     ],
 )
