@@ -60,6 +60,7 @@ def test_run_folder_holds_what_the_readme_says(folder):
     assert lines[-1]["evaluation/latent_error"] > 0
 
 
+@pytest.mark.slow
 def test_interrupted_training_resumes_to_the_same_weights(folder, tmp_path):
     """Ctrl-C at some step, the same command again: bit-identical to the run that was never stopped."""
     command = ["scripts.train_teacher", "debug", "--data", str(folder / "features"), "--loop.steps", "80"]
@@ -100,6 +101,7 @@ def test_another_configuration_in_the_same_folder_is_refused(folder):
     assert done.stderr.strip().splitlines()[-1].startswith("error: teacher holds a run with another configuration")
 
 
+@pytest.mark.slow
 def test_two_processes_train_as_one_run(folder, tmp_path):
     """DDP on two processes through torchrun: it starts, logs and saves like a single one."""
     done = run(
