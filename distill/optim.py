@@ -61,7 +61,7 @@ def restore_moments(model: nn.Module, optimizer: torch.optim.Optimizer, tensors:
             entry = optimizer.state[parameter]
             for key in MOMENTS:
                 entry[key] = tensors[f"{key}.{name}"].to(parameter.device, parameter.dtype, copy=True)
-            on = parameter.device if _steps_on_device(optimizer) else torch.device("cpu")
+            on = parameter.device if steps_on_device(optimizer) else torch.device("cpu")
             entry["step"] = tensors["step"].to(on, torch.float32, copy=True)
 
 
@@ -74,7 +74,8 @@ def check_moments(shapes: Mapping[str, torch.Size], tensors: dict[str, Tensor]) 
         raise ValueError(f"the optimiser state does not fit the trained weights: {len(odd)} differ, such as {odd[0]}")
 
 
-def _steps_on_device(optimizer: torch.optim.Optimizer) -> bool:
+def steps_on_device(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether Adam's step counts lie where the parameters do, instead of on the CPU."""
     return any(group.get("fused") or group.get("capturable") for group in optimizer.param_groups)
 
 

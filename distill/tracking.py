@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
-from teacher.weights.write import replaced
+from distill.loop.lines import drop_later
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Tracker:
 
     def __init__(self, run: Path, *, first: int = 0) -> None:
         path = run / "metrics.jsonl"
-        _drop_after(path, first)
+        drop_later(path, first)
         self.stream = path.open("a", buffering=1)
         self.board = SummaryWriter(run / "tensorboard", purge_step=first + 1 if first else None)
 
@@ -72,24 +72,6 @@ class Tracker:
         except OSError:
             if error is None:  # else the log is not what ended the run
                 raise
-
-
-def _drop_after(path: Path, first: int) -> None:
-    """Keep the lines up to step `first`; half a line, which a kill may leave, goes as well."""
-    if not path.exists():
-        return
-    lines = path.read_text(errors="replace").splitlines(keepends=True)
-    kept = [line for line in lines if line.endswith("\n") and _step(line) <= first]
-    if kept != lines:
-        with replaced(path) as staging:
-            staging.write_text("".join(kept))
-
-
-def _step(line: str) -> float:
-    try:
-        return float(json.loads(line)["step"])
-    except (ValueError, KeyError, TypeError):
-        return math.inf
 
 
 def _short(value: float) -> float:

@@ -107,7 +107,7 @@ class _Loop:
                 best = self._evaluate(done)
                 if done % loop.save_every == 0 or done == loop.steps or best or signal:
                     self.watchdog.beat(f"saving step {done}")
-                    session.save(done, self.means.state(self.engine.total))
+                    session.save(done, self.means.state(self.engine.total), self.skipped.in_a_row)
                 if signal and done < loop.steps:
                     progress.close()
                     if self.engine.main:
@@ -135,19 +135,14 @@ class _Loop:
         bad = torch.nonzero(~torch.isfinite(loss)).flatten()
         healthy, signal = self._agreed(len(bad) == 0)
         norm = engine.step(rate, loop.optim.clip_norm, healthy=healthy)
+        self.session.averages.update(step + 1)  # after a skip too: the weights stand for this stretch of time
         if norm is None:
             self._skip(step, [(int(k) + self.feed.shares[0].begin, float(loss[k])) for k in bad])
-            self.session.averages.update(step + 1)  # the weights stand for this stretch of time too
             return signal
         self.skipped.fine()
-        self.session.bad_in_a_row = 0
         for values in logs:
             self.means.add(values)
-        if engine.main:  # the same in every process
-            self.means.add({"norm/gradient": norm})
-        else:
-            self.means.add({"norm/gradient": torch.full_like(norm, torch.nan)})
-        self.session.averages.update(step + 1)
+        self.means.add({"norm/gradient": norm})
         return signal
 
     def _passes(self, step: int) -> Iterator[tuple[Share, Batch]]:
@@ -173,7 +168,6 @@ class _Loop:
         ids = [self.task.data.records[int(row)].id for row in chosen]
         losses = [loss for _, loss in found] or None
         self.skipped.add(step + 1, reason="loss" if found else "gradient", ids=ids, losses=losses)
-        self.session.bad_in_a_row = self.skipped.in_a_row
 
     def _report(self, done: int, progress: "tqdm[None]") -> None:
         loop = self.loop

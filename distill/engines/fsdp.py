@@ -25,7 +25,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from distill.config import OptimConfig
 from distill.engines.base import Engine, Tensors
-from distill.optim import MOMENTS, adamw, check_moments, set_learning_rate
+from distill.optim import MOMENTS, adamw, check_moments, set_learning_rate, steps_on_device
 from teacher.network import MMAudio
 
 if TYPE_CHECKING:
@@ -127,12 +127,11 @@ class FSDP2(Engine):
         check_moments({n: p.shape for n, p in self._trained.items()}, moments)
         if not moments:
             return
-        fused = any(group["fused"] for group in self.optimizer.param_groups)
+        on = self.device if steps_on_device(self.optimizer) else torch.device("cpu")
         for name, parameter in self._trained.items():
             entry = self.optimizer.state[parameter]
             for key in MOMENTS:
                 entry[key] = self._own_part(moments[f"{key}.{name}"], parameter)
-            on = self.device if fused else torch.device("cpu")
             entry["step"] = moments["step"].to(on, torch.float32, copy=True)
 
     def _same_everywhere(self, net: MMAudio) -> None:

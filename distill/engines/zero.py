@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from distill.config import OptimConfig
 from distill.engines.base import Engine, Tensors
 from distill.engines.zero_settings import check_settings, complete_settings
-from distill.optim import MOMENTS, adamw, check_moments, set_learning_rate
+from distill.optim import MOMENTS, adamw, check_moments, set_learning_rate, steps_on_device
 from teacher.network import MMAudio
 
 if TYPE_CHECKING:
@@ -134,9 +134,8 @@ class ZeRO(Engine):
         self._partitions: list[Tensor] = (
             z.fp32_partitioned_groups_flat if self._stage == 3 else z.single_partition_of_fp32_groups
         )
-        on_device = any(group.get("fused") or group.get("capturable") for group in self._adam.param_groups)
         for part in self._partitions:
-            where = part.device if on_device else torch.device("cpu")
+            where = part.device if steps_on_device(self._adam) else torch.device("cpu")
             self._adam.state[part] = {"step": torch.zeros((), dtype=torch.float32, device=where)} | {
                 key: torch.zeros_like(part, requires_grad=False) for key in MOMENTS
             }

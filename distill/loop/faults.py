@@ -189,12 +189,10 @@ class Skipped:
         self.in_a_row = in_a_row
         self.total = 0
         """Lines in the file, in the process that writes; elsewhere steps left out since the start."""
-        if write and self.path.exists():
-            kept = [line for line in self.path.read_text().splitlines() if _is_done(line, first)]
-            staging = self.path.with_suffix(".tmp")
-            staging.write_text("".join(line + "\n" for line in kept))
-            staging.replace(self.path)
-            self.total = len(kept)
+        if write:
+            from distill.loop.lines import drop_later  # not at the top: the commands import this file
+
+            self.total = drop_later(self.path, first)
 
     def fine(self) -> None:
         """A step was made."""
@@ -226,12 +224,3 @@ class Skipped:
                 f"{', '.join(ids[:SHOWN])}{rest} (all in {self.path}); the weights are those before them: look at "
                 "these clips if they repeat, else start again, with another --out, at a lower optim.lr or in float32"
             )
-
-
-def _is_done(line: str, first: int | None) -> bool:
-    """Whether a line is whole and of a step that does not come again."""
-    try:
-        step = int(json.loads(line)["step"])
-        return first is None or step <= first
-    except (ValueError, KeyError, TypeError):
-        return False

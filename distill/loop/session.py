@@ -5,7 +5,6 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from distill import checkpoint
 from distill.averages import SharedAverages, holding
@@ -89,9 +88,11 @@ class Session:
                 task.evaluate.open(engine)
         self._greet()
 
-    def save(self, step: int, log: dict[str, list[float]]) -> None:
-        """A checkpoint after `step` steps, and the weights for use."""
-        moments, engine, self.log = self.engine.moments(), self.engine, log
+    def save(self, step: int, log: dict[str, list[float]], bad_in_a_row: int) -> None:
+        """A checkpoint after `step` steps, and the weights for use; `log` and `bad_in_a_row` as when resuming."""
+        moments, engine = self.engine.moments(), self.engine
+        best = None if self.best is None else {"step": self.best[0], "metric": self.task.best, "value": self.best[1]}
+        state = {"step": step, "bad_in_a_row": bad_in_a_row, "best": best, "log": log}
         averages = [self.averages.whole(i) for i in range(len(self.averages.parts))]
         with everywhere(engine):
             if engine.main:
@@ -99,10 +100,8 @@ class Session:
                 tensors = {"model": model, "optimizer": moments}
                 for name, average in zip(self.averages.names, averages, strict=True):
                     tensors[name] = model | {n: t.to(model[n].dtype) for n, t in average.items()}
-                best = None if self.best is None else self.best[0]
-                folder = checkpoint.save(
-                    self.run, step, tensors, self._state(step), keep_last=self.task.loop.keep_last, best=best
-                )
+                keep, kept = self.task.loop.keep_last, None if self.best is None else self.best[0]
+                folder = checkpoint.save(self.run, step, tensors, state, keep_last=keep, best=kept)
                 self._publish(folder)
         self.saved = step
 
@@ -142,10 +141,6 @@ class Session:
         else:
             task.codec.save(run / "codec.safetensors")
         _copy(task.features / "features.json", run / "features.json")
-
-    def _state(self, step: int) -> dict[str, Any]:
-        best = None if self.best is None else {"step": self.best[0], "metric": self.task.best, "value": self.best[1]}
-        return {"step": step, "bad_in_a_row": self.bad_in_a_row, "best": best, "log": self.log}
 
     def _take_up(self, found: checkpoint.Checkpoint) -> None:
         best = found.state["best"]

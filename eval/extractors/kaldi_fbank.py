@@ -13,6 +13,8 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
+from eval.extractors.mel_front_end import check_filters
+
 PREEMPHASIS = 0.97
 ENERGY_FLOOR = float(torch.finfo(torch.float32).eps)
 """Energies are raised to this before the logarithm, so that silence is ln 2^-23 = -15.9424."""
@@ -37,13 +39,7 @@ def mel_filters(
     Raises:
         ValueError: a size that is not positive, an odd n_fft, or not 0 <= fmin < fmax <= sample_rate / 2.
     """
-    for name, value in (("sample_rate", sample_rate), ("n_fft", n_fft), ("num_mels", num_mels)):
-        if value < 1:
-            raise ValueError(f"{name} must be positive, got {value}")
-    if n_fft % 2:
-        raise ValueError(f"n_fft must be even, got {n_fft}")
-    if not 0.0 <= fmin_hz < fmax_hz <= sample_rate / 2:
-        raise ValueError(f"fmin_hz and fmax_hz must satisfy 0 <= fmin < fmax <= Nyquist, got {fmin_hz}, {fmax_hz}")
+    check_filters(sample_rate=sample_rate, n_fft=n_fft, num_mels=num_mels, fmin_hz=fmin_hz, fmax_hz=fmax_hz)
     low, step = mel(fmin_hz), (mel(fmax_hz) - mel(fmin_hz)) / (num_mels + 1)
     points = low + step * torch.arange(num_mels + 2)
     bins = 1127.0 * torch.log(1.0 + torch.arange(n_fft // 2) * (sample_rate / n_fft) / 700.0)

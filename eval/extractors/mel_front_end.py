@@ -46,13 +46,7 @@ def triangle_filters(
     Raises:
         ValueError: a size that is not positive, an odd n_fft, or not 0 <= fmin < fmax <= Nyquist.
     """
-    for name, value in (("sample_rate", sample_rate), ("n_fft", n_fft), ("num_mels", num_mels)):
-        if value < 1:
-            raise ValueError(f"{name} must be positive, got {value}")
-    if n_fft % 2:
-        raise ValueError(f"n_fft must be even, got {n_fft}")
-    if not 0.0 <= fmin_hz < fmax_hz <= sample_rate / 2:
-        raise ValueError(f"fmin_hz and fmax_hz must satisfy 0 <= fmin < fmax <= Nyquist, got {fmin_hz}, {fmax_hz}")
+    check_filters(sample_rate=sample_rate, n_fft=n_fft, num_mels=num_mels, fmin_hz=fmin_hz, fmax_hz=fmax_hz)
     to_mel, to_hz = (hz_to_htk, htk_to_hz) if scale == "htk" else (hz_to_mel, mel_to_hz)
     low, high = to_mel(torch.tensor([fmin_hz, fmax_hz], dtype=torch.float64))
     edges_mel = low + (high - low) * torch.linspace(0.0, 1.0, num_mels + 2, dtype=torch.float64)
@@ -62,6 +56,17 @@ def triangle_filters(
     left, centre, right = edges[:-2, None], edges[1:-1, None], edges[2:, None]
     triangles = torch.minimum((places - left) / (centre - left), (right - places) / (right - centre)).clamp_min(0.0)
     return triangles * (2.0 / (edges_hz[2:] - edges_hz[:-2]))[:, None] if unit_area else triangles
+
+
+def check_filters(*, sample_rate: int, n_fft: int, num_mels: int, fmin_hz: float, fmax_hz: float) -> None:
+    """ValueError for a size that is not positive, an odd n_fft, or not 0 <= fmin < fmax <= Nyquist."""
+    for name, value in (("sample_rate", sample_rate), ("n_fft", n_fft), ("num_mels", num_mels)):
+        if value < 1:
+            raise ValueError(f"{name} must be positive, got {value}")
+    if n_fft % 2:
+        raise ValueError(f"n_fft must be even, got {n_fft}")
+    if not 0.0 <= fmin_hz < fmax_hz <= sample_rate / 2:
+        raise ValueError(f"fmin_hz and fmax_hz must satisfy 0 <= fmin < fmax <= Nyquist, got {fmin_hz}, {fmax_hz}")
 
 
 def num_frames(samples: int, length: int, hop: int) -> int:

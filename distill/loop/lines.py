@@ -1,0 +1,32 @@
+"""Logs of one JSON object a line, each with its step."""
+
+import json
+import math
+from pathlib import Path
+
+from teacher.weights.write import replaced
+
+
+def drop_later(path: Path, first: int | None) -> int:
+    """Drop the lines after step `first` (None keeps all), whose steps come again; the number that are left.
+
+    Half a line, which a kill may leave, goes as well; one that lacks its end alone gets it. A file with nothing to mend
+    is left alone; no file is no lines.
+    """
+    if not path.exists():
+        return 0
+    text, last = path.read_text(errors="replace"), math.inf if first is None else first
+    kept = [line for line in text.splitlines() if _step(line) <= last]
+    whole = "".join(f"{line}\n" for line in kept)
+    if whole != text:
+        with replaced(path) as staging:
+            staging.write_text(whole)
+    return len(kept)
+
+
+def _step(line: str) -> float:
+    """nan, which is not at most anything, where there is none."""
+    try:
+        return float(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):
+        return math.nan
