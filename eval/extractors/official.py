@@ -78,8 +78,11 @@ _NUMPY_NAMES = (
 )
 
 
-def read_official(path: Path) -> dict[str, Tensor]:
+def read_official(path: Path, *, unused: Sequence[str] = ()) -> dict[str, Tensor]:
     """Tensors by name, without the key they are under and without a prefix "module." that all names share.
+
+    Tensors whose name matches one of the patterns `unused` (fnmatch) are left out, whatever their values: the causal
+    mask in ImageBind's file is minus infinity above the diagonal.
 
     Raises:
         WeightsError: in one line, where the file is absent or empty, asks for code, is damaged, holds anything but
@@ -97,10 +100,10 @@ def read_official(path: Path) -> dict[str, Tensor]:
     for key in KEYS:
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
             content = content[key]
-    return _checked(path, content)
+    return _checked(path, content, unused)
 
 
-def _checked(path: Path, content: Any) -> dict[str, Tensor]:
+def _checked(path: Path, content: Any, unused: Sequence[str]) -> dict[str, Tensor]:
     if not isinstance(content, Mapping):
         raise WeightsError(f"{path} holds a {type(content).__name__}, not a dictionary of tensors by name")
     if not content:
@@ -108,15 +111,20 @@ def _checked(path: Path, content: Any) -> dict[str, Tensor]:
     others = [str(name) for name, value in content.items() if not (isinstance(name, str) and isinstance(value, Tensor))]
     if others:
         raise WeightsError(f"{path} holds something else than tensors: {few(others)}")
+    cut = len(PREFIX) if all(name.startswith(PREFIX) for name in content) else 0
+    tensors = {
+        name[cut:]: tensor.detach()
+        for name, tensor in content.items()
+        if not any(fnmatchcase(name[cut:], pattern) for pattern in unused)
+    }
     broken = [
         name
-        for name, tensor in content.items()
+        for name, tensor in tensors.items()
         if tensor.layout is not torch.strided or not bool(torch.isfinite(tensor).all())
     ]
     if broken:
         raise WeightsError(f"{path} holds NaN or infinite values, or sparse tensors: {few(broken)}")
-    cut = len(PREFIX) if all(name.startswith(PREFIX) for name in content) else 0
-    return {name[cut:]: tensor.detach() for name, tensor in content.items()}
+    return tensors
 
 
 def load_official(module: nn.Module, path: Path, official: OfficialFile, *, unused: Sequence[str] = ()) -> LoadedFile:
@@ -128,11 +136,7 @@ def load_official(module: nn.Module, path: Path, official: OfficialFile, *, unus
     Raises:
         WeightsError: as `read_official`; names missing, unexpected or of another shape or kind of number.
     """
-    tensors = {
-        name: tensor
-        for name, tensor in read_official(path).items()
-        if not any(fnmatchcase(name, pattern) for pattern in unused)
-    }
+    tensors = read_official(path, unused=unused)
     expected = module.state_dict()
     try:
         other = [
