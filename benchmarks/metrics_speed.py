@@ -1,7 +1,7 @@
 """Corpus metrics against scipy's sqrtm and torch-fidelity: `OMP_NUM_THREADS=1 python -m benchmarks.metrics_speed`.
 
 Every metric is calculated from the same float64 features (logits for the inception score) by both sides in one process,
-one after the other; the results are compared too. Prints a Markdown table, a row as soon as it is known. At
+the two taking turns; the results are compared too. Prints a Markdown table, a row as soon as it is known. At
 15,000 x 2,048 torch-fidelity's kernel distance holds whole kernel matrices, about 14 GB.
 """
 
@@ -9,6 +9,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -17,11 +18,15 @@ import torch
 import tyro
 
 from eval.frechet import frechet_distance
+from eval.frechet_jackknife import frechet_jackknife
 from eval.inception_score import inception_score
+from eval.intervals import jackknife
 from eval.kernel import KAD_SCALE, kernel_distance, reference_bandwidth
 from teacher.encoders.torchvision_compat import ensure_torchvision
 
-Metric = Literal["inception_score", "frechet", "kad", "sqrtm"]
+Metric = Literal["inception_score", "frechet", "jackknife", "kad", "sqrtm"]
+"""`frechet`: against torch-fidelity; `sqrtm`: against scipy's matrix root; `jackknife`: against deleting the groups one
+by one, which takes as long as 20 distances."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +38,11 @@ class Options:
     classes: int = 527
     inception_repeats: int = 5
     """The inception score takes well under a second; the two sides take turns this many times, medians are printed."""
-    metrics: tuple[Metric, ...] = ("inception_score", "frechet", "kad", "sqrtm")
+    frechet_repeats: int = 3
+    """The same for the Frechet distance."""
+    groups: int = 20
+    """Of the jackknife."""
+    metrics: tuple[Metric, ...] = ("inception_score", "frechet", "jackknife", "kad", "sqrtm")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,16 +61,24 @@ class Side:
     name: str
     calculate: Callable[[], float]
 
-    def timed(self, repeats: int) -> Timed:
-        """Median of `repeats` calls."""
-        runs = []
-        for _ in range(repeats):
-            wall, cpu = time.perf_counter(), time.process_time()
-            value = self.calculate()
-            runs.append((time.perf_counter() - wall, time.process_time() - cpu))
-        return Timed(
-            value=value, **{key: statistics.median(r[k] for r in runs) for k, key in enumerate(("wall_s", "cpu_s"))}
+    def timed(self) -> Timed:
+        """One call."""
+        wall, cpu = time.perf_counter(), time.process_time()
+        value = self.calculate()
+        return Timed(value=value, wall_s=time.perf_counter() - wall, cpu_s=time.process_time() - cpu)
+
+
+def in_turns(sides: list[Side], repeats: int) -> list[Timed]:
+    """Medians of `repeats` calls of every side, the sides taking turns."""
+    runs = [[side.timed() for side in sides] for _ in range(repeats)]
+    return [
+        Timed(
+            value=of_side[0].value,
+            wall_s=statistics.median(run.wall_s for run in of_side),
+            cpu_s=statistics.median(run.cpu_s for run in of_side),
         )
+        for of_side in zip(*runs, strict=True)
+    ]
 
 
 def features(options: Options) -> tuple[np.ndarray, np.ndarray]:
@@ -115,12 +132,12 @@ def comparisons(options: Options) -> Iterator[tuple[str, int, Side, list[Side]]]
         theirs = Side(name="torch-fidelity", calculate=lambda: fidelity_inception_score(logits))
         shape = f"{options.clips:,} x {options.classes}"
         yield f"inception score, {shape}", options.inception_repeats, ours, [theirs]
-    if not {"frechet", "kad", "sqrtm"} & set(options.metrics):
+    if not {"frechet", "jackknife", "kad", "sqrtm"} & set(options.metrics):
         return
     x, y = features(options)
     shape = f"{options.clips:,} x {options.dimensions:,}"
     if "kad" in options.metrics:
-        width = Side(name="bandwidth", calculate=lambda: reference_bandwidth(x)).timed(1)
+        width = Side(name="bandwidth", calculate=lambda: reference_bandwidth(x)).timed()
         print(
             f"| bandwidth of the reference, {shape} | - | {width.wall_s:.1f} ({width.cpu_s:.1f}) | - | - | - |",
             flush=True,
@@ -134,7 +151,14 @@ def comparisons(options: Options) -> Iterator[tuple[str, int, Side, list[Side]]]
     if "sqrtm" in options.metrics:
         others.append(Side(name="scipy sqrtm", calculate=lambda: sqrtm_distance(x, y)))
     if others:
-        yield f"Frechet distance, {shape}", 1, Side(name="eval", calculate=lambda: frechet_distance(x, y)), others
+        ours = Side(name="eval", calculate=lambda: frechet_distance(x, y))
+        yield f"Frechet distance, {shape}", options.frechet_repeats, ours, others
+    if "jackknife" in options.metrics:
+        name = f"standard error of it, {options.groups} groups"
+        ours = Side(name="eval", calculate=lambda: frechet_jackknife(x, y, groups=options.groups).standard_error)
+        plain = partial(jackknife, frechet_distance, x, y, groups=options.groups)
+        theirs = Side(name="group by group", calculate=lambda: plain().standard_error)
+        yield name, 1, ours, [theirs]
 
 
 def run(options: Options) -> None:
@@ -147,9 +171,8 @@ def run(options: Options) -> None:
     print("| metric | against | eval s (CPU s) | other s (CPU s) | faster (by CPU s) | relative difference |")
     print("|---|---|---|---|---|---|", flush=True)
     for metric, repeats, ours, others in comparisons(options):
-        mine = ours.timed(repeats)
-        for other in others:
-            its = other.timed(repeats)
+        mine, *theirs = in_turns([ours, *others], repeats)
+        for other, its in zip(others, theirs, strict=True):
             difference = abs(mine.value - its.value) / abs(its.value)
             seconds = f"{mine.wall_s:.2f} ({mine.cpu_s:.2f}) | {its.wall_s:.2f} ({its.cpu_s:.2f})"
             ratio = f"{its.wall_s / mine.wall_s:.1f} ({its.cpu_s / mine.cpu_s:.1f})"

@@ -13,8 +13,8 @@ Features = Tensor | NDArray[np.floating]
 """Feature vectors, one per row; a torch tensor on any device or a numpy array."""
 
 
-SCATTER_ROWS = 1024
-"""Rows centred and multiplied at a time."""
+SCATTER_ROWS = 2048
+"""Rows multiplied at a time."""
 
 
 def as_matrix(features: Features, name: str = "features") -> NDArray[np.float64]:
@@ -71,7 +71,7 @@ class GaussianStats:
         if len(matrix) < 2:
             raise ValueError(f"features must have at least 2 rows (a covariance needs two clips), got {len(matrix)}")
         mean = matrix.mean(axis=0)
-        return cls(mean=mean, covariance=_scatter(matrix, mean) / (len(matrix) - 1), count=len(matrix))
+        return cls(mean=mean, covariance=scatter_about(matrix, mean) / (len(matrix) - 1), count=len(matrix))
 
     @classmethod
     def from_batches(cls, batches: Iterable[Features]) -> Self:
@@ -93,7 +93,7 @@ class GaussianStats:
             if matrix.shape[1] != origin.size:
                 raise ValueError(f"batches must have equal dimensions, got {origin.size} and {matrix.shape[1]}")
             total += (matrix - origin).sum(axis=0)
-            scatter += _scatter(matrix, origin)
+            scatter += scatter_about(matrix, origin)
             count += len(matrix)
         if count < 2:
             raise ValueError(f"batches must hold at least 2 rows (a covariance needs two clips), got {count}")
@@ -117,12 +117,22 @@ class GaussianStats:
         return type(self)(mean=self.mean + shift * (other.count / total), covariance=scatter / (total - 1), count=total)
 
 
-def _scatter(matrix: NDArray[np.float64], origin: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Sum of (x - origin)(x - origin)^T over the rows x, block by block into one triangle; no copy of the whole."""
+def scatter_about(matrix: NDArray[np.float64], origin: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Sum of (x - origin)(x - origin)^T over the rows x (d, d), block by block; no copy of the whole."""
     upper = np.zeros((origin.size, origin.size), order="F")
     buffer = np.empty((min(SCATTER_ROWS, len(matrix)), origin.size))
     for begin in range(0, len(matrix), SCATTER_ROWS):
         block = matrix[begin : begin + SCATTER_ROWS]
         centred = np.subtract(block, origin, out=buffer[: len(block)])
         upper = blas.dsyrk(1.0, centred.T, beta=1.0, c=upper, overwrite_c=1)
-    return np.triu(upper) + np.triu(upper, 1).T
+    return mirrored(upper)
+
+
+def mirrored(upper: NDArray[np.float64]) -> NDArray[np.float64]:
+    """`upper` (d, d) with its upper triangle copied below, in place and in strips that stay in the cache."""
+    for begin in range(0, len(upper), 128):
+        strip = slice(begin, min(begin + 128, len(upper)))
+        corner = np.triu(upper[strip, strip])
+        upper[strip, strip] = corner + np.triu(corner, 1).T
+        upper[strip.stop :, strip] = upper[strip, strip.stop :].T
+    return upper.T  # C order

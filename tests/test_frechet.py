@@ -1,4 +1,4 @@
-"""Frechet distance, its bias, moments and the kernel distance against closed forms."""
+"""Frechet distance, its bias, precision and jackknife, moments and the kernel distance against closed forms."""
 
 import json
 from pathlib import Path
@@ -8,8 +8,12 @@ import pytest
 import torch
 from safetensors.numpy import load_file
 
+from eval import frechet
 from eval.frechet import frechet_bias, frechet_distance
+from eval.frechet_jackknife import frechet_jackknife
+from eval.intervals import jackknife
 from eval.kernel import KAD_SCALE, kernel_distance, reference_bandwidth
+from eval.single_moments import SingleMoments
 from eval.statistics import GaussianStats, as_matrix
 
 
@@ -143,3 +147,117 @@ def test_stored_reference_number():
     stored = json.loads((Path(__file__).parent / "golden" / "frechet.json").read_text())
     sets = [GaussianStats.from_features(np.array(stored[name], np.float32)) for name in ("reference", "generated")]
     assert frechet_distance(*sets) == pytest.approx(stored["frechet"], rel=1e-4)
+
+
+# ---- float32 products
+
+
+def mixed(seed, n, d, *, decay=0.5, scale=1.0, shift=0.0):
+    """Rows with standard deviations falling as i^-decay, mixed by a rotation that depends on d alone."""
+    rotation = np.linalg.qr(np.random.default_rng(d).normal(size=(d, d)))[0]
+    spread = scale * np.arange(1, d + 1) ** -decay
+    return (np.random.default_rng(seed).normal(size=(n, d)) * spread) @ rotation + shift
+
+
+def both_precisions(monkeypatch, x, y):
+    """What `auto` finds when float32 is tried at every size, and whether it was kept, beside the float64 value."""
+    monkeypatch.setattr(frechet, "SINGLE_LEAST", 0)
+    return frechet_distance(x, y), frechet._single_distance(x, y) is not None, frechet_distance(x, y, form="moments")
+
+
+def test_float32_products_keep_the_distance_to_a_part_in_ten_million(monkeypatch):
+    # The estimate is a standard error held below 1e-7; 2e-7 allows for twice that.
+    x, y = mixed(1, 2500, 48, decay=0.2), mixed(2, 2100, 48, decay=0.2, scale=1.5, shift=0.02)
+    positive = np.maximum(x, 0.0), np.maximum(y, 0.0)
+    for a, b in ((x, y), (x + 100.0, y + 100.0), (1e6 * x, 1e6 * y), (np.exp(x), np.exp(y)), positive):
+        auto, kept, double = both_precisions(monkeypatch, a, b)
+        assert kept
+        assert auto != double
+        assert auto == pytest.approx(double, rel=2e-7)
+        assert frechet_distance(b, a) == pytest.approx(auto, rel=1e-10)
+
+
+def test_float32_products_are_not_kept_where_they_would_not_do(monkeypatch):
+    x, y = mixed(1, 600, 48), mixed(2, 700, 48, scale=1.1)
+    steep = mixed(1, 600, 48, decay=2.5), mixed(2, 700, 48, decay=2.5, scale=1.1)
+    dead = np.hstack([x, np.zeros((600, 1))]), np.hstack([y, np.zeros((700, 1))])
+    copied = np.hstack([x, x[:, :1]]), np.hstack([y, y[:, :1]])
+    cases = {"same": (x, x), "alike": (x, x * 1.0001), "steep": steep, "dead": dead, "copied": copied}
+    cases |= {"overflow": (1e30 * x, 1e30 * y), "underflow": (1e-30 * x, 1e-30 * y)}
+    for name, (a, b) in cases.items():
+        auto, kept, double = both_precisions(monkeypatch, a, b)
+        assert not kept, name
+        assert auto == double, name
+    assert abs(frechet_distance(x, x)) < 1e-12
+
+
+def test_float32_products_are_for_large_sets_of_more_clips_than_dimensions_only():
+    x = mixed(1, 600, 48)
+    assert frechet._single_distance(x, mixed(2, 600, 48, scale=1.1)) is None  # 600 x 48^2 is far below 2^33
+    with pytest.raises(ValueError, match="same dimension"):
+        frechet_distance(x, x[:, :5])
+    with pytest.raises(ValueError, match="must have shape"):
+        frechet_distance(x[0], x)
+
+
+def test_estimated_error_is_that_of_repeated_rounding():
+    # Errors drawn by the law the estimate assumes: e_ij = rounding s_i s_j g_ij off the diagonal. Of 40 draws the root
+    # mean square is known to 11 %. The estimate bounds it: C^2 <= k S costs a factor, here below 8.
+    x, y = (SingleMoments.from_matrix(z) for z in (mixed(1, 400, 24), mixed(2, 500, 24, scale=1.2)))
+    other, rounding, rng = gaussian(y.mean, y.covariance), 1e-6, np.random.default_rng(3)
+    base = frechet_distance(gaussian(x.mean, x.covariance), other)
+    moved = []
+    for _ in range(40):
+        noise = np.triu(rng.normal(size=x.covariance.shape), 1) * np.sqrt(np.outer(*[x.covariance.diagonal()] * 2))
+        found = frechet_distance(gaussian(x.mean, x.covariance + rounding * (noise + noise.T)), other)
+        moved.append(found - base)
+    exact = SingleMoments(mean=x.mean, covariance=x.covariance, rounding=rounding)
+    root, rest = exact.frechet_errors(torch.linalg.cholesky(torch.from_numpy(x.covariance)))
+    estimate = root * np.sqrt(base) + rest * np.sqrt(y.trace)
+    assert 0.9 < estimate / np.sqrt(np.mean(np.square(moved))) < 8.0
+
+
+def test_single_moments_are_the_moments_and_know_their_rounding():
+    matrix = mixed(4, 5000, 20, shift=3.0)  # 5000 rows are three blocks
+    single, double = SingleMoments.from_matrix(matrix), GaussianStats.from_features(matrix)
+    np.testing.assert_allclose(single.covariance.diagonal(), double.covariance.diagonal(), rtol=1e-13)
+    spread = np.sqrt(double.covariance.diagonal())
+    errors = (single.covariance - double.covariance) / np.outer(spread, spread)
+    # Root mean square over 8 of 20 columns against all; a float32 has 6e-8.
+    assert 0.0 < single.rounding < 6e-8
+    assert single.rounding == pytest.approx(np.sqrt((errors**2).sum() / (20 * 19)), rel=0.5)
+    np.testing.assert_allclose(double.covariance, np.cov(matrix.T), atol=1e-14)
+    assert (double.covariance == double.covariance.T).all()
+
+
+# ---- jackknife
+
+
+@pytest.mark.parametrize(
+    ("n", "m", "d"), [(90, 90, 8), (90, 70, 8), (24, 24, 40), (20, 31, 40), (60, 30, 40), (30, 60, 40), (44, 60, 40)]
+)
+def test_quick_jackknife_equals_deleting_the_groups_one_by_one(n, m, d):
+    # 44 clips in 40 dimensions: more than dimensions with all groups, fewer without one.
+    x, y = mixed(1, n, d, shift=20.0), mixed(2, m, d, scale=1.3, shift=20.2)
+    quick = frechet_jackknife(x, torch.from_numpy(y), groups=6, seed=3)
+    slow = jackknife(frechet_distance, x, y, groups=6, seed=3)
+    assert quick.value == pytest.approx(slow.value, rel=1e-10)
+    assert quick.replicates == pytest.approx(slow.replicates, rel=1e-10)
+    assert (quick.counts, quick.seed) == (slow.counts, slow.seed) == ((n, m), 3)
+    assert quick.minus(slow).value == pytest.approx(0.0, abs=1e-10 * slow.value)  # may stand in one difference
+
+
+def test_quick_jackknife_of_singular_covariances():
+    x, y = mixed(1, 90, 6), mixed(2, 80, 6, scale=1.2)
+    copied = [np.hstack([z, z[:, :1]]) for z in (x, y)]
+    dead = [np.pad(z, ((0, 0), (0, 2))) for z in (x, y)]
+    for a, b in (copied, dead):
+        quick, slow = frechet_jackknife(a, b, groups=5), jackknife(frechet_distance, a, b, groups=5)
+        assert quick.replicates == pytest.approx(slow.replicates, rel=1e-10)
+
+
+def test_quick_jackknife_refuses():
+    with pytest.raises(ValueError, match="same dimension"):
+        frechet_jackknife(mixed(1, 30, 4), mixed(1, 30, 5))
+    with pytest.raises(ValueError, match="at least 20 clips"):
+        frechet_jackknife(mixed(1, 30, 4), mixed(1, 19, 4))
