@@ -12,8 +12,9 @@ from teacher.data.dataset import FeatureSet
 from teacher.data.store import Record
 from teacher.weights.run_folder import read_run_config
 
-CLIP_OF_A_VIDEO = re.compile(r"Y?([A-Za-z0-9_-]{11})_\d+(_\d+)?")
-"""Ids of VGGSound and AudioCaps: the 11 letters of a video, then times. Two clips of one video sound alike."""
+CLIP_OF_A_VIDEO = re.compile(r"Y?([A-Za-z0-9_-]{11})_\d+(_\d+)?|Y([A-Za-z0-9_-]{11})")
+"""Ids of VGGSound and AudioCaps: the 11 letters of a video, then times; of the AudioSet part of WavCaps: a Y and the
+letters. Two clips of one video sound alike."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +25,7 @@ class Overlap:
     """Media files the runs learnt from."""
     by_id: tuple[str, ...]
     by_source: tuple[str, ...]
-    """Of the same group (group_id) or video, under another id."""
+    """Of the same group (group_id) or video as a file trained on, under another id."""
     by_content: tuple[str, ...]
     """Of a file with the same bytes, under another id and source."""
     unread: int
@@ -55,19 +56,22 @@ def trained_on(runs: Iterable[Path]) -> tuple[tuple[Path, ...], tuple[str, ...]]
 def find_overlap(test: Sequence[Record], runs: Iterable[Path], *, groups: Mapping[str, str] | None = None) -> Overlap:
     """Look for test clips in the training splits of all feature folders the runs learnt from.
 
-    By item id; by `groups` (item id -> group_id, see `read_groups`) and by video, for ids that name one; and by SHA-256
-    of the media files, of which only those with a size that occurs on both sides are read.
+    By item id; by the group of the records and by video, for ids that name one; and by SHA-256 of the media files, of
+    which only those with a size that occurs on both sides are read. `groups`: item id -> group_id, in place of what the
+    records say (see `read_groups`); features extracted before groups were kept have none.
     """
     folders, unknown = trained_on(runs)
     ids: set[str] = set()
+    sources: set[str] = set()
     files: set[Path] = set()
+    groups = groups or {}
     for record in (r for folder in folders for r in FeatureSet.open(folder, "train").records):
         ids.add(record.item_id)
+        sources |= sources_of(record, groups)
         files.add(Path(record.path))
-    sources = {source_of(i, groups) for i in ids}
     same_bytes, unread = _same_content({Path(r.path) for r in test}, files)
     by_id = [r.id for r in test if r.item_id in ids]
-    by_source = [r.id for r in test if r.item_id not in ids and source_of(r.item_id, groups) in sources]
+    by_source = [r.id for r in test if r.item_id not in ids and sources_of(r, groups) & sources]
     taken = {*by_id, *by_source}
     return Overlap(
         training_files=len(files),
@@ -79,12 +83,14 @@ def find_overlap(test: Sequence[Record], runs: Iterable[Path], *, groups: Mappin
     )
 
 
-def source_of(item_id: str, groups: Mapping[str, str] | None = None) -> str:
-    """What an item is a piece of: its group where known, else its video where the id names one, else itself."""
-    if groups and item_id in groups:
-        return groups[item_id]
-    video = CLIP_OF_A_VIDEO.fullmatch(item_id)
-    return video.group(1) if video else item_id
+def sources_of(record: Record, groups: Mapping[str, str] | None = None) -> frozenset[str]:
+    """What a record is a piece of: its group where known, and its video where its id names one, else the item itself.
+
+    Both count, since the other side may know only one of them.
+    """
+    video = CLIP_OF_A_VIDEO.fullmatch(record.item_id)
+    own = (video.group(1) or video.group(3)) if video else record.item_id
+    return frozenset({own, (groups or {}).get(record.item_id, record.group_id)} - {""})
 
 
 def read_groups(manifest: Path) -> dict[str, str]:

@@ -1,5 +1,6 @@
 """Extraction end to end on small files: windows, skips with reasons, resuming, and what the dataset gives back."""
 
+import hashlib
 import json
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import torch
 from teacher.data import store
 from teacher.data.dataset import FeatureSet, batch_indices, load_codec
 from teacher.data.extract import ExtractConfig, FeatureError, encode_clip, extract, load_encoders
+from teacher.data.extract_plan import make_plan
 from teacher.data.manifest import Item, Split, write_manifest
 from teacher.data.media import MediaError, write_audio, write_video
 
@@ -59,7 +61,7 @@ def items(tmp_path_factory) -> list[Item]:
     """Usable files of every kind, and one of each fault."""
     folder = tmp_path_factory.mktemp("media")
     made = [video(folder, f"train{i}", 1.0, seed=i, caption=f"square number {i % 2}") for i in range(6)]
-    made.append(video(folder, "long", 2.96, seed=7, events_s=(0.25, 1.0, 1.75, 2.5), label="square"))
+    made.append(video(folder, "long", 2.96, seed=7, events_s=(0.25, 1.0, 1.75, 2.5), label="square", group_id="film"))
     made.append(video(folder, "held", 0.92, split="val", seed=8))
     made.append(audio(folder, "song", sound(2.6, 9), split="test"))
     made.append(audio(folder, "short-song", sound(0.4, 10), split="test"))
@@ -127,6 +129,8 @@ def test_rows_belong_together(items, features):
         ("long@1s", 1.0, (0.0, 0.75)),
         ("long@2s", 2.0, (0.5,)),
     ]
+    assert {r.group_id for r in long} == {"film"}  # windows of one file
+    assert {r.group_id for r in train.records if r.item_id != "long"} == {""}
     assert train.info["duration_s"] == 1.0
     words = load_encoders("embedded").text([train.records[3].caption])[0]
     torch.testing.assert_close(batch.conditions.text[2], words, atol=1e-3, rtol=1e-2)  # stored as bfloat16
@@ -202,6 +206,27 @@ def test_a_folder_with_other_files_is_not_touched(items, tmp_path):
         with pytest.raises(FeatureError, match="holds other files and no features; choose another --out"):
             extract(items[:7], tmp_path, CONFIG, overwrite=overwrite)
     assert [path.name for path in tmp_path.iterdir()] == ["holiday.jpg"]
+
+
+def test_captions_of_one_sound_share_a_group_and_a_group_belongs_to_what_a_rerun_must_match(tmp_path):
+    path = tmp_path / "song.wav"
+    write_audio(path, sound(4.0), RATE)
+    items = [Item(id=f"song#{k}", path=path, caption=f"words {k}", split="train", group_id="song") for k in range(2)]
+    extract(items, tmp_path / "features", CONFIG)
+    records = FeatureSet.open(tmp_path / "features", "train").records
+    assert sorted((r.item_id, r.caption) for r in records) == [(f"song#{k}", f"words {k}") for k in (0,) * 4 + (1,) * 4]
+    assert {r.group_id for r in records} == {"song"}
+    with pytest.raises(FeatureError, match="was made from a different items"):
+        extract([replace(items[0], group_id="other"), items[1]], tmp_path / "features", CONFIG)
+
+
+def test_items_without_groups_match_features_made_before_there_were_groups(items):
+    before = hashlib.sha256()
+    alone = [item for item in items if not item.group_id]
+    for item in alone:
+        row = (item.id, str(item.path), item.caption, item.label, item.split, item.events_s)
+        before.update(json.dumps(row).encode())
+    assert make_plan(alone, CONFIG, encoders={}, codec=None, stamps=False)["items"] == before.hexdigest()
 
 
 def test_nothing_usable_is_one_line(items, tmp_path):

@@ -19,6 +19,7 @@ def test_round_trip_keeps_everything(tmp_path: Path) -> None:
         Item(
             id="a", path=tmp_path / "clips/a.mp4", caption="ein «Ton»", label="x", split="train", events_s=(0.1, 1.25)
         ),
+        Item(id="a2", path=tmp_path / "clips/a2.mp4", caption="a", split="train", group_id="a"),
         Item(id="b", path=tmp_path / "clips/b.mp4", caption="two", label="", split="test", events_s=()),
         Item(id="c", path=Path("/elsewhere/c.wav"), caption="three", label="y", split="val", events_s=None),
     ]
@@ -45,6 +46,22 @@ def test_tsv_and_jsonl_say_the_same(tmp_path: Path) -> None:
     tsv = write(tmp_path / "m.tsv", "id\tpath\ttext\tsplit\n1\ta.wav\thello\ttrain\n")
     jsonl = write(tmp_path / "m.jsonl", '{"id": 1, "audio": "a.wav", "text": "hello", "split": "train"}\n\n')
     assert read_manifest(tsv) == read_manifest(jsonl)
+
+
+def test_the_group_of_a_row_is_kept_in_every_table(tmp_path: Path) -> None:
+    tables = [
+        write(tmp_path / "m.csv", "file,split,Group_ID\na.wav,train,g 1\nb.wav,test,\n"),
+        write(tmp_path / "m.tsv", "file\tsplit\tgroup_id\na.wav\ttrain\tg 1\nb.wav\ttest\t\n"),
+        write(
+            tmp_path / "m.jsonl",
+            '{"file": "a.wav", "split": "train", "group_id": "g 1"}\n{"file": "b.wav", "split": "test"}\n',
+        ),
+    ]
+    for table in tables:
+        assert [item.group_id for item in read_manifest(table)] == ["g 1", ""]
+    # A number in JSON is a name like any other.
+    number = write(tmp_path / "n.jsonl", '{"file": "a.wav", "split": "train", "group_id": 7}\n')
+    assert [item.group_id for item in read_manifest(number)] == ["7"]
 
 
 def test_hash_splits_are_stable_by_group_and_about_80_10_10(tmp_path: Path) -> None:

@@ -36,7 +36,8 @@ def make_plan(
     listing, files = hashlib.sha256(), hashlib.sha256()
     for item in items:
         row = (item.id, str(item.path), item.caption, item.label, item.split, item.events_s)
-        listing.update(json.dumps(row).encode())
+        # Items without a group have the digest they had before there were groups.
+        listing.update(json.dumps((*row, item.group_id) if item.group_id else row).encode())
         if stamps:
             try:
                 status = item.path.stat()

@@ -179,4 +179,5 @@ def _record(window: Window, duration_s: float) -> Record:
         events_s=window_events(window, duration_s),
         has_video=window.has_video,
         has_audio=True,
+        group_id=window.item.group_id,
     )

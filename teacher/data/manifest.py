@@ -22,7 +22,10 @@ HASH_SHARES = (80, 90)
 
 @dataclass(frozen=True, kw_only=True)
 class Item:
-    """One media file with its words. `events_s`: onsets of its sounds in seconds, None where nobody knows them."""
+    """One media file with its words. `events_s`: onsets of its sounds in seconds, None where nobody knows them.
+
+    `group_id` names what it is a piece of: clips of one recording, captions of one sound; '' where it stands alone.
+    """
 
     id: str
     path: Path
@@ -30,6 +33,7 @@ class Item:
     label: str = ""
     split: Split
     events_s: tuple[float, ...] | None = None
+    group_id: str = ""
 
     def __post_init__(self) -> None:
         if not self.id:
@@ -45,7 +49,8 @@ def read_manifest(source: Path) -> list[Item]:
 
     Table columns, the first present of each group: file | path | video | audio (relative to the table);
     caption | text | prompt (else the label, else the file name as words); label | class; split (else by a stable hash
-    of group_id or id, 80 / 10 / 10); id (else the file name without suffix); events_s (JSON list of seconds).
+    of group_id or id, 80 / 10 / 10); id (else the file name without suffix); events_s (JSON list of seconds); group_id
+    (rows of one source).
     In a folder, tables without a file column are passed over. Media files below a folder take their label from their
     folder and their caption from a .txt file beside them, else from their name. Media files are not opened here.
     Raises ValueError with one line saying what is wrong.
@@ -87,6 +92,8 @@ def write_manifest(items: Iterable[Item], path: Path) -> None:
         }
         if item.events_s is not None:
             row["events_s"] = list(item.events_s)
+        if item.group_id:
+            row["group_id"] = item.group_id
         lines.append(json.dumps(row, ensure_ascii=False))
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp")
@@ -96,7 +103,7 @@ def write_manifest(items: Iterable[Item], path: Path) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class _Draft:
-    """An item whose split may still be open; `group` decides it."""
+    """An item whose split may still be open; its group decides it, or its id where it has none."""
 
     id: str
     path: Path
@@ -104,7 +111,11 @@ class _Draft:
     label: str
     split: str
     events_s: tuple[float, ...] | None
-    group: str
+    group_id: str = ""
+
+    @property
+    def group(self) -> str:
+        return self.group_id or self.id
 
 
 def _rows(table: Path) -> list[dict[str, object]]:
@@ -162,7 +173,7 @@ def _draft(row: dict[str, object], table: Path, number: int) -> _Draft:
         label=label,
         split=split,
         events_s=_events(row.get("events_s"), table, number),
-        group=_first(row, ("group_id",)) or identity,
+        group_id=_first(row, ("group_id",)),
     )
 
 
@@ -203,7 +214,6 @@ def _folder_drafts(folder: Path) -> list[_Draft]:
                 label=file.parent.name if len(relative.parts) > 1 else "",
                 split="",
                 events_s=None,
-                group=relative.with_suffix("").as_posix(),
             )
         )
     return drafts
@@ -229,6 +239,7 @@ def _split(drafts: list[_Draft]) -> list[Item]:
             label=d.label,
             split=cast(Split, d.split or chosen[d.group]),
             events_s=d.events_s,
+            group_id=d.group_id,
         )
         for d in drafts
     ]

@@ -151,6 +151,7 @@ class Rows:
                 events_s=None if events is None else tuple(float(event) for event in events),
                 has_video=bool(self.has_video[row]),
                 has_audio=True,
+                group_id=str(line.get("group_id", "")),
             )
         except (KeyError, TypeError, ValueError) as error:
             path = self.shards[k].file.path

@@ -43,7 +43,10 @@ Skipped = tuple[str, str]
 
 @dataclass(frozen=True, kw_only=True)
 class Record:
-    """One row of a feature set. `events_s` are seconds from the start of the window, None where unknown."""
+    """One row of a feature set. `events_s` are seconds from the start of the window, None where unknown.
+
+    `group_id` as in `Item`: the source that rows share; '' where it is not known.
+    """
 
     id: str
     item_id: str
@@ -55,6 +58,7 @@ class Record:
     events_s: tuple[float, ...] | None
     has_video: bool
     has_audio: bool
+    group_id: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,4 +170,6 @@ def _line(record: Record) -> str:
         row["label"] = record.label
     if record.events_s is not None:
         row["events_s"] = record.events_s
+    if record.group_id:
+        row["group_id"] = record.group_id
     return json.dumps(row, ensure_ascii=False, separators=(",", ":"))

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from teacher.data.lists import read_list
+from teacher.data.greatest_hits import read_hits
+from teacher.data.lists import listed_ids, read_list
 
 
 def put(folder: Path, *names: str) -> Path:
@@ -107,6 +108,79 @@ def test_wavcaps_json(tmp_path):
     assert listed.missing == ["124"]
 
 
+HITS = """2.677438 ceramic hit static
+3.675198 ceramic hit static
+4.1 wood scratch deform
+5.5 None None None
+5.0 None hit None
+"""
+
+
+def test_greatest_hits_takes_events_and_words_from_the_times_of_a_video(tmp_path):
+    first, second, third = "2015-02-16-16-49-06", "2015-09-29-15-44-54-838", "2015-09-29-15-44-54-57"
+    media = put(tmp_path / "vis-data", f"{first}_denoised.mp4", f"{first}_mic.mp4", f"{second}_mic.mp4", f"{third}.mp4")
+    write(media / f"{first}_times.txt", HITS)
+    write(media / f"{second}_times.txt", "1.5 None None None\n")
+    path = write(media / "test.txt", f"{first}\n{second}\n{third}\n\n2015-02-16-17-52-15\n")
+    listed = read_list("greatest-hits", path, media)
+    assert listed.missing == ["2015-02-16-17-52-15"]
+    plain = "hitting and scratching with a drumstick"
+    assert rows(listed) == [
+        (first, f"{first}_denoised.mp4", "hitting ceramic, hitting, scratching wood", "test"),
+        (second, f"{second}_mic.mp4", plain, "test"),
+        (third, f"{third}.mp4", plain, "test"),
+    ]
+    # Unknown words leave the event; a video without a list of times leaves its events unknown.
+    assert [item.events_s for item in listed.items] == [(2.677438, 3.675198, 4.1, 5.0, 5.5), (1.5,), None]
+    assert [item.label for item in listed.items] == ["ceramic", "", ""]
+    assert [item.group_id for item in listed.items] == [first, "2015-09-29-15-44-54", "2015-09-29-15-44-54"]
+
+
+def test_greatest_hits_lists_may_be_json_name_files_and_lie_elsewhere(tmp_path):
+    name = "2015-03-25-00-58-22"
+    media = put(tmp_path / "media", f"video/{name}_denoised.mp4", f"video/{name}_mic.mp4")
+    (media / "times").mkdir()
+    write(media / "times" / f"{name}_times.txt", "0.5 metal hit static\n")
+    path = write(tmp_path / "greatesthit_video_valid.json", json.dumps([name]))
+    (item,) = read_list("greatest-hits", path, media).items
+    assert (item.path.name, item.split, item.events_s) == (f"{name}_denoised.mp4", "val", (0.5,))
+    named = write(tmp_path / "mine.txt", f"{name}_mic.mp4\n")
+    (item,) = read_list("greatest-hits", named, media, "test").items
+    assert (item.id, item.path.name, item.split) == (name, f"{name}_mic.mp4", "test")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("0.5 wood\nsoon wood hit\n", "line 2 must begin with seconds, got 'soon wood hit'"),
+        ("-1 wood hit static\n", "line 1 must begin with seconds"),
+        ("nan wood hit static\n", "line 1 must begin with seconds"),
+    ],
+)
+def test_times_that_are_none_are_named(tmp_path, text, message):
+    with pytest.raises(ValueError, match=message):
+        read_hits(write(tmp_path / "2015-03-25-00-58-22_times.txt", text))
+
+
+def test_items_of_one_sound_share_a_group(tmp_path):
+    media = put(tmp_path / "m", "yt1_30.wav", "yt1_40.wav", "a.wav", "abc_000030.mp4")
+    header = "audiocap_id,youtube_id,start_time,caption\n"
+    caps = write(tmp_path / "caps.csv", f"{header}1,yt1,30,x\n2,yt1,30,y\n3,yt1,40,z\n")
+    assert [item.group_id for item in read_list("audiocaps", caps, media).items] == ["yt1"] * 3
+    clotho = write(tmp_path / "clotho.csv", "file_name,caption_1,caption_2\na.wav,x,y\n")
+    assert [item.group_id for item in read_list("clotho", clotho, media).items] == ["a", "a"]
+    vgg = write(tmp_path / "vgg.csv", "abc,30,dog,train\n")
+    assert [item.group_id for item in read_list("vggsound", vgg, media).items] == [""]  # the id names the video
+
+
+def test_ids_are_listed_without_media(tmp_path):
+    path = write(tmp_path / "v.csv", "abc,30,dog,train\nabc,7,rain,test\n")
+    assert listed_ids("vggsound", path) == ("abc_000030", "abc_000007")
+    assert listed_ids("vggsound", path, "test") == ("abc_000007",)
+    with pytest.raises(ValueError, match="holds no rows of split val"):
+        listed_ids("vggsound", path, "val")
+
+
 def test_tab_separated_captions_may_hold_quotation_marks(tmp_path):
     media = put(tmp_path / "m", "one.flac", "one.wav", "two.mp3", "three.mp4", "three.wav")
     path = write(tmp_path / "t.tsv", 'caption\tid\na 5" nail\tone\n"hello" says a man\ttwo.mp3\nboth\tthree\n')
@@ -150,7 +224,14 @@ def test_files_may_lie_in_folders_of_which_the_outermost_counts(tmp_path):
         ("clotho", "name,caption\na,b\n", "has no column file_name and caption_1"),
         ("wavcaps", "[1]", 'must be JSON of the form {"data"'),
         ("wavcaps", '{"data": [{"id": "a"}]}', "KeyError"),
-        ("gigaspeech", "", "list kind must be one of vggsound, vggsound-tsv, audiocaps, clotho, wavcaps, tsv"),
+        (
+            "gigaspeech",
+            "",
+            "list kind must be one of vggsound, vggsound-tsv, audiocaps, clotho, wavcaps, tsv, greatest-hits",
+        ),
+        ("greatest-hits", "2015-02-16\n", "row 1 must be a video such as 2015-02-16-16-49-06, got '2015-02-16'"),
+        ("greatest-hits", "2015-02-16-16-49-06_19844\n", "row 1 must be a video such as"),
+        ("greatest-hits", "2015-02-16-16-49-06\n2015-02-16-16-49-06_mic\n", "ids must be unique"),
     ],
 )
 def test_what_is_wrong_is_said_in_one_line(tmp_path, kind, text, message):

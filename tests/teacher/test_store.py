@@ -39,6 +39,7 @@ def record(name: str, caption: str, *, video: bool, events: tuple[float, ...] | 
         events_s=events,
         has_video=video,
         has_audio=True,
+        group_id="duo" if name in "de" else "",
     )
 
 
@@ -130,6 +131,14 @@ def test_rows_come_back_in_any_order_over_all_shards(tmp_path, shared):
     assert conditions.has_text.tolist() == [True] * 6
     assert features.batch([5]).conditions.has_text.tolist() == [False]  # the empty caption
     assert batch.indices.tolist() == order
+
+
+def test_rows_keep_their_group_and_rows_without_one_are_stored_as_before_there_were_groups(tmp_path):
+    write(tmp_path)
+    features = FeatureSet.open(tmp_path, "train")
+    assert [r.group_id for r in features.records] == ["", "", "", "duo", "duo", "duo", ""]
+    lines = [line for k in range(2) for line in features.rows.shards[k].lines()]
+    assert ["group_id" in line for line in lines] == [False, False, False, True, True, True, False]
 
 
 def test_a_codec_without_std_keeps_every_bit_of_its_latents(tmp_path):
