@@ -15,8 +15,8 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
+from eval.cost import count
 from teacher.audio.vae import VAE, VAE_16K, VAE_44K
 from teacher.audio.vocoder import BIGVGAN_16K, BIGVGAN_V2_44K, BigVGAN
 from teacher.conditions import Conditions
@@ -156,9 +156,7 @@ def main() -> None:
 def _row(stage: Stage, dtype: torch.dtype, known: Rates, args: argparse.Namespace) -> None:
     module = copy.deepcopy(stage.module).to(args.device, dtype)
     inputs = [x.to(args.device, dtype) for x in stage.inputs]
-    with FlopCounterMode(display=False) as counter:
-        module(*inputs)
-    flops, size = counter.get_total_flops(), sum(p.numel() * p.element_size() for p in _used(module))
+    flops, size = count(lambda: module(*inputs)).cost.flops, sum(p.numel() * p.element_size() for p in _used(module))
     floor = max(flops / known.flops[dtype], size / known.bytes)
     times = [seconds(lambda: module(*inputs), args.device, args.repeats)]
     if not args.no_compile:

@@ -48,7 +48,8 @@ class SingleMoments:
                 block = single[: min(SCATTER_ROWS, n - begin)]
                 for rows, centred in _centred_blocks(matrix[begin : begin + SCATTER_ROWS], mean):
                     block[rows] = centred
-                    columns += centred.T @ centred[:, sample]
+                    # SciPy's product as below: threads of a second library, waiting, would take the cores.
+                    columns += blas.dgemm(1.0, centred.T, np.asfortranarray(centred[:, sample]))
                     squares += np.einsum("ij,ij->j", centred, centred)
                 upper = blas.ssyrk(1.0, block.T, c=upper, overwrite_c=1)
                 total += upper

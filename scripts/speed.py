@@ -1,0 +1,116 @@
+"""What one sound costs, stage by stage: times, FLOPs, bytes, the machine's floor and real-time factors by scope."""
+
+import shlex
+import sys
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+import tyro
+
+from eval.budget_text import budget_markdown
+from eval.chain import Chain, Work
+from eval.measure_budget import measure_budget
+from eval.random_chain import EncoderSet, random_chain
+from meanflow import Guidance
+from scripts.errors import one_line_errors
+from teacher.data.dataset import FeatureSet
+from teacher.pipeline import Pipeline, Precision
+from teacher.variants import variant
+
+
+@dataclass(frozen=True, kw_only=True)
+class Speed:
+    """Time a run (--run) or a published size with random weights (--variant), alone or with what is around it."""
+
+    run: Path | None = None
+    """Run folder of a teacher or student."""
+    variant: str | None = None
+    """Published size with random weights, such as small_16k: times do not depend on the values, no file is needed."""
+    encoders: EncoderSet = "text"
+    """With --variant: CLIP's text tower, all encoders (4 GB, minutes on a processor) or none. A run has its own."""
+    data: Path | None = None
+    """Extracted features: clips of the test split are decoded and their captions encoded."""
+    video: tuple[Path, ...] = ()
+    """Videos instead. Without either, nothing is decoded and encoders see random frames."""
+    prompt: str | None = None
+    """Words to encode; a caption of the data, or a sentence of seven words, otherwise."""
+    duration_s: float | None = None
+    """Duration of one clip; the run's own, or 8 s for a published size, otherwise."""
+    steps: tuple[int, ...] = (1, 25)
+    guidance: tuple[float, ...] = (1.0,)
+    """Guidance scales; 1 is off, one evaluation a step, else two."""
+    batch: tuple[int, ...] = (1, 8)
+    """Clips at once. 1 is the latency of a clip; more show the throughput."""
+    repeats: int | None = None
+    """Timed calls a stage; 50 on a GPU, 5 on a processor."""
+    warmup: int | None = None
+    """Calls before them that do not count, at least 1; 10 on a GPU."""
+    dtype: Precision = "float32"
+    """Arithmetic of the network, as --precision of mf-sample; encoders and decoders compute in float32."""
+    tf32: bool = False
+    """Let a GPU round float32 products to TF32, as MMAudio does."""
+    weights_dir: Path | None = None
+    """Folder of codec and encoder files, where it is not the one the run folder names."""
+    device: str = "cuda" if torch.cuda.is_available() else "cpu"
+    out: Path = Path("runs/speed/budget.json")
+    """The budget; the same as a table goes beside it with the ending .md."""
+
+
+@one_line_errors
+def cli() -> None:
+    """Entry point."""
+    args = tyro.cli(Speed, description=__doc__)
+    if args.device.startswith("cuda") and not torch.cuda.is_available():
+        raise ValueError(f"--device {args.device}: this torch finds no CUDA device; use --device cpu")
+    if args.out.suffix == ".md":
+        raise ValueError(f"--out is the JSON file, its table gets the ending .md, got {args.out}")
+    if args.tf32:
+        torch.set_float32_matmul_precision("high")
+    on_gpu = args.device.startswith("cuda")
+    chain, window_s = _chain(args)
+    budget = measure_budget(
+        chain,
+        _work(args, args.duration_s or window_s),
+        steps=args.steps,
+        guidance=tuple(Guidance(omega=omega) for omega in args.guidance),
+        batches=args.batch,
+        warmup=(10 if on_gpu else 1) if args.warmup is None else args.warmup,
+        repeats=(50 if on_gpu else 5) if args.repeats is None else args.repeats,
+        command=f"python -m scripts.speed {shlex.join(sys.argv[1:])}".strip(),
+        told=lambda line: print(line, file=sys.stderr, flush=True),
+    )
+    budget.write(args.out)
+    text = budget_markdown(budget)
+    args.out.with_suffix(".md").write_text(text, encoding="utf-8")
+    print(f"{text}\n{args.out} and {args.out.with_suffix('.md')}")
+
+
+def _chain(args: Speed) -> tuple[Chain, float]:
+    """What is timed, and the duration it is made for."""
+    if (args.run is None) == (args.variant is None):
+        raise ValueError("give either --run or --variant")
+    if args.run is not None:
+        pipeline = Pipeline.load(args.run, weights_dir=args.weights_dir, device=args.device, precision=args.dtype)
+        return Chain.of_pipeline(pipeline, str(args.run)), pipeline.window_s
+    name = args.variant or ""
+    config = variant(name)
+    return random_chain(config, name=name, encoders=args.encoders, device=args.device, precision=args.dtype), 8.0
+
+
+def _work(args: Speed, duration_s: float) -> Work:
+    if args.data is not None and args.video:
+        raise ValueError("give either --data or --video")
+    windows, captions = tuple((path, 0.0) for path in args.video), [args.prompt] if args.prompt else []
+    if args.data is not None:
+        records = [r for r in FeatureSet.open(args.data, "test").records if r.has_video][: max(args.batch)]
+        if not records:
+            raise ValueError(f"{args.data} has no test clips with picture")
+        windows = tuple((Path(r.path), r.start_s) for r in records)
+        captions = captions or [r.caption for r in records]
+    work = Work(duration_s=duration_s, windows=windows, random_frames=True)
+    return replace(work, captions=tuple(captions)) if captions else work
+
+
+if __name__ == "__main__":
+    cli()
