@@ -139,17 +139,18 @@ def _one(pipeline: Pipeline, args: Sample, sampling: SamplingConfig, video: Path
         clamped.extend(guided.clamped.flatten().tolist())
 
     try:
-        wave = pipeline.sound(
+        wave = pipeline(
             video=video,
             prompt=args.prompt,
             negative_prompt=args.negative_prompt,
             duration_s=args.duration_s,
+            seeds=sampling.seed,
             sampling=sampling,
             observe=observe,
-        )
+        )[0].wave
         name = _file_name(video, args.prompt)
         rate = pipeline.codec.sequence.sample_rate
-        comment = f"licence of the weights: {pipeline.licence}; {args.run}, {_method(sampling)}, seed {args.seed}"
+        comment = f"licence of the weights: {pipeline.licence}; {args.run}, {sampling}, seed {args.seed}"
         sound = args.out / f"{name}.{args.format}"
         write_audio(sound, wave.numpy(), rate, comment=comment)
         made = [str(sound)]
@@ -164,16 +165,8 @@ def _one(pipeline: Pipeline, args: Sample, sampling: SamplingConfig, video: Path
         return False
     note = f", s* {sum(scalars) / len(scalars):.3f}" if scalars else ""
     note += f" ({sum(clamped) / len(clamped):.0%} clamped)" if any(clamped) else ""
-    print(f"{len(wave) / rate:.2f} s of sound, {_method(sampling)}{note}: {', '.join(made)}")
+    print(f"{len(wave) / rate:.2f} s of sound, {sampling}{note}: {', '.join(made)}")
     return True
-
-
-def _method(sampling: SamplingConfig) -> str:
-    solver, rule = sampling.solver, sampling.guidance
-    steps = f"adaptive to {solver.rtol:g}" if isinstance(solver, Adaptive) else f"{sampling.steps} step(s)"
-    if isinstance(rule, JointGuidance):
-        return f"{steps}, guidance {rule.video:g} for video, {rule.text:g} for text"
-    return f"{steps}, guidance {rule.omega:g}"
 
 
 def _file_name(video: Path | None, prompt: str | None) -> str:

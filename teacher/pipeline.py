@@ -1,62 +1,40 @@
-"""From a video and/or words to sound with the networks of one run folder."""
+"""From a video and/or words to sound with the networks of one run folder.
 
-from collections.abc import Callable, Sequence
+    pipe = Pipeline.from_pretrained("runs/demo/student")
+    sounds = pipe(video="holiday.mov", prompt="waves on a beach", seeds=(0, 1, 2), guidance=1.4)
+    sounds[0].save("holiday.flac")
+
+What is seen and said is encoded once by `encode`; new seeds, steps and guidance then cost only the generator.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, Self, TypeAlias, get_args
+from typing import Self, get_args
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
-from meanflow import Adaptive, Guidance
+from meanflow import Guidance
 from meanflow.guidance import GuidanceRule, Guided
-from meanflow.sampling import check_zero_init
 from teacher.audio.codec import AudioCodec
 from teacher.audio.registry import open_codec
 from teacher.conditions import Conditions
-from teacher.data.media import MediaError, probe
-from teacher.encoders.registry import Encoders, encode_clip, load_encoders
-from teacher.generate import FixedSolver, Solver, clip_seed, generate, noise
+from teacher.encoders.registry import Encoders, load_encoders
+from teacher.generate import generate
 from teacher.network import MMAudio
-from teacher.sequence import MIN_DURATION_S
-from teacher.weights import load_network, read_features_info, read_licence
-from teacher.windows import overlap_add, window_starts
+from teacher.pretrained import Card, folder_of, save_pretrained
+from teacher.sampling import Precision, SamplingConfig
+from teacher.scene import Scene, Sound, make_scene
+from teacher.weights import file_digest, load_network, read_features_info, read_licence, weight_file
+from teacher.windows import Joiner, overlap_s, window_noise
 
-BATCH = 16
-"""Windows generated at once; bounds memory on long videos."""
+__all__ = ["Card", "Pipeline", "Precision", "SamplingConfig", "Scene", "Sound", "as_in_the_demo"]
 
-Precision: TypeAlias = Literal["float32", "bfloat16", "demo"]
-"""Arithmetic of the flow network. float32 throughout; bfloat16: float32 weights and state, products in bfloat16 (how
-MMAudio is evaluated); demo: weights, state, times and the table of time frequencies in bfloat16 (how MMAudio's own
-demo runs, which for v2 networks scrambles the time embedding: teacher/embeddings.py)."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class SamplingConfig:
-    """How latents are drawn."""
-
-    steps: int = 1
-    """Network evaluations along the path; 1 is what the student is for, 25 the teacher's default."""
-    guidance: GuidanceRule = field(default_factory=Guidance)
-    """Classifier-free guidance; scale 1 is off and needs a single evaluation per step."""
-    seed: int = 0
-    solver: Solver = "euler"
-    """Integrator of a teacher's velocity; a student jumps and takes none."""
-    shift: float = 1.0
-    """Above 1 smaller steps near the noise, below 1 near the data."""
-    zero_init_steps: int = 0
-    """First steps that leave the noise as it is, of 25 or more."""
-
-    def __post_init__(self) -> None:
-        if not isinstance(self.solver, Adaptive) and self.solver not in get_args(FixedSolver):
-            choices = ", ".join(get_args(FixedSolver))
-            raise ValueError(f"solver must be {choices} or an Adaptive(...), got {self.solver!r}")
-        if self.steps < 1:
-            raise ValueError(f"steps must be at least 1, got {self.steps}")
-        if not self.shift > 0:
-            raise ValueError(f"shift must be positive (1 = uniform), got {self.shift}")
-        check_zero_init(self.zero_init_steps, self.steps)
+BATCH = 4
+"""Windows generated at once, of all seeds together; bounds memory, on long videos too."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,6 +50,12 @@ class Pipeline:
     precision: Precision = "float32"
     licence: str = "unspecified"
     """Of the network's weights; belongs into the metadata of every sound."""
+    source: Path | None = None
+    """Folder it was loaded from."""
+    digest: str = ""
+    """First digits of the SHA-256 of the file of the network's weights."""
+    weights_dir: Path | None = None
+    """Folder of published codec and encoder files, where it uses them."""
 
     def __post_init__(self) -> None:
         if self.precision not in get_args(Precision):
@@ -104,83 +88,170 @@ class Pipeline:
             device=device,
             precision=precision,
             licence=read_licence(run),
+            source=run,
+            digest=file_digest(weight_file(run, weights)),
+            weights_dir=folder,
         )
 
-    def sound(
+    @classmethod
+    def from_pretrained(
+        cls, path_or_id: str | Path, *, device: str = "cpu", precision: Precision = "float32", weights: str = "auto"
+    ) -> Self:
+        """From a run folder, a folder of `save_pretrained`, or a hub repository NAME/NAME, which is fetched.
+
+        Raises WeightsError in one line naming what is missing, damaged or cannot be fetched.
+        """
+        return cls.load(folder_of(path_or_id), weights=weights, device=device, precision=precision)
+
+    def save_pretrained(self, folder: Path | str, card: Card, *, parts: bool = False) -> Path:
+        """Write a folder to give away: safetensors, configuration and a model card (`teacher.pretrained`)."""
+        return save_pretrained(self, Path(folder), card, parts=parts)
+
+    def encode(
         self,
         *,
-        video: Path | None,
-        prompt: str | None,
+        video: Path | None = None,
+        prompt: str | None = None,
         negative_prompt: str | None = None,
         duration_s: float | None = None,
+    ) -> Scene:
+        """Pictures and words of one sound, encoded window by window and kept.
+
+        The sound will last as long as the video (or `duration_s` of it), or `duration_s` for words alone, by default
+        one window. Raises MediaError (unreadable or too short video) and ValueError (neither video nor prompt).
+        """
+        scene = self.scene(video=video, prompt=prompt, negative_prompt=negative_prompt, duration_s=duration_s)
+        return scene.kept(at_once=BATCH)
+
+    def scene(
+        self,
+        *,
+        video: Path | None = None,
+        prompt: str | None = None,
+        negative_prompt: str | None = None,
+        duration_s: float | None = None,
+    ) -> Scene:
+        """As `encode`, but windows are encoded when they are asked for and not kept: constant memory for long ones."""
+        return make_scene(
+            self.encoders,
+            self.codec.sequence,
+            self.window_s,
+            video=video,
+            prompt=prompt,
+            negative_prompt=negative_prompt,
+            duration_s=duration_s,
+        )
+
+    def __call__(
+        self,
+        scene: Scene | None = None,
+        *,
+        video: Path | str | None = None,
+        prompt: str | None = None,
+        negative_prompt: str | None = None,
+        duration_s: float | None = None,
+        seeds: int | Sequence[int] = 0,
+        steps: int = 1,
+        guidance: float | GuidanceRule = 1.0,
+        sampling: SamplingConfig | None = None,
+        observe: Callable[[Guided], None] | None = None,
+    ) -> list[Sound]:
+        """One sound per seed for a scene, or for a video and/or words, which are then encoded first.
+
+        guidance: scale of classifier-free guidance with scalar rescaling, or a rule. `sampling` replaces steps and
+        guidance. The first window of all seeds, then the second and so on, are made together, `BATCH` at a time. A
+        sound does not depend on the other seeds.
+
+        Raises:
+            MediaError: an unreadable or too short video.
+            ValueError: neither video nor prompt nor scene, a scene together with them, no seeds, or a negative
+                prompt without guidance.
+        """
+        if (scene is None) == (video is None and prompt is None):
+            raise ValueError("give either a scene or a video and/or a prompt")
+        if scene is None:
+            path = None if video is None else Path(video)
+            scene = self.scene(video=path, prompt=prompt, negative_prompt=negative_prompt, duration_s=duration_s)
+        chosen = [seeds] if isinstance(seeds, int) else list(seeds)
+        if not chosen:
+            raise ValueError("seeds must hold at least one number")
+        if sampling is None:
+            rule = Guidance(omega=guidance) if isinstance(guidance, int | float) else guidance
+            sampling = SamplingConfig(steps=steps, guidance=rule)
+        pieces: list[list[Tensor]] = [[] for _ in chosen]
+        for made in self.stream(scene, chosen, sampling, observe):
+            for kept, piece in zip(pieces, made, strict=True):
+                kept.append(piece)
+        return [
+            Sound(
+                wave=torch.cat(kept),
+                sample_rate=self.codec.sequence.sample_rate,
+                seed=seed,
+                sampling=replace(sampling, seed=seed),
+                scene=scene,
+                licence=self.licence,
+            )
+            for seed, kept in zip(chosen, pieces, strict=True)
+        ]
+
+    def stream(
+        self,
+        scene: Scene,
+        seeds: Sequence[int],
         sampling: SamplingConfig,
         observe: Callable[[Guided], None] | None = None,
-    ) -> Tensor:
-        """One wave (samples,), exactly as long as the video or as `duration_s`.
-
-        `negative_prompt` is what guidance leads away from; it takes the place of the empty text and needs
-        sampling.guidance other than 1. `observe` sees every guided evaluation. Raises MediaError (unreadable or too
-        short video) and ValueError (neither video nor prompt; a negative prompt without guidance).
-        """
-        if video is None and prompt is None:
-            raise ValueError("give a video, a prompt or both")
-        if negative_prompt is not None and not sampling.guidance.active:
+    ) -> Iterator[Float[Tensor, "seeds samples"]]:
+        """The sounds of all seeds piece by piece, as soon as no later window can change them; together exactly
+        round(total_s * sample_rate) samples. Memory does not grow with the length of the scene."""
+        if scene.negative is not None and not sampling.guidance.active:
             raise ValueError("a negative prompt acts through guidance; set a guidance scale other than 1")
-        negative = None if negative_prompt is None else self.encoders.text([negative_prompt])
-        total_s = self._duration(video, duration_s)
-        starts = window_starts(total_s, self.window_s)
-        length_s = min(total_s, self.window_s)
-        waves = [
-            self._windows(video, prompt, negative, starts[k : k + BATCH], k, length_s, sampling, observe)
-            for k in range(0, len(starts), BATCH)
-        ]
-        return overlap_add(torch.cat(waves), starts, self.codec.sequence.sample_rate, total_s)
+        sequence = self.codec.sequence
+        fade, total = round(overlap_s(self.window_s) * sequence.sample_rate), self._samples(scene)
+        joiners = [Joiner(fade=fade, total=total) for _ in seeds]
+        frames = sequence.latent_frames(scene.length_s)
+        e = torch.stack([window_noise(s, scene.starts, frames, self.codec.latent_channels) for s in seeds])
+        begins = [start * sequence.samples_per_latent for start in scene.starts]
+        thens = [*begins[1:], None]
+        at_once = max(1, BATCH // len(seeds))
+        for first in range(0, len(scene), at_once):
+            last = min(first + at_once, len(scene))
+            conditions = scene.conditions(first, last)
+            waves = [
+                self._waves(conditions, e[k : k + BATCH, first:last], sampling, observe, scene.negative)
+                for k in range(0, len(seeds), BATCH)
+            ]
+            for k, windows in enumerate(torch.cat(waves).unbind(1), start=first):
+                made = zip(joiners, windows, strict=True)
+                yield torch.stack([joiner.add(wave, begins[k], then=thens[k]) for joiner, wave in made])
 
-    def _duration(self, video: Path | None, duration_s: float | None) -> float:
-        if video is None:
-            return duration_s or self.window_s
-        info = probe(video)
-        if not info.has_video:
-            raise MediaError(f"{video}: has no picture to make sound for; use a prompt for sound from words")
-        if info.duration_s < MIN_DURATION_S:
-            raise MediaError(f"{video}: lasts {info.duration_s:.2f} s, the shortest usable video is {MIN_DURATION_S} s")
-        return min(duration_s or info.duration_s, info.duration_s)
-
-    def _windows(
+    def _waves(
         self,
-        video: Path | None,
-        prompt: str | None,
-        negative: Tensor | None,
-        starts: list[float],
-        first: int,
-        length_s: float,
+        conditions: Conditions,
+        e: Float[Tensor, "seeds windows frames channels"],
         sampling: SamplingConfig,
         observe: Callable[[Guided], None] | None,
-    ) -> Tensor:
-        count = len(starts)
-        conditions = self.conditions(video, prompt, starts, length_s)
-        seeds = [clip_seed(sampling.seed, f"window {first + k}") for k in range(count)]
-        return self.codec.decode(self.latents(conditions, seeds, length_s, sampling, observe, negative))
+        negative: Tensor | None,
+    ) -> Float[Tensor, "seeds windows samples"]:
+        repeated = Conditions.cat([conditions] * len(e))
+        latents = self.latents(repeated, e.flatten(0, 1), sampling, observe, negative)
+        return self.codec.decode(latents).unflatten(0, e.shape[:2])
 
     @torch.no_grad()
     def latents(
         self,
         conditions: Conditions,
-        seeds: Sequence[int],
-        length_s: float,
+        e: Float[Tensor, "batch frames channels"],
         sampling: SamplingConfig,
         observe: Callable[[Guided], None] | None = None,
         negative: Tensor | None = None,
-    ) -> Tensor:
-        """Normalised latents (B, N, C), float32 on the CPU, for encoded conditions in the pipeline's precision."""
-        frames = self.codec.sequence.latent_frames(length_s)
+    ) -> Float[Tensor, "batch frames channels"]:
+        """Normalised latents, float32 on the CPU, of noise and encoded conditions in the pipeline's precision."""
         dtype = torch.bfloat16 if self.precision == "demo" else torch.float32
-        e = noise(seeds, frames, self.codec.latent_channels).to(self.device, dtype)
         with self._arithmetic():
             made = generate(
                 self.net,
                 conditions.to(self.device, dtype),
-                e,
+                e.to(self.device, dtype),
                 num_steps=sampling.steps,
                 guidance=sampling.guidance,
                 observe=observe,
@@ -196,25 +267,8 @@ class Pipeline:
             return torch.autocast(torch.device(self.device).type, torch.bfloat16)
         return nullcontext()
 
-    def conditions(self, video: Path | None, prompt: str | None, starts: list[float], length_s: float) -> Conditions:
-        """Conditions of windows [start, start + length_s) of one video under one prompt."""
-        blank = Conditions.empty(len(starts), length_s)
-        has = torch.ones(len(starts), dtype=torch.bool)
-        clip, sync, text = blank.clip, blank.sync, blank.text
-        if video is not None:
-            encoded = [encode_clip(self.encoders, video, start_s=s, duration_s=length_s) for s in starts]
-            clip = torch.stack([c for c, _ in encoded]).cpu()
-            sync = torch.stack([s for _, s in encoded]).cpu()
-        if prompt is not None:
-            text = self.encoders.text([prompt]).cpu().expand(len(starts), -1, -1)
-        return Conditions(
-            clip=clip,
-            sync=sync,
-            text=text,
-            has_clip=has & (video is not None),
-            has_sync=has & (video is not None),
-            has_text=has & (prompt is not None),
-        )
+    def _samples(self, scene: Scene) -> int:
+        return round(scene.total_s * self.codec.sequence.sample_rate)
 
 
 def as_in_the_demo(net: MMAudio) -> MMAudio:

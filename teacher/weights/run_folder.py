@@ -64,7 +64,7 @@ class FeaturesInfo:
     encoders: str
     codec: str = "embedded"
     weights_dir: Path | None = None
-    """Folder of the official components, where encoders or codec need them."""
+    """Folder of the official components, where encoders or codec need them; named relative to the run folder or not."""
 
 
 def read_features_info(run: Path) -> FeaturesInfo:
@@ -77,7 +77,7 @@ def read_features_info(run: Path) -> FeaturesInfo:
             duration_s=float(config["duration_s"]),
             encoders=str(config["encoders"]),
             codec=str(config.get("codec", "embedded")),
-            weights_dir=None if folder is None else Path(folder),
+            weights_dir=None if folder is None else run / folder,
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise WeightsError(f"{path} cannot be used: {error}; is {run} the run folder of a training?") from error

@@ -1,7 +1,6 @@
 """Clocks, noise, guidance wrapping and sampling of networks."""
 
 from dataclasses import replace
-from itertools import pairwise
 
 import pytest
 import torch
@@ -16,7 +15,6 @@ from teacher.network import Encoded
 from teacher.pipeline import SamplingConfig
 from teacher.sequence import SEQUENCE_16K, SEQUENCE_44K, image_frames, sync_frames
 from teacher.velocity import Guide, TeacherVelocity, student_velocity
-from teacher.windows import overlap_add, window_starts
 from tests.teacher.test_network import conditions, opened, small
 
 
@@ -207,19 +205,6 @@ def test_published_sequence_lengths(duration_s, n16, n44, tc, ts):
 def test_too_short_a_clip_is_refused():
     with pytest.raises(ValueError, match=r"0\.64"):
         sync_frames(0.6)
-
-
-@pytest.mark.parametrize("total_s", [0.7, 2.0, 2.1, 5.0, 61.3])
-def test_windows_cover_the_whole_and_sum_to_one(total_s):
-    starts = window_starts(total_s, 2.0)
-    length = min(total_s, 2.0)
-    assert starts[0] == 0
-    assert starts[-1] + length == pytest.approx(total_s)
-    assert all(b - a <= 1.75 + 1e-9 for a, b in pairwise(starts))
-    ones = torch.ones(len(starts), round(length * 1000) + 12)
-    made = overlap_add(ones, starts, 1000, total_s)
-    assert made.shape == (round(total_s * 1000),)
-    torch.testing.assert_close(made, torch.ones_like(made))
 
 
 def test_a_network_with_the_scale_as_an_input_is_evaluated_once_per_step(monkeypatch):

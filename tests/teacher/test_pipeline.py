@@ -51,17 +51,17 @@ def pipeline(tmp_path_factory) -> Pipeline:
 
 
 def test_words_become_sound_of_the_asked_length(pipeline):
-    wave = pipeline.sound(video=None, prompt="a bell", duration_s=1.3, sampling=SamplingConfig(steps=2))
+    wave = pipeline(prompt="a bell", duration_s=1.3, steps=2)[0].wave
     assert wave.shape == (round(1.3 * 16_000),)
     assert pipeline.licence == "CC BY-NC 4.0"
-    again = pipeline.sound(video=None, prompt="a bell", duration_s=1.3, sampling=SamplingConfig(steps=2))
+    again = pipeline(prompt="a bell", duration_s=1.3, steps=2)[0].wave
     torch.testing.assert_close(wave, again, rtol=0, atol=0)
 
 
 def test_a_film_becomes_sound(pipeline, tmp_path):
     frames = torch.randint(0, 255, (26, 64, 64, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     write_video(tmp_path / "film.mp4", frames.numpy(), 25.0, torch.zeros(16_640).numpy(), 16_000)
-    wave = pipeline.sound(video=tmp_path / "film.mp4", prompt=None, sampling=SamplingConfig(steps=1))
+    wave = pipeline(video=tmp_path / "film.mp4")[0].wave
     assert len(wave) == 16_640  # 26 frames of 1/25 s, though the film's own AAC track is longer
 
 
@@ -69,16 +69,17 @@ def test_an_empty_negative_prompt_is_the_empty_text(pipeline):
     """The published demo encodes "" anew where evaluation reads the stored features: equal if those are stored."""
     with torch.no_grad():
         pipeline.net.empty_string_feat.copy_(pipeline.encoders.text([""])[0])
-    make = lambda negative: pipeline.sound(  # noqa: E731
-        video=None, prompt="a bell", negative_prompt=negative, duration_s=1.0, sampling=GUIDED
-    )
+
+    def make(negative):
+        return pipeline(prompt="a bell", negative_prompt=negative, duration_s=1.0, sampling=GUIDED)[0].wave
+
     torch.testing.assert_close(make(""), make(None), rtol=0, atol=1e-6)
     assert float((make("music") - make(None)).abs().max()) > 1e-4
 
 
 def test_a_negative_prompt_needs_guidance(pipeline):
     with pytest.raises(ValueError, match="guidance scale other than 1"):
-        pipeline.sound(video=None, prompt="a", negative_prompt="b", sampling=SamplingConfig())
+        pipeline(prompt="a", negative_prompt="b")
 
 
 def test_guided_velocity_with_negative_text_by_hand():
@@ -123,8 +124,8 @@ def test_precisions_are_near_float32(pipeline, precision, low, high):
     other = replace(
         pipeline, precision=precision, net=as_in_the_demo(pipeline.net) if precision == "demo" else pipeline.net
     )
-    c, seeds = Conditions.empty(1, 1.0), [clip_seed(0, "a")]
-    full, rough = (p.latents(c, seeds, 1.0, SamplingConfig(steps=5)) for p in (pipeline, other))
+    c, e = Conditions.empty(1, 1.0), noise([clip_seed(0, "a")], 32, 20)
+    full, rough = (p.latents(c, e, SamplingConfig(steps=5)) for p in (pipeline, other))
     assert low < float((full - rough).norm() / full.norm()) < high
 
 
@@ -141,3 +142,34 @@ def test_wrong_choices_are_named(pipeline):
         replace(pipeline, precision="half")
     with pytest.raises(ValueError, match="solver must be"):
         SamplingConfig(solver="rk4")
+
+
+def test_a_sound_does_not_depend_on_the_other_seeds_and_a_scene_is_encoded_once(pipeline, monkeypatch):
+    scene = pipeline.encode(prompt="a bell", duration_s=2.3)
+    assert len(scene) == 3  # windows of 1 s, a quarter shared
+    monkeypatch.setattr("teacher.scene._conditions", None)  # nothing is encoded any more
+    both = pipeline(scene, seeds=(3, 4), guidance=2.0)
+    alone = pipeline(scene, seeds=4, guidance=2.0)[0]
+    assert [s.seed for s in both] == [3, 4]
+    assert float((both[0].wave - both[1].wave).abs().max()) > 1e-3
+    torch.testing.assert_close(both[1].wave, alone.wave, rtol=0, atol=1e-5)
+    assert alone.duration_s == pytest.approx(2.3)
+
+
+def test_pieces_of_a_stream_make_the_whole(pipeline):
+    scene = pipeline.scene(prompt="rain", duration_s=3.7)
+    pieces = list(pipeline.stream(scene, [5], SamplingConfig()))
+    assert len(pieces) == len(scene) > 4
+    assert all(piece.shape[1] > 0 for piece in pieces)
+    whole = pipeline(prompt="rain", duration_s=3.7, seeds=5)[0].wave
+    torch.testing.assert_close(torch.cat(pieces, 1)[0], whole, rtol=0, atol=1e-6)
+    assert whole.shape == (round(3.7 * 16_000),)
+
+
+def test_what_cannot_be_asked_together_is_named(pipeline):
+    scene = pipeline.scene(prompt="rain", duration_s=1.0)
+    for wrong in ({}, {"prompt": "rain"}):
+        with pytest.raises(ValueError, match="either a scene or"):
+            pipeline(None if not wrong else scene, **wrong)
+    with pytest.raises(ValueError, match="seeds must hold"):
+        pipeline(scene, seeds=())

@@ -15,7 +15,7 @@ from meanflow.config import to_plain
 from teacher.audio.registry import open_codec
 from teacher.encoders.registry import load_encoders
 from teacher.network import MMAudio
-from teacher.pipeline import Pipeline, SamplingConfig
+from teacher.pipeline import Pipeline
 from teacher.variants import VARIANTS
 from teacher.weights import (
     ComponentInfo,
@@ -307,7 +307,7 @@ def test_a_published_network_makes_sound(tmp_path, monkeypatch):
     pipeline = Pipeline.load(run)
     assert pipeline.window_s == 8.0
     assert pipeline.licence == bundle_licence("small_16k")
-    wave = pipeline.sound(video=None, prompt="rain", duration_s=0.64, sampling=SamplingConfig(steps=1))
+    wave = pipeline(prompt="rain", duration_s=0.64)[0].wave
     assert wave.shape == (10_240,)
     assert bool(torch.isfinite(wave).all())
     assert float(wave.std()) > 0

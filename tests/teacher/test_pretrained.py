@@ -1,0 +1,96 @@
+"""A pipeline written to a folder and read again makes the same sound, says what it is and names no place on a disk."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+
+from teacher.audio.embedded_codec import EmbeddedCodec
+from teacher.encoders.registry import load_encoders
+from teacher.network import MMAudio
+from teacher.pipeline import Card, Pipeline
+from teacher.pretrained import folder_of
+from teacher.variants import variant
+from teacher.weights import WeightsError
+
+CARD = Card(name="me/bells", description="Bells.", data="my bells, CC0", metrics={"FD": 1.5}, measured="ten clips")
+
+
+@pytest.fixture(scope="module")
+def pipeline():
+    torch.manual_seed(0)
+    net = MMAudio(replace(variant("debug_16k"), head_dim=16, interval_embedding=True)).eval()
+    with torch.no_grad():
+        for p in net.parameters():
+            p.add_(0.1 * torch.randn_like(p))
+    codec = EmbeddedCodec.fit([0.1 * torch.randn(200_000, generator=torch.Generator().manual_seed(0))])
+    return Pipeline(net=net, codec=codec, encoders=load_encoders("embedded"), window_s=1.0, licence="CC BY-NC 4.0")
+
+
+def test_what_was_saved_sounds_the_same(pipeline, tmp_path):
+    folder = pipeline.save_pretrained(tmp_path / "bells", CARD)
+    again = Pipeline.from_pretrained(str(folder))
+    assert (again.licence, again.window_s, again.source) == ("CC BY-NC 4.0", 1.0, folder)
+    torch.testing.assert_close(
+        again(prompt="a bell", seeds=3)[0].wave, pipeline(prompt="a bell", seeds=3)[0].wave, rtol=0, atol=0
+    )
+    twice = again.save_pretrained(tmp_path / "twice", CARD)
+    assert (twice / "model.safetensors").read_bytes() == (folder / "model.safetensors").read_bytes()
+    assert json.loads((twice / "config.json").read_text())["digest"] == again.digest
+
+
+def test_the_card_names_licence_teacher_data_recipe_and_metrics(pipeline, tmp_path):
+    folder = pipeline.save_pretrained(tmp_path / "bells", CARD)
+    run = replace(pipeline, source=folder)
+    config = json.loads((folder / "config.json").read_text())
+    config["run"] = {"teacher": "/home/me/runs/my-teacher", "method": {"type": "Distillation"}, "data": ["/home/me/x"]}
+    (folder / "config.json").write_text(json.dumps(config))
+    made = run.save_pretrained(tmp_path / "given", CARD)
+    text = (made / "README.md").read_text()
+    assert text.startswith("---\nlicense: cc-by-nc-4.0\n")
+    for expected in ("# me/bells", "my bells, CC0", "my-teacher", '"Distillation"', "| FD | 1.5 |", "ten clips"):
+        assert expected in text
+    everything = "".join(path.read_text(errors="replace") for path in made.iterdir())
+    assert "/home/me" not in everything
+    assert str(tmp_path) not in everything
+
+
+def test_nothing_is_overwritten_and_nothing_half_made_stays(pipeline, tmp_path, monkeypatch):
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "mine.txt").write_text("keep")
+    with pytest.raises(ValueError, match="exists already"):
+        pipeline.save_pretrained(tmp_path / "full", CARD)
+    assert (tmp_path / "full" / "mine.txt").read_text() == "keep"
+    monkeypatch.setattr("teacher.pretrained.model_card", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        pipeline.save_pretrained(tmp_path / "new", CARD)
+    assert [p.name for p in tmp_path.iterdir()] == ["full"]
+
+
+def test_what_is_no_folder_and_no_name_is_refused_in_one_line(tmp_path, pipeline, monkeypatch):
+    for wrong in (tmp_path / "absent" / "er" / "folder", "a b/c", "nothing"):
+        with pytest.raises(WeightsError, match="neither a folder nor the name"):
+            folder_of(wrong)
+    with pytest.raises(WeightsError, match="no published parts"):
+        pipeline.save_pretrained(tmp_path / "parts", CARD, parts=True)
+    with pytest.raises(ValueError, match="measured must say"):
+        Card(name="x", metrics={"FD": 1.0})
+
+
+def test_a_hub_name_is_fetched_as_data_only(tmp_path, monkeypatch):
+    huggingface_hub = pytest.importorskip("huggingface_hub")
+    asked = {}
+
+    def snapshot(name, *, allow_patterns):
+        asked.update(name=name, patterns=allow_patterns)
+        if name == "me/gone":
+            raise OSError("404\nnot found")
+        return str(tmp_path)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
+    assert folder_of("me/bells") == tmp_path
+    assert asked["name"] == "me/bells"
+    assert all(pattern.endswith((".json", ".safetensors", ".md")) for pattern in asked["patterns"])
+    with pytest.raises(WeightsError, match="cannot be fetched: 404 not found"):
+        folder_of("me/gone")
