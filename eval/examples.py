@@ -9,17 +9,21 @@ import soundfile
 from torch import Tensor
 
 from eval.plots import spectrogram_png
-from eval.rows import Model, Task
+from eval.rows import Task
 from eval.sweep import KeptAudio, safe_name
 from teacher.data.dataset import Record
 from teacher.data.media import remux, replacing, write_audio
 
-SHOWN: tuple[tuple[str, Model, int], ...] = (
-    ("teacher, 25 steps", "teacher", 25),
-    ("teacher, 1 step", "teacher", 1),
-    ("student, 1 step", "student", 1),
-)
-"""What stands beside the ground truth: (name on the page, model, steps)."""
+
+@dataclass(frozen=True, kw_only=True)
+class Shown:
+    """One version that stands beside the ground truth."""
+
+    name: str
+    """As it stands on the page."""
+    model: str
+    steps: int
+    guidance: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +32,7 @@ class ExampleWriter:
 
     folder: Path
     sample_rate: int
+    shown: tuple[Shown, ...]
 
     def examples(
         self, task: Task, records: Sequence[Record], waves: Tensor, keep: KeptAudio
@@ -42,10 +47,10 @@ class ExampleWriter:
         truth = self.folder / f"{task}-truth-{safe_name(record.id)}.wav"
         write_audio(truth, wave.numpy(), self.sample_rate)
         entries = [self._entry("ground truth", task, truth, record, comment=None)]
-        for name, model, steps in SHOWN:
-            sound = keep.path(task, model, steps, record.id)
+        for one in self.shown:
+            sound = keep.path(task, one.model, one.steps, one.guidance, record.id)
             if sound.is_file():
-                entries.append(self._entry(name, task, sound, record, keep.comment))
+                entries.append(self._entry(one.name, task, sound, record, keep.comment))
         return {"task": task, "id": record.id, "caption": record.caption, "entries": entries}
 
     def _entry(self, name: str, task: Task, sound: Path, record: Record, comment: str | None) -> dict[str, str]:

@@ -90,10 +90,10 @@ def scored_ids(rows: Sequence[Row], rows_path: Path) -> dict[Task, tuple[str, ..
     clips = read_clip_scores(rows_path.with_name("clips.jsonl"))
     found: dict[Task, tuple[str, ...]] = {}
     for row in rows:
-        ids = tuple(clips.get((row.key, row.config_digest), ()))
+        ids = tuple(clips.get(row.scores_key, ()))
         if not ids:
             continue
-        name = f"{row.task} {row.model}, {row.steps} steps, seed {row.seed}"
+        name = row.title
         if len(ids) != row.num_clips:
             raise ValueError(f"{rows_path}: {name} has {row.num_clips} clips, clips.jsonl has scores of {len(ids)}")
         first = found.setdefault(row.task, ids)

@@ -15,6 +15,9 @@ LATEX: Mapping[str, str] = {
     "–": "--",
     "↓": r"$\downarrow$",
     "↑": r"$\uparrow$",
+    "−": r"$-$",
+    "∞": r"$\infty$",
+    "±": r"$\pm$",
 }
 """What stands in LaTeX for a letter."""
 
@@ -65,6 +68,21 @@ PUBLISHED: dict[Task, tuple[Column, ...]] = {
     ),
 }
 """Columns of table 1 (VGGSound) and table 3 (AudioCaps), in their order, by the key of the metric in a row."""
+EXTRA = (
+    FD_PASST,
+    Column(key="kl_panns", name="KL", sub="PANNs", better="lower"),
+    Column(key="kl_passt", name="KL", sub="PaSST", better="lower"),
+    Column(key="is_passt", name="IS", sub="PaSST", better="higher"),
+    Column(key="kad_passt", name="KAD", sub="PaSST", better="lower"),
+    Column(key="kad_panns", name="KAD", sub="PANNs", better="lower"),
+    Column(key="clap_laion", name="CLAP", sub="LAION", better="higher", digits=3),
+    Column(key="clap_ms", name="CLAP", sub="MS", better="higher", digits=3),
+    Column(key="pam", name="PAM", better="higher", digits=3),
+    Column(key="aes_pq", name="AES", sub="PQ", better="higher"),
+    Column(key="aes_ce", name="AES", sub="CE", better="higher"),
+    Column(key="aes_cu", name="AES", sub="CU", better="higher"),
+)
+"""Scores of published networks that those tables do not have; their columns follow where they were computed."""
 OWN = (
     Column(key="frechet", name="Embedded-FD", better="lower"),
     Column(key="kad", name="Embedded-KAD", better="lower"),
@@ -77,6 +95,12 @@ EMBEDDED = (
     "Embedded-FD, -KAD, -KL and -IS use this project's own features and classes, fitted to this data. They are other "
     "quantities than the FD, KL and IS of publications and must not be compared with them."
 )
+
+
+def columns_of(task: Task) -> tuple[Column, ...]:
+    """Those of the paper, other scores of published networks, then ours."""
+    published = {c.key: c for c in (*PUBLISHED[task], *EXTRA)}
+    return (*published.values(), *OWN)
 
 
 def escaped(text: str) -> str:

@@ -1,7 +1,7 @@
 """The tables of a paper, in LaTeX and Markdown: the columns of MMAudio's tables 1 and 3 (arXiv 2412.15322), then ours.
 
-A column nobody computed is left out and named below the table. Embedded metrics come after the published ones under
-names of their own.
+A column nobody computed is left out and named below the table; other scores of published networks follow where there
+are any. Embedded metrics come after the published ones under names of their own.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -10,11 +10,22 @@ from pathlib import Path
 
 from eval.hygiene import TestFacts, facts_of
 from eval.paired import Difference, Setting, difference, settings
-from eval.paper_columns import EMBEDDED, OWN, PUBLISHED, Column, escaped
-from eval.rows import ClipScores, Row, Task, read_clip_scores, read_rows
-from eval.tables import GENERATORS, MODEL_TITLES, TASK_TITLES, TASK_TOTALS, Cell, Table, TableRow, markdown, significant
-
-NONE = "–"
+from eval.paper_columns import EMBEDDED, OWN, PUBLISHED, Column, columns_of, escaped
+from eval.report_intervals import methods_told
+from eval.rows import ClipScores, Row, ScoresKey, Task, read_clip_scores, read_rows
+from eval.tables import (
+    GENERATORS,
+    NONE,
+    TASK_TITLES,
+    TASK_TOTALS,
+    Cell,
+    Table,
+    TableRow,
+    markdown,
+    model_title,
+    signed,
+    significant,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,18 +46,18 @@ def _params(setting: Setting) -> str:
 
 
 def _rtf(setting: Setting) -> str:
-    rtf = setting.summary.rtf.get(TASK_TOTALS[setting.task])
+    rtf = setting.summary.rtf.get(TASK_TOTALS[setting.summary.task])
     return NONE if rtf is None else significant(rtf)
 
 
 def _time(setting: Setting) -> str:
-    rtf, duration_s = setting.summary.rtf.get(TASK_TOTALS[setting.task]), setting.summary.duration_s
+    rtf, duration_s = setting.summary.rtf.get(TASK_TOTALS[setting.summary.task]), setting.summary.duration_s
     return NONE if rtf is None or duration_s is None else significant(rtf * duration_s)
 
 
 FACTS = (
     Fact(title="Params", of=_params),
-    Fact(title="Steps", of=lambda s: str(s.steps)),
+    Fact(title="Steps", of=lambda s: str(s.summary.steps)),
     Fact(title="NFE", of=lambda s: str(s.summary.nfe)),
 )
 SPEED = (Fact(title="RTF ↓", of=_rtf), Fact(title="Time (s) ↓", of=_time))
@@ -64,7 +75,7 @@ class PaperTable:
 
 def paper_table(
     rows: Sequence[Row],
-    clips: Mapping[tuple[tuple[str, str, int, int], str], ClipScores],
+    clips: Mapping[ScoresKey, ClipScores],
     task: Task,
     *,
     facts: TestFacts | None = None,
@@ -74,11 +85,11 @@ def paper_table(
     Raises:
         ValueError: rows of one setting that do not average (see `summarise`), or no rows of the task.
     """
-    chosen = [s for s in settings(rows, clips) if s.task == task]
+    chosen = [s for s in settings(rows, clips) if s.summary.task == task]
     if not chosen:
         raise ValueError(f"there are no rows of {task}; run the comparison for it first")
-    metrics = [c for c in (*PUBLISHED[task], *OWN) if any(c.key in s.summary.mean for s in chosen)]
-    generated = [s for s in chosen if s.model in GENERATORS]
+    metrics = [c for c in columns_of(task) if any(c.key in s.summary.mean for s in chosen)]
+    generated = [s for s in chosen if s.summary.kind in GENERATORS]
     before = [f for f in FACTS if any(f.of(s) != NONE for s in generated)]
     after = [f for f in SPEED if any(f.of(s) != NONE for s in generated)]
     missing = [c.title[:-2] for c in PUBLISHED[task] if c not in metrics]
@@ -90,7 +101,7 @@ def paper_table(
         cells = [Cell(text=f.of(s) if made else NONE) for f in before]
         cells += [Cell(text=_value(s, c), best=bold[c.key][0] is s) for c in metrics]
         cells += [Cell(text=f.of(s) if made else NONE) for f in after]
-        lines.append(TableRow(model=MODEL_TITLES[s.model], cells=tuple(cells), muted=not made))
+        lines.append(TableRow(model=model_title(s.summary), kind=s.summary.kind, cells=tuple(cells), muted=not made))
     notes = _notes(chosen, metrics, missing, {key: how for key, (_, how) in bold.items()})
     if facts is not None:
         notes.append(f"Test set: {' '.join(facts.sentences())}")
@@ -111,7 +122,13 @@ def paper_markdown(table: PaperTable) -> str:
 
 def paper_latex(table: PaperTable) -> str:
     """A table environment for booktabs; rows of one model stand together, floors and ceilings last."""
-    lines = [r"\begin{table}[t]", r"\centering", rf"\caption{{{escaped(table.title)}.}}", r"\small"]
+    lines = [
+        r"\begin{table}[t]",
+        r"\centering",
+        rf"\caption{{{escaped(table.title)}.}}",
+        r"\small",
+        r"\setlength{\tabcolsep}{4pt}",
+    ]
     lines += [rf"\begin{{tabular}}{{l{'r' * (len(table.latex_columns) - 1)}}}", r"\toprule"]
     lines += [" & ".join(table.latex_columns) + r" \\", r"\midrule"]
     last = ""
@@ -132,7 +149,7 @@ def _muted(table: PaperTable) -> set[str]:
 
 def _value(setting: Setting, column: Column) -> str:
     value = setting.summary.mean.get(column.key)
-    return NONE if value is None else f"{column.scale * value:.{column.digits}f}"
+    return NONE if value is None else signed(column.scale * value, column.digits)
 
 
 def _bold(generated: Sequence[Setting], column: Column) -> tuple[Setting | None, str]:
@@ -146,7 +163,7 @@ def _bold(generated: Sequence[Setting], column: Column) -> tuple[Setting | None,
     sign = 1.0 if column.better == "lower" else -1.0
     best = min(having, key=lambda s: sign * s.summary.mean[column.key])
     found: list[Difference] = [difference(best, other, column.key) for other in having if other is not best]
-    clear = all(abs(d.value) > d.half_width for d in found)
+    clear = all(d.clear for d in found)
     return best if clear else None, ", ".join(dict.fromkeys(d.how for d in found))
 
 
@@ -155,7 +172,7 @@ def _notes(
 ) -> list[str]:
     """What has to be said below the table; `how`: the interval behind the bold of each metric."""
     clips = " or ".join(map(str, sorted({s.summary.num_clips for s in chosen})))
-    seeds = {seed for s in chosen if s.model in GENERATORS for seed in s.summary.seeds}
+    seeds = {seed for s in chosen if s.summary.kind in GENERATORS for seed in s.summary.seeds}
     notes = [f"{clips} clips, means over {len(seeds)} seed{'s' * (len(seeds) != 1)} of the noise."]
     if missing:
         notes.append(f"Not computed, therefore without a column: {', '.join(missing)}.")
@@ -169,7 +186,10 @@ def _notes(
         "Bold: the best generated value, if it differs from every other by more than the 95 % interval of the "
         f"difference. {told}."
     )
-    total = TASK_TOTALS[chosen[0].task]
+    methods = methods_told(chosen, {c.key: c.title[:-2] for c in metrics})
+    if methods:
+        notes.append(f"95 % intervals and bias of every value are in results.md. {methods}")
+    total = TASK_TOTALS[chosen[0].summary.task]
     if any(total in s.summary.rtf for s in chosen):
         devices = dict.fromkeys(
             row.machine.get("device", "a device not recorded") for s in chosen for row in s.rows.values()
@@ -180,7 +200,7 @@ def _notes(
 
 def paper_texts(
     rows: Sequence[Row],
-    clips: Mapping[tuple[tuple[str, str, int, int], str], ClipScores],
+    clips: Mapping[ScoresKey, ClipScores],
     facts: Mapping[Task, TestFacts],
 ) -> tuple[str, str]:
     """The tables of all tasks there are rows of, as LaTeX and as Markdown."""

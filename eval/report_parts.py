@@ -6,71 +6,80 @@ from urllib.parse import quote
 
 from eval.example_file import Entry, Example
 from eval.hygiene import TestFacts
-from eval.metric_text import METRICS, MetricText, metric
-from eval.rows import Model, Summary, Task
-from eval.svg_chart import Level, Series, line_chart
-from eval.tables import GENERATORS, MODEL_TITLES, TASK_TOTALS, Table, significant
+from eval.metric_text import leading, metric, metrics_of
+from eval.paired import Setting
+from eval.report_differences import strongest
+from eval.rows import Task
+from eval.summary import Summary
+from eval.tables import TASK_TOTALS, Table, signed, significant, steps_title
 
-CHART_KEYS = ("frechet", "kl", "inception_score", "onset_f1")
-LEGEND = (
-    '<p class="legend"><span><i class="dot teacher"></i>Teacher</span><span><i class="dot student"></i>Student</span>'
-    '<span><i class="dot"></i>Real sound</span><span>Bars: one standard deviation over seeds</span></p>'
-)
+LONG = 48
+"""Letters from which on a cell is text, which may be broken into lines."""
 
 
 def table_html(table: Table) -> str:
     """A table; rows of one model are set apart from the next, the best values marked."""
-    head = "".join(f"<th>{escape(column)}</th>" for column in table.columns)
-    styles = {title: name for name, title in MODEL_TITLES.items()}
+    head = "".join(f"<th>{_kept_together(column)}</th>" for column in table.columns)
+    several = any(a.model == b.model for a, b in zip(table.rows, table.rows[1:], strict=False))
     body, last = [], ""
     for row in table.rows:
-        names = ["muted"] * row.muted + ["first"] * bool(last and row.model != last)
+        names = ["muted"] * row.muted + ["first"] * bool(several and last and row.model != last)
         opening = f'<tr class="{" ".join(names)}">' if names else "<tr>"
         cells = "".join(
-            f"<td{' class=best' if c.best else ''}>{escape(c.text)}"
+            f"<td{' class=best' if c.best else ' class=long' if len(c.text) >= LONG else ''}>{escape(c.text)}"
             + (f'<span class="spread">{escape(c.spread)}</span>' if c.spread else "")
             + "</td>"
             for c in row.cells
         )
-        body.append(f'{opening}<td><i class="dot {styles[row.model]}"></i>{escape(row.model)}</td>{cells}</tr>')
+        dot = f'<i class="dot {row.kind}"></i>' if row.kind else ""
+        body.append(f"{opening}<td>{dot}{escape(row.model)}</td>{cells}</tr>")
         last = row.model
     return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{"".join(body)}</tbody></table></div>'
 
 
-def cards(summaries: Sequence[Summary], task: Task) -> str:
-    """The three settings the project is about: teacher at its most and fewest steps, student at its fewest."""
-    chosen = [s for s in summaries if s.task == task]
-    return '<div class="cards">' + "".join(_card(s, task) for s in headline(chosen)) + "</div>"
+def _kept_together(title: str) -> str:
+    """A title whose arrow does not begin a line."""
+    return escape(title).replace(" ↓", "&nbsp;↓").replace(" ↑", "&nbsp;↑")
 
 
-def headline(chosen: Sequence[Summary]) -> list[Summary]:
-    """Teacher with most steps, teacher with fewest, student with fewest, as far as there are any."""
-    teacher = [s for s in chosen if s.model == "teacher"]
-    student = [s for s in chosen if s.model == "student"]
-    found = teacher[-1:] + (teacher[:1] if len(teacher) > 1 else [])
-    return found + student[:1]
+def fold(summary: str, content: str, *, shown: bool = False) -> str:
+    """Content that opens with a click; `content` is HTML, `summary` text."""
+    return f"<details{' open' * shown}><summary>{escape(summary)}</summary>{content}</details>"
 
 
-def charts(summaries: Sequence[Summary], task: Task) -> str:
-    """Quality against steps and against network evaluations, one pair of charts per metric."""
-    chosen = [s for s in summaries if s.task == task]
-    figures = []
-    for key in CHART_KEYS:
-        if not any(key in s.mean for s in chosen if s.model in GENERATORS):
-            continue
-        text = metric(key)
-        for axis, label in (("steps", "sampling steps"), ("nfe", "network evaluations")):
-            figures.append(_figure(chosen, text, axis == "nfe", label))
-    return f'{LEGEND}<div class="charts">{"".join(figures)}</div>'
+def paragraph(text: str) -> str:
+    """A paragraph that explains."""
+    return f'<p class="soft">{escape(text)}</p>'
+
+
+def cards(chosen: Sequence[Setting], task: Task) -> str:
+    """The settings the project is about, with their leading scores and speed."""
+    return '<div class="cards">' + "".join(_card(s.summary, task) for s in headline(chosen)) + "</div>"
+
+
+def headline(chosen: Sequence[Setting]) -> list[Setting]:
+    """The teacher at its most steps and at its fewest, and every student at its fewest, as far as there are any."""
+    found = []
+    best = strongest(chosen)
+    if best is not None:
+        own = [s for s in chosen if s.summary.model == best.summary.model]
+        alike = [s for s in own if s.summary.guidance == best.summary.guidance]
+        found = [best] + [s for s in alike[:1] if s is not best]
+    seen: set[tuple[str, float]] = set()
+    for s in chosen:
+        name = s.summary.model, s.summary.guidance
+        if s.summary.kind == "student" and name not in seen:
+            seen.add(name)
+            found.append(s)
+    return found
 
 
 def reading(keys: Iterable[str]) -> str:
     """One line per metric on how to read it."""
-    wanted = set(keys)
     items = "".join(
-        f"<dt>{escape(m.label)} {m.arrow}</dt><dd>{m.better.capitalize()} is better. {escape(m.explanation)}</dd>"
-        for m in METRICS
-        if m.key in wanted
+        f"<dt>{escape(m.title)}</dt><dd>{f'{m.better.capitalize()} is better. ' if m.better else ''}"
+        f"{escape(m.explanation)}</dd>"
+        for m in metrics_of(keys)
     )
     nfe = "<dt>NFE</dt><dd>Network evaluations per clip: steps, doubled by classifier-free guidance.</dd>"
     return f'<dl class="reading">{items}{nfe}</dl>'
@@ -96,40 +105,23 @@ def test_set_html(facts: TestFacts | None) -> str:
         return '<p class="soft">Test set: its ids were not kept.</p>'
     told = "".join(f"<li>{escape(sentence)}</li>" for sentence in facts.sentences())
     ids = " ".join(map(escape, sorted(facts.ids)))
-    listed = f"<summary>Ids of the {len(facts.ids)} clips</summary><pre>{ids}</pre>"
-    return f'<ul class="soft" style="overflow-wrap:anywhere">{told}</ul><details class="soft">{listed}</details>'
+    listed = fold(f"Ids of the {len(facts.ids)} clips", f"<pre>{ids}</pre>")
+    if facts.excluded:
+        lines = "".join(f"{escape(clip_id)}: {escape(reason)}\n" for clip_id, reason in facts.excluded)
+        listed += fold(f"Excluded for every model: {len(facts.excluded)}", f"<pre>{lines}</pre>")
+    return f'<ul class="soft">{told}</ul>{listed}'
 
 
 def _card(summary: Summary, task: Task) -> str:
-    values = {f"{m.label} {m.arrow}": f"{summary.mean[m.key]:.{m.digits}f}" for m in METRICS if m.key in summary.mean}
+    texts = map(metric, leading(summary.mean))
+    values = {m.title: signed(summary.mean[m.key], m.digits) for m in texts}
     values["Network evaluations"] = str(summary.nfe)
     total = TASK_TOTALS[task]
     for name, label in ((total, f"RTF, {total}"), ("generator only", "RTF, generator only")):
         if name in summary.rtf:
             values[label] = significant(summary.rtf[name])
     items = "".join(f"<dt>{escape(k)}</dt><dd>{escape(v)}</dd>" for k, v in values.items())
-    steps = f"{summary.steps} step" + "s" * (summary.steps != 1)
-    return f'<div class="card {summary.model}"><h4>{MODEL_TITLES[summary.model]}, {steps}</h4><dl>{items}</dl></div>'
-
-
-def _figure(chosen: Sequence[Summary], text: MetricText, by_nfe: bool, x_label: str) -> str:
-    series = [_series(chosen, model, text.key, by_nfe) for model in ("teacher", "student")]
-    levels = [
-        Level(label="real sound", value=s.mean[text.key], below=text.better == "lower")
-        for s in chosen
-        if s.model == "reference" and text.key in s.mean
-    ]
-    picture = line_chart([s for s in series if s.points], levels, x_label=x_label, y_label=f"{text.label}, {x_label}")
-    return f"<figure><figcaption>{escape(text.label)} {text.arrow} by {escape(x_label)}</figcaption>{picture}</figure>"
-
-
-def _series(chosen: Sequence[Summary], model: Model, key: str, by_nfe: bool) -> Series:
-    points = [
-        (float(s.nfe if by_nfe else s.steps), s.mean[key], s.std[key] or 0.0)
-        for s in chosen
-        if s.model == model and key in s.mean
-    ]
-    return Series(label=MODEL_TITLES[model], style=model, points=tuple(sorted(points)))
+    return f'<div class="card {summary.kind}"><h4>{escape(steps_title(summary))}</h4><dl>{items}</dl></div>'
 
 
 def _player(entry: Entry) -> str:

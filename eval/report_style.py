@@ -2,9 +2,12 @@
 
 STYLE = """
 :root{color-scheme:light dark;--bg:#f6f7f9;--card:#fff;--ink:#1b2230;--soft:#5b6678;--line:#e1e5ec;--accent:#2f6fde;
---teacher:#2f6fde;--student:#d9603b;--level:#5d8a66;--best:#e8f0fe;--note:#fff7e6;--note-line:#e8b44a}
+--teacher:#2f6fde;--teacher-1:#0b8a8f;--teacher-2:#6a4fc4;--teacher-3:#4d6d1f;--student:#d9603b;--student-1:#b23a7c;--student-2:#a27c0d;
+--student-3:#a3262a;
+--level:#5d8a66;--best:#e8f0fe;--note:#fff7e6;--note-line:#e8b44a}
 @media(prefers-color-scheme:dark){:root{--bg:#12151b;--card:#1a1f28;--ink:#e6eaf2;--soft:#98a3b6;--line:#2b3240;
---accent:#7aa7ff;--teacher:#7aa7ff;--student:#ff9a73;--level:#8fc49a;--best:#22304d;--note:#2a2415;--note-line:#b98a2c}}
+--accent:#7aa7ff;--teacher:#7aa7ff;--teacher-1:#52c7cb;--teacher-2:#b6a1ff;--teacher-3:#a9cf6d;--student:#ff9a73;--student-1:#f58ac2;
+--student-2:#e2c04d;--student-3:#ff7b80;--level:#8fc49a;--best:#22304d;--note:#2a2415;--note-line:#b98a2c}}
 *{box-sizing:border-box}html{scroll-behavior:smooth}
 body{margin:0;background:var(--bg);color:var(--ink);font:16px/1.55 system-ui,-apple-system,"Segoe UI",Roboto,sans-serif}
 main,header>div{max-width:1180px;margin:0 auto;padding:0 20px}
@@ -25,27 +28,37 @@ nav a:hover{border-color:var(--accent);color:var(--accent)}
 .card dd{margin:0;text-align:right;font-variant-numeric:tabular-nums;font-weight:600}
 .scroll{overflow-x:auto;background:var(--card);border:1px solid var(--line);border-radius:12px}
 table{border-collapse:collapse;width:100%;font-size:.92rem;font-variant-numeric:tabular-nums}
-th,td{padding:8px 14px;text-align:right;white-space:nowrap;border-bottom:1px solid var(--line)}
+th,td{padding:8px 12px;text-align:right;white-space:nowrap;border-bottom:1px solid var(--line)}
 th{font-weight:600;color:var(--soft);font-size:.83rem;vertical-align:bottom;white-space:normal}
-th:first-child,td:first-child{text-align:left}tr:last-child td{border-bottom:0}
+th:first-child,td:first-child{text-align:left;position:sticky;left:0;background:var(--card);
+white-space:normal;min-width:150px;max-width:300px;overflow-wrap:break-word}
+tr:last-child td{border-bottom:0}td.long{white-space:normal;min-width:260px;text-align:left}
 tr.muted td{color:var(--soft)}tr.first td{border-top:2px solid var(--line)}
 td.best{background:var(--best);font-weight:700}td .spread{color:var(--soft);font-weight:400;font-size:.85em}
 .dot{display:inline-block;width:9px;height:9px;border-radius:50%;margin-right:8px;background:var(--level)}
 .dot.teacher{background:var(--teacher)}.dot.student{background:var(--student)}
-.charts{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(420px,100%),1fr));gap:14px}
-figure{margin:0;background:var(--card);border:1px solid var(--line);border-radius:12px;padding:12px 14px}
+.charts{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(310px,100%),1fr));gap:14px;margin-bottom:14px}
+figure{margin:0;background:var(--card);border:1px solid var(--line);border-radius:12px;padding:12px 14px;min-width:0}
 figcaption{font-size:.9rem;font-weight:600;margin-bottom:4px}
-.chart{width:100%;height:auto;display:block}.chart .grid{stroke:var(--line);stroke-width:1}
-.chart text{fill:var(--soft);font-size:12px}.chart .axis{font-size:12.5px}
-.chart .level{stroke:var(--level);stroke-width:1.5;stroke-dasharray:5 4}
-.chart .level-label{fill:var(--level);font-size:11.5px;
-paint-order:stroke;stroke:var(--card);stroke-width:4px}
-.chart polyline{fill:none;stroke-width:2.2;stroke-linejoin:round}.chart .bar{stroke-width:1.5;opacity:.7}
-.teacher polyline,.teacher .bar{stroke:var(--teacher)}.teacher circle{fill:var(--teacher)}
-.student polyline,.student .bar{stroke:var(--student)}.student circle{fill:var(--student)}
-.legend{display:flex;flex-wrap:wrap;gap:18px;font-size:.88rem;color:var(--soft);margin:0 0 10px}
+figcaption span{font-weight:400;color:var(--soft);font-size:.82rem;display:block}
+.chart{width:100%;height:auto;display:block}.grid{stroke:var(--line);stroke-width:1}
+.chart text{fill:var(--soft);font-size:13px}.level{stroke:var(--level);stroke-width:1.5}
+.chart .level-label{fill:var(--level);font-size:12px;paint-order:stroke;stroke:var(--card);stroke-width:4px}
+.series polyline{fill:none;stroke:var(--hue);stroke-width:2.2;stroke-linejoin:round}
+.series .bar{stroke:var(--hue);stroke-width:1.5;opacity:.75}
+.point{fill:var(--hue);stroke:var(--card);stroke-width:1}
+.teacher{--hue:var(--teacher)}.teacher.v1{--hue:var(--teacher-1)}.teacher.v2{--hue:var(--teacher-2)}
+.teacher.v3{--hue:var(--teacher-3)}
+.student{--hue:var(--student)}.student.v1{--hue:var(--student-1)}.student.v2{--hue:var(--student-2)}
+.student.v3{--hue:var(--student-3)}
+.sample{width:40px;height:16px;vertical-align:-3px;margin-right:7px}
+details{margin:0 0 10px}details[open]{margin-bottom:18px}
+summary{cursor:pointer;padding:8px 0;font-size:.93rem;overflow-wrap:anywhere}summary:hover{color:var(--accent)}
+details h4{margin:18px 0 6px;font-size:.93rem}ul.soft{padding-left:20px;overflow-wrap:anywhere}
+.scroll+details{margin-top:12px}
+.legend{display:flex;flex-wrap:wrap;gap:6px 18px;font-size:.88rem;color:var(--soft);margin:0 0 10px}
 .reading{display:grid;grid-template-columns:auto 1fr;gap:6px 16px;font-size:.92rem;margin:0}
-.reading dt{font-weight:600;white-space:nowrap}.reading dd{margin:0;color:var(--soft)}
+.reading dt{font-weight:600}.reading dd{margin:0;color:var(--soft)}
 .example{background:var(--card);border:1px solid var(--line);border-radius:12px;padding:16px 18px;margin-bottom:14px}
 .example h4{margin:0 0 12px;font-size:1rem;font-weight:600}
 .example h4 span{color:var(--soft);font-weight:400;font-size:.85rem}
@@ -63,7 +76,8 @@ pre{background:var(--bg);border:1px solid var(--line);border-radius:8px;padding:
 white-space:pre-wrap;
 overflow-wrap:anywhere}
 footer{color:var(--soft);font-size:.85rem;padding:30px 0 40px}
-@media(max-width:640px){.reading,.facts{grid-template-columns:1fr}.reading dd{margin-bottom:8px}th,td{padding:7px 10px}}
+@media(max-width:640px){.reading,.facts{grid-template-columns:1fr}.reading dd{margin-bottom:8px}th,td{padding:7px 10px}
+td:first-child,th:first-child{white-space:normal;min-width:96px;max-width:40vw}}
 """
 
 SCRIPT = """

@@ -4,17 +4,21 @@ import hashlib
 import json
 import math
 import os
-import statistics
 from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal, Self, TypeVar, get_args
+from typing import Any, Literal, Self, cast, get_args
 
-T = TypeVar("T")
+from eval.estimates import Estimate
+
 Task = Literal["vta", "tta"]
-Model = Literal["teacher", "student", "codec", "reference"]
+Kind = Literal["teacher", "student", "codec", "reference"]
 """`codec`: real sound through the codec and back, the ceiling of every model; `reference`: real sound itself."""
+Key = tuple[str, str, int, float, int]
+"""Task, model, steps, guidance and seed."""
+ScoresKey = tuple[tuple[str, str, int, int], str]
+"""(task, model, steps, seed) and the configuration digest, which the guidance is part of."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,7 +27,8 @@ class Row:
 
     task: Task
     """vta: sound from video (and its text); tta: sound from text alone."""
-    model: Model
+    model: str
+    """Name of the network in the comparison: any, for networks; "codec" or "reference" for those."""
     steps: int
     """Sampling steps; 0 for codec and reference."""
     seed: int
@@ -47,12 +52,18 @@ class Row:
     """Parameters of the generating network; None where they were not counted."""
     duration_s: float | None = None
     """Duration of one clip in seconds; None where it was not kept."""
+    kind: Kind | None = None
+    """What the model is; None where its name says it, as in rows of older versions."""
+    estimates: Mapping[str, Estimate] = field(default_factory=dict)
+    """Interval, bias and number of clips of the metrics, by name; rows of older versions have none."""
 
     def __post_init__(self) -> None:
         if self.task not in get_args(Task):
             raise ValueError(f"task must be one of {get_args(Task)}, got {self.task!r}")
-        if self.model not in get_args(Model):
-            raise ValueError(f"model must be one of {get_args(Model)}, got {self.model!r}")
+        if self.kind is None and self.model not in get_args(Kind):
+            raise ValueError(f"kind must be one of {get_args(Kind)} for a model called {self.model!r}, got None")
+        if self.kind is not None and self.kind not in get_args(Kind):
+            raise ValueError(f"kind must be one of {get_args(Kind)}, got {self.kind!r}")
         for name in ("steps", "nfe", "num_clips"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
@@ -64,9 +75,25 @@ class Row:
                 raise ValueError(f"{name} must be finite, got {value}; leave out what was not measured")
 
     @property
-    def key(self) -> tuple[str, str, int, int]:
+    def key(self) -> Key:
         """What the row is about; a later row of the same key replaces an earlier one."""
-        return (self.task, self.model, self.steps, self.seed)
+        return (self.task, self.model, self.steps, self.guidance, self.seed)
+
+    @property
+    def scores_key(self) -> ScoresKey:
+        """Under which clips.jsonl has the scores of its clips."""
+        return (self.task, self.model, self.steps, self.seed), self.config_digest
+
+    @property
+    def what(self) -> Kind:
+        """The kind of the model."""
+        return self.kind or cast(Kind, self.model)
+
+    @property
+    def title(self) -> str:
+        """The row in words."""
+        guidance = f", guidance {self.guidance:g}" if self.steps and self.guidance != 1.0 else ""
+        return f"{self.task} {self.model}, {self.steps} steps{guidance}, seed {self.seed}"
 
     def to_json(self) -> str:
         """The row as one line of JSON."""
@@ -77,13 +104,14 @@ class Row:
         """The row a line holds; unknown and missing fields are refused by name. Optional fields may be absent."""
         data = json.loads(line)
         names = {f.name for f in fields(cls)}
-        needed = names - {f.name for f in fields(cls) if f.default is not MISSING}
+        needed = names - {f.name for f in fields(cls) if f.default is not MISSING} - {"estimates"}
         found = set(data) if isinstance(data, dict) else set()
         if not needed <= found <= names:
             raise ValueError(
                 f"a row needs exactly its fields; missing {sorted(needed - found)}, unknown {sorted(found - names)}"
             )
-        return cls(**data)
+        estimates = {name: Estimate.from_json(value) for name, value in data.get("estimates", {}).items()}
+        return cls(**{**data, "estimates": estimates})
 
 
 def read_lines(path: Path) -> list[str]:
@@ -116,7 +144,7 @@ def read_rows(path: Path) -> list[Row]:
     Raises:
         ValueError: a complete line that is not a row, named by its number.
     """
-    rows: dict[tuple[str, str, int, int], Row] = {}
+    rows: dict[Key, Row] = {}
     for number, line in enumerate(read_lines(path), start=1):
         try:
             row = Row.from_json(line)
@@ -130,13 +158,13 @@ ClipScores = dict[str, dict[str, float]]
 """Clip id -> scores of that clip."""
 
 
-def read_clip_scores(path: Path) -> dict[tuple[tuple[str, str, int, int], str], ClipScores]:
+def read_clip_scores(path: Path) -> dict[ScoresKey, ClipScores]:
     """clips.jsonl by (row key, configuration digest); the last line of each clip counts, as a run may have been cut.
 
     Raises:
         ValueError: a complete line that is not the scores of a clip, named by its number.
     """
-    found: dict[tuple[tuple[str, str, int, int], str], ClipScores] = {}
+    found: dict[ScoresKey, ClipScores] = {}
     for number, line in enumerate(read_lines(path), start=1):
         try:
             data = json.loads(line)
@@ -165,72 +193,6 @@ def ids_text(ids: Iterable[str]) -> str:
     if broken:
         raise ValueError(f"ids must be distinct and without line breaks, got {broken[:5]}")
     return "".join(f"{i}\n" for i in ordered)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Summary:
-    """Rows of one task, model and step count over seeds."""
-
-    task: Task
-    model: Model
-    steps: int
-    nfe: int
-    guidance: float
-    num_clips: int
-    seeds: tuple[int, ...]
-    mean: Mapping[str, float]
-    std: Mapping[str, float | None]
-    """Sample standard deviation over seeds (divisor n - 1); None with a single seed."""
-    rtf: Mapping[str, float]
-    """Median over seeds."""
-    params: int | None = None
-    duration_s: float | None = None
-
-
-def summarise(rows: Iterable[Row]) -> list[Summary]:
-    """Mean and standard deviation over seeds, in the order task, model, steps.
-
-    Raises:
-        ValueError: rows of one group that differ in number of clips, guidance or evaluations; they do not average.
-    """
-    groups: dict[tuple[Task, Model, int], list[Row]] = {}
-    for row in rows:
-        groups.setdefault((row.task, row.model, row.steps), []).append(row)
-    rank = {name: k for k, name in enumerate((*get_args(Task), *get_args(Model)))}
-    ordered = sorted(groups, key=lambda key: (rank[key[0]], rank[key[1]], key[2]))
-    return [_summary(key, groups[key]) for key in ordered]
-
-
-def _summary(key: tuple[Task, Model, int], rows: list[Row]) -> Summary:
-    facts = {(row.num_clips, row.guidance, row.nfe) for row in rows}
-    if len(facts) > 1:
-        raise ValueError(
-            f"rows of {' '.join(map(str, key))} steps differ in (clips, guidance, evaluations): {sorted(facts)}; "
-            "rerun the comparison into a fresh folder"
-        )
-    num_clips, guidance, nfe = facts.pop()
-    names = [name for name in rows[0].metrics if all(name in row.metrics for row in rows)]
-    values = {name: [row.metrics[name] for row in rows] for name in names}
-    stages = [stage for stage in rows[0].rtf if all(stage in row.rtf for row in rows)]
-    return Summary(
-        task=key[0],
-        model=key[1],
-        steps=key[2],
-        nfe=nfe,
-        guidance=guidance,
-        num_clips=num_clips,
-        seeds=tuple(sorted(row.seed for row in rows)),
-        mean={name: statistics.fmean(v) for name, v in values.items()},
-        std={name: statistics.stdev(v) if len(v) > 1 else None for name, v in values.items()},
-        rtf={stage: statistics.median(row.rtf[stage] for row in rows) for stage in stages},
-        params=_agreed([row.params for row in rows]),
-        duration_s=_agreed([row.duration_s for row in rows]),
-    )
-
-
-def _agreed(values: list[T | None]) -> T | None:
-    """The value all rows have, None where they do not agree."""
-    return values[0] if len(set(values)) == 1 else None
 
 
 def json_line(value: Mapping[str, Any]) -> str:

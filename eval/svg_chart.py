@@ -1,84 +1,124 @@
-"""A line chart as inline SVG that takes its colours from the page, so that it follows light and dark."""
+"""A line chart as inline SVG that takes its colours from the page, so that it follows light and dark.
+
+Series differ in dashes and markers as well as in colour.
+"""
 
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from html import escape
 
-WIDTH, HEIGHT = 520, 240
-LEFT, RIGHT, TOP, BOTTOM = 54, 14, 14, 44
+WIDTH, HEIGHT = 400, 250
+LEFT, RIGHT, TOP, BOTTOM = 50, 10, 14, 46
+DASHES = ("", "8 4", "2 3", "9 3 2 3")
+MARKERS = ("circle", "square", "diamond", "triangle", "wedge", "cross")
+MOST_TICKS = 7
+DODGE = 5.0
+"""Pixels between the bars of two series at the same x."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Point:
+    """A value y at x with the ends of its bar; None for both where it has none."""
+
+    x: float
+    y: float
+    low: float | None = None
+    high: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Series:
-    """Points (x, y, spread) of one model, x ascending; `style` is its CSS class."""
+    """Points of one model, x ascending; `style` is its CSS class, `number` decides on dashes and marker."""
 
     label: str
     style: str
-    points: tuple[tuple[float, float, float], ...]
+    number: int
+    points: tuple[Point, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Level:
-    """A horizontal dashed line; `below` puts its label under it, away from curves that lie above."""
+    """A horizontal line; `below` puts its label under it, `left` at the left end, `dash` tells levels apart."""
 
     label: str
     value: float
     below: bool = False
+    left: bool = False
+    dash: str = "6 4"
 
 
-def line_chart(series: Sequence[Series], levels: Sequence[Level], *, x_label: str, y_label: str) -> str:
-    """One chart with a logarithmic x axis, error bars of one spread, and levels; at least one point is needed.
+def line_chart(
+    series: Sequence[Series], levels: Sequence[Level], *, x_label: str, y_label: str, continuous: bool = False
+) -> str:
+    """One chart with a logarithmic x axis, bars and levels; at least one point is needed.
 
-    The y axis is linear and starts at 0 unless a value is negative.
+    The y axis is linear and starts at 0 unless a value is negative. `continuous`: x is measured, so its ticks are
+    round numbers; otherwise they are the values themselves and bars of several series stand side by side.
     """
-    xs = sorted({x for s in series for x, _, _ in s.points})
+    xs = sorted({p.x for s in series for p in s.points})
     if not xs or xs[0] <= 0:
         raise ValueError(f"a chart needs points with positive x, got {xs}")
-    ticks = nice_ticks(
-        [y + k * d for s in series for _, y, d in s.points for k in (-1, 1)] + [level.value for level in levels]
-    )
+    ends = [y for s in series for p in s.points for y in (p.y, p.low, p.high) if y is not None]
+    ticks = nice_ticks(ends + [level.value for level in levels])
     low, high = ticks[0], ticks[-1]
     span = math.log(xs[-1] / xs[0]) or 1.0
 
     def across(x: float) -> float:
         share = math.log(x / xs[0]) / span if len(xs) > 1 else 0.5
-        return LEFT + 14 + share * (WIDTH - LEFT - RIGHT - 28)
+        return LEFT + 18 + share * (WIDTH - LEFT - RIGHT - 36)
 
     def down(y: float) -> float:
         return TOP + (high - min(max(y, low), high)) / (high - low) * (HEIGHT - TOP - BOTTOM)
 
     parts = [f'<svg class="chart" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(y_label)}">']
     for tick in ticks:
-        parts.append(
-            f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{down(tick):.1f}" y2="{down(tick):.1f}"/>'
-        )
-        parts.append(f'<text class="tick" x="{LEFT - 8}" y="{down(tick) + 4:.1f}" text-anchor="end">{tick:g}</text>')
-    for x in _spaced(xs, across):
+        parts.append(_line("grid", LEFT, WIDTH - RIGHT, down(tick), down(tick)))
+        parts.append(f'<text class="tick" x="{LEFT - 7}" y="{down(tick) + 4:.1f}" text-anchor="end">{tick:g}</text>')
+    for x in round_values(xs[0], xs[-1]) if continuous else _spaced(xs, across):
         parts.append(
             f'<text class="tick" x="{across(x):.1f}" y="{HEIGHT - BOTTOM + 18}" text-anchor="middle">{x:g}</text>'
         )
+        parts.append(_line("grid", across(x), across(x), HEIGHT - BOTTOM, HEIGHT - BOTTOM + 4))
     for level in levels:
         y = down(level.value)
-        parts.append(f'<line class="level" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
-    for s in series:
-        places = [(across(x), down(y), down(y - d), down(y + d), x, y) for x, y, d in s.points]
-        line = " ".join(f"{px:.1f},{py:.1f}" for px, py, *_ in places)
-        parts.append(f'<g class="series {s.style}"><polyline points="{line}"/>')
-        for px, py, bottom, top, x, y in places:
-            parts.append(f'<line class="bar" x1="{px:.1f}" x2="{px:.1f}" y1="{bottom:.1f}" y2="{top:.1f}"/>')
-            title = escape(f"{s.label}, {x:g}: {y:.4g}")
-            parts.append(f'<circle cx="{px:.1f}" cy="{py:.1f}" r="4.5"><title>{title}</title></circle>')
-        parts.append("</g>")
+        parts.append(_line("level", LEFT, WIDTH - RIGHT, y, y, f' stroke-dasharray="{level.dash}"'))
+    for k, s in enumerate(series):
+        shift = 0.0 if continuous else (k - (len(series) - 1) / 2) * DODGE
+        parts.append(_drawn(s, across, down, shift))
     for level in levels:
         y = down(level.value) + (14 if level.below else -5)
-        place = f'x="{WIDTH - RIGHT - 4}" y="{y:.1f}" text-anchor="end"'
-        parts.append(f'<text class="level-label" {place}>{escape(level.label)}</text>')
+        place = f'x="{LEFT + 4}"' if level.left else f'x="{WIDTH - RIGHT - 4}" text-anchor="end"'
+        parts.append(f'<text class="level-label" {place} y="{y:.1f}">{escape(level.label)}</text>')
     middle = (LEFT + WIDTH - RIGHT) / 2
     parts.append(
         f'<text class="axis" x="{middle:.0f}" y="{HEIGHT - 6}" text-anchor="middle">{escape(x_label)}</text></svg>'
     )
     return "".join(parts)
+
+
+def sample(style: str, number: int) -> str:
+    """A piece of line with its marker, for the legend."""
+    line = f'<polyline points="1,8 39,8"{_dashed(number)}/>'
+    return f'<svg class="sample" viewBox="0 0 40 16"><g class="series {style}">{line}{marker(number, 20, 8)}</g></svg>'
+
+
+def marker(number: int, x: float, y: float, title: str = "") -> str:
+    """The marker of a series at a place."""
+    told = f"<title>{escape(title)}</title>" if title else ""
+    name, r = MARKERS[number % len(MARKERS)], 4.5
+    if name == "circle":
+        return f'<circle class="point" cx="{x:.1f}" cy="{y:.1f}" r="{r}">{told}</circle>'
+    corners = {
+        "square": ((-4, -4), (4, -4), (4, 4), (-4, 4)),
+        "diamond": ((0, -6), (6, 0), (0, 6), (-6, 0)),
+        "triangle": ((0, -5.5), (5.5, 4.5), (-5.5, 4.5)),
+        "wedge": ((0, 5.5), (5.5, -4.5), (-5.5, -4.5)),
+        "cross": ((-5, -2), (-2, -2), (-2, -5), (2, -5), (2, -2), (5, -2), (5, 2), (2, 2), (2, 5), (-2, 5), (-2, 2),
+                  (-5, 2)),
+    }[name]  # fmt: skip
+    points = " ".join(f"{x + dx:.1f},{y + dy:.1f}" for dx, dy in corners)
+    return f'<polygon class="point" points="{points}">{told}</polygon>'
 
 
 def nice_ticks(values: Sequence[float], count: int = 5) -> list[float]:
@@ -89,6 +129,45 @@ def nice_ticks(values: Sequence[float], count: int = 5) -> list[float]:
     step = next(m * power for m in (1.0, 2.0, 2.5, 5.0, 10.0) if m * power >= rough * 0.999)
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
     return [round(k * step, 12) for k in range(first, max(last, first + 1) + 1)]
+
+
+def round_values(low: float, high: float) -> list[float]:
+    """Two to seven round numbers between two positive ends: 1, 2 and 5 times powers of 10 where they are so few, else
+    the powers alone, else finer steps; the ends to two digits where nothing is between them."""
+    exponents = range(math.floor(math.log10(low)) - 1, math.ceil(math.log10(high)) + 1)
+    for factors in (
+        (1.0, 2.0, 5.0),
+        (1.0,),
+        (1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 6.0, 8.0),
+        [k / 10 for k in range(10, 100)],
+    ):
+        found = [float(f"{f * 10.0**e:.6g}") for e in exponents for f in factors]
+        inside = [x for x in found if low * 0.999 <= x <= high * 1.001]
+        if 1 < len(inside) <= MOST_TICKS or (len(factors) == 1 and len(inside) > 1):
+            return inside[:: math.ceil(len(inside) / MOST_TICKS)]
+    return sorted({float(f"{end:.2g}") for end in (low, high)})
+
+
+def _drawn(series: Series, across: Callable[[float], float], down: Callable[[float], float], shift: float) -> str:
+    line = " ".join(f"{across(p.x) + shift:.1f},{down(p.y):.1f}" for p in series.points)
+    parts = [f'<g class="series {series.style}"><polyline points="{line}"{_dashed(series.number)}/>']
+    for p in series.points:
+        x, told = across(p.x) + shift, ""
+        if p.low is not None and p.high is not None:
+            parts.append(_line("bar", x, x, down(p.low), down(p.high)))
+            parts += [_line("bar", x - 3, x + 3, down(end), down(end)) for end in (p.low, p.high)]
+            told = f", {p.low:.4g} to {p.high:.4g}"
+        parts.append(marker(series.number, x, down(p.y), f"{series.label}, {p.x:.4g}: {p.y:.4g}{told}"))
+    return "".join([*parts, "</g>"])
+
+
+def _line(name: str, x1: float, x2: float, y1: float, y2: float, more: str = "") -> str:
+    return f'<line class="{name}" x1="{x1:.1f}" x2="{x2:.1f}" y1="{y1:.1f}" y2="{y2:.1f}"{more}/>'
+
+
+def _dashed(number: int) -> str:
+    dash = DASHES[number % len(DASHES)]
+    return f' stroke-dasharray="{dash}"' if dash else ""
 
 
 def _spaced(xs: Sequence[float], across: Callable[[float], float]) -> list[float]:

@@ -2,20 +2,28 @@
 
 import hashlib
 import re
+import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from eval.heard import Heard
 from eval.kept_embeddings import keep_embeddings
-from eval.rows import Model, Row, Task, append_lines, ids_digest, json_line, read_rows
+from eval.rows import Kind, Row, Task, append_lines, ids_digest, json_line, read_rows
 from eval.scorer import Scorer, Scores
+from eval.store import in_parts
 from teacher.conditions import Conditions
 from teacher.data.media import write_audio
+from teacher.data.processes import Processes
 from teacher.generate import clip_seed
+
+PART = 32
+"""Clips generated, scored and kept at a time; what a killed run loses at most."""
 
 
 class Generate(Protocol):
@@ -28,14 +36,10 @@ class Generate(Protocol):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Clips:
-    """The clips to generate: one id per row of `conditions`."""
+    """The clips to generate: their ids, and the conditions of clips first .. last - 1 when they are asked for."""
 
     ids: tuple[str, ...]
-    conditions: Conditions
-
-    def __post_init__(self) -> None:
-        if len(self.ids) != len(self.conditions):
-            raise ValueError(f"ids must be one per condition row, got {len(self.ids)} and {len(self.conditions)}")
+    conditions: Callable[[int, int], Conditions]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +54,8 @@ class Origin:
     """Parameters of the generating network."""
     duration_s: float | None = None
     """Duration of one clip."""
+    kind: Kind | None = None
+    """What the model is, where its name does not say it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,15 +68,16 @@ class KeptAudio:
     comment: str | None = None
     """Goes into the tags of every file: the licence of the weights."""
 
-    def path(self, task: Task, model: Model, steps: int, clip_id: str) -> Path:
-        """File of one clip; the id is made safe for a file name."""
-        return self.folder / f"{task}-{model}-{steps}-{safe_name(clip_id)}.wav"
+    def path(self, task: Task, model: str, steps: int, guidance: float, clip_id: str) -> Path:
+        """File of one clip; model and id are made safe for a file name."""
+        setting = f"{task}-{safe_name(model)}-{steps}-g{guidance:g}-s{self.seed}"
+        return self.folder / f"{setting}-{safe_name(clip_id)}.wav"
 
 
-def safe_name(clip_id: str) -> str:
-    """The id as a file name: letters, digits, dot, dash and underscore, with a digest where anything was replaced."""
-    name = re.sub(r"[^A-Za-z0-9._-]+", "_", clip_id).strip(".")[:80]
-    return name if name == clip_id else f"{name}-{hashlib.sha256(clip_id.encode()).hexdigest()[:8]}"
+def safe_name(name: str) -> str:
+    """A name for a file: letters, digits, dot, dash and underscore, with a digest where anything was replaced."""
+    safe = re.sub(r"[^A-Za-z0-9._-]+", "_", name).strip(".")[:80]
+    return safe if safe == name else f"{safe}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
 
 
 def sweep(
@@ -78,7 +85,7 @@ def sweep(
     clips: Clips,
     *,
     task: Task,
-    model: Model,
+    model: str,
     steps: Sequence[int],
     seeds: Sequence[int],
     scorer: Scorer,
@@ -86,71 +93,99 @@ def sweep(
     origin: Origin,
     guidance: float = 1.0,
     evaluations_per_step: int = 1,
-    batch_size: int = 32,
+    part_size: int = PART,
+    processes: Processes | None = None,
     rtf: Callable[[int], Mapping[str, float]] | None = None,
     keep: KeptAudio | None = None,
 ) -> Iterator[Row]:
     """Generate, score and append one row per step count and seed; yields every row, finished ones included.
 
-    A row already in `rows_path` with the same task, model, steps, seed and configuration digest is not made again.
-    Scores of single clips go to clips.jsonl beside it. For "tta" the video conditions are taken away and timing
-    is not scored. `rtf` is called once per step count that has to run.
+    A row already in `rows_path` with the same key and configuration digest is not made again; of an unfinished one the
+    parts in parts/ are not. Clips are dealt to the processes part by part; the lead alone appends rows and yields them.
+    Scores of single clips go to clips.jsonl beside the rows. For "tta" the video conditions are taken away. `rtf` is
+    called by the lead, once per step count that has to run.
 
     Raises:
         ValueError: clips and scorer that do not hold the same ids in the same order, or waves that are not finite.
     """
     if clips.ids != scorer.ids:
         raise ValueError("clips and scorer must hold the same ids in the same order; build both from one list")
-    if evaluations_per_step < 1 or batch_size < 1 or min(steps) < 1:
-        raise ValueError("steps, evaluations_per_step and batch_size must be at least 1")
-    conditions = clips.conditions if task == "vta" else clips.conditions.without_video()
+    if evaluations_per_step < 1 or part_size < 1 or min(steps) < 1:
+        raise ValueError("steps, evaluations_per_step and part_size must be at least 1")
+    together = processes or Processes(rows_path.parent)
     for count in steps:
         timings: Mapping[str, float] | None = None
         for seed in seeds:
-            done = _finished(rows_path, (task, model, count, seed), origin.config_digest)
+            done = finished(rows_path, (task, model, count, guidance, seed), origin.config_digest)
             if done is not None:
-                yield done
+                if together.lead:
+                    yield done
                 continue
-            if timings is None:
+            if timings is None and together.lead:
                 timings = rtf(count) if rtf is not None else {}
-            waves = _generate_all(generate, clips.ids, conditions, count, seed, batch_size)
-            if keep is not None and keep.seed == seed:
-                _keep(waves, clips.ids, scorer.extractor.sample_rate, keep, task, model, count)
-            yield record(
-                scorer.score(waves, timing=task == "vta"),
-                rows_path=rows_path,
-                ids=clips.ids,
-                task=task,
-                model=model,
-                steps=count,
-                seed=seed,
-                nfe=count * evaluations_per_step,
-                guidance=guidance,
-                rtf=timings,
-                origin=origin,
-                scorer=scorer,
+            folder = parts_folder(rows_path, origin, task, model, count, seed)
+
+            def make(first: int, last: int, count: int = count, seed: int = seed, folder: Path = folder) -> None:
+                conditions = clips.conditions(first, last)
+                conditions = conditions if task == "vta" else conditions.without_video()
+                waves = _generated(generate, clips.ids[first:last], conditions, count, seed)
+                if keep is not None and keep.seed == seed:
+                    kept = [
+                        keep.path(task, model, count, guidance, i) for i in clips.ids[first : min(last, keep.count)]
+                    ]
+                    keep_waves(waves, kept, scorer.sample_rate, keep.comment)
+                scorer.hear(first, waves, task).write(part_path(folder, first, last))
+
+            paths = in_parts(
+                len(clips.ids),
+                part_size,
+                path=partial(part_path, folder),
+                make=make,
+                processes=together,
+                what=f"{task} {model}, {count} steps, seed {seed}",
+                wait=together.lead,
             )
+            if together.lead:
+                heard = Heard.join([Heard.read(path)[0] for path in paths])
+                yield record(
+                    heard,
+                    scorer.score(heard),
+                    rows_path=rows_path,
+                    task=task,
+                    model=model,
+                    steps=count,
+                    seed=seed,
+                    nfe=count * evaluations_per_step,
+                    guidance=guidance,
+                    rtf=timings,
+                    origin=origin,
+                    reference=scorer.reference,
+                )
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 def record(
+    heard: Heard,
     scores: Scores,
     *,
     rows_path: Path,
-    ids: Sequence[str],
     task: Task,
-    model: Model,
+    model: str,
     origin: Origin,
+    reference: Heard,
     steps: int = 0,
     seed: int = 0,
     nfe: int = 0,
     guidance: float = 1.0,
     rtf: Mapping[str, float] | None = None,
-    scorer: Scorer | None = None,
+    own: Heard | None = None,
 ) -> Row:
     """Append scores as a row, those of single clips first; also the way floors and ceilings enter (steps 0).
 
-    With the scorer, the features and logits the scores were computed from are kept in embeddings/.
+    What was heard of the generated and of the reference clips is kept in embeddings/. `own`: whose inception score and
+    number of clips it is, if not those of `heard` (the row of real sound, whose distances are those of other clips).
     """
+    clips = heard if own is None else own
     row = Row(
         task=task,
         model=model,
@@ -159,58 +194,25 @@ def record(
         nfe=nfe,
         guidance=guidance,
         metrics=dict(scores.metrics),
+        estimates=dict(scores.estimates),
         rtf=dict(rtf or {}),
-        num_clips=len(ids),
-        clips_digest=ids_digest(ids),
+        num_clips=len(clips),
+        clips_digest=ids_digest(clips.ids),
         **asdict(origin),
     )
     labels = {"task": task, "model": model, "steps": steps, "seed": seed, "config_digest": origin.config_digest}
     if scores.per_clip:
         lines = [
             json_line(labels | {"id": clip_id} | dict(entry))
-            for clip_id, entry in zip(ids, scores.per_clip, strict=True)
+            for clip_id, entry in zip(clips.ids, scores.per_clip, strict=True)
         ]
         append_lines(rows_path.with_name("clips.jsonl"), lines)
-    if scorer is not None and scores.embeddings:
-        reference = scorer.reference_embeddings()
-        keep_embeddings(rows_path, row, scores.embeddings, reference, splits=scorer.inception_splits)
+    keep_embeddings(rows_path, row, heard, reference)
     append_lines(rows_path, [row.to_json()])
     return row
 
 
-def reference_rows(
-    scorer: Scorer,
-    *,
-    reference: Tensor,
-    other: Tensor,
-    reconstruction: Tensor,
-    tasks: Sequence[Task],
-    rows_path: Path,
-    origin: Origin,
-) -> Iterator[Row]:
-    """The floor and the ceiling every model is read against, one row each per task, as steps 0.
-
-    "reference": real clips. Frechet and kernel distance are those of `other`, real clips that are not in the test set
-    (as many as possible, best the same number); inception score and onsets those of `reference` itself, so its onset
-    F1 is what the detector reaches on the truth. "codec": `reconstruction`, the reference through the codec and back.
-    """
-    for task in tasks:
-        timing = task == "vta"
-        own, floor = scorer.score(reference, timing=timing), scorer.score_unpaired(other)
-        distances = {name: floor.metrics[name] for name in ("frechet", "frechet_bias", "kad")}
-        rest = {name: value for name, value in own.metrics.items() if name not in distances and name != "kl"}
-        models: dict[Model, Scores] = {
-            "reference": Scores(metrics=distances | rest, per_clip=(), embeddings=floor.embeddings),
-            "codec": scorer.score(reconstruction, timing=timing),
-        }
-        for model, scores in models.items():
-            done = _finished(rows_path, (task, model, 0, 0), origin.config_digest)
-            yield done or record(
-                scores, rows_path=rows_path, ids=scorer.ids, task=task, model=model, origin=origin, scorer=scorer
-            )
-
-
-def _finished(rows_path: Path, key: tuple[str, str, int, int], config_digest: str) -> Row | None:
+def finished(rows_path: Path, key: tuple[str, str, int, float, int], config_digest: str) -> Row | None:
     """The current row of a key if it was made with this configuration."""
     for row in read_rows(rows_path):
         if row.key == key and row.config_digest == config_digest:
@@ -218,29 +220,28 @@ def _finished(rows_path: Path, key: tuple[str, str, int, int], config_digest: st
     return None
 
 
-def _generate_all(
-    generate: Generate, ids: Sequence[str], conditions: Conditions, steps: int, seed: int, batch_size: int
-) -> Tensor:
-    parts = []
-    for start in range(0, len(ids), batch_size):
-        chunk = ids[start : start + batch_size]
-        waves = generate(
-            conditions.rows(slice(start, start + len(chunk))), steps, [clip_seed(seed, clip_id) for clip_id in chunk]
-        )
-        if waves.ndim != 2 or len(waves) != len(chunk):
-            raise ValueError(f"generate must return ({len(chunk)}, samples), got {tuple(waves.shape)}")
-        broken = [
-            clip_id for clip_id, ok in zip(chunk, torch.isfinite(waves).all(dim=1).tolist(), strict=True) if not ok
-        ]
-        if broken:
-            raise ValueError(f"generated waves must be finite; with {steps} steps and seed {seed} not so: {broken[:5]}")
-        parts.append(waves.detach().float().cpu())
-    return torch.cat(parts)
+def parts_folder(rows_path: Path, origin: Origin, task: Task, model: str, steps: int, seed: int) -> Path:
+    """Where the parts of an unfinished row are; empty once it is finished."""
+    return rows_path.parent / "parts" / f"{task}-{safe_name(model)}-{steps}-{seed}-{origin.config_digest[:16]}"
 
 
-def _keep(
-    waves: Tensor, ids: Sequence[str], sample_rate: int, keep: KeptAudio, task: Task, model: Model, steps: int
-) -> None:
-    keep.folder.mkdir(parents=True, exist_ok=True)
-    for clip_id, wave in list(zip(ids, waves, strict=True))[: keep.count]:
-        write_audio(keep.path(task, model, steps, clip_id), wave.numpy(), sample_rate, comment=keep.comment)
+def part_path(folder: Path, first: int, last: int) -> Path:
+    """File of clips first .. last - 1."""
+    return folder / f"{first:06d}-{last:06d}.safetensors"
+
+
+def keep_waves(waves: Tensor, paths: Sequence[Path], sample_rate: int, comment: str | None) -> None:
+    """Write the first waves to `paths`."""
+    for path, wave in zip(paths, waves, strict=False):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_audio(path, wave.numpy(), sample_rate, comment=comment)
+
+
+def _generated(generate: Generate, ids: Sequence[str], conditions: Conditions, steps: int, seed: int) -> Tensor:
+    waves = generate(conditions, steps, [clip_seed(seed, clip_id) for clip_id in ids])
+    if waves.ndim != 2 or len(waves) != len(ids):
+        raise ValueError(f"generate must return ({len(ids)}, samples), got {tuple(waves.shape)}")
+    broken = [clip_id for clip_id, ok in zip(ids, torch.isfinite(waves).all(dim=1).tolist(), strict=True) if not ok]
+    if broken:
+        raise ValueError(f"generated waves must be finite; with {steps} steps and seed {seed} not so: {broken[:5]}")
+    return waves.detach().float().cpu()

@@ -3,15 +3,23 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from eval.metric_text import METRICS, MetricText
-from eval.rows import Summary, Task
+from eval.metric_text import MetricText, metrics_of
+from eval.rows import Kind, Task
 from eval.speed import STAGES
+from eval.summary import Summary
 
 TASK_TITLES: dict[Task, str] = {"vta": "Video to audio", "tta": "Text to audio"}
 TASK_TOTALS: dict[Task, str] = {"vta": "video-to-audio", "tta": "text-to-audio"}
 """The sum of stages that a user of the task waits for."""
-MODEL_TITLES = {"teacher": "Teacher", "student": "Student", "codec": "Codec round trip", "reference": "Real sound"}
+MODEL_TITLES: dict[str, str] = {
+    "teacher": "Teacher",
+    "student": "Student",
+    "codec": "Codec round trip",
+    "reference": "Real sound",
+}
 GENERATORS = ("teacher", "student")
+NONE = "–"
+"""In a cell without a value."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +38,8 @@ class TableRow:
     model: str
     cells: tuple[Cell, ...]
     muted: bool = False
+    kind: Kind | None = None
+    """Gives the row its colour."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,30 +50,50 @@ class Table:
     rows: tuple[TableRow, ...]
 
 
+def model_title(summary: Summary) -> str:
+    """Name of a model in tables, with its guidance scale where it was run with several."""
+    name = MODEL_TITLES.get(summary.model, summary.model)
+    return f"{name}, guidance {summary.guidance:g}" if summary.several_scales else name
+
+
+def steps_title(summary: Summary) -> str:
+    """Model and number of steps."""
+    return f"{model_title(summary)}, {summary.steps} step{'s' * (summary.steps != 1)}"
+
+
 def shown_metrics(summaries: Sequence[Summary]) -> tuple[MetricText, ...]:
-    """The metrics that occur in any of the summaries, in the order of METRICS."""
-    return tuple(m for m in METRICS if any(m.key in s.mean for s in summaries))
+    """All scores that occur in any of the summaries, the main ones first."""
+    return metrics_of(key for s in summaries for key in s.mean)
 
 
 def quality_table(summaries: Sequence[Summary], task: Task) -> Table:
-    """Steps, network evaluations and metrics of one task; the best generated value of each column marked."""
+    """Steps, network evaluations and main scores of one task; the best generated value of each column marked."""
     chosen = [s for s in summaries if s.task == task]
-    metrics = shown_metrics(chosen)
+    return _scores_table(chosen, [m for m in shown_metrics(chosen) if m.main])
+
+
+def more_table(summaries: Sequence[Summary], task: Task) -> Table | None:
+    """The scores of one task that are not in the main table; None where there are none."""
+    chosen = [s for s in summaries if s.task == task]
+    metrics = [m for m in shown_metrics(chosen) if not m.main]
+    return _scores_table(chosen, metrics) if metrics else None
+
+
+def _scores_table(chosen: Sequence[Summary], metrics: Sequence[MetricText]) -> Table:
     best = {m.key: _best(chosen, m) for m in metrics}
     rows = []
     for s in chosen:
-        generated = s.model in GENERATORS
-        cells = [Cell(text=str(s.steps) if generated else "–"), Cell(text=str(s.nfe) if generated else "–")]
+        generated = s.kind in GENERATORS
+        cells = [Cell(text=str(s.steps) if generated else NONE), Cell(text=str(s.nfe) if generated else NONE)]
         cells += [_metric_cell(s, m, best=generated and s.mean.get(m.key) == best[m.key]) for m in metrics]
         cells.append(Cell(text=str(s.num_clips)))
-        rows.append(TableRow(model=MODEL_TITLES[s.model], cells=tuple(cells), muted=not generated))
-    titles = tuple(f"{m.label} {m.arrow}" for m in metrics)
-    return Table(columns=("Model", "Steps", "NFE", *titles, "Clips"), rows=tuple(rows))
+        rows.append(TableRow(model=model_title(s), kind=s.kind, cells=tuple(cells), muted=not generated))
+    return Table(columns=("Model", "Steps", "NFE", *(m.title for m in metrics), "Clips"), rows=tuple(rows))
 
 
 def latency_table(summaries: Sequence[Summary], task: Task) -> Table | None:
     """Real-time factor by stage and total; None where nothing was timed."""
-    timed = [s for s in summaries if s.task == task and s.model in GENERATORS and s.rtf]
+    timed = [s for s in summaries if s.task == task and s.kind in GENERATORS and s.rtf]
     if not timed:
         return None
     totals = ("generator only", TASK_TOTALS[task])
@@ -71,7 +101,8 @@ def latency_table(summaries: Sequence[Summary], task: Task) -> Table | None:
     lowest = {name: min(s.rtf[name] for s in timed if name in s.rtf) for name in totals if name in stages}
     rows = tuple(
         TableRow(
-            model=MODEL_TITLES[s.model],
+            model=model_title(s),
+            kind=s.kind,
             cells=(Cell(text=str(s.steps)), Cell(text=str(s.nfe)), *(_rtf_cell(s, name, lowest) for name in stages)),
         )
         for s in timed
@@ -87,34 +118,42 @@ def significant(value: float) -> str:
     return f"{value:#.3g}".rstrip(".") if 1e-4 <= abs(value) < 1e3 else f"{value:.2e}"
 
 
+def signed(value: float, digits: int, *, plus: bool = False) -> str:
+    """A number with so many digits after the point and a true minus; with `plus` a sign in any case."""
+    text = f"{value:{'+' * plus}.{digits}f}"
+    if not text.strip("+-0."):
+        text = text.lstrip("+-")
+    return text.replace("-", "−")
+
+
 def markdown(table: Table) -> str:
     """The table in Markdown, best values in bold."""
     lines = ["| " + " | ".join(table.columns) + " |", "|---" * len(table.columns) + "|"]
     for row in table.rows:
         cells = [f"**{c.text}**{c.spread}" if c.best else f"{c.text}{c.spread}" for c in row.cells]
-        lines.append("| " + " | ".join([row.model, *cells]) + " |")
+        lines.append("| " + " | ".join(text.replace("|", "\\|") for text in (row.model, *cells)) + " |")
     return "\n".join(lines)
 
 
 def _best(summaries: Sequence[Summary], metric: MetricText) -> float | None:
-    values = [s.mean[metric.key] for s in summaries if s.model in GENERATORS and metric.key in s.mean]
-    if not values:
+    values = [s.mean[metric.key] for s in summaries if s.kind in GENERATORS and metric.key in s.mean]
+    if not values or metric.better is None or len(set(values)) == 1:
         return None
     return min(values) if metric.better == "lower" else max(values)
 
 
 def _rtf_cell(summary: Summary, name: str, lowest: dict[str, float]) -> Cell:
     if name not in summary.rtf:
-        return Cell(text="–")
+        return Cell(text=NONE)
     return Cell(text=significant(summary.rtf[name]), best=summary.rtf[name] == lowest.get(name))
 
 
 def _metric_cell(summary: Summary, metric: MetricText, *, best: bool) -> Cell:
     if metric.key not in summary.mean:
-        return Cell(text="–")
+        return Cell(text=NONE)
     spread = summary.std[metric.key]
     return Cell(
-        text=f"{summary.mean[metric.key]:.{metric.digits}f}",
-        spread="" if spread is None else f" ± {spread:.{metric.digits}f}",
+        text=signed(summary.mean[metric.key], metric.digits),
+        spread="" if spread is None or metric.better is None else f" ± {spread:.{metric.digits}f}",
         best=best,
     )

@@ -1,6 +1,7 @@
 """The clips a comparison is made on: their real sound, conditions, events, and the scorer built from them."""
 
-from collections.abc import Callable, Collection, Sequence
+import json
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Self, get_args
@@ -8,34 +9,34 @@ from typing import Literal, Self, get_args
 import torch
 from torch import Tensor
 
-from eval.extractors.embedded import EmbeddedAudioFeatures
-from eval.extractors.embedded_classifier import EmbeddedClassifier, labels_are_useful, pseudo_labels
-from eval.scorer import Scorer
-from eval.sweep import Clips
-from teacher.data.dataset import FeatureSet, Record
-from teacher.data.manifest import Item
-from teacher.data.windows import Skip, Window, WindowReader
+from eval.clip_judges import ClipJudge, OnsetJudge
+from eval.heard import Heard
+from eval.listeners import Listener
+from eval.scorer import Scorer, hear
+from eval.store import FeatureCache, FileDigests, in_parts
+from eval.sweep import PART, Clips
+from eval.training_sounds import heard_window, read_waves
+from teacher.conditions import Conditions
+from teacher.data.dataset import FeatureSet
+from teacher.data.processes import Processes
+from teacher.data.store import Record
 
 Unreadable = Literal["fail", "exclude"]
 """What happens when the real sound of a test clip cannot be read: the run fails, or the clip is left out for every
 model and listed. It is never replaced by another."""
-MAX_CLASSIFIER_CLIPS = 512
-PSEUDO_CLASSES = 16
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class TestSet:
-    """Held-out clips of one task with everything scoring needs."""
+    """Held-out clips of one task with everything scoring needs; sound and conditions are read when asked for."""
 
     __test__ = False
 
+    features: FeatureSet
     records: tuple[Record, ...]
-    waves: Tensor
-    """Real sound (clips, samples), as the codec saw it in training."""
-    clips: Clips
+    rows: tuple[int, ...]
+    """Row of each record in `features`."""
     scorer: Scorer
-    label_kind: str
-    """"labels" where the manifest has useful ones, else "k-means" pseudo-labels."""
     excluded: tuple[tuple[str, str], ...] = ()
     """Clips whose sound cannot be read, and why; in none of the other fields, so no model is scored on them."""
 
@@ -46,16 +47,20 @@ class TestSet:
         *,
         video: bool,
         max_clips: int,
-        classifier: EmbeddedClassifier,
-        label_kind: str,
+        listeners: Sequence[Listener],
+        judges: Sequence[ClipJudge] = (OnsetJudge(),),
+        cache: Path,
         unreadable: Unreadable = "fail",
         only: Collection[str] | None = None,
-        progress: Callable[[int], None] | None = None,
+        costly: bool = False,
+        part_size: int = PART,
+        processes: Processes | None = None,
     ) -> Self:
         """Test-split clips with picture (`video`) or all of them, evenly spaced if there are more than `max_clips`.
 
         `only`: these ids and no others, as in a list of ids that were scored before; `max_clips` does not apply.
         Clips are chosen before any file is read: one that cannot be read makes the set smaller, never different.
+        What the listeners say of the real sound is kept in `cache` under the digests of the files.
 
         Raises ValueError if an id of `only` is not there, a clip cannot be read while `unreadable` is "fail", or fewer
         than two remain.
@@ -70,98 +75,85 @@ class TestSet:
             index = _chosen(features.records, index, only, folder)
         elif len(index) > max_clips:
             index = [index[k * len(index) // max_clips] for k in range(max_clips)]
-        heard: dict[int, Tensor] = {}
-        excluded: list[tuple[str, str]] = []
-        for k in index:
-            wave = _hear(features, features.records[k], progress)
-            if not isinstance(wave, str):
-                heard[k] = wave
-            elif unreadable == "fail":
-                raise ValueError(_gone(features.records[k], wave))
-            else:
-                excluded.append((features.records[k].id, wave))
-        if len(heard) < 2:
-            raise ValueError(f"{folder}: {len(heard)} of {len(index)} test clips can be read; 2 are needed")
-        records = tuple(features.records[k] for k in heard)
-        waves = torch.stack(list(heard.values()))
-        scorer = Scorer.build(
-            reference=waves,
-            ids=[r.id for r in records],
-            events=[r.events_s for r in records],
-            extractor=EmbeddedAudioFeatures(sample_rate=features.sequence.sample_rate),
-            classifier=classifier,
+        together = processes or Processes(cache)
+        digests = FileDigests(folder=cache, process=together.rank)
+        parts = _Reference(features=features, listeners=tuple(listeners), cache=cache, digests=digests)
+        files = in_parts(
+            len(index),
+            part_size,
+            path=lambda first, last: parts.path(index[first:last]),
+            make=lambda first, last: parts.make(index[first:last]),
+            processes=together,
+            what="the real sounds",
         )
-        clips = Clips(ids=tuple(r.id for r in records), conditions=features.batch(list(heard)).conditions)
-        return cls(
-            records=records, waves=waves, clips=clips, scorer=scorer, label_kind=label_kind, excluded=tuple(excluded)
+        read = [Heard.read(file) for file in files]
+        excluded = tuple((i, reason) for _, facts in read for i, reason in json.loads(facts["excluded"]))
+        if excluded and unreadable == "fail":
+            record = next(r for r in (features.records[k] for k in index) if r.id == excluded[0][0])
+            raise ValueError(f"{record.path}: cannot be read any more ({excluded[0][1]}); restore it or extract again")
+        gone = {clip_id for clip_id, _ in excluded}
+        rows = tuple(k for k in index if features.records[k].id not in gone)
+        if len(rows) < 2:
+            raise ValueError(f"{folder}: {len(rows)} of {len(index)} test clips can be read; 2 are needed")
+        records = tuple(features.records[k] for k in rows)
+        scorer = Scorer(
+            listeners=tuple(listeners),
+            judges=tuple(judges),
+            records=records,
+            reference=Heard.join([heard for heard, _ in read if len(heard)]),
+            sample_rate=features.sequence.sample_rate,
+            num_samples=round(features.duration_s * features.sequence.sample_rate),
+            costly=costly,
         )
+        return cls(features=features, records=records, rows=rows, scorer=scorer, excluded=excluded)
+
+    @property
+    def clips(self) -> Clips:
+        """Ids and conditions."""
+        return Clips(ids=self.scorer.ids, conditions=self._conditions)
+
+    def _conditions(self, first: int, last: int) -> Conditions:
+        return self.features.batch(list(self.rows[first:last])).conditions
+
+    def waves(self, first: int, last: int) -> Tensor:
+        """Real sound of clips first .. last - 1, (clips, samples), as the codec saw it in training."""
+        return read_waves(self.features, self.records[first:last])
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class TrainingSounds:
-    """Real sounds outside the test set: they fit the classifier and give the floor of the distances."""
+class _Reference:
+    """What the listeners say of real sound, on disk."""
 
-    waves: Tensor
-    has_video: Tensor
-    classifier: EmbeddedClassifier
-    label_kind: str
+    features: FeatureSet
+    listeners: tuple[Listener, ...]
+    cache: Path
+    digests: FileDigests
 
-    @classmethod
-    def read(cls, folder: Path, *, seed: int = 0, progress: Callable[[int], None] | None = None) -> Self:
-        """Up to 512 evenly spaced training clips and a softmax regression on their embedded features."""
-        features = FeatureSet.open(folder, "train")
-        count = min(MAX_CLASSIFIER_CLIPS, len(features))
-        records = [features.records[k * len(features) // count] for k in range(count)]
-        waves = read_waves(features, records, progress)
-        embedded = EmbeddedAudioFeatures(sample_rate=features.sequence.sample_rate)(waves)
-        labels = [r.label for r in records]
-        kind = "labels" if labels_are_useful(labels) else "k-means"
-        if kind == "k-means":
-            labels = pseudo_labels(embedded, min(PSEUDO_CLASSES, max(2, count // 8)), seed)
-        classifier = EmbeddedClassifier.fit(embedded, labels)
-        has_video = torch.tensor([r.has_video for r in records])
-        return cls(waves=waves, has_video=has_video, classifier=classifier, label_kind=kind)
+    def path(self, rows: Sequence[int]) -> Path:
+        return FeatureCache(folder=self.cache).path(self._what(rows))
 
-    def like(self, count: int, *, video: bool) -> Tensor:
-        """`count` of these sounds (fewer if there are fewer), evenly spaced: those with picture first if `video`."""
-        index = torch.nonzero(self.has_video).squeeze(1) if video and bool(self.has_video.sum() >= 2) else None
-        pool = self.waves if index is None else self.waves[index]
-        count = min(count, len(pool))
-        return pool[[k * len(pool) // count for k in range(count)]]
+    def make(self, rows: Sequence[int]) -> None:
+        waves, ids, excluded = [], [], []
+        for record in (self.features.records[k] for k in rows):
+            wave = heard_window(self.features, record)
+            if isinstance(wave, str):
+                excluded.append((record.id, wave))
+            else:
+                waves.append(wave)
+                ids.append(record.id)
+        rate = self.features.sequence.sample_rate
+        heard = hear(self.listeners, ids, torch.stack(waves), rate) if waves else Heard(ids=(), tensors={})
+        heard.write(self.path(rows), {"excluded": json.dumps(excluded)})
 
-
-def read_waves(
-    features: FeatureSet, records: tuple[Record, ...] | list[Record], progress: Callable[[int], None] | None
-) -> Tensor:
-    """Real sound of some records, (clips, samples), read and scaled as extraction did; ValueError if one is gone."""
-    waves = []
-    for record in records:
-        wave = _hear(features, record, progress)
-        if isinstance(wave, str):
-            raise ValueError(_gone(record, wave))
-        waves.append(wave)
-    return torch.stack(waves)
-
-
-def _hear(features: FeatureSet, record: Record, progress: Callable[[int], None] | None) -> Tensor | str:
-    """Sound of a record (samples,), or the reason why it cannot be read."""
-    config = features.info["config"]
-    reader = WindowReader(
-        encoders=config["encoders"],
-        duration_s=features.duration_s,
-        sample_rate=features.sequence.sample_rate,
-        peak_normalise=config["peak_normalise"],
-        max_windows=config["max_windows_per_item"],
-    )
-    item = Item(id=record.item_id, path=Path(record.path), caption=record.caption, split="test")
-    heard = reader.hear(Window(id=record.id, item=item, start_s=record.start_s, has_video=record.has_video))
-    if progress is not None:
-        progress(1)
-    return heard.reason if isinstance(heard, Skip) else torch.from_numpy(heard[0])
-
-
-def _gone(record: Record, reason: str) -> str:
-    return f"{record.path}: cannot be read any more ({reason}); restore it or extract again"
+    def _what(self, rows: Sequence[int]) -> dict[str, object]:
+        records = [self.features.records[k] for k in rows]
+        return {
+            "clips": [(r.id, self.digests.of(Path(r.path)), r.start_s) for r in records],
+            "listeners": [one.name for one in self.listeners],
+            "seconds": self.features.duration_s,
+            "rate": self.features.sequence.sample_rate,
+            "peak": self.features.info["config"]["peak_normalise"],
+        }
 
 
 def _chosen(records: Sequence[Record], index: list[int], only: Collection[str], folder: Path) -> list[int]:

@@ -5,21 +5,25 @@ real-time factors of the stages their totals.
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import reduce
-from operator import add
 from pathlib import Path
 
-from eval.kept_embeddings import Embeddings
-from eval.paired import onset_counts
-from eval.rows import ClipScores, Row, ids_digest, read_clip_scores, read_rows
+from eval.clip_scores import clip_estimates, clip_metrics
+from eval.estimates import Estimate
+from eval.kept_embeddings import KeptEmbeddings
+from eval.rows import ClipScores, Row, ScoresKey, ids_digest, read_clip_scores, read_rows
 from eval.speed import TOTALS
 
 RELATIVE, ABSOLUTE = 1e-6, 1e-7
 """Two values agree within RELATIVE of the larger or ABSOLUTE: sums of another order, never another formula."""
-ONSETS = ("onset_precision", "onset_recall", "onset_f1", "onset_clips")
 CLIPS, FEATURES, STAGES = "clips.jsonl", "kept features", "its stages"
+PARTS: Mapping[str, Callable[[Estimate], float]] = {
+    "low": lambda estimate: estimate.low,
+    "high": lambda estimate: estimate.high,
+    "bias": lambda estimate: estimate.bias,
+}
+"""What a report shows of an estimate; a cell is called "kl low" and the like."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +32,7 @@ class Check:
 
     row: Row
     name: str
-    """Metric, "rtf <total>", "num_clips" or "clips_digest"."""
+    """Metric, "<metric> low", "high" or "bias", "rtf <total>", "num_clips" or "clips_digest"."""
     expected: float | str
     found: float | str | None
     """None: nothing was kept to compute it from."""
@@ -50,7 +54,7 @@ class Check:
         return self.found == self.expected
 
     def __str__(self) -> str:
-        where = f"{self.row.task} {self.row.model}, {self.row.steps} steps, seed {self.row.seed}: {self.name}"
+        where = f"{self.row.title}: {self.name}"
         if self.found is None:
             return f"{where} expected {_text(self.expected)}, not computed: {self.source}"
         change = "" if self.difference is None else f", difference {self.difference:.3g}"
@@ -64,7 +68,7 @@ class Kept:
 
     rows_path: Path
     rows: tuple[Row, ...]
-    clips: Mapping[tuple[tuple[str, str, int, int], str], ClipScores]
+    clips: Mapping[ScoresKey, ClipScores]
 
     @classmethod
     def read(cls, rows_path: Path) -> "Kept":
@@ -74,31 +78,36 @@ class Kept:
             raise ValueError(f"{rows_path} holds no rows of results; run the comparison first")
         return cls(rows_path=rows_path, rows=rows, clips=read_clip_scores(rows_path.with_name("clips.jsonl")))
 
-    def row(self, task: str, model: str, steps: int, seed: int) -> Row:
-        """The row of a key; ValueError naming those there are."""
-        for row in self.rows:
-            if row.key == (task, model, steps, seed):
-                return row
-        there = ", ".join(f"{t} {m} {n} {s}" for t, m, n, s in (row.key for row in self.rows))
-        raise ValueError(f"no row {task} {model} {steps} {seed} (task, model, steps, seed); there are: {there}")
+    def row(self, task: str, model: str, steps: int, seed: int, guidance: float | None = None) -> Row:
+        """The row of a key; ValueError naming those there are, or where only the guidance scale tells some apart."""
+        found = [r for r in self.rows if (r.task, r.model, r.steps, r.seed) == (task, model, steps, seed)]
+        if guidance is not None:
+            found = [row for row in found if row.guidance == guidance]
+        if len(found) == 1:
+            return found[0]
+        there = "; ".join(r.title for r in (found or self.rows))
+        raise ValueError(
+            f"{len(found) or 'no'} rows are {task} {model}, {steps} steps, seed {seed}"
+            f"{'' if guidance is None else f', guidance {guidance:g}'}; there are: {there}"
+        )
 
     def check(self, row: Row) -> Iterator[Check]:
         """Every cell of a row by every way there is; one that cannot be computed comes once, without a found value."""
-        clips = self.clips.get((row.key, row.config_digest), {})
+        clips = self.clips.get(row.scores_key, {})
         if clips:
             yield Check(row=row, name="num_clips", expected=float(row.num_clips), found=float(len(clips)), source=CLIPS)
         if clips and row.clips_digest is not None:
             yield Check(row=row, name="clips_digest", expected=row.clips_digest, found=ids_digest(clips), source=CLIPS)
-        embedded = Embeddings.open(self.rows_path, row)
+        embedded = KeptEmbeddings.open(self.rows_path, row)
+        entries = list(clips.values())
+        ways = {CLIPS: clip_metrics(entries), FEATURES: embedded.metrics(row.metrics) if embedded else {}}
         for name, expected in row.metrics.items():
-            ways = {CLIPS: from_clips(name, clips), FEATURES: embedded.metric(name) if embedded else None}
-            done = [
-                Check(row=row, name=name, expected=float(expected), found=found, source=source)
-                for source, found in ways.items()
-                if found is not None
-            ]
-            reason = "its clips have no score of their own, and its features were not kept"
-            yield from done or [Check(row=row, name=name, expected=float(expected), found=None, source=reason)]
+            yield from _checks(row, name, float(expected), {way: values.get(name) for way, values in ways.items()})
+        again = {CLIPS: clip_estimates(entries), FEATURES: embedded.estimates(row.metrics) if embedded else {}}
+        for name, estimate in row.estimates.items():
+            for part, of in PARTS.items():
+                found = {way: of(values[name]) if name in values else None for way, values in again.items()}
+                yield from _checks(row, f"{name} {part}", of(estimate), found)
         for name, stages in TOTALS.items():
             if name in row.rtf and all(stage in row.rtf for stage in stages):
                 total = float(sum(row.rtf[stage] for stage in stages))
@@ -119,22 +128,15 @@ class Kept:
         return chosen
 
 
-def from_clips(name: str, clips: ClipScores) -> float | None:
-    """A metric from the scores of the clips: the mean, or for onsets the ratio of the pooled counts; None without."""
-    if name in ONSETS:
-        counts = [onset_counts(scores) for scores in clips.values() if "hits" in scores]
-        if not counts:
-            return None
-        total = reduce(add, counts)
-        return {
-            "onset_precision": total.precision,
-            "onset_recall": total.recall,
-            "onset_f1": total.f1,
-            "onset_clips": float(len(counts)),
-        }[name]
-    if not clips or any(name not in scores for scores in clips.values()):
-        return None
-    return math.fsum(scores[name] for scores in clips.values()) / len(clips)
+def _checks(row: Row, name: str, expected: float, found: Mapping[str, float | None]) -> list[Check]:
+    """One check per way that found a value; if there is none, one without."""
+    done = [
+        Check(row=row, name=name, expected=expected, found=value, source=way)
+        for way, value in found.items()
+        if value is not None
+    ]
+    reason = "its clips have no score of their own, and its features were not kept"
+    return done or [Check(row=row, name=name, expected=expected, found=None, source=reason)]
 
 
 def _text(value: float | str) -> str:

@@ -76,7 +76,7 @@ def commands(args: Demo, out: Path) -> list[list[str]]:
         _python("scripts.extract", "--data", data, "--out", features, *length),
         _python(*learn, *_steps(args.teacher_steps)),
         _python(*distil, *_steps(args.student_steps)),
-        _python(*compare, "--seeds", *args.seeds),
+        _python(*compare, "--seeds", *args.seeds, "--timing-batches", 1, 4),
         _python("scripts.report", "--rows", out / "rows.jsonl"),
     ]
 

@@ -3,21 +3,26 @@
 mf-verify --rows runs/demo/rows.jsonl --cell vta student 1 0 onset_f1
 mf-verify --rows runs/demo/rows.jsonl --all --data runs/demo/features
 
-Exit status: 0 all that was computed agrees, 1 something differs, 2 wrong input or a cell nothing was kept for.
+Cells are metrics, their intervals and biases ("kl low", "kl high", "frechet bias") and totals of times
+("rtf video-to-audio"). Exit status: 0 all that was computed agrees, 1 something differs, 2 wrong input or a cell
+nothing was kept for.
 """
 
 import sys
+import tempfile
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import tyro
 
 from eval.hygiene import facts_of
-from eval.rows import Task
+from eval.judges import Judges
+from eval.rows import Row, Task
 from eval.verify import Check, Kept
 from eval.verify_sound import Sounds
 from scripts.errors import one_line_errors
+from teacher.data.dataset import FeatureSet
 
 DIFFERENT = 1
 
@@ -29,11 +34,18 @@ class Verify:
     rows: Path = Path("runs/demo/rows.jsonl")
     """rows.jsonl of a comparison, with clips.jsonl, embeddings/ and media/ beside it as far as they were kept."""
     cell: tuple[Task, str, int, int, str] | None = None
-    """Task, model, steps, seed and metric of one cell; for a total of times "rtf video-to-audio" and the like."""
+    """Task, model, steps, seed and metric of one cell; "kl low" for the end of an interval, "frechet bias", and for a
+    total of times "rtf video-to-audio" and the like."""
+    guidance: float | None = None
+    """Guidance scale of the row of --cell, where a model was run with several."""
     all: bool = False
     """Every cell of every row, and that all models of a task were scored on the same clips."""
     data: Path | None = None
     """Feature folder of the comparison: checks real sound, codec round trip and the kept files from the sounds too."""
+    judges: Judges = field(default_factory=Judges)
+    """With --data: files of the published models whose scores are checked from the sounds too."""
+    device: str = "cpu"
+    """Where the published models run."""
     verbose: bool = False
     """Print cells that agree as well."""
 
@@ -44,6 +56,10 @@ def cli() -> None:
     args = tyro.cli(Verify, description=__doc__)
     if args.all == (args.cell is not None):
         raise ValueError("give either --cell TASK MODEL STEPS SEED METRIC or --all")
+    if args.guidance is not None and args.cell is None:
+        raise ValueError("--guidance names the row of a --cell; --all checks every row")
+    if args.data is None and args.judges != Judges():
+        raise ValueError("--judges.* need --data: published models hear the sounds themselves")
     kept = Kept.read(args.rows)
     checks = _cell(args, kept, args.cell) if args.cell is not None else _all(args, kept)
     if _told(checks, verbose=args.verbose or args.cell is not None):
@@ -51,12 +67,17 @@ def cli() -> None:
 
 
 def _cell(args: Verify, kept: Kept, cell: tuple[Task, str, int, int, str]) -> list[Check]:
-    row = kept.row(*cell[:4])
-    found = list(kept.check(row))
-    if args.data is not None and row.steps == 0:
-        found += [c for c in Sounds.build(kept, args.data, row.task).check_floors(row.task) if c.row is row]
-    done = [c for c in found if c.name == cell[4] and c.found is not None]
-    return done or kept.cell(row, cell[4])
+    task, model, steps, seed, name = cell
+    row = kept.row(task, model, steps, seed, args.guidance)
+    done = [c for c in (*kept.check(row), *_floors_of(args, kept, row)) if c.name == name and c.found is not None]
+    return done or kept.cell(row, name)
+
+
+def _floors_of(args: Verify, kept: Kept, row: Row) -> list[Check]:
+    if args.data is None or row.steps:
+        return []
+    with tempfile.TemporaryDirectory() as cache:
+        return [c for c in _sounds(args, kept, row.task, Path(cache)).check_floors(row.task) if c.row is row]
 
 
 def _all(args: Verify, kept: Kept) -> list[Check]:
@@ -64,10 +85,19 @@ def _all(args: Verify, kept: Kept) -> list[Check]:
     checks = [check for row in kept.rows for check in kept.check(row)]
     if args.data is not None:
         for task in tasks:
-            sounds = Sounds.build(kept, args.data, task)
-            checks += [*sounds.check_floors(task), *sounds.check_media(task)]
+            with tempfile.TemporaryDirectory() as cache:
+                sounds = _sounds(args, kept, task, Path(cache))
+                checks += [*sounds.check_floors(task), *sounds.check_media(task)]
     computed = {(c.row.key, c.name) for c in checks if c.found is not None}
     return [c for c in checks if c.found is not None or (c.row.key, c.name) not in computed]
+
+
+def _sounds(args: Verify, kept: Kept, task: Task, cache: Path) -> Sounds:
+    """The sounds of a task and the published models that were given; `cache` takes what these see of the pictures."""
+    assert args.data is not None
+    duration_s = FeatureSet.open(args.data, "test").duration_s
+    listeners, judges = args.judges.load(duration_s=duration_s, device=args.device, cache=cache)
+    return Sounds.build(kept, args.data, task, listeners=listeners, judges=judges)
 
 
 def _told(checks: Iterable[Check], *, verbose: bool) -> bool:

@@ -3,17 +3,22 @@
 import hashlib
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 
+from eval.clip_judges import OnsetJudge
 from eval.extractors.embedded import EmbeddedAudioFeatures
 from eval.extractors.embedded_classifier import EmbeddedClassifier
 from eval.hygiene import TestFacts, facts_of, look_again, read_facts, scored_ids, write_facts
-from eval.overlap import Overlap, find_overlap, read_groups, source_of, trained_on
+from eval.listeners import EmbeddedListener
+from eval.overlap import Overlap, find_overlap, read_groups, sources_of, trained_on
 from eval.report_parts import test_set_html as set_html
 from eval.rows import Row, append_lines, ids_digest, json_line, read_clip_scores, read_rows
-from eval.testset import TestSet, read_waves
+from eval.testset import TestSet
+from eval.training_sounds import TrainingSounds, read_waves
 from teacher.data.dataset import FeatureSet
 from teacher.data.extract import ExtractConfig, extract
 from teacher.data.manifest import Item
@@ -53,15 +58,24 @@ def media(original):
 
 
 @pytest.fixture(scope="module")
-def classifier(original):
+def listener(original):
     features = FeatureSet.open(original / "features", "train")
-    embedded = EmbeddedAudioFeatures(sample_rate=RATE)(read_waves(features, features.records, None))
-    return EmbeddedClassifier.fit(embedded, ["a", "b"] * 4)
+    extractor = EmbeddedAudioFeatures(sample_rate=RATE)
+    embedded = extractor(read_waves(features, features.records))
+    return EmbeddedListener(
+        extractor=extractor, classifier=EmbeddedClassifier.fit(embedded, ["a", "b"] * 4), labels="labels"
+    )
 
 
-def build(folder, classifier, **changes):
-    options = {"video": False, "max_clips": 99, "label_kind": "labels"} | changes
-    return TestSet.build(folder / "features", classifier=classifier, **options)
+@pytest.fixture
+def build(tmp_path, listener):
+    """The test set of a folder of media; what was heard of real sound is kept in the test's own cache."""
+
+    def built(folder, **changes):
+        options = {"video": False, "max_clips": 99, "judges": (OnsetJudge(),), "cache": tmp_path / "cache"} | changes
+        return TestSet.build(folder / "features", listeners=(listener,), **options)
+
+    return built
 
 
 def run_folder(path, data):
@@ -70,15 +84,16 @@ def run_folder(path, data):
     return path
 
 
-def test_an_unreadable_clip_fails_the_run_and_is_named(media, classifier):
+def test_an_unreadable_clip_fails_the_run_and_is_named(media, build):
     (media / "test2.wav").write_bytes(b"not a sound")
     with pytest.raises(ValueError, match=r"test2\.wav: cannot be read any more"):
-        build(media, classifier)
+        build(media)
 
 
 @pytest.mark.parametrize("fault", ["gone", "broken", "silent"])
-def test_an_excluded_clip_is_listed_and_in_nothing_that_is_scored(media, classifier, fault):
-    whole = build(media, classifier)
+def test_an_excluded_clip_is_listed_and_in_nothing_that_is_scored(media, build, fault):
+    whole = build(media)
+    real = whole.waves(0, 5)
     path = media / "test2.wav"
     if fault == "gone":
         path.unlink()
@@ -86,37 +101,84 @@ def test_an_excluded_clip_is_listed_and_in_nothing_that_is_scored(media, classif
         path.write_bytes(b"not a sound")
     else:
         write_audio(path, np.zeros(RATE, np.float32), RATE)
-    test = build(media, classifier, unreadable="exclude")
+    test = build(media, unreadable="exclude")
     left = tuple(i for i in TEST if i != "test2")
     assert [clip_id for clip_id, _ in test.excluded] == ["test2"]
     assert test.excluded[0][1]
     # Conditions (what both models are given), scorer and reference all hold the same four, in one order.
     assert test.clips.ids == test.scorer.ids == tuple(r.id for r in test.records) == left
-    assert len(test.clips.conditions) == len(test.waves) == len(test.scorer.features) == 4
+    conditions, waves = test.clips.conditions(0, 4), test.waves(0, 4)
+    assert len(conditions) == len(waves) == len(test.scorer.reference) == 4
     keep = [k for k, i in enumerate(TEST) if i != "test2"]
-    assert test.waves.equal(whole.waves[keep])
-    assert test.clips.conditions.text.equal(whole.clips.conditions.text[keep])
+    assert waves.equal(real[keep])
+    assert conditions.text.equal(whole.clips.conditions(0, 5).text[keep])
+    for name, tensor in whole.scorer.reference.tensors.items():
+        torch.testing.assert_close(test.scorer.reference.tensors[name], tensor[keep], rtol=1e-5, atol=1e-5)
 
 
-def test_a_clip_left_out_is_not_replaced_by_another(media, classifier):
-    chosen = build(media, classifier, max_clips=3).clips.ids
+def test_a_file_that_is_back_is_heard_again(media, build):
+    """Parts of one clip: the reference is cached by what is in the files, not by their names."""
+    whole = build(media, part_size=1)
+    content = (media / "test2.wav").read_bytes()
+    (media / "test2.wav").write_bytes(b"not a sound")
+    assert len(build(media, part_size=1, unreadable="exclude").scorer.reference) == 4
+    (media / "test2.wav").write_bytes(content)
+    again = build(media, part_size=1, unreadable="exclude")
+    assert again.excluded == ()
+    for name, tensor in whole.scorer.reference.tensors.items():
+        assert again.scorer.reference.tensors[name].equal(tensor)
+    write_audio(media / "test2.wav", sound(77), RATE)
+    other = build(media, part_size=1).scorer.reference.tensors["embedded.features"]
+    changed = (other != whole.scorer.reference.tensors["embedded.features"]).any(dim=1)
+    assert changed.tolist() == [False, False, True, False, False]
+
+
+def test_other_labels_or_sounds_of_the_same_ids_are_another_classifier(media, build, tmp_path):
+    """What was heard of real sound with the old one is not taken for what the new one says."""
+
+    def name(labels: str) -> str:
+        items = [
+            Item(id=f"train{k}", path=media / f"train{k}.wav", caption="", label=labels[k % len(labels)], split="train")
+            for k in range(8)
+        ]
+        folder = tmp_path / f"features{len(list(tmp_path.iterdir()))}"
+        extract(items, folder, ExtractConfig(duration_s=1.0, shard_size=4, workers=0))
+        return TrainingSounds.read(folder).listener.name
+
+    first = name("ab")
+    assert name("ab") == first
+    assert name("aabb") != first
+    write_audio(media / "train3.wav", sound(99), RATE)
+    assert name("ab") != first
+
+
+def test_a_damaged_cache_file_is_named(media, build, tmp_path):
+    build(media, part_size=2)
+    for path in (tmp_path / "cache").rglob("*.safetensors"):
+        path.write_bytes(path.read_bytes()[:-8])
+    with pytest.raises(ValueError, match=r"cache/\w\w/\w+\.safetensors cannot be read .* delete it and run again"):
+        build(media, part_size=2)
+
+
+def test_a_clip_left_out_is_not_replaced_by_another(media, build):
+    chosen = build(media, max_clips=3).clips.ids
     (media / f"{chosen[1]}.wav").unlink()
-    assert build(media, classifier, max_clips=3, unreadable="exclude").clips.ids == (chosen[0], chosen[2])
+    assert build(media, max_clips=3, unreadable="exclude").clips.ids == (chosen[0], chosen[2])
 
 
-def test_too_few_clips_left_and_wrong_choices_are_refused(media, classifier):
+def test_too_few_clips_left_and_wrong_choices_are_refused(media, build):
     with pytest.raises(ValueError, match="unreadable must be one of fail, exclude, got 'skip'"):
-        build(media, classifier, unreadable="skip")
+        build(media, unreadable="skip")
     for name in TEST[1:]:
         (media / f"{name}.wav").unlink()
     with pytest.raises(ValueError, match="1 of 5 test clips can be read; 2 are needed"):
-        build(media, classifier, unreadable="exclude")
+        build(media, unreadable="exclude")
 
 
-def test_a_list_of_ids_gives_exactly_those_clips(original, classifier):
-    assert build(original, classifier, only=["test4", "test1"], max_clips=1).clips.ids == ("test1", "test4")
+def test_a_list_of_ids_gives_exactly_those_clips(original, build):
+    assert build(original, only=["test4", "test1"], max_clips=1).clips.ids == ("test1", "test4")
     with pytest.raises(ValueError, match="has no test clips train0; 1 of 2 missing"):
-        build(original, classifier, only=["test4", "train0"])
+        build(original, only=["test4", "train0"])
 
 
 def test_digest_is_that_of_the_sorted_ids_one_a_line():
@@ -224,12 +286,37 @@ def test_overlap_by_id_source_and_content_is_found(original, tmp_path):
     assert find_overlap(test, [run]).unread == 1
 
 
-def test_clips_of_one_video_share_a_source():
-    assert source_of("abcdefghijk_000030") == source_of("abcdefghijk_000040") == "abcdefghijk"
-    assert source_of("Yabcdefghijk_30") == "abcdefghijk"  # AudioCaps puts a Y before the video
-    assert source_of("-0_bcdefghi_000001") == "-0_bcdefghi"
-    assert source_of("00004") == "00004"
-    assert source_of("abcdefghijk_000030", {"abcdefghijk_000030": "g"}) == "g"
+def test_groups_kept_with_the_features_need_no_manifest(original, tmp_path):
+    """Training on one piece of "g" and others without group; tested on two of "g", one of "h" and one of none."""
+    items = [Item(id=f"train{k}", path=original / f"train{k}.wav", caption="", split="train") for k in range(7)]
+    items.append(Item(id="other", path=original / "train7.wav", caption="", split="train", group_id="g"))
+    for k, group in enumerate(("", "g", "g", "h")):
+        path = original / f"test{k}.wav"
+        items.append(Item(id=f"t{k}", path=path, caption="", split="test", group_id=group))
+    extract(items, tmp_path / "features", ExtractConfig(duration_s=1.0, shard_size=4, workers=0))
+    test = FeatureSet.open(tmp_path / "features", "test").records
+    run = run_folder(tmp_path / "student", [tmp_path / "features"])
+    assert find_overlap(test, [run]).by_source == ("t1", "t2")
+    # What a manifest says replaces what was extracted, on both sides.
+    assert find_overlap(test, [run], groups={"t1": "x", "t3": "g"}).by_source == ("t2", "t3")
+    assert find_overlap(test, [run], groups={"other": "h"}).by_source == ("t3",)
+
+
+def test_clips_of_one_video_share_a_source(original):
+    record = FeatureSet.open(original / "features", "test").records[0]
+
+    def sources(item_id: str, group_id: str = "", groups: dict[str, str] | None = None) -> set[str]:
+        return set(sources_of(replace(record, item_id=item_id, group_id=group_id), groups))
+
+    assert sources("abcdefghijk_000030") == sources("abcdefghijk_000040") == {"abcdefghijk"}
+    assert sources("Yabcdefghijk_30") == {"abcdefghijk"}  # AudioCaps puts a Y before the video
+    assert sources("Yabcdefghijk") == sources("abcdefghijk") == {"abcdefghijk"}  # WavCaps leaves out the second
+    assert sources("-0_bcdefghi_000001") == {"-0_bcdefghi"}
+    assert sources("00004") == {"00004"}
+    # Features extracted before groups were kept know the video alone, so it counts beside the group.
+    assert sources("abcdefghijk_000030", "g") == {"abcdefghijk", "g"}
+    assert sources("abcdefghijk_000030", "g", {"abcdefghijk_000030": "h"}) == {"abcdefghijk", "h"}
+    assert sources("abcdefghijk_000030", "g", {"abcdefghijk_000030": ""}) == {"abcdefghijk"}
 
 
 def test_training_data_that_are_not_known_are_said_so(original, tmp_path):

@@ -6,8 +6,9 @@ import re
 import numpy as np
 import pytest
 
+from eval.estimates import Estimate
 from eval.onsets import OnsetCounts
-from eval.paired import clip_values, difference, half_width, settings
+from eval.paired import clip_values, difference, mean_interval, settings
 from eval.paper_columns import OWN, PUBLISHED, escaped
 from eval.paper_table import paper_latex, paper_markdown, paper_table, write_paper
 from eval.rows import Row, append_lines, json_line
@@ -35,10 +36,7 @@ def row(model="teacher", steps=25, seed=0, *, task="vta", metrics=None, **change
 
 def clips(rows, scores):
     """Per-clip scores of rows, in their order."""
-    return {
-        (r.key, r.config_digest): {f"clip{k}": one for k, one in enumerate(own)}
-        for r, own in zip(rows, scores, strict=True)
-    }
+    return {r.scores_key: {f"clip{k}": one for k, one in enumerate(own)} for r, own in zip(rows, scores, strict=True)}
 
 
 def bold(text):
@@ -69,6 +67,36 @@ def test_text_to_audio_has_the_columns_of_table_three():
     assert titles[3:8] == ("FD_PANNs ↓", "FD_VGG ↓", "IS ↑", "CLAP_LAION ↑", "CLAP_MS ↑")
 
 
+def test_other_scores_of_published_networks_follow_the_paper_and_are_never_missed():
+    extra = {"is_passt": 5.0, "pam": 0.75, "fd_passt": 60.0, "frechet": 2.0, "fd_panns": 7.0}
+    titles = paper_table([row(metrics=extra)], {}, "vta").table.columns
+    assert titles[3:8] == ("FD_PaSST ↓", "FD_PANNs ↓", "IS_PaSST ↑", "PAM ↑", "Embedded-FD ↓")
+    table = paper_table([row(task="tta", metrics=extra)], {}, "tta")
+    assert table.table.columns[3:8] == ("FD_PANNs ↓", "FD_PaSST ↓", "IS_PaSST ↑", "PAM ↑", "Embedded-FD ↓")
+    missed = next(n for n in table.notes if n.startswith("Not computed"))
+    assert not {"PAM", "KL_PaSST", "AES_PQ"} & set(missed.removesuffix(".").split(": ")[1].split(", "))
+
+
+def test_how_the_intervals_were_found_is_said_once():
+    estimate = Estimate(low=9.0, high=11.0, level=0.95, bias=0.5, count=9, method="a jackknife", bias_method="a form")
+    rows = [row(metrics={"frechet": 10.0, "kad": 1.0}, estimates={"frechet": estimate})]
+    text = paper_markdown(paper_table(rows, {}, "vta"))
+    assert text.count("Embedded-FD: interval by a jackknife; bias: a form.") == 1
+    assert "Embedded-KAD: interval" not in text
+    assert "intervals and bias of every value" not in paper_markdown(paper_table([row()], {}, "vta"))
+
+
+def test_rows_of_several_models_and_scales_stand_apart():
+    rows = [row(), row("small_student", 1, kind="student", guidance=1.0), row("small_student", 1, kind="student"),
+            row("other", 1, kind="student")]  # fmt: skip
+    table = paper_table(rows, {}, "vta")
+    names = ["Teacher", "small_student, guidance 1", "small_student, guidance 1.4", "other"]
+    assert [r.model for r in table.table.rows] == names
+    latex = paper_latex(table)
+    assert latex.count(r"\midrule") == 4  # below the titles and between four
+    assert r"small\_student, guidance 1.4" in latex
+
+
 def test_columns_nobody_computed_are_left_out_and_named_below():
     table = paper_table([row(metrics={"frechet": 1.0, "fd_panns": 2.0}), row("student", 1)], {}, "vta")
     assert table.table.columns == ("Model", "Steps", "NFE", "FD_PANNs ↓", "Embedded-FD ↓", "RTF ↓")
@@ -92,7 +120,7 @@ def test_embedded_metrics_never_bear_a_published_name():
 
 
 def test_best_is_bold_only_where_every_difference_exceeds_its_interval():
-    """Four paired differences: 1 +- 0.01 is far from zero; 1 with deviation 2 has a half width of 3.18 x 2 / 2."""
+    """Four paired differences: 1 +- 0.01 is far from zero; 5 in 16 draws of 3, -1, 3, -1 average to 0 or less."""
     rows = [row(metrics={"kl": 2.0}), row("student", 1, metrics={"kl": 3.0})]
     base = [1.0, 2.0, 2.0, 3.0]
     near = [{"kl": k + 1 + d} for k, d in zip(base, [0.01, -0.01, 0.01, -0.01], strict=True)]
@@ -125,33 +153,33 @@ def test_higher_is_better_where_the_arrow_points_up_and_floors_are_never_best():
     assert bold(paper_markdown(paper_table(rows, {}, "vta"))) == ["5.00"]
 
 
-def test_intervals_in_the_rows_and_seeds_are_used_where_clips_have_no_scores():
-    def pair(spread):
-        return settings(
-            [
-                row(metrics={"frechet": 10.0, "frechet_low": 10.0 - spread, "frechet_high": 10.0 + spread}),
-                row("student", 1, metrics={"frechet": 14.0, "frechet_low": 11.0, "frechet_high": 17.0}),
-            ],
-            {},
-        )
+def test_groups_of_clips_and_seeds_are_used_where_clips_have_no_scores():
+    def one(model, steps, value, replicates):
+        estimate = Estimate(low=0.0, high=99.0, level=0.95, bias=0.0, count=9, method="m", bias_method="b",
+                            replicates=replicates)  # fmt: skip
+        return row(model, steps, metrics={"frechet": value}, estimates={"frechet": estimate}, clips_digest="same")
 
-    found = difference(*pair(4.0), "frechet")
-    assert (found.value, found.half_width, found.how) == (-4.0, 5.0, "intervals of both values")  # hypot(3, 4)
+    rows = [one("teacher", 25, 10.0, (9.0, 11.0, 10.0)), one("student", 1, 14.0, (13.0, 15.0, 17.0))]
+    found = difference(*settings(rows, {}), "frechet")
+    # Differences -4, -4, -7 by group: variance 2, error sqrt(2 x 2) = 2, t of two degrees of freedom 4.3027.
+    assert (found.value, found.how) == (-4.0, "paired over groups of clips")
+    assert found.high - found.value == pytest.approx(2 * 4.3027, abs=1e-3)
     rows = [row(seed=s, metrics={"frechet": 10.0 + s}) for s in (0, 1)]
     rows += [row("student", 1, s, metrics={"frechet": v}) for s, v in ((0, 12.0), (1, 15.0))]
     seeds = difference(*settings(rows, {}), "frechet")
     # Differences -2 and -4: mean -3, s / sqrt(2) = 1, t of one degree of freedom = tan(0.475 pi) = 12.706.
     assert seeds.value == pytest.approx(-3.0)
-    assert seeds.half_width == pytest.approx(math.tan(0.475 * math.pi))
+    assert seeds.high + 3.0 == pytest.approx(math.tan(0.475 * math.pi))
     assert "seeds" in seeds.how
 
 
 def test_pairs_are_made_by_clip_not_by_position():
     rows = [row(metrics={"kl": 2.5}), row("student", 1, metrics={"kl": 3.5})]
     scores = clips(rows, [[{"kl": float(k)} for k in range(4)], [{"kl": k + 1.0} for k in range(4)]])
-    other = rows[1].key, rows[1].config_digest
+    other = rows[1].scores_key
     scores[other] = dict(reversed(scores[other].items()))
-    assert difference(*settings(rows, scores), "kl").half_width == pytest.approx(0.0, abs=1e-12)
+    found = difference(*settings(rows, scores), "kl")
+    assert (found.low, found.high) == pytest.approx((-1.0, -1.0))
 
 
 def test_jackknife_values_average_to_the_ratio_without_its_bias():
@@ -166,7 +194,8 @@ def test_jackknife_values_average_to_the_ratio_without_its_bias():
 
 def test_the_interval_covers_the_true_difference_as_often_as_it_says():
     draws = np.random.default_rng(0).normal(loc=0.3, size=(2000, 10))
-    covered = np.mean([abs(d.mean() - 0.3) <= half_width(d) for d in draws])
+    ends = [mean_interval(d) for d in draws]
+    covered = np.mean([low <= 0.3 <= high for low, high in ends])
     assert covered == pytest.approx(0.95, abs=0.015)  # three standard errors of 2000 draws
 
 

@@ -113,7 +113,7 @@ def test_page_tells_numbers_directions_origin_and_the_limits_of_the_metrics(fold
     assert "not comparable with published figures" in text
     assert "0123456789ab" in text
     assert "CPU test" in text
-    assert "Frechet distance between" in text
+    assert "Fréchet distance between" in text
     for stage in STAGES:
         assert stage in text
 
@@ -134,12 +134,17 @@ def test_both_tables_hold_means_deviations_and_the_best_in_bold(folder):
     assert "Onset" not in markdown.split("## Text to audio")[1]
 
 
-def test_charts_show_steps_and_evaluations_with_the_floor(folder):
+def test_charts_show_steps_evaluations_and_time_with_floor_and_ceiling(folder):
     text = write_report(folder / "rows.jsonl").read_text()
-    # Four metrics for video (FD, KL, IS, onsets), three for text, each against steps and against evaluations.
-    assert text.count("<svg") == 2 * (4 + 3)
-    assert text.count('class="level"') == text.count("<svg")
-    assert text.count("<circle") == (4 + 3) * 2 * (5 + 2)
+    # Five scores for video (FD, KAD, KL, IS, onsets), four for text, each against steps, evaluations and time.
+    assert text.count('<svg class="chart"') == 3 * (5 + 4)
+    assert text.count('class="level"') == 2 * 3 * (5 + 4)  # real sound and the codec round trip
+    charts = re.findall(r'<svg class="chart".*?</svg>', text)
+    assert {chart.count('class="point"') for chart in charts} == {5 + 2}
+    assert {chart.count('class="bar"') for chart in charts} == {3 * (5 + 2)}  # a line and its two ends
+    assert "bars: ± 1 sd over seeds" in text  # these rows have no intervals
+    assert "bars: 95 % interval" not in text
+    assert text.count("Charts of KAD (embedded)") == 2  # folded away, as FD is of the same aspect
 
 
 def test_page_without_examples_has_no_players(folder):
@@ -150,7 +155,28 @@ def test_page_without_examples_has_no_players(folder):
 def test_mixed_configurations_are_pointed_out(folder):
     changed = json.loads(row("vta", "student", 1, 0, 3.25).to_json()) | {"config_digest": "another"}
     append_lines(folder / "rows.jsonl", [json.dumps(changed)])
-    assert "several configurations are mixed for Student, VTA" in write_report(folder / "rows.jsonl").read_text()
+    assert "several configurations are mixed for Student, VTA;" in write_report(folder / "rows.jsonl").read_text()
+
+
+def test_guidance_scales_are_not_mixed_configurations(folder):
+    changed = json.loads(row("vta", "student", 1, 0, 3.25).to_json()) | {"config_digest": "another", "guidance": 1.4}
+    append_lines(folder / "rows.jsonl", [json.dumps(changed)])
+    text = write_report(folder / "rows.jsonl").read_text()
+    assert "are mixed" not in text
+    assert "Student, guidance 1.4" in text
+
+
+def test_a_page_with_a_single_row_of_an_older_version(tmp_path):
+    """No estimates, no clips.jsonl, one model, one seed: everything that can be told is, nothing fails."""
+    append_lines(tmp_path / "rows.jsonl", [row("vta", "student", 1, 0, 3.25).to_json()])
+    text = write_report(tmp_path / "rows.jsonl").read_text()
+    markdown = (tmp_path / "results.md").read_text()
+    assert "<td>3.25</td>" in text
+    assert "before intervals and bias were kept" in text
+    assert "before intervals and bias were kept" in markdown
+    assert "no bars" in text
+    assert "Students against the teacher" not in text
+    assert "**3.25**" not in markdown  # best of one is no news
 
 
 @pytest.mark.parametrize(

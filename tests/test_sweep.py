@@ -1,19 +1,22 @@
 """The sweep: paired noise, resuming, rows and their summary, floors; and the timing of stages."""
 
 import json
-import time
 from dataclasses import replace
 
 import pytest
 import soundfile
 import torch
 
+from eval.clip_judges import OnsetJudge
 from eval.extractors.embedded import EmbeddedAudioFeatures, EmbeddedClassifier
-from eval.rows import Row, append_lines, read_rows, summarise
-from eval.scorer import Scorer
-from eval.speed import STAGES, StageTimer, machine_facts, measure, with_totals
-from eval.sweep import Clips, KeptAudio, Origin, clip_seed, reference_rows, safe_name, sweep
+from eval.listeners import EmbeddedListener
+from eval.reference_rows import reference_rows
+from eval.rows import Row, append_lines, read_rows
+from eval.scorer import Scorer, hear
+from eval.summary import summarise
+from eval.sweep import Clips, KeptAudio, Origin, clip_seed, safe_name, sweep
 from teacher.conditions import Conditions
+from teacher.data.store import Record
 
 RATE = 16_000
 COUNT = 12
@@ -34,17 +37,23 @@ REAL = hits(START_S, FREQUENCY)
 IDS = tuple(f"clip/{k}" for k in range(COUNT))
 
 
+EVENTS = [(float(s),) for s in START_S[:-1]] + [None]
+RECORDS = [
+    Record(
+        id=clip_id, item_id=clip_id, path="none", start_s=0.0, duration_s=1.0, caption="", label="", events_s=events,
+        has_video=True, has_audio=True,
+    )
+    for clip_id, events in zip(IDS, EVENTS, strict=True)
+]  # fmt: skip
+
+
 @pytest.fixture(scope="module")
 def scorer():
     extractor = EmbeddedAudioFeatures(sample_rate=RATE)
     labels = ["low" if f < 1000 else "high" for f in FREQUENCY]
-    return Scorer.build(
-        reference=REAL,
-        ids=IDS,
-        events=[(float(s),) for s in START_S[:-1]] + [None],
-        extractor=extractor,
-        classifier=EmbeddedClassifier.fit(extractor(REAL), labels),
-    )
+    classifier = EmbeddedClassifier.fit(extractor(REAL), labels)
+    listener = EmbeddedListener(extractor=extractor, classifier=classifier, labels="labels")
+    return Scorer.build(reference=REAL, records=RECORDS, listeners=[listener], judges=[OnsetJudge()], sample_rate=RATE)
 
 
 @pytest.fixture
@@ -54,7 +63,8 @@ def clips():
     text = conditions.text.clone()
     text[:, 0, 0] = torch.arange(COUNT)
     present = torch.ones(COUNT, dtype=torch.bool)
-    return Clips(ids=IDS, conditions=replace(conditions, text=text, has_clip=present, has_sync=present))
+    whole = replace(conditions, text=text, has_clip=present, has_sync=present)
+    return Clips(ids=IDS, conditions=lambda first, last: whole.rows(slice(first, last)))
 
 
 class Generator:
@@ -78,7 +88,7 @@ def run(generate, clips, scorer, path, **changes):
         "scorer": scorer,
         "rows_path": path,
         "origin": ORIGIN,
-        "batch_size": 5,
+        "part_size": 5,
     } | changes
     return list(sweep(generate, clips, **options))
 
@@ -100,8 +110,8 @@ def test_rows_hold_what_was_run_and_quality_follows_the_noise(tmp_path, clips, s
 
 def test_the_noise_of_a_clip_depends_on_seed_and_id_only(tmp_path, clips, scorer):
     first, second = Generator(), Generator()
-    rows = run(first, clips, scorer, tmp_path / "a.jsonl", batch_size=5)
-    again = run(second, clips, scorer, tmp_path / "b.jsonl", batch_size=COUNT)
+    rows = run(first, clips, scorer, tmp_path / "a.jsonl", part_size=5)
+    again = run(second, clips, scorer, tmp_path / "b.jsonl", part_size=COUNT)
     for step in (1, 8):
         drawn = [s for steps, seeds, _ in first.calls for s in seeds if steps == step]
         assert drawn == [clip_seed(seed, clip_id) for seed in (0, 1) for clip_id in IDS]
@@ -135,8 +145,8 @@ def test_text_to_audio_sees_no_video_and_scores_no_timing(tmp_path, clips, score
 def test_kept_audio_is_the_first_clips_of_one_seed(tmp_path, clips, scorer):
     keep = KeptAudio(folder=tmp_path / "media", count=2, seed=1)
     run(Generator(), clips, scorer, tmp_path / "rows.jsonl", keep=keep, steps=(8,))
-    assert sorted((tmp_path / "media").iterdir()) == sorted(keep.path("vta", "teacher", 8, i) for i in IDS[:2])
-    wave, rate = soundfile.read(keep.path("vta", "teacher", 8, IDS[0]))
+    assert sorted((tmp_path / "media").iterdir()) == sorted(keep.path("vta", "teacher", 8, 1.0, i) for i in IDS[:2])
+    wave, rate = soundfile.read(keep.path("vta", "teacher", 8, 1.0, IDS[0]))
     assert (rate, len(wave)) == (RATE, RATE)
 
 
@@ -149,25 +159,78 @@ def test_names_of_files_stay_in_their_folder_and_apart():
 
 
 def test_real_sound_and_codec_rows_are_floor_and_ceiling(tmp_path, scorer):
-    other = hits(START_S.flip(0) + 0.01, FREQUENCY)
-    rows = list(
-        reference_rows(
-            scorer,
-            reference=REAL,
-            other=other,
-            reconstruction=REAL,
-            tasks=("vta",),
-            rows_path=tmp_path / "rows.jsonl",
-            origin=ORIGIN,
-        )
-    )
-    real, codec = rows
+    """Where the codec changes nothing, its distance and divergence are 0 and its onsets those of real sound."""
+    other = hear(scorer.listeners, IDS, hits(START_S.flip(0) + 0.01, FREQUENCY), RATE)
+    options = {
+        "real": lambda first, last: REAL[first:last],
+        "other": lambda: other,
+        "roundtrip": lambda waves: waves,
+        "task": "vta",
+        "rows_path": tmp_path / "rows.jsonl",
+        "origin": ORIGIN,
+        "part_size": 5,
+    }
+    real, codec = reference_rows(scorer, **options)
     assert (real.model, codec.model) == ("reference", "codec")
-    assert real.metrics["onset_f1"] == 1.0
+    assert real.metrics["onset_f1"] == codec.metrics["onset_f1"] == 1.0
     assert "kl" not in real.metrics
-    assert real.metrics["frechet"] == scorer.score_unpaired(other).metrics["frechet"] > 0.01
-    assert codec.metrics["frechet"] == pytest.approx(0.0, abs=1e-6)  # here the codec changes nothing
+    assert real.metrics["frechet"] == scorer.set_scores(other).metrics["frechet"] > 0.01
+    assert real.metrics["inception_score"] == scorer.set_scores(scorer.reference).metrics["inception_score"]
+    assert codec.metrics["frechet"] == pytest.approx(0.0, abs=1e-6)
     assert codec.metrics["kl"] == pytest.approx(0.0, abs=1e-9)
+    again = reference_rows(scorer, **(options | {"real": None}))  # finished rows read nothing
+    assert [row.metrics for row in again] == [real.metrics, codec.metrics]
+
+
+def test_parts_of_an_unfinished_row_are_not_generated_again(tmp_path, clips, scorer):
+    path = tmp_path / "rows.jsonl"
+    whole = run(Generator(), clips, scorer, tmp_path / "other" / "rows.jsonl", steps=(1,), seeds=(0,))
+
+    class Stopped(Generator):
+        def __call__(self, conditions, steps, seeds):
+            if len(self.calls) == 2:
+                raise KeyboardInterrupt
+            return super().__call__(conditions, steps, seeds)
+
+    with pytest.raises(KeyboardInterrupt):
+        run(Stopped(), clips, scorer, path, steps=(1,), seeds=(0,))
+    assert not path.exists()
+    rest = Generator()
+    again = run(rest, clips, scorer, path, steps=(1,), seeds=(0,))
+    assert [len(seeds) for _, seeds, _ in rest.calls] == [2]  # 12 clips in parts of 5: two parts were done
+    assert again[0].metrics == whole[0].metrics
+    assert again[0].estimates == whole[0].estimates
+    assert not list((tmp_path / "parts").iterdir())
+
+
+def test_models_and_guidance_scales_have_rows_of_their_own(tmp_path, clips, scorer):
+    path = tmp_path / "rows.jsonl"
+    for model, guidance in (("mine", 1.0), ("mine", 2.0), ("yours", 1.0)):
+        origin = replace(ORIGIN, config_digest=f"{model}{guidance}", kind="student")
+        run(Generator(), clips, scorer, path, model=model, guidance=guidance, steps=(1,), seeds=(0,), origin=origin)
+    found = summarise(read_rows(path))
+    assert [(s.model, s.guidance, s.several_scales) for s in found] == [
+        ("mine", 1.0, True),
+        ("mine", 2.0, True),
+        ("yours", 1.0, False),
+    ]
+    with pytest.raises(ValueError, match="kind must be one of"):
+        run(Generator(), clips, scorer, path, model="nameless", steps=(1,), seeds=(0,))
+
+
+def test_every_score_of_the_set_has_its_number_of_clips_interval_and_bias(tmp_path, clips, scorer):
+    row = run(Generator(), clips, scorer, tmp_path / "rows.jsonl", steps=(1,), seeds=(0,))[0]
+    for name in ("frechet", "kad", "kl", "inception_score", "onset_precision", "onset_recall", "onset_f1"):
+        estimate, value = row.estimates[name], row.metrics[name]
+        assert estimate.low <= value <= estimate.high
+        assert estimate.level == 0.95
+        assert estimate.count == (COUNT - 1 if name.startswith("onset") else COUNT)
+        assert estimate.method
+        assert estimate.bias_method
+    assert row.estimates["frechet"].bias > 0
+    assert row.estimates["kad"].bias == row.estimates["kl"].bias == 0.0
+    assert len(row.estimates["frechet"].replicates) == COUNT  # fewer clips than groups: one clip each
+    assert row == Row.from_json(row.to_json())
 
 
 def test_broken_generators_are_named(tmp_path, clips, scorer):
@@ -181,7 +244,7 @@ def test_broken_generators_are_named(tmp_path, clips, scorer):
     with pytest.raises(ValueError, match="at least 16000 samples"):
         run(lambda c, n, s: torch.zeros(len(s), 10), clips, scorer, tmp_path / "rows.jsonl")
     with pytest.raises(ValueError, match="same ids"):
-        run(nan, Clips(ids=IDS[::-1], conditions=clips.conditions), scorer, tmp_path / "rows.jsonl")
+        run(nan, replace(clips, ids=IDS[::-1]), scorer, tmp_path / "rows.jsonl")
     assert not (tmp_path / "rows.jsonl").exists()
 
 
@@ -221,33 +284,3 @@ def test_summary_is_mean_and_sample_deviation_over_seeds():
     assert summarise([ROW])[0].std["frechet"] is None
     with pytest.raises(ValueError, match="fresh folder"):
         summarise([ROW, replace(second, num_clips=5)])
-
-
-def test_timing_measures_a_known_delay_without_the_warm_up():
-    delays = iter([0.2, 0.02, 0.02, 0.02])
-    timing = measure(lambda: time.sleep(next(delays)), warmup=1, repeats=3)
-    assert 0.02 <= timing.p10_s <= timing.median_s <= timing.p90_s
-    assert timing.median_s < 0.1  # the warm-up call alone takes 0.2 s
-    assert timing.rtf(2.0) == timing.median_s / 2.0
-
-
-def test_timing_waits_for_the_device_before_and_after_each_call():
-    order = []
-    measure(lambda: order.append("call"), warmup=1, repeats=2, synchronise=lambda: order.append("wait"))
-    assert order == ["call", "wait", "call", "wait", "wait", "call", "wait"]
-
-
-def test_totals_appear_only_when_every_stage_is_there():
-    part = with_totals({"text encoder": 1.0, "flow network": 2.0, "codec decode": 4.0})
-    assert (part["generator only"], part["text-to-audio"]) == (2.0, 7.0)
-    assert "video-to-audio" not in part
-    assert with_totals(dict.fromkeys(STAGES, 1.0))["video-to-audio"] == len(STAGES)
-
-
-def test_stage_timer_refuses_unknown_stages_and_divides_by_the_audio():
-    timer = StageTimer(audio_s=4.0)
-    timer.measure("flow network", lambda: time.sleep(0.01), warmup=0, repeats=3)
-    assert timer.rtf()["flow network"] == timer.timings["flow network"].median_s / 4.0
-    with pytest.raises(ValueError, match="stage must be one of"):
-        timer.measure("magic", lambda: None)
-    assert set(machine_facts()) == {"device", "torch_version", "threads", "dtype"}

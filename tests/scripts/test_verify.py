@@ -1,27 +1,38 @@
 """Cells computed again from what a comparison kept; every kind of change to a kept number or file is noticed."""
 
 import json
+import re
 import sys
 from dataclasses import replace
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from eval.clip_judges import OnsetJudge
+from eval.clip_scores import clip_metrics
+from eval.extractors.base import Embeddings
 from eval.extractors.embedded import EmbeddedAudioFeatures
 from eval.extractors.embedded_classifier import EmbeddedClassifier
-from eval.kept_embeddings import RECIPES, Embeddings, embeddings_path, keep_embeddings
+from eval.heard import Heard
+from eval.kept_embeddings import KeptEmbeddings, embeddings_path, keep_embeddings
+from eval.listeners import EmbeddedListener
 from eval.rows import append_lines, ids_digest, read_rows
 from eval.scorer import Scorer
-from eval.speed import STAGES, with_totals
+from eval.speed import STAGES, TOTALS, with_totals
 from eval.sweep import Origin, record
-from eval.verify import Kept, from_clips
+from eval.verify import Kept
 from scripts.verify import cli
+from teacher.data.store import Record
 
 RATE = 16_000
 COUNT = 8
 IDS = tuple(f"clip{k}" for k in range(COUNT))
 ORIGIN = Origin(config_digest="abc", run_id="test", command="compare")
+SETS = ("frechet", "kad", "inception_score", "inception_score_std", "inception_score_splits", "precision", "coverage")
+CLIPS = ("kl", "onset_f1", "onset_clips")
+ENDS = ("kl low", "kl high", "kl bias", "frechet low", "frechet high", "frechet bias", "kad bias", "onset_f1 high")
 
 
 def waves(seed):
@@ -32,34 +43,48 @@ def waves(seed):
     return 0.4 * torch.stack(tones) + 0.02 * torch.randn(COUNT, RATE // 2, generator=g)
 
 
+def clip(k):
+    return Record(
+        id=IDS[k], item_id=IDS[k], path="none", start_s=0.0, duration_s=0.5, caption="", label="",
+        events_s=(0.2,) if k < COUNT - 1 else None, has_video=True, has_audio=True,
+    )  # fmt: skip
+
+
 @pytest.fixture(scope="module")
 def scorer():
     extractor = EmbeddedAudioFeatures(sample_rate=RATE)
     real = waves(0)
+    classifier = EmbeddedClassifier.fit(extractor(real), ["low", "high"] * (COUNT // 2))
     return Scorer.build(
         reference=real,
-        ids=IDS,
-        events=[(0.2,)] * (COUNT - 1) + [None],
-        extractor=extractor,
-        classifier=EmbeddedClassifier.fit(extractor(real), ["low", "high"] * (COUNT // 2)),
-        inception_splits=2,
+        records=[clip(k) for k in range(COUNT)],
+        listeners=[EmbeddedListener(extractor=extractor, classifier=classifier, labels="labels")],
+        judges=[OnsetJudge()],
+        sample_rate=RATE,
     )
 
 
+@pytest.fixture(scope="module")
+def scored(scorer):
+    """What was heard of the waves of teacher and student, and their scores."""
+    heard = {model: scorer.hear(0, waves(seed), "vta") for model, seed in (("teacher", 1), ("student", 2))}
+    return {model: (said, scorer.score(said)) for model, said in heard.items()}
+
+
+def written(path, scorer, scored, model, *, guidance=1.0, origin=ORIGIN):
+    heard, scores = scored[model]
+    return record(
+        heard, scores, rows_path=path, task="vta", model=model, steps=1, nfe=2, guidance=guidance, origin=origin,
+        reference=scorer.reference,
+        rtf=with_totals({stage: 0.1 * (k + 1) for k, stage in enumerate(STAGES)}),
+    )  # fmt: skip
+
+
 @pytest.fixture
-def folder(tmp_path, scorer):
+def folder(tmp_path, scorer, scored):
     """Teacher and student of one seed each, scored and kept as a comparison does it."""
-    path = tmp_path / "rows.jsonl"
-    reference = {"embedded.features": scorer.features, "embedded.logits": scorer.classifier.logits(scorer.features)}
-    for model, seed in (("teacher", 1), ("student", 2)):
-        made = waves(seed)
-        row = record(
-            scorer.score(made, timing=True), rows_path=path, ids=IDS, task="vta", model=model, steps=1, nfe=2,
-            rtf=with_totals({stage: 0.1 * (k + 1) for k, stage in enumerate(STAGES)}), origin=ORIGIN,
-        )  # fmt: skip
-        features = scorer.extractor(made)
-        generated = {"embedded.features": features, "embedded.logits": scorer.classifier.logits(features)}
-        keep_embeddings(path, row, generated, reference, splits=2)
+    for model in ("teacher", "student"):
+        written(tmp_path / "rows.jsonl", scorer, scored, model)
     return tmp_path
 
 
@@ -86,32 +111,50 @@ def test_every_cell_is_computed_again_and_agrees(folder, monkeypatch, capsys):
     told = capsys.readouterr().out
     assert "0 differ" in told
     assert "not computed" not in told
-    for name in ("frechet", "frechet_bias", "kad", "kl", "inception_score", "inception_score_std", "onset_f1"):
+    for name in (*SETS, *CLIPS, *ENDS):
         assert f"student, 1 steps, seed 0: {name} expected" in told
     assert told.count(": kl expected") == 4  # two rows, from the clips and from the features
-    assert told.count(": rtf ") == 6
+    assert told.count(": kl low expected") == 2  # an interval over clips is of the clips alone
+    assert told.count(": rtf ") == 2 * len(TOTALS)
 
 
-@pytest.mark.parametrize(
-    "name",
-    ["frechet", "frechet_bias", "kad", "kl", "inception_score", "inception_score_std", "onset_f1", "onset_clips"],
-)
+def changed(row, name):
+    """1e-4 more in the cell of that name."""
+    metric, _, part = name.partition(" ")
+    cells, key = (row["estimates"][metric], part) if part else (row["metrics"], metric)
+    cells[key] += 1e-4
+
+
+@pytest.mark.parametrize("name", [*SETS, *CLIPS, *ENDS])
 def test_a_changed_cell_is_found(folder, monkeypatch, capsys, name):
-    edit(folder, lambda row: row["metrics"].update({name: row["metrics"][name] + 1e-4}))
+    edit(folder, lambda row: changed(row, name))
     assert command(monkeypatch, "--rows", folder / "rows.jsonl", "--all") == 1
     told = capsys.readouterr().out
     assert f"vta student, 1 steps, seed 0: {name} expected" in told
     assert "difference -0.0001" in told
-    assert "DIFFERS" in told
+    assert told.count("DIFFERS") == (2 if name == "kl" else 1)
     assert command(monkeypatch, "--rows", folder / "rows.jsonl", "--cell", "vta", "student", 1, 0, name) == 1
     assert command(monkeypatch, "--rows", folder / "rows.jsonl", "--cell", "vta", "teacher", 1, 0, name) == 0
+
+
+def test_rows_of_several_guidance_scales_are_told_apart(folder, scorer, scored, monkeypatch, capsys):
+    path = folder / "rows.jsonl"
+    written(path, scorer, scored, "student", guidance=1.4, origin=replace(ORIGIN, config_digest="other"))
+    cell = ("--rows", path, "--cell", "vta", "student", 1, 0, "kl")
+    assert command(monkeypatch, *cell) == 2
+    error = capsys.readouterr().err
+    assert "2 rows are vta student, 1 steps, seed 0; there are: vta student, 1 steps, seed 0; vta student" in error
+    edit(folder, lambda row: changed(row, "kl"))
+    assert command(monkeypatch, *cell, "--guidance", 1.4) == 1
+    assert command(monkeypatch, *cell, "--guidance", 1) == 0
+    assert command(monkeypatch, *cell, "--guidance", 3) == 2
 
 
 def test_a_changed_total_count_or_digest_is_found(folder, monkeypatch, capsys):
     path = folder / "rows.jsonl"
     edit(folder, lambda row: row["rtf"].update({"video-to-audio": 1.0}))
     assert command(monkeypatch, "--rows", path, "--all") == 1
-    assert "rtf video-to-audio expected 1, found 2.1, difference 1.1" in capsys.readouterr().out
+    assert "rtf video-to-audio expected 1, found 2.1, difference 1.1" in capsys.readouterr().out  # 0.1 + ... + 0.6
     edit(folder, lambda row: row["rtf"].update({"video-to-audio": 2.1}))
     edit(folder, lambda row: row.update(clips_digest=ids_digest(IDS)))
     assert command(monkeypatch, "--rows", path, "--all") == 0
@@ -141,8 +184,6 @@ def test_a_changed_score_of_a_clip_or_feature_is_found(folder, monkeypatch, caps
 
 def with_facts(path, tensors):
     """Write tensors under the metadata that are there."""
-    from safetensors import safe_open
-
     with safe_open(path, framework="pt") as file:
         facts = file.metadata()
     save_file(tensors, path, metadata=facts)
@@ -154,7 +195,19 @@ def test_a_changed_reference_is_refused(folder, monkeypatch, capsys):
     content[-1] ^= 1
     reference.write_bytes(bytes(content))
     assert command(monkeypatch, "--rows", folder / "rows.jsonl", "--all") == 2
-    assert "is not the reference vta-teacher-1-0.safetensors was scored against" in capsys.readouterr().err
+    assert re.search(r"is not the reference vta-teacher-1-0-\w+\.safetensors was scored", capsys.readouterr().err)
+    reference.unlink()
+    assert command(monkeypatch, "--rows", folder / "rows.jsonl", "--all") == 2
+    assert "is not there, against which vta-teacher-1-0-" in capsys.readouterr().err
+
+
+def test_damaged_features_are_named(folder, monkeypatch, capsys):
+    kept = embeddings_path(folder / "rows.jsonl", read_rows(folder / "rows.jsonl")[0])
+    kept.write_bytes(kept.read_bytes()[:-1])
+    assert command(monkeypatch, "--rows", folder / "rows.jsonl", "--all") == 2
+    error = capsys.readouterr().err
+    assert f"{kept} cannot be read" in error
+    assert error.count("\n") == 1
 
 
 def test_cells_nothing_was_kept_for_are_counted_and_refused_by_name(folder, monkeypatch, capsys):
@@ -162,16 +215,24 @@ def test_cells_nothing_was_kept_for_are_counted_and_refused_by_name(folder, monk
         path.unlink()
     assert command(monkeypatch, "--rows", folder / "rows.jsonl", "--all") == 0
     told = capsys.readouterr().out
-    assert "10 cells were not computed" in told  # five metrics of sets, in two rows
-    assert "frechet, frechet_bias, inception_score, inception_score_std, kad" in told
+    row = read_rows(folder / "rows.jsonl")[0]
+    gone = {n for n in (*row.metrics, *row.estimates) if not n.startswith(("kl", "onset"))}
+    cells = len(gone & set(row.metrics)) + 3 * len(gone & set(row.estimates))
+    assert {"frechet", "kad", "inception_score"} <= gone & set(row.estimates)
+    assert f"{2 * cells} cells were not computed" in told
+    assert "frechet, frechet bias, frechet high, frechet low, inception_score, " in told
     assert command(monkeypatch, "--rows", folder / "rows.jsonl", "--cell", "vta", "student", 1, 0, "kad") == 2
     assert "features were not kept" in capsys.readouterr().err
 
 
 def test_features_of_another_configuration_are_not_used(folder):
     row = read_rows(folder / "rows.jsonl")[0]
-    assert Embeddings.open(folder / "rows.jsonl", row) is not None
-    assert Embeddings.open(folder / "rows.jsonl", replace(row, config_digest="other")) is None
+    assert KeptEmbeddings.open(folder / "rows.jsonl", row) is not None
+    other = replace(row, config_digest="other")
+    assert KeptEmbeddings.open(folder / "rows.jsonl", other) is None
+    # A copy under the other configuration's name still says whose it is.
+    embeddings_path(folder / "rows.jsonl", row).rename(embeddings_path(folder / "rows.jsonl", other))
+    assert KeptEmbeddings.open(folder / "rows.jsonl", other) is None
 
 
 @pytest.mark.parametrize(
@@ -179,8 +240,11 @@ def test_features_of_another_configuration_are_not_used(folder):
     [
         (["--all", "--cell", "vta", "student", 1, 0, "kl"], "give either --cell"),
         ([], "give either --cell"),
-        (["--cell", "vta", "student", 3, 0, "kl"], "no row vta student 3 0"),
+        (["--cell", "vta", "student", 3, 0, "kl"], "no rows are vta student, 3 steps, seed 0; there are: "),
         (["--cell", "vta", "student", 1, 0, "fd_passt"], "the row has no fd_passt; it has num_clips, "),
+        (["--cell", "vta", "student", 1, 0, "kl middle"], "the row has no kl middle"),
+        (["--all", "--guidance", 2], "--guidance names the row of a --cell"),
+        (["--all", "--judges.greatest-hits"], "--judges.* need --data"),
     ],
 )
 def test_wrong_requests_are_one_line(folder, monkeypatch, capsys, arguments, message):
@@ -195,51 +259,66 @@ def test_rows_that_are_not_there_are_one_line(tmp_path, monkeypatch, capsys):
     assert "holds no rows of results" in capsys.readouterr().err
 
 
-def test_metrics_of_other_networks_have_recipes_of_their_own(folder, scorer):
+def heard(ids, **said):
+    """Features of each source, with logits where a pair is given; one row per clip."""
+    pairs = {source: found if isinstance(found, tuple) else (found, None) for source, found in said.items()}
+    return Heard.of(
+        ids, {s: Embeddings(rows=rows, counts=(1,) * len(rows), logits=logits) for s, (rows, logits) in pairs.items()}
+    )
+
+
+def test_metrics_of_other_networks_have_recipes_of_their_own(folder):
     """The same tensors under another name give the same numbers under that metric's name."""
     path = folder / "rows.jsonl"
     row = read_rows(path)[0]
-    other = torch.randn(COUNT, 4, generator=torch.Generator().manual_seed(0))
-    logits = scorer.classifier.logits(scorer.features)
-    sets = {f"{name}.{kind}": value for name in ("passt", "panns", "vggish")
-            for kind, value in (("features", scorer.features), ("logits", logits))}  # fmt: skip
-    keep_embeddings(path, row, sets | {"panns.features": other}, sets | {"panns.features": other + 2.0}, splits=1)
-    kept = Embeddings.open(path, row)
-    assert kept.metric("fd_passt") == pytest.approx(0.0, abs=1e-8)
-    assert kept.metric("fd_panns") == pytest.approx(16.0, abs=1e-6)  # four dimensions, each moved by 2
-    assert kept.metric("kl_passt") == 0.0
-    assert kept.metric("is_panns") >= 1.0
-    assert kept.metric("frechet") is None  # embedded features are not there
-    assert kept.metric("onset_f1") is None
-    assert set(RECIPES) >= {"frechet", "kad", "kl", "inception_score"}
+    g = torch.Generator().manual_seed(0)
+    rows, logits = torch.randn(COUNT, 4, generator=g), torch.randn(COUNT, 3, generator=g)
+    keep_embeddings(
+        path,
+        row,
+        heard(IDS, passt=(rows, logits), panns=(rows + 2.0, logits)),
+        heard(IDS, passt=(rows, logits), panns=(rows, logits), vggish=rows),
+    )
+    kept = KeptEmbeddings.open(path, row)
+    found = kept.metrics(["fd_passt", "fd_panns", "fd_vggish", "kl_passt", "is_panns", "frechet", "onset_f1"])
+    assert found["fd_passt"] == pytest.approx(0.0, abs=1e-6)
+    assert found["fd_panns"] == pytest.approx(16.0, abs=1e-5)  # four dimensions, each moved by 2
+    assert found["kl_passt"] == 0.0
+    assert found["is_panns"] >= 1.0
+    assert found.keys().isdisjoint({"fd_vggish", "kl_panns", "is_passt", "frechet", "onset_f1"})  # not asked, not there
+    assert set(kept.estimates(["fd_panns"])) == {"fd_panns"}
 
 
 def test_the_row_of_real_sound_has_its_own_inception_score(folder, scorer):
     path = folder / "rows.jsonl"
     row = replace(read_rows(path)[0], model="reference", steps=0)
-    logits = scorer.classifier.logits(scorer.features)
-    tensors = {"embedded.features": scorer.features, "embedded.logits": logits}
-    keep_embeddings(
-        path, row, {"embedded.features": scorer.features + 1, "embedded.logits": 0 * logits}, tensors, splits=1
-    )
-    kept = Embeddings.open(path, row)
-    assert kept.metric("inception_score") > 1.01  # that of constant logits would be 1
-    assert kept.metric("frechet") == pytest.approx(scorer.features.shape[1], rel=1e-6)
+    real = scorer.reference.embeddings("embedded")
+    keep_embeddings(path, row, heard(IDS, embedded=(real.rows + 1, 0 * real.logits)), scorer.reference)
+    kept = KeptEmbeddings.open(path, row)
+    found = kept.metrics(["inception_score", "frechet", "kl"])
+    assert found["inception_score"] > 1.01  # that of constant logits would be 1
+    assert found["frechet"] == pytest.approx(real.rows.shape[1], rel=1e-5)
+    assert "kl" not in found  # a clip against itself
 
 
 def test_means_and_pools_of_clips():
-    clips = {"a": {"kl": 1.0, "hits": 3, "misses": 1, "false_alarms": 0}, "b": {"kl": 2.0, "hits": 1, "misses": 1,
-             "false_alarms": 2}, "c": {"kl": 6.0}}  # fmt: skip
-    assert from_clips("kl", clips) == 3.0
-    assert from_clips("onset_f1", clips) == pytest.approx(2 * 4 / (2 * 4 + 2 + 2))  # of the pooled counts
-    assert from_clips("onset_clips", clips) == 2.0
-    assert from_clips("frechet", clips) is None
-    assert from_clips("kl", {}) is None
-    assert from_clips("kl", clips | {"d": {}}) is None
+    clips = [
+        {"kl": 1.0, "hits": 3.0, "misses": 1.0, "false_alarms": 0.0},
+        {"kl": 2.0, "hits": 1.0, "misses": 1.0, "false_alarms": 2.0},
+        {"kl": 6.0, "desync": 0.4},
+    ]
+    found = clip_metrics(clips)
+    assert found["kl"] == 3.0
+    assert found["onset_f1"] == pytest.approx(2 * 4 / (2 * 4 + 2 + 2))  # of the pooled counts
+    assert found["onset_clips"] == 2.0
+    assert (found["desync"], found["desync_clips"]) == (0.4, 1.0)
+    assert "kl_clips" not in found
+    assert clip_metrics([]) == {}
+    assert clip_metrics([*clips, {}])["kl"] == 3.0
 
 
 def test_kept_rows_name_those_there_are(folder):
     kept = Kept.read(folder / "rows.jsonl")
     assert kept.row("vta", "teacher", 1, 0).model == "teacher"
-    with pytest.raises(ValueError, match="there are: vta teacher 1 0, vta student 1 0"):
+    with pytest.raises(ValueError, match="there are: vta teacher, 1 steps, seed 0; vta student, 1 steps, seed 0"):
         kept.row("tta", "teacher", 1, 0)

@@ -1,0 +1,123 @@
+"""What the embedding models and the detectors say of some clips: the material of every score."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Self
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from eval.extractors.base import Embeddings
+from teacher.data.media import replacing
+
+FEATURES, LOGITS, COUNTS = ".features", ".logits", ".counts"
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Heard:
+    """Clips in a fixed order.
+
+    tensors: for every source NAME `NAME.features` (rows, dimensions), the rows of the first clip before those of the
+    second; `NAME.counts` (clips,), rows of each clip; and, where the model has classes, `NAME.logits` (clips, classes).
+    """
+
+    ids: tuple[str, ...]
+    tensors: Mapping[str, Tensor]
+    per_clip: tuple[Mapping[str, float], ...] = field(default=())
+    """Scores that can be told of a single clip; empty, or one entry per clip."""
+
+    def __post_init__(self) -> None:
+        if self.per_clip and len(self.per_clip) != len(self.ids):
+            raise ValueError(f"per_clip must be empty or one per clip, got {len(self.per_clip)} of {len(self.ids)}")
+        for source in self.sources:
+            counts = self.tensors[source + COUNTS]
+            if len(counts) != len(self.ids) or int(counts.sum()) != len(self.tensors[source + FEATURES]):
+                raise ValueError(f"{source} must have rows of all {len(self.ids)} clips, counted in {source}{COUNTS}")
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """Names of the models that were asked."""
+        return tuple(name.removesuffix(FEATURES) for name in self.tensors if name.endswith(FEATURES))
+
+    @classmethod
+    def of(
+        cls, ids: Sequence[str], said: Mapping[str, Embeddings], per_clip: Sequence[Mapping[str, float]] = ()
+    ) -> Self:
+        """From what each source said of the same clips."""
+        tensors: dict[str, Tensor] = {}
+        for source, embeddings in said.items():
+            tensors[source + FEATURES] = embeddings.rows
+            tensors[source + COUNTS] = torch.tensor(embeddings.counts)
+            if embeddings.logits is not None:
+                tensors[source + LOGITS] = embeddings.logits
+        return cls(ids=tuple(ids), tensors=tensors, per_clip=tuple(per_clip))
+
+    @classmethod
+    def join(cls, parts: Sequence[Self]) -> Self:
+        """The clips of all parts in order. ValueError without parts or where they do not hold the same sources."""
+        if not parts or any(part.tensors.keys() != parts[0].tensors.keys() for part in parts):
+            raise ValueError("parts must be there and hold the same tensors")
+        return cls(
+            ids=tuple(i for part in parts for i in part.ids),
+            tensors={name: torch.cat([part.tensors[name] for part in parts]) for name in parts[0].tensors},
+            per_clip=tuple(entry for part in parts for entry in part.per_clip),
+        )
+
+    def embeddings(self, source: str) -> Embeddings:
+        """What one source said."""
+        return Embeddings(
+            rows=self.tensors[source + FEATURES],
+            counts=tuple(self.tensors[source + COUNTS].tolist()),
+            logits=self.tensors.get(source + LOGITS),
+        )
+
+    def logits(self, source: str) -> Tensor | None:
+        """Logits of one source (clips, classes); None where it has none or was not asked."""
+        return self.tensors.get(source + LOGITS)
+
+    def clips(self, begin: int, end: int) -> "Heard":
+        """Clips begin .. end - 1."""
+        tensors = {}
+        for source in self.sources:
+            counts = self.tensors[source + COUNTS]
+            first, last = int(counts[:begin].sum()), int(counts[:end].sum())
+            tensors[source + FEATURES] = self.tensors[source + FEATURES][first:last]
+            tensors[source + COUNTS] = counts[begin:end]
+            if source + LOGITS in self.tensors:
+                tensors[source + LOGITS] = self.tensors[source + LOGITS][begin:end]
+        return Heard(ids=self.ids[begin:end], tensors=tensors, per_clip=self.per_clip[begin:end])
+
+    def write(self, path: Path, facts: Mapping[str, str] | None = None) -> Path:
+        """One safetensors file, complete or not there at all; ids, scores and `facts` are in its metadata."""
+        about = {
+            "ids": list(self.ids),
+            "per_clip": [dict(entry) for entry in self.per_clip],
+            "facts": dict(facts or {}),
+        }
+        tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in self.tensors.items()}
+        with replacing(path) as temporary:
+            temporary.write_bytes(save(tensors, metadata={"json": json.dumps(about)}))
+        return path
+
+    @classmethod
+    def read(cls, path: Path) -> "tuple[Heard, dict[str, str]]":
+        """What `write` wrote, with its facts.
+
+        Raises:
+            ValueError: not such a file, or damaged; named.
+        """
+        try:
+            with safe_open(path, framework="pt") as file:
+                about = json.loads((file.metadata() or {})["json"])
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            heard = cls(ids=tuple(about["ids"]), tensors=tensors, per_clip=tuple(about["per_clip"]))
+            return heard, dict(about["facts"])
+        except (SafetensorError, KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"{path} cannot be read ({error!r}); delete it and run again") from error

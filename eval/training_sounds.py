@@ -1,0 +1,108 @@
+"""Real sounds outside the test set, read as extraction read them: for the classifier and the floor of the distances."""
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from eval.extractors.embedded import EmbeddedAudioFeatures
+from eval.extractors.embedded_classifier import EmbeddedClassifier, labels_are_useful, pseudo_labels
+from eval.listeners import EmbeddedListener
+from teacher.data.dataset import FeatureSet
+from teacher.data.manifest import Item
+from teacher.data.store import Record
+from teacher.data.windows import Skip, Window, WindowReader
+
+MAX_CLASSIFIER_CLIPS = 512
+PSEUDO_CLASSES = 16
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class TrainingSounds:
+    """Some training clips and a classifier fitted to them."""
+
+    records: tuple[Record, ...]
+    waves: Tensor
+    has_video: Tensor
+    classifier: EmbeddedClassifier
+    label_kind: str
+    """"labels" where the manifest has useful ones, else "k-means" pseudo-labels."""
+    sample_rate: int
+
+    @classmethod
+    def read(cls, folder: Path, *, seed: int = 0, progress: Callable[[int], None] | None = None) -> Self:
+        """Up to 512 evenly spaced training clips and a softmax regression on their embedded features."""
+        features = FeatureSet.open(folder, "train")
+        count = min(MAX_CLASSIFIER_CLIPS, len(features))
+        records = tuple(features.records[k * len(features) // count] for k in range(count))
+        waves = read_waves(features, records, progress)
+        rate = features.sequence.sample_rate
+        embedded = EmbeddedAudioFeatures(sample_rate=rate)(waves)
+        labels = [r.label for r in records]
+        kind = "labels" if labels_are_useful(labels) else "k-means"
+        if kind == "k-means":
+            labels = pseudo_labels(embedded, min(PSEUDO_CLASSES, max(2, count // 8)), seed)
+        return cls(
+            records=records,
+            waves=waves,
+            has_video=torch.tensor([r.has_video for r in records]),
+            classifier=EmbeddedClassifier.fit(embedded, labels),
+            label_kind=kind,
+            sample_rate=rate,
+        )
+
+    @property
+    def listener(self) -> EmbeddedListener:
+        """The embedded features with this classifier; its name tells what the classifier was fitted to.
+
+        Of the sounds and labels, not of the weights: these might differ in the last digit between processes.
+        """
+        labels = [r.label if self.label_kind == "labels" else "" for r in self.records]
+        words = json.dumps([self.label_kind, [r.id for r in self.records], labels])
+        mark = hashlib.sha256(words.encode() + self.waves.contiguous().numpy().tobytes()).hexdigest()[:12]
+        extractor = EmbeddedAudioFeatures(sample_rate=self.sample_rate)
+        return EmbeddedListener(extractor=extractor, classifier=self.classifier, labels=f"{self.label_kind}:{mark}")
+
+    def like(self, count: int, *, video: bool) -> tuple[tuple[str, ...], Tensor]:
+        """Ids and waves of `count` of these sounds (fewer if there are fewer), evenly spaced: those with picture first
+        if `video`."""
+        index = torch.nonzero(self.has_video).squeeze(1) if video and bool(self.has_video.sum() >= 2) else None
+        pool = list(range(len(self.records))) if index is None else index.tolist()
+        count = min(count, len(pool))
+        chosen = [pool[k * len(pool) // count] for k in range(count)]
+        return tuple(self.records[k].id for k in chosen), self.waves[chosen]
+
+
+def read_waves(
+    features: FeatureSet, records: Sequence[Record], progress: Callable[[int], None] | None = None
+) -> Tensor:
+    """Real sound of some records, (clips, samples), read and scaled as extraction did; ValueError if one is gone."""
+    waves = []
+    for record in records:
+        wave = heard_window(features, record)
+        if isinstance(wave, str):
+            raise ValueError(f"{record.path}: cannot be read any more ({wave}); restore it or extract again")
+        waves.append(wave)
+        if progress is not None:
+            progress(1)
+    return torch.stack(waves)
+
+
+def heard_window(features: FeatureSet, record: Record) -> Tensor | str:
+    """Sound of a record (samples,), or the reason why it cannot be read."""
+    config = features.info["config"]
+    reader = WindowReader(
+        encoders=config["encoders"],
+        duration_s=features.duration_s,
+        sample_rate=features.sequence.sample_rate,
+        peak_normalise=config["peak_normalise"],
+        max_windows=config["max_windows_per_item"],
+    )
+    item = Item(id=record.item_id, path=Path(record.path), caption=record.caption, split="test")
+    heard = reader.hear(Window(id=record.id, item=item, start_s=record.start_s, has_video=record.has_video))
+    return heard.reason if isinstance(heard, Skip) else torch.from_numpy(heard[0])

@@ -1,0 +1,146 @@
+"""The networks of a comparison: run folders loaded, each with its guidance scales, its sound and its timing."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+from eval.budget import Budget, Setting
+from eval.chain import Chain, Work
+from eval.comparison import Contestant
+from eval.measure_budget import measure_budget
+from eval.rows import Kind, Task
+from eval.sweep import Generate, safe_name
+from meanflow import Guidance
+from teacher.conditions import Conditions
+from teacher.data.store import Record
+from teacher.generate import generate, network_evaluations, noise
+from teacher.pipeline import Pipeline
+from teacher.weights import file_digest, weight_file
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A name and the run folder behind it."""
+
+    name: str
+    run: Path
+
+    @classmethod
+    def parse(cls, text: str) -> "Entry":
+        """From NAME=RUN."""
+        name, sign, run = text.partition("=")
+        if not sign or not name.strip() or not run.strip():
+            raise ValueError(f"a further network is given as NAME=RUN, got {text!r}")
+        return cls(name.strip(), Path(run.strip()))
+
+    def load(self, device: str) -> Pipeline:
+        """Everything the run folder names."""
+        return Pipeline.load(self.run, device=device)
+
+
+def contestants(
+    pipelines: Mapping[Entry, Pipeline],
+    *,
+    teacher_guidance: Sequence[float],
+    student_guidance: Sequence[float],
+    rescale: bool,
+    steps: tuple[int, ...],
+    batches: tuple[int, ...],
+    repeats: int,
+    records: Sequence[Record],
+    out: Path,
+    command: str,
+) -> tuple[Contestant, ...]:
+    """Every network with every guidance scale of its kind; a network that jumps is a student."""
+    found = []
+    for entry, pipeline in pipelines.items():
+        kind: Kind = "student" if pipeline.net.config.interval_embedding else "teacher"
+        rules = [
+            Guidance(omega=w, rescale=rescale) for w in (student_guidance if kind == "student" else teacher_guidance)
+        ]
+        timing = None
+        if repeats:
+            timing = _Timing(
+                pipeline=pipeline,
+                rules=tuple(rules),
+                steps=steps,
+                batches=batches,
+                repeats=repeats,
+                records=records,
+                path=out / f"budget-{safe_name(entry.name)}-{{task}}.json",
+                command=command,
+            )
+        weights = file_digest(weight_file(entry.run, "auto"))
+        for rule in rules:
+            found.append(
+                Contestant(
+                    name=entry.name,
+                    kind=kind,
+                    generate=_generator(pipeline, rule),
+                    settings={"weights": weights, "guidance": rule, "codec": pipeline.codec.digest},
+                    guidance=rule.omega,
+                    evaluations_per_step=network_evaluations(
+                        1, rule, guided_input=pipeline.net.config.guidance_embedding
+                    ),
+                    params=sum(p.numel() for p in pipeline.net.parameters()),
+                    rtf=None if timing is None else timing.of(rule),
+                )
+            )
+    return tuple(found)
+
+
+def _generator(pipeline: Pipeline, guidance: Guidance) -> Generate:
+    def make(conditions: Conditions, steps: int, seeds: Sequence[int]) -> Tensor:
+        frames = pipeline.codec.sequence.latent_frames(pipeline.window_s)
+        e = noise(seeds, frames, pipeline.codec.latent_channels).to(pipeline.device)
+        latents = generate(pipeline.net, conditions.to(pipeline.device), e, num_steps=steps, guidance=guidance)
+        return pipeline.codec.decode(latents.float().cpu())
+
+    return make
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Timing:
+    """The staged budget of one network, measured when a row first asks for it and written beside the rows."""
+
+    pipeline: Pipeline
+    rules: tuple[Guidance, ...]
+    steps: tuple[int, ...]
+    batches: tuple[int, ...]
+    repeats: int
+    records: Sequence[Record]
+    path: Path
+    command: str
+
+    def of(self, rule: Guidance) -> Callable[[Task, int], Mapping[str, float]]:
+        """Real-time factors of a task and a number of steps, at the first batch size."""
+        budgets: dict[Task, Budget] = {}
+
+        def rtf(task: Task, steps: int) -> Mapping[str, float]:
+            if task not in budgets:
+                budgets[task] = self._measured(task)
+            return budgets[task].rtf(self.batches[0], Setting(steps=steps, guidance=rule.omega))
+
+        return rtf
+
+    def _measured(self, task: Task) -> Budget:
+        shown = [r for r in self.records if r.has_video][: max(self.batches)] if task == "vta" else []
+        captions = tuple(dict.fromkeys(r.caption for r in self.records if r.caption))[: max(self.batches)]
+        work = Work(
+            duration_s=self.pipeline.window_s,
+            captions=captions or ("",),
+            windows=tuple((Path(r.path), r.start_s) for r in shown),
+        )
+        budget = measure_budget(
+            Chain.of_pipeline(self.pipeline, Path(self.path.name.format(task=task)).stem),
+            work,
+            steps=self.steps,
+            guidance=self.rules,
+            batches=self.batches,
+            repeats=self.repeats,
+            command=self.command,
+        )
+        budget.write(self.path.with_name(self.path.name.format(task=task)))
+        return budget
