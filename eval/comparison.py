@@ -10,8 +10,7 @@ from eval.examples import Shown
 from eval.heard import Heard
 from eval.reference_rows import reference_rows
 from eval.rows import Kind, Row, Task
-from eval.scorer import hear
-from eval.sweep import PART, Generate, KeptAudio, Origin, sweep
+from eval.sweep import Generate, KeptAudio, Origin, sweep
 from eval.testset import TestSet
 from eval.training_sounds import TrainingSounds
 from meanflow.config import digest
@@ -62,7 +61,8 @@ class Comparison:
     def __post_init__(self) -> None:
         seen = [(one.name, one.guidance) for one in self.contestants]
         if len(set(seen)) < len(seen):
-            raise ValueError(f"models must differ in name or guidance scale, got {seen}")
+            told = ", ".join(f"{name} at {scale:g}" for name, scale in seen)
+            raise ValueError(f"models must differ in name or guidance scale, got {told}")
         if not self.steps or not self.seeds:
             raise ValueError("steps and seeds must hold at least one number each")
 
@@ -71,12 +71,8 @@ class Comparison:
         scorer = test.scorer
 
         def other() -> Heard:
-            ids, waves = sounds.like(len(test.records), video=task == "vta")
-            parts = [
-                hear(scorer.listeners, ids[k : k + PART], scorer.cut(waves[k : k + PART]), scorer.sample_rate)
-                for k in range(0, len(ids), PART)
-            ]
-            return Heard.join(parts)
+            count = len(test.records)
+            return sounds.heard(scorer.listeners, count, video=task == "vta", num_samples=scorer.num_samples)
 
         yield from reference_rows(
             scorer,
@@ -130,5 +126,5 @@ class Comparison:
     def _origin(self, test: TestSet, settings: Mapping[str, object]) -> Origin:
         # Rounding differs with the number of clips in a batch, and a codec that searches for phases amplifies it.
         scores = {"scores": test.scorer.name, "costly": test.scorer.costly, "part": self.part_size}
-        clips = {"ids": list(test.clips.ids), "data": test.features.info["digest"]} | scores
+        clips = {"ids": list(test.clips.ids), "data": test.features.info["digest"], "sounds": test.sounds} | scores
         return replace(self.origin, config_digest=digest(dict(settings) | {"clips": clips}))

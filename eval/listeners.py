@@ -1,5 +1,6 @@
 """Embedding models as a comparison uses them: waves at the generator's rate in, what the model says of them out."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -8,6 +9,7 @@ from torch import Tensor
 
 from eval.extractors.base import Classifier, EmbeddingModel, Embeddings, FeatureExtractor
 from eval.extractors.clip_audio import ClipAudio
+from eval.heard import Heard
 
 
 @runtime_checkable
@@ -78,3 +80,9 @@ class ModelListener:
 
     def hear(self, waves: Tensor, sample_rate: int) -> Embeddings:
         return self.model.embed(self.prepared(waves, sample_rate))
+
+
+def hear(listeners: Sequence[Listener], ids: Sequence[str], waves: Tensor, sample_rate: int) -> Heard:
+    """What all listeners say of waves (clips, samples)."""
+    with torch.no_grad():
+        return Heard.of(ids, {one.source: one.hear(waves, sample_rate) for one in listeners})

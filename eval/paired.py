@@ -66,7 +66,10 @@ def difference(a: Setting, b: Setting, key: str) -> Difference:
     3. Two or more common seeds: over seeds, which says nothing about other clips.
     4. Nothing.
     """
+    seeds = sorted(a.rows.keys() & b.rows.keys())
     value = a.summary.mean[key] - b.summary.mean[key]
+    if seeds:  # other seeds than the common ones have no partner: no difference of theirs is paired
+        value = float(np.mean([a.rows[seed].metrics[key] - b.rows[seed].metrics[key] for seed in seeds]))
     pairs = _over_clips(a, b, key)
     if pairs is not None:
         found = paired_difference(pairs, np.zeros_like(pairs), level=LEVEL)
@@ -82,7 +85,6 @@ def difference(a: Setting, b: Setting, key: str) -> Difference:
         p_value = 2.0 * float(stdtr(freedom, -abs(groups.value) / error)) if error > 0.0 else None
         how = "paired over groups of clips"
         return Difference(value=value, low=interval.low, high=interval.high, p_value=p_value, how=how)
-    seeds = sorted(a.rows.keys() & b.rows.keys())
     if len(seeds) > 1:
         over_seeds = np.array([a.rows[seed].metrics[key] - b.rows[seed].metrics[key] for seed in seeds])
         low, high = mean_interval(over_seeds)

@@ -163,7 +163,7 @@ def _bold(generated: Sequence[Setting], column: Column) -> tuple[Setting | None,
     sign = 1.0 if column.better == "lower" else -1.0
     best = min(having, key=lambda s: sign * s.summary.mean[column.key])
     found: list[Difference] = [difference(best, other, column.key) for other in having if other is not best]
-    clear = all(d.clear for d in found)
+    clear = all(d.clear and sign * d.value < 0.0 for d in found)  # the other way round where seeds differ
     return best if clear else None, ", ".join(dict.fromkeys(d.how for d in found))
 
 

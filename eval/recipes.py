@@ -13,9 +13,9 @@ from eval.frechet import frechet_bias, frechet_distance
 from eval.frechet_jackknife import frechet_jackknife
 from eval.heard import FEATURES, LOGITS, Heard
 from eval.inception_score import inception_jackknife, inception_score
-from eval.intervals import GROUPS, jackknife
+from eval.intervals import GROUPS, Jackknife, group_labels, jackknife
 from eval.kernel import kernel_distance, kernel_jackknife, reference_bandwidth
-from eval.manifold import manifold_scores
+from eval.manifold import ManifoldScores, manifold_scores
 from eval.statistics import GaussianStats
 
 Values = Mapping[str, float]
@@ -27,6 +27,10 @@ LEAST_PER_SPLIT = 10
 FEWEST_CLIPS = 4
 """An interval needs at least two groups of two clips."""
 NEIGHBOURS = 5
+FEWEST_FOR_A_LINE = 60
+"""Fifteen subsets of different sizes between a quarter of the clips and all need as many."""
+MOST_FOR_NEIGHBOURS = 5000
+"""Above this number of clips the intervals of neighbourhood scores, twenty times all pairs, are left out."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,17 +65,15 @@ def splits_for(clips: int, *, wanted: int) -> int:
 
 
 def frechet_recipe(source: str, name: str) -> Recipe:
-    """Frechet distance; every row counts. Bias: the closed form of `frechet_bias`; interval: clips deleted by groups,
-    so that rows of one clip stand and fall together."""
+    """Frechet distance; every row counts. Bias: the closed form of `frechet_bias`, the jackknife's where clips have
+    several rows; interval: clips deleted by groups, so that rows of one clip stand and fall together."""
 
     def estimates(reference: Heard, generated: Heard) -> Estimates:
         groups = groups_for(len(reference), len(generated))
         if groups is None:
             return {}
         x, y = _by_clip(reference, source), _by_clip(generated, source)
-        if all(len(rows) == 1 for rows in (*x, *y)):
-            found = frechet_jackknife(np.concatenate(x), np.concatenate(y), groups=groups)
-        else:
+        if not all(len(rows) == 1 for rows in (*x, *y)):
             found = jackknife(
                 lambda kept, others: frechet_distance(
                     np.concatenate([x[k] for k in kept]), np.concatenate([y[k] for k in others])
@@ -80,6 +82,9 @@ def frechet_recipe(source: str, name: str) -> Recipe:
                 np.arange(len(y)),
                 groups=groups,
             )
+            # Rows of one clip are alike: the closed form, which counts them as independent, would be far too small.
+            return {name: Estimate.of_jackknife(found)}
+        found = frechet_jackknife(np.concatenate(x), np.concatenate(y), groups=groups)
         bias = _bias(reference, generated)
         told = "first order, two samples of these sizes of the reference's own law"
         return {name: Estimate.of_jackknife(found, bias=bias, bias_method=told)}
@@ -103,6 +108,8 @@ def infinite_recipe(source: str, name: str) -> Recipe:
     """Frechet distance extrapolated to infinitely many clips, and the standard error of the line's intercept."""
 
     def values(reference: Heard, generated: Heard) -> Values:
+        if min(len(reference), len(generated)) < FEWEST_FOR_A_LINE:
+            return {}
         found = frechet_infinity(_rows(reference, source), _rows(generated, source))
         return {name: found.intercept, f"{name}_error": found.standard_error}
 
@@ -152,15 +159,45 @@ def inception_recipe(source: str, name: str, *, splits: int) -> Recipe:
 
 def manifold_recipe(source: str, prefix: str = "") -> Recipe:
     """Precision, recall, density and coverage with 5 neighbours, one row per clip; nothing below 6 clips."""
-    names = tuple(prefix + name for name in ("precision", "recall", "density", "coverage"))
+    parts: tuple[tuple[str, Callable[[ManifoldScores], float]], ...] = (
+        (f"{prefix}precision", lambda found: found.precision),
+        (f"{prefix}recall", lambda found: found.recall),
+        (f"{prefix}density", lambda found: found.density),
+        (f"{prefix}coverage", lambda found: found.coverage),
+    )
+
+    def scores(x: NDArray[np.float64], y: NDArray[np.float64]) -> ManifoldScores:
+        return manifold_scores(x, y, neighbours=NEIGHBOURS)
 
     def values(reference: Heard, generated: Heard) -> Values:
         if min(len(reference), len(generated)) <= NEIGHBOURS:
             return {}
-        found = manifold_scores(_clips(reference, source), _clips(generated, source), neighbours=NEIGHBOURS)
-        return dict(zip(names, (found.precision, found.recall, found.density, found.coverage), strict=True))
+        found = scores(_clips(reference, source), _clips(generated, source))
+        return {name: of(found) for name, of in parts}
 
-    return Recipe(source=source, needs="features", names=names, values=values)
+    def estimates(reference: Heard, generated: Heard) -> Estimates:
+        counts = len(reference), len(generated)
+        groups = groups_for(*counts)
+        if groups is None or min(counts) < 2 * NEIGHBOURS + 2 or max(counts) > MOST_FOR_NEIGHBOURS:
+            return {}
+        x, y = _clips(reference, source), _clips(generated, source)
+        labels = group_labels(counts, groups=groups)
+        whole = scores(x, y)
+        without = [scores(x[labels[0] != group], y[labels[1] != group]) for group in range(groups)]
+        return {
+            name: Estimate.of_jackknife(
+                Jackknife(value=of(whole), replicates=tuple(map(of, without)), counts=counts, seed=0)
+            )
+            for name, of in parts
+        }
+
+    return Recipe(
+        source=source,
+        needs="features",
+        names=tuple(name for name, _ in parts),
+        values=values,
+        estimates=estimates,
+    )
 
 
 RECIPES = (

@@ -67,12 +67,15 @@ def reference_rows(
             yield row
             continue
         heard = Heard.join([Heard.read(folders[model] / file.name)[0] for file in files])
-        yield (_real_row if model == "reference" else _codec_row)(scorer, heard, other(), task, rows_path, origin)
+        if model == "reference":
+            yield _real_row(scorer, heard, other(), task, rows_path, origin)
+        else:
+            yield _codec_row(scorer, heard, task, rows_path, origin)
     for folder in folders.values():
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _codec_row(scorer: Scorer, heard: Heard, _: Heard, task: Task, rows_path: Path, origin: Origin) -> Row:
+def _codec_row(scorer: Scorer, heard: Heard, task: Task, rows_path: Path, origin: Origin) -> Row:
     return record(
         heard,
         scorer.score(heard),
@@ -90,8 +93,9 @@ def _real_row(scorer: Scorer, heard: Heard, other: Heard, task: Task, rows_path:
     )
     floor = scorer.set_scores(other, uses_reference=True)
     own = scorer.set_scores(scorer.reference, uses_reference=False)
+    fewer = {"distance_clips": float(len(other))} if len(other) != len(heard) else {}
     scores = Scores(
-        metrics={**floor.metrics, **own.metrics, **clip_metrics(per_clip)},
+        metrics={**floor.metrics, **fewer, **own.metrics, **clip_metrics(per_clip)},
         per_clip=per_clip,
         estimates={**floor.estimates, **own.estimates, **clip_estimates(per_clip)},
     )

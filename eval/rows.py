@@ -93,7 +93,8 @@ class Row:
     def title(self) -> str:
         """The row in words."""
         guidance = f", guidance {self.guidance:g}" if self.steps and self.guidance != 1.0 else ""
-        return f"{self.task} {self.model}, {self.steps} steps{guidance}, seed {self.seed}"
+        steps = f"{self.steps} step{'s' * (self.steps != 1)}"
+        return f"{self.task} {self.model}, {steps}{guidance}, seed {self.seed}"
 
     def to_json(self) -> str:
         """The row as one line of JSON."""

@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Self
 
-import torch
 from torch import Tensor
 
 from eval.clip_judges import ClipJudge, judged
@@ -12,7 +11,7 @@ from eval.clip_scores import clip_estimates, clip_metrics
 from eval.estimates import Estimate
 from eval.heard import Heard
 from eval.kl import kl_divergence
-from eval.listeners import Listener
+from eval.listeners import Listener, hear
 from eval.recipes import DIVERGENCES, recipes
 from eval.rows import Task
 from teacher.data.store import Record
@@ -132,9 +131,3 @@ class Scorer:
                 metrics |= recipe.values(self.reference, heard)
                 estimates |= recipe.estimates(self.reference, heard)
         return Scores(metrics=metrics, per_clip=(), estimates=estimates)
-
-
-def hear(listeners: Sequence[Listener], ids: Sequence[str], waves: Tensor, sample_rate: int) -> Heard:
-    """What all listeners say of waves (clips, samples)."""
-    with torch.no_grad():
-        return Heard.of(ids, {one.source: one.hear(waves, sample_rate) for one in listeners})

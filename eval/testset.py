@@ -11,11 +11,12 @@ from torch import Tensor
 
 from eval.clip_judges import ClipJudge, OnsetJudge
 from eval.heard import Heard
-from eval.listeners import Listener
-from eval.scorer import Scorer, hear
+from eval.listeners import Listener, hear
+from eval.scorer import Scorer
 from eval.store import FeatureCache, FileDigests, in_parts
 from eval.sweep import PART, Clips
 from eval.training_sounds import heard_window, read_waves
+from meanflow.config import digest
 from teacher.conditions import Conditions
 from teacher.data.dataset import FeatureSet
 from teacher.data.processes import Processes
@@ -39,6 +40,8 @@ class TestSet:
     scorer: Scorer
     excluded: tuple[tuple[str, str], ...] = ()
     """Clips whose sound cannot be read, and why; in none of the other fields, so no model is scored on them."""
+    sounds: str = ""
+    """Digest of the media files and what they were heard by; belongs to the configuration of every row."""
 
     @classmethod
     def build(
@@ -77,7 +80,9 @@ class TestSet:
             index = [index[k * len(index) // max_clips] for k in range(max_clips)]
         together = processes or Processes(cache)
         digests = FileDigests(folder=cache, process=together.rank)
-        parts = _Reference(features=features, listeners=tuple(listeners), cache=cache, digests=digests)
+        parts = _Reference(
+            features=features, listeners=tuple(listeners), cache=cache, digests=digests, unreadable=unreadable
+        )
         files = in_parts(
             len(index),
             part_size,
@@ -105,7 +110,9 @@ class TestSet:
             num_samples=round(features.duration_s * features.sequence.sample_rate),
             costly=costly,
         )
-        return cls(features=features, records=records, rows=rows, scorer=scorer, excluded=excluded)
+        return cls(
+            features=features, records=records, rows=rows, scorer=scorer, excluded=excluded, sounds=parts.digest(rows)
+        )
 
     @property
     def clips(self) -> Clips:
@@ -128,15 +135,21 @@ class _Reference:
     listeners: tuple[Listener, ...]
     cache: Path
     digests: FileDigests
+    unreadable: Unreadable
 
     def path(self, rows: Sequence[int]) -> Path:
         return FeatureCache(folder=self.cache).path(self._what(rows))
+
+    def digest(self, rows: Sequence[int]) -> str:
+        return digest(self._what(rows))
 
     def make(self, rows: Sequence[int]) -> None:
         waves, ids, excluded = [], [], []
         for record in (self.features.records[k] for k in rows):
             wave = heard_window(self.features, record)
             if isinstance(wave, str):
+                if self.unreadable == "fail":  # not kept: it may be readable the next time
+                    raise ValueError(f"{record.path}: cannot be read any more ({wave}); restore it or extract again")
                 excluded.append((record.id, wave))
             else:
                 waves.append(wave)
@@ -151,6 +164,7 @@ class _Reference:
             "clips": [(r.id, self.digests.of(Path(r.path)), r.start_s) for r in records],
             "listeners": [one.name for one in self.listeners],
             "seconds": self.features.duration_s,
+            "unreadable": self.unreadable,
             "rate": self.features.sequence.sample_rate,
             "peak": self.features.info["config"]["peak_normalise"],
         }

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from eval.extractors.embedded import EmbeddedAudioFeatures
 from eval.extractors.embedded_classifier import EmbeddedClassifier, labels_are_useful, pseudo_labels
-from eval.listeners import EmbeddedListener
+from eval.heard import Heard
+from eval.listeners import EmbeddedListener, Listener, hear
 from teacher.data.dataset import FeatureSet
 from teacher.data.manifest import Item
 from teacher.data.store import Record
@@ -27,8 +28,10 @@ class TrainingSounds:
     """Some training clips and a classifier fitted to them."""
 
     records: tuple[Record, ...]
-    waves: Tensor
-    has_video: Tensor
+    features: FeatureSet
+    """The training split."""
+    sounds_digest: str
+    """SHA-256 of the waves the classifier was fitted to."""
     classifier: EmbeddedClassifier
     label_kind: str
     """"labels" where the manifest has useful ones, else "k-means" pseudo-labels."""
@@ -49,8 +52,8 @@ class TrainingSounds:
             labels = pseudo_labels(embedded, min(PSEUDO_CLASSES, max(2, count // 8)), seed)
         return cls(
             records=records,
-            waves=waves,
-            has_video=torch.tensor([r.has_video for r in records]),
+            features=features,
+            sounds_digest=hashlib.sha256(waves.contiguous().numpy().tobytes()).hexdigest(),
             classifier=EmbeddedClassifier.fit(embedded, labels),
             label_kind=kind,
             sample_rate=rate,
@@ -64,18 +67,30 @@ class TrainingSounds:
         """
         labels = [r.label if self.label_kind == "labels" else "" for r in self.records]
         words = json.dumps([self.label_kind, [r.id for r in self.records], labels])
-        mark = hashlib.sha256(words.encode() + self.waves.contiguous().numpy().tobytes()).hexdigest()[:12]
+        mark = hashlib.sha256((words + self.sounds_digest).encode()).hexdigest()[:12]
         extractor = EmbeddedAudioFeatures(sample_rate=self.sample_rate)
         return EmbeddedListener(extractor=extractor, classifier=self.classifier, labels=f"{self.label_kind}:{mark}")
 
-    def like(self, count: int, *, video: bool) -> tuple[tuple[str, ...], Tensor]:
-        """Ids and waves of `count` of these sounds (fewer if there are fewer), evenly spaced: those with picture first
-        if `video`."""
-        index = torch.nonzero(self.has_video).squeeze(1) if video and bool(self.has_video.sum() >= 2) else None
-        pool = list(range(len(self.records))) if index is None else index.tolist()
+    def like(self, count: int, *, video: bool) -> tuple[Record, ...]:
+        """`count` training clips (fewer if there are fewer), evenly spaced: those with picture alone if `video` and
+        there are two of them."""
+        records = self.features.records
+        shown = [k for k, record in enumerate(records) if record.has_video] if video else []
+        pool: Sequence[int] = shown if len(shown) >= 2 else range(len(records))
         count = min(count, len(pool))
-        chosen = [pool[k * len(pool) // count] for k in range(count)]
-        return tuple(self.records[k].id for k in chosen), self.waves[chosen]
+        return tuple(records[pool[k * len(pool) // count]] for k in range(count))
+
+    def heard(
+        self, listeners: Sequence[Listener], count: int, *, video: bool, num_samples: int, at_once: int = 32
+    ) -> Heard:
+        """What the listeners say of the sounds of `like`, read and heard a part at a time."""
+        records = self.like(count, video=video)
+        parts = []
+        for k in range(0, len(records), at_once):
+            some = records[k : k + at_once]
+            waves = read_waves(self.features, some)[:, :num_samples]
+            parts.append(hear(listeners, [record.id for record in some], waves, self.sample_rate))
+        return Heard.join(parts)
 
 
 def read_waves(

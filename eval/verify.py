@@ -5,6 +5,7 @@ real-time factors of the stages their totals.
 """
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,7 @@ from eval.speed import TOTALS
 
 RELATIVE, ABSOLUTE = 1e-6, 1e-7
 """Two values agree within RELATIVE of the larger or ABSOLUTE: sums of another order, never another formula."""
-CLIPS, FEATURES, STAGES = "clips.jsonl", "kept features", "its stages"
+CLIPS, FEATURES, STAGES, OTHERS = "clips.jsonl", "kept features", "its stages", "other rows of the network"
 PARTS: Mapping[str, Callable[[Estimate], float]] = {
     "low": lambda estimate: estimate.low,
     "high": lambda estimate: estimate.high,
@@ -32,7 +33,7 @@ class Check:
 
     row: Row
     name: str
-    """Metric, "<metric> low", "high" or "bias", "rtf <total>", "num_clips" or "clips_digest"."""
+    """Metric, "<metric> low", "high" or "bias", "rtf <total>", "num_clips", "clips_digest", "params" or "nfe"."""
     expected: float | str
     found: float | str | None
     """None: nothing was kept to compute it from."""
@@ -75,7 +76,8 @@ class Kept:
         """Rows and per-clip scores; ValueError if there are no rows. Features are opened when a row is checked."""
         rows = tuple(read_rows(rows_path))
         if not rows:
-            raise ValueError(f"{rows_path} holds no rows of results; run the comparison first")
+            wrong = "holds no rows of results" if rows_path.is_file() else "does not exist"
+            raise ValueError(f"{rows_path} {wrong}; run the comparison first")
         return cls(rows_path=rows_path, rows=rows, clips=read_clip_scores(rows_path.with_name("clips.jsonl")))
 
     def row(self, task: str, model: str, steps: int, seed: int, guidance: float | None = None) -> Row:
@@ -89,6 +91,7 @@ class Kept:
         raise ValueError(
             f"{len(found) or 'no'} rows are {task} {model}, {steps} steps, seed {seed}"
             f"{'' if guidance is None else f', guidance {guidance:g}'}; there are: {there}"
+            + ("; say which with --guidance" if guidance is None and len(found) > 1 else "")
         )
 
     def check(self, row: Row) -> Iterator[Check]:
@@ -98,6 +101,7 @@ class Kept:
             yield Check(row=row, name="num_clips", expected=float(row.num_clips), found=float(len(clips)), source=CLIPS)
         if clips and row.clips_digest is not None:
             yield Check(row=row, name="clips_digest", expected=row.clips_digest, found=ids_digest(clips), source=CLIPS)
+        yield from self._network(row)
         embedded = KeptEmbeddings.open(self.rows_path, row)
         entries = list(clips.values())
         ways = {CLIPS: clip_metrics(entries), FEATURES: embedded.metrics(row.metrics) if embedded else {}}
@@ -112,6 +116,19 @@ class Kept:
             if name in row.rtf and all(stage in row.rtf for stage in stages):
                 total = float(sum(row.rtf[stage] for stage in stages))
                 yield Check(row=row, name=f"rtf {name}", expected=float(row.rtf[name]), found=total, source=STAGES)
+
+    def _network(self, row: Row) -> Iterator[Check]:
+        """Parameters and evaluations a step against the other rows of the same network: what most of them say."""
+        same = [
+            r for r in self.rows if (r.model, r.what, r.guidance) == (row.model, row.what, row.guidance) and r.steps
+        ]
+        if row.steps == 0 or len(same) < 3:
+            return
+        params = Counter(r.params for r in same).most_common(1)[0][0]
+        if row.params is not None and params is not None:
+            yield Check(row=row, name="params", expected=float(row.params), found=float(params), source=OTHERS)
+        each = Counter(r.nfe / r.steps for r in same).most_common(1)[0][0]
+        yield Check(row=row, name="nfe", expected=float(row.nfe), found=each * row.steps, source=OTHERS)
 
     def cell(self, row: Row, name: str) -> list[Check]:
         """The checks of one cell.

@@ -14,7 +14,6 @@ from eval.clip_judges import ClipJudge, OnsetJudge
 from eval.listeners import Listener
 from eval.reference_rows import reference_rows
 from eval.rows import Row, Task
-from eval.scorer import hear
 from eval.sweep import KeptAudio, Origin
 from eval.testset import TestSet
 from eval.training_sounds import TrainingSounds
@@ -75,12 +74,13 @@ class Sounds:
     def check_floors(self, task: Task) -> Iterator[Check]:
         """The rows of real sound and of the codec round trip, all cells from the beginning."""
         codec, scorer = load_codec(self.data), self.test.scorer
-        other_ids, other = self.training.like(len(self.test.records), video=task == "vta")
         with tempfile.TemporaryDirectory() as folder:
             made = reference_rows(
                 scorer,
                 real=self.test.waves,
-                other=lambda: hear(scorer.listeners, other_ids, scorer.cut(other), scorer.sample_rate),
+                other=lambda: self.training.heard(
+                    scorer.listeners, len(self.test.records), video=task == "vta", num_samples=scorer.num_samples
+                ),
                 roundtrip=lambda waves: codec.decode(codec.encode(waves)),
                 task=task,
                 rows_path=Path(folder) / "rows.jsonl",

@@ -31,6 +31,8 @@ from scripts.contestants import Entry, contestants
 from scripts.errors import one_line_errors
 from teacher.data.dataset import FeatureSet, load_codec
 from teacher.data.processes import Processes
+from teacher.pipeline import Pipeline
+from teacher.weights import read_features_info
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,8 +41,10 @@ class Compare:
 
     data: Path = Path("runs/demo/features")
     """Extracted features; the test split is used."""
-    teacher: Path = Path("runs/demo/teacher")
-    student: Path = Path("runs/demo/student")
+    teacher: Path | None = Path("runs/demo/teacher")
+    """Run folder of a network that is integrated; None for none."""
+    student: Path | None = Path("runs/demo/student")
+    """Run folder of a network that jumps; None for none."""
     also: tuple[str, ...] = ()
     """More networks as NAME=RUN; whether one jumps or is integrated is seen in its files."""
     out: Path = Path("runs/demo")
@@ -76,7 +80,7 @@ class Compare:
     timing_repeats: int = 3
     """Of every stage, after one call for warming up; 50 for figures to publish. 0: no timing."""
     timing_batches: tuple[int, ...] = (1, 8)
-    """Sounds made at once; real-time factors in the rows are those of the first."""
+    """Sounds made at once, 1 among them: real-time factors in the rows, and what is called time per clip, are its."""
     device: str = "auto"
 
 
@@ -94,7 +98,7 @@ def cli() -> None:
 def run(args: Compare, processes: Processes) -> None:
     """All tasks, one after the other."""
     device = _device(args.device)
-    entries = [Entry("teacher", args.teacher), Entry("student", args.student), *map(Entry.parse, args.also)]
+    entries = _entries(args)
     sounds = TrainingSounds.read(args.data)
     cache = args.cache or args.out / "cache"
     features = FeatureSet.open(args.data, "test")
@@ -104,6 +108,10 @@ def run(args: Compare, processes: Processes) -> None:
     codec = load_codec(args.data)
     command = f"python -m scripts.compare {shlex.join(sys.argv[1:])}".strip()
     pipelines = {entry: entry.load(device) for entry in entries}
+    for entry, pipeline in pipelines.items():
+        check_fits(entry, pipeline, features)
+        if processes.lead and pipeline.codec.digest != codec.digest:
+            print(f"note: {entry.name} was trained with another codec than the data was extracted with (--codec-from)")
     licences = dict.fromkeys(pipeline.licence for pipeline in pipelines.values())
     comment = f"licence of the weights: {' / '.join(licences)}; {', '.join(str(e.run) for e in entries)}"
     comparison = Comparison(
@@ -164,6 +172,44 @@ def run(args: Compare, processes: Processes) -> None:
             if count:
                 examples += writer.examples(task, test.records[:count], test.waves(0, count), comparison.keep)
             write_examples(args.out / "examples.json", examples)
+
+
+def _entries(args: Compare) -> list[Entry]:
+    """The networks by name. Raises ValueError for numbers no comparison can be made with, and for no network."""
+    for name, numbers, least in (
+        ("steps", args.steps, 1),
+        ("max-clips", (args.max_clips,), 2),
+        ("part", (args.part,), 1),
+        ("num-examples", (args.num_examples,), 0),
+        ("timing-batches", args.timing_batches, 1),
+        ("timing-repeats", (args.timing_repeats,), 0),
+    ):
+        if not numbers or min(numbers) < least:
+            raise ValueError(f"--{name} must be at least {least}, got {' '.join(map(str, numbers)) or 'none'}")
+    if not args.seeds:
+        raise ValueError("--seeds must hold at least one number")
+    own = [Entry(name, run) for name, run in (("teacher", args.teacher), ("student", args.student)) if run is not None]
+    entries = [*own, *map(Entry.parse, args.also)]
+    if not entries:
+        raise ValueError("there is no network to compare: give --teacher, --student or --also")
+    return entries
+
+
+def check_fits(entry: Entry, pipeline: Pipeline, features: FeatureSet) -> None:
+    """ValueError unless the network was trained for the windows, encoders and sample rate of the data: its waves would
+    be scored as sound of another rate, or features handed to it that it does not know."""
+    jumps = pipeline.net.config.interval_embedding
+    if (entry.name, jumps) in (("teacher", True), ("student", False)):
+        kind = "jumps, as students do" if jumps else "is integrated, as teachers are"
+        raise ValueError(f"--{entry.name} {entry.run} {kind}; exchange the two, or give it by --also NAME={entry.run}")
+    config = features.info["config"]
+    for name, own, of_data in (
+        ("sample rate", pipeline.codec.sequence.sample_rate, features.sequence.sample_rate),
+        ("duration in seconds", pipeline.window_s, features.duration_s),
+        ("set of encoders", read_features_info(entry.run).encoders, config["encoders"]),
+    ):
+        if own != of_data:
+            raise ValueError(f"{entry.name} ({entry.run}): its {name} is {own}, that of the data is {of_data}")
 
 
 def _start_together(comparison: Comparison, args: Compare) -> None:

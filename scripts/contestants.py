@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 from torch import Tensor
@@ -14,7 +15,9 @@ from eval.rows import Kind, Task
 from eval.sweep import Generate, safe_name
 from meanflow import Guidance
 from teacher.conditions import Conditions
+from teacher.data.media import MediaError, probe
 from teacher.data.store import Record
+from teacher.encoders.registry import read_window_frames
 from teacher.generate import generate, network_evaluations, noise
 from teacher.pipeline import Pipeline
 from teacher.weights import file_digest, weight_file
@@ -54,6 +57,8 @@ def contestants(
     command: str,
 ) -> tuple[Contestant, ...]:
     """Every network with every guidance scale of its kind; a network that jumps is a student."""
+    if repeats and 1 not in batches:
+        raise ValueError(f"timing batches must hold 1, which the real-time factors of rows are of, got {batches}")
     found = []
     for entry, pipeline in pipelines.items():
         kind: Kind = "student" if pipeline.net.config.interval_embedding else "teacher"
@@ -115,18 +120,28 @@ class _Timing:
     command: str
 
     def of(self, rule: Guidance) -> Callable[[Task, int], Mapping[str, float]]:
-        """Real-time factors of a task and a number of steps, at the first batch size."""
+        """Real-time factors of a task and a number of steps, at batch size 1."""
         budgets: dict[Task, Budget] = {}
 
         def rtf(task: Task, steps: int) -> Mapping[str, float]:
             if task not in budgets:
                 budgets[task] = self._measured(task)
-            return budgets[task].rtf(self.batches[0], Setting(steps=steps, guidance=rule.omega))
+            return budgets[task].rtf(1, Setting(steps=steps, guidance=rule.omega))
 
         return rtf
 
+    def _readable(self, record: Record) -> bool:
+        """Whether the picture can be decoded; what happens to a test clip that cannot be read is not decided here."""
+        requests = (self.pipeline.encoders.image.request, self.pipeline.encoders.sync.request)
+        try:
+            read_window_frames(requests, probe(Path(record.path)), record.start_s, self.pipeline.window_s)
+        except MediaError:
+            return False
+        return True
+
     def _measured(self, task: Task) -> Budget:
-        shown = [r for r in self.records if r.has_video][: max(self.batches)] if task == "vta" else []
+        filmed = (r for r in self.records if task == "vta" and r.has_video and self._readable(r))
+        shown = list(islice(filmed, max(self.batches)))
         captions = tuple(dict.fromkeys(r.caption for r in self.records if r.caption))[: max(self.batches)]
         work = Work(
             duration_s=self.pipeline.window_s,

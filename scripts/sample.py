@@ -1,6 +1,16 @@
-"""Make sound for videos and/or from words: writes WAV or FLAC, and each video again with its new sound."""
+"""Make sound for videos and/or from words: WAV, FLAC, Ogg or MP3, and each video again with its new sound.
 
+mf-sample --video holiday.mov --guidance 1.4                       one film; also folders, "films/*.mp4" and manifests
+mf-sample --prompt "a glass ball bounces" --seed 1 --format mp3    words alone
+mf-sample --video a.mp4 --best-of 8                                the one of eight whose onsets follow the picture best
+mf-sample --video a.mp4 --stems "footsteps" "rain"                 a sound for each text, and their mix
+
+Exit status: 0 all made, 1 some inputs failed and are named, 2 nothing made or wrong input.
+"""
+
+import json
 import sys
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -8,10 +18,13 @@ from typing import Literal
 import torch
 import tyro
 
+from eval.judges import Judges
 from meanflow import Adaptive, Guidance
 from meanflow.guidance import GuidanceRule, Guided, JointGuidance, default_omega
 from scripts.errors import one_line_errors
-from teacher.data.media import remux, write_audio
+from scripts.sample_best import Score
+from scripts.sample_jobs import Job, jobs
+from scripts.sample_run import Maker
 from teacher.pipeline import Pipeline, Precision, SamplingConfig
 
 
@@ -21,8 +34,8 @@ class Sample:
 
     run: Path = Path("runs/demo/student")
     """Run folder of a student (or a teacher; then use more --steps)."""
-    video: tuple[Path, ...] = ()
-    """One or more videos of any frame rate, size and length."""
+    video: tuple[str, ...] = ()
+    """Videos of any frame rate, size and length, folders of them, patterns in quotes, or manifests with captions."""
     prompt: str | None = None
     """What to hear; with --video, the words go with every video."""
     negative_prompt: str | None = None
@@ -56,12 +69,27 @@ class Sample:
     tolerance: float = 1e-3
     """Relative and absolute error of a step of the adaptive solver."""
     seed: int = 0
+    best_of: int = 1
+    """Sounds made of which the best by --score is kept; their seeds are seed, seed + 1, ..."""
+    score: Score = "motion"
+    """What best means: motion (onsets follow the picture; no weights), or a model given by --judges."""
+    judges: Judges = field(default_factory=Judges)
+    """Files of published models, for --score."""
+    stems: tuple[str, ...] = ()
+    """A sound for each of these texts, in files of their own, and their mix, instead of --prompt."""
     weights: str = "auto"
     """Which weights of the run: model, ema-0.05, ...; auto takes the narrowest average."""
     out: Path = Path("runs/samples")
     """Folder for the results."""
-    format: str = field(default="flac")
-    """flac or wav."""
+    format: Literal["flac", "wav", "ogg", "mp3"] = "flac"
+    film: bool = True
+    """Also write each video again with its new sound."""
+    json: bool = False
+    """One line of JSON per sound instead of words."""
+    quiet: bool = False
+    """Say nothing but errors."""
+    verbose: bool = False
+    """Also say the time of every sound and the scores of those that were not kept."""
     weights_dir: Path | None = None
     """Folder of codec and encoder files, where it is not the one the run folder names."""
     precision: Precision = "float32"
@@ -74,26 +102,29 @@ class Sample:
 def cli() -> None:
     """Entry point."""
     args = tyro.cli(Sample, description=__doc__)
-    if args.format not in ("flac", "wav"):
-        raise ValueError(f"--format must be flac or wav, got {args.format!r}")
-    if not args.video and args.prompt is None:
-        raise ValueError("give --video, --prompt or both")
-    if len({video.stem for video in args.video}) < len(args.video):
-        raise ValueError(
-            "two videos share a file name, and so would their results; sample them into separate --out folders"
-        )
-    if args.device.startswith("cuda") and not torch.cuda.is_available():
-        raise ValueError(f"--device {args.device}: this torch finds no CUDA device; use --device cpu")
-    if args.out.exists() and not args.out.is_dir():
-        raise ValueError(f"--out {args.out} is a file; give a folder")
+    _check(args)
+    made = jobs(args.video, args.prompt if not args.stems else args.stems[0])
     sampling = sampling_config(args)
     pipeline = Pipeline.load(
         args.run, weights=args.weights, weights_dir=args.weights_dir, device=args.device, precision=args.precision
     )
-    failed = [video for video in args.video or (None,) if not _one(pipeline, args, sampling, video)]
+    failed = [job for job in made if not _one(pipeline, args, sampling, job, alone=len(made) == 1)]
     if failed:
-        print(f"{len(failed)} of {len(args.video)} videos failed; the others are in {args.out}", file=sys.stderr)
-        sys.exit(1)
+        print(f"{len(failed)} of {len(made)} inputs failed; the others are in {args.out}", file=sys.stderr)
+        sys.exit(2 if len(failed) == len(made) else 1)
+
+
+def _check(args: Sample) -> None:
+    if args.device.startswith("cuda") and not torch.cuda.is_available():
+        raise ValueError(f"--device {args.device}: this torch finds no CUDA device; use --device cpu")
+    if args.out.exists() and not args.out.is_dir():
+        raise ValueError(f"--out {args.out} is a file; give a folder")
+    if args.stems and args.prompt is not None:
+        raise ValueError("--stems are texts of their own and take the place of --prompt")
+    if args.best_of < 1:
+        raise ValueError(f"--best-of must be at least 1, got {args.best_of}")
+    if args.quiet and (args.json or args.verbose):
+        raise ValueError("--quiet goes with neither --json nor --verbose")
 
 
 def sampling_config(args: Sample) -> SamplingConfig:
@@ -129,8 +160,8 @@ def _guidance(args: Sample) -> GuidanceRule:
     )
 
 
-def _one(pipeline: Pipeline, args: Sample, sampling: SamplingConfig, video: Path | None) -> bool:
-    """One sound; a bad video among several is named and counted, and the rest go on."""
+def _one(pipeline: Pipeline, args: Sample, sampling: SamplingConfig, job: Job, *, alone: bool) -> bool:
+    """One job; a bad video among several is named and counted, and the rest go on."""
     scalars: list[float] = []
     clamped: list[bool] = []
 
@@ -138,42 +169,41 @@ def _one(pipeline: Pipeline, args: Sample, sampling: SamplingConfig, video: Path
         scalars.extend(guided.s_star.flatten().tolist())
         clamped.extend(guided.clamped.flatten().tolist())
 
+    maker = Maker(
+        pipeline=pipeline,
+        sampling=sampling,
+        observe=observe,
+        negative_prompt=args.negative_prompt,
+        duration_s=args.duration_s,
+        count=args.best_of,
+        score=args.score,
+        judges=args.judges,
+        folder=args.out,
+        suffix=args.format,
+        film=args.film,
+    )
+    began = time.perf_counter()
     try:
-        wave = pipeline(
-            video=video,
-            prompt=args.prompt,
-            negative_prompt=args.negative_prompt,
-            duration_s=args.duration_s,
-            seeds=sampling.seed,
-            sampling=sampling,
-            observe=observe,
-        )[0].wave
-        name = _file_name(video, args.prompt)
-        rate = pipeline.codec.sequence.sample_rate
-        comment = f"licence of the weights: {pipeline.licence}; {args.run}, {sampling}, seed {args.seed}"
-        sound = args.out / f"{name}.{args.format}"
-        write_audio(sound, wave.numpy(), rate, comment=comment)
-        made = [str(sound)]
-        if video is not None:
-            film = args.out / f"{name}.mp4"
-            remux(video, wave.numpy(), rate, film, duration_s=args.duration_s, comment=comment)
-            made.append(str(film))
+        results = maker.stems(job, args.stems) if args.stems else [maker.make(job)]
     except ValueError as error:
-        if len(args.video) < 2:
+        if alone:
             raise
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return False
+    seconds = time.perf_counter() - began
     note = f", s* {sum(scalars) / len(scalars):.3f}" if scalars else ""
     note += f" ({sum(clamped) / len(clamped):.0%} clamped)" if any(clamped) else ""
-    print(f"{len(wave) / rate:.2f} s of sound, {sampling}{note}: {', '.join(made)}")
+    for result in results:
+        if args.json:
+            print(json.dumps(result.plain() | {"seconds": round(seconds, 3)}, ensure_ascii=False), flush=True)
+        elif not args.quiet:
+            chosen = f", seed {result.seed} of {args.best_of} by {args.score}" if args.best_of > 1 else ""
+            told = f"{result.duration_s:.2f} s of sound, {sampling}{note}{chosen}: {', '.join(map(str, result.files))}"
+            print(told, flush=True)
+            if args.verbose:
+                scores = "".join(f"; seed {seed} {value:.3f}" for seed, value in result.scores)
+                print(f"  {seconds:.2f} s, {seconds / result.duration_s:.3f} of real time{scores}", flush=True)
     return True
-
-
-def _file_name(video: Path | None, prompt: str | None) -> str:
-    if video is not None:
-        return video.stem
-    words = "".join(c if c.isalnum() else " " for c in prompt or "").split()
-    return "_".join(words)[:80] or "sound"
 
 
 if __name__ == "__main__":

@@ -229,7 +229,7 @@ def results(folder, scored):
 
 def test_models_scored_on_other_clips_are_no_comparison(tmp_path):
     path = results(tmp_path, {"teacher": ["a", "b", "c"], "student": ["a", "b", "d"]})
-    with pytest.raises(ValueError, match=r"student, 1 steps, seed 0 was scored on other clips .*\['c', 'd'\]"):
+    with pytest.raises(ValueError, match=r"student, 1 step, seed 0 was scored on other clips .*\['c', 'd'\]"):
         scored_ids(read_rows(path), path)
 
 
@@ -239,7 +239,7 @@ def test_a_clip_missing_on_one_side_is_noticed_and_a_rerun_is_not(tmp_path):
     assert scored_ids(read_rows(path), path) == {"vta": ("a", "b")}
     lines = (tmp_path / "clips.jsonl").read_text().splitlines()
     (tmp_path / "clips.jsonl").write_text("".join(f"{line}\n" for line in lines[:3]))
-    with pytest.raises(ValueError, match=r"student, 1 steps, seed 0 has 2 clips, clips\.jsonl has scores of 1"):
+    with pytest.raises(ValueError, match=r"student, 1 step, seed 0 has 2 clips, clips\.jsonl has scores of 1"):
         scored_ids(read_rows(path), path)
     (tmp_path / "clips.jsonl").write_text('{"task": 1}\n')
     with pytest.raises(ValueError, match="line 1 is not the scores of a clip"):

@@ -9,10 +9,10 @@ import torch
 
 from eval.clip_judges import OnsetJudge
 from eval.extractors.embedded import EmbeddedAudioFeatures, EmbeddedClassifier
-from eval.listeners import EmbeddedListener
+from eval.listeners import EmbeddedListener, hear
 from eval.reference_rows import reference_rows
 from eval.rows import Row, append_lines, read_rows
-from eval.scorer import Scorer, hear
+from eval.scorer import Scorer
 from eval.summary import summarise
 from eval.sweep import Clips, KeptAudio, Origin, clip_seed, safe_name, sweep
 from teacher.conditions import Conditions

@@ -18,7 +18,7 @@ from eval.extractors.embedded_classifier import EmbeddedClassifier
 from eval.heard import Heard
 from eval.kept_embeddings import KeptEmbeddings, embeddings_path, keep_embeddings
 from eval.listeners import EmbeddedListener
-from eval.rows import append_lines, ids_digest, read_rows
+from eval.rows import Row, append_lines, ids_digest, read_rows
 from eval.scorer import Scorer
 from eval.speed import STAGES, TOTALS, with_totals
 from eval.sweep import Origin, record
@@ -112,7 +112,7 @@ def test_every_cell_is_computed_again_and_agrees(folder, monkeypatch, capsys):
     assert "0 differ" in told
     assert "not computed" not in told
     for name in (*SETS, *CLIPS, *ENDS):
-        assert f"student, 1 steps, seed 0: {name} expected" in told
+        assert f"student, 1 step, seed 0: {name} expected" in told
     assert told.count(": kl expected") == 4  # two rows, from the clips and from the features
     assert told.count(": kl low expected") == 2  # an interval over clips is of the clips alone
     assert told.count(": rtf ") == 2 * len(TOTALS)
@@ -130,7 +130,7 @@ def test_a_changed_cell_is_found(folder, monkeypatch, capsys, name):
     edit(folder, lambda row: changed(row, name))
     assert command(monkeypatch, "--rows", folder / "rows.jsonl", "--all") == 1
     told = capsys.readouterr().out
-    assert f"vta student, 1 steps, seed 0: {name} expected" in told
+    assert f"vta student, 1 step, seed 0: {name} expected" in told
     assert "difference -0.0001" in told
     assert told.count("DIFFERS") == (2 if name == "kl" else 1)
     assert command(monkeypatch, "--rows", folder / "rows.jsonl", "--cell", "vta", "student", 1, 0, name) == 1
@@ -143,7 +143,7 @@ def test_rows_of_several_guidance_scales_are_told_apart(folder, scorer, scored, 
     cell = ("--rows", path, "--cell", "vta", "student", 1, 0, "kl")
     assert command(monkeypatch, *cell) == 2
     error = capsys.readouterr().err
-    assert "2 rows are vta student, 1 steps, seed 0; there are: vta student, 1 steps, seed 0; vta student" in error
+    assert "2 rows are vta student, 1 steps, seed 0; there are: vta student, 1 step, seed 0; vta student" in error
     edit(folder, lambda row: changed(row, "kl"))
     assert command(monkeypatch, *cell, "--guidance", 1.4) == 1
     assert command(monkeypatch, *cell, "--guidance", 1) == 0
@@ -256,7 +256,25 @@ def test_wrong_requests_are_one_line(folder, monkeypatch, capsys, arguments, mes
 
 def test_rows_that_are_not_there_are_one_line(tmp_path, monkeypatch, capsys):
     assert command(monkeypatch, "--rows", tmp_path / "rows.jsonl", "--all") == 2
+    assert "does not exist" in capsys.readouterr().err
+    (tmp_path / "rows.jsonl").touch()
+    assert command(monkeypatch, "--rows", tmp_path / "rows.jsonl", "--all") == 2
     assert "holds no rows of results" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("field", "value"), [("nfe", 9), ("params", 7)])
+def test_evaluations_and_parameters_are_those_of_the_other_rows(tmp_path, field, value):
+    rows = [
+        Row(
+            task="vta", model="student", steps=n, seed=seed, nfe=2 * n, guidance=1.4, metrics={}, num_clips=4,
+            config_digest="a", run_id="r", command="c", params=100,
+        )
+        for n in (1, 4) for seed in (0, 1)
+    ]  # fmt: skip
+    append_lines(tmp_path / "rows.jsonl", [row.to_json() for row in [*rows[:-1], replace(rows[-1], **{field: value})]])
+    kept = Kept.read(tmp_path / "rows.jsonl")
+    wrong = [(c.name, c.expected, c.found) for row in kept.rows for c in kept.check(row) if not c.agrees]
+    assert wrong == [(field, float(value), 8.0 if field == "nfe" else 100.0)]
 
 
 def heard(ids, **said):
@@ -320,5 +338,5 @@ def test_means_and_pools_of_clips():
 def test_kept_rows_name_those_there_are(folder):
     kept = Kept.read(folder / "rows.jsonl")
     assert kept.row("vta", "teacher", 1, 0).model == "teacher"
-    with pytest.raises(ValueError, match="there are: vta teacher, 1 steps, seed 0; vta student, 1 steps, seed 0"):
+    with pytest.raises(ValueError, match="there are: vta teacher, 1 step, seed 0; vta student, 1 step, seed 0"):
         kept.row("tta", "teacher", 1, 0)

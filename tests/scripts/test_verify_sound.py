@@ -159,8 +159,8 @@ def test_an_exchanged_file_is_found(compared, copy, monkeypatch, capsys):
     write_audio(path, 0.1 * np.random.default_rng(0).standard_normal(RATE).astype(np.float32), RATE)
     assert verify(monkeypatch, "--rows", copy, "--all", "--data", compared / "data") == 1
     told = capsys.readouterr().out
-    assert "vta student, 1 steps, guidance 1.4, seed 0: kl of clip8 expected" in told
-    assert "student, 1 steps, seed 0: kl of clip8" not in told
+    assert "vta student, 1 step, guidance 1.4, seed 0: kl of clip8 expected" in told
+    assert "student, 1 step, seed 0: kl of clip8" not in told
     assert "hits of clip8 expected 2, found 0, difference -2 (vta-student-1-g1.4-s0-clip8.wav): DIFFERS" in told
     write_audio(path, np.ones(RATE // 2, np.float32), RATE)
     assert verify(monkeypatch, "--rows", copy, "--all", "--data", compared / "data") == 2

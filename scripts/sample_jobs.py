@@ -1,0 +1,74 @@
+"""What the command line asks to be sampled: files, folders, globs and manifests, and words, as one list of jobs."""
+
+import glob
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from teacher.data.manifest import read_manifest
+
+TABLES = (".jsonl", ".csv", ".tsv")
+FILMS = (".mp4", ".mkv", ".webm", ".mov", ".avi", ".m4v", ".mpg", ".mpeg", ".ts")
+GLOB = "*?["
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """One sound: `name` is that of its files."""
+
+    name: str
+    video: Path | None
+    prompt: str | None
+
+
+def jobs(inputs: Iterable[str], prompt: str | None) -> tuple[Job, ...]:
+    """One job per video, or one for words alone.
+
+    An input is a video, a folder (its videos, not those of folders in it), a pattern with * ? [ ] (** goes into
+    folders), or a
+    manifest, whose captions are the words of its videos unless `prompt` is given.
+
+    Raises:
+        ValueError: nothing to do, an input that matches nothing, or two videos whose results would have one name.
+    """
+    found = [job for text in inputs for job in _of(text, prompt)]
+    if not found:
+        if prompt is None:
+            raise ValueError("give --video, --prompt or both")
+        return (Job(name=name_of(prompt), video=None, prompt=prompt),)
+    seen: dict[str, Job] = {}
+    for job in found:
+        other = seen.setdefault(job.name, job)
+        if other is not job:
+            raise ValueError(
+                f"{other.video} and {job.video} share a file name, and so would their results; sample them into "
+                "separate --out folders"
+            )
+    return tuple(found)
+
+
+def name_of(words: str) -> str:
+    """A file name from words."""
+    return "_".join("".join(c if c.isalnum() else " " for c in words).split())[:80] or "sound"
+
+
+def _of(text: str, prompt: str | None) -> list[Job]:
+    path = Path(text)
+    if path.is_file() and path.suffix.lower() in TABLES:
+        items = read_manifest(path)
+        return [Job(name=i.path.stem, video=i.path, prompt=i.caption if prompt is None else prompt) for i in items]
+    if path.is_dir():
+        films = _films(path.iterdir())
+        if not films:
+            raise ValueError(f"{path}: holds no video ({', '.join(FILMS)})")
+    elif not path.exists() and any(letter in text for letter in GLOB):
+        films = _films(map(Path, glob.glob(text, recursive=True)))
+        if not films:
+            raise ValueError(f"{text}: matches no video ({', '.join(FILMS)})")
+    else:
+        films = [path]
+    return [Job(name=film.stem, video=film, prompt=prompt) for film in films]
+
+
+def _films(paths: Iterable[Path]) -> Sequence[Path]:
+    return sorted(p for p in paths if p.suffix.lower() in FILMS and p.is_file() and not p.name.startswith("."))

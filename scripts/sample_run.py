@@ -1,0 +1,120 @@
+"""Making, choosing and writing the sounds of one job."""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from eval.judges import Judges
+from meanflow.guidance import Guided
+from scripts.sample_best import Ranker, Score, best
+from scripts.sample_jobs import Job, name_of
+from teacher.data.media import write_audio
+from teacher.pipeline import Pipeline, SamplingConfig
+from teacher.scene import Sound
+
+
+@dataclass(frozen=True, kw_only=True)
+class Made:
+    """One sound that was written."""
+
+    name: str
+    source: str | None
+    seed: int
+    duration_s: float
+    files: tuple[Path, ...]
+    scores: tuple[tuple[int, float], ...]
+    """(seed, score) of all sounds it was chosen from."""
+    provenance: str
+
+    def plain(self) -> dict[str, object]:
+        """For a line of JSON."""
+        try:
+            provenance = json.loads(self.provenance)
+        except ValueError:
+            provenance = self.provenance
+        return {
+            "name": self.name,
+            "source": self.source,
+            "seed": self.seed,
+            "duration_s": self.duration_s,
+            "files": [str(file) for file in self.files],
+            "scores": [{"seed": seed, "score": value} for seed, value in self.scores],
+            "provenance": provenance,
+        }
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Maker:
+    """What all jobs of a command share."""
+
+    pipeline: Pipeline
+    sampling: SamplingConfig
+    observe: Callable[[Guided], None] | None
+    negative_prompt: str | None
+    duration_s: float | None
+    count: int
+    """Sounds of which the best is kept."""
+    score: Score
+    judges: Judges
+    folder: Path
+    suffix: str
+    film: bool
+
+    def make(self, job: Job) -> Made:
+        """The sound of a job, or the best of several, with its film."""
+        sound, scores = self._chosen(job)
+        return self._written(job, sound, job.name, scores, film=self.film)
+
+    def stems(self, job: Job, texts: Sequence[str]) -> list[Made]:
+        """A sound for every text, each in a file of its own, then their sum, which goes under the film.
+
+        Raises:
+            ValueError: texts that would have one file name.
+        """
+        names = [name_of(text) for text in texts]
+        if len(set(names)) < len(names):
+            raise ValueError(f"--stems must differ in more than punctuation, got {', '.join(texts)}")
+        made, sounds = [], []
+        base = job.name if job.video is not None else "_".join(names)[:80]
+        for text, name in zip(texts, names, strict=True):
+            sound, scores = self._chosen(replace(job, prompt=text))
+            made.append(self._written(job, sound, f"{base}.{name}", scores, film=False))
+            sounds.append(sound)
+        mix = replace(
+            sounds[0],
+            wave=torch.stack([sound.wave for sound in sounds]).sum(dim=0),
+            scene=replace(sounds[0].scene, prompt=" + ".join(texts)),
+        )
+        return [*made, self._written(job, mix, base, (), film=self.film)]
+
+    def _chosen(self, job: Job) -> tuple[Sound, tuple[tuple[int, float], ...]]:
+        encode = self.pipeline.encode if self.count > 1 else self.pipeline.scene
+        scene = encode(
+            video=job.video, prompt=job.prompt, negative_prompt=self.negative_prompt, duration_s=self.duration_s
+        )
+        seeds = range(self.sampling.seed, self.sampling.seed + self.count)
+        sounds = self.pipeline(scene, seeds=tuple(seeds), sampling=self.sampling, observe=self.observe)
+        if self.count == 1:
+            return sounds[0], ()
+        ranker = Ranker.load(self.score, self.judges, duration_s=scene.total_s, device=self.pipeline.device)
+        values = ranker.values(scene, torch.stack([sound.wave for sound in sounds]), sounds[0].sample_rate)
+        return sounds[best(values)], tuple(zip(seeds, values, strict=True))
+
+    def _written(self, job: Job, sound: Sound, name: str, scores: tuple[tuple[int, float], ...], *, film: bool) -> Made:
+        comment = sound.comment
+        files = [self.folder / f"{name}.{self.suffix}"]
+        write_audio(files[0], sound.wave.numpy(), sound.sample_rate, comment=comment)
+        if film and job.video is not None:
+            files.append(sound.save_film(self.folder / f"{name}.mp4"))
+        return Made(
+            name=name,
+            source=None if job.video is None else str(job.video),
+            seed=sound.seed,
+            duration_s=round(sound.duration_s, 6),
+            files=tuple(files),
+            scores=scores,
+            provenance=comment,
+        )

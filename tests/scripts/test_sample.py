@@ -1,0 +1,155 @@
+"""The sampling command: which inputs become which files, the best of several, stems, JSON lines and exit statuses."""
+
+import json
+import sys
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+from eval.judges import Judges
+from eval.motion import motion_score, read_motion
+from scripts.sample import cli
+from scripts.sample_best import Ranker, best
+from scripts.sample_jobs import Job, jobs
+from teacher.audio.embedded_codec import EmbeddedCodec
+from teacher.data.media import write_video
+from teacher.encoders.registry import load_encoders
+from teacher.network import MMAudio
+from teacher.pipeline import Card, Pipeline
+from teacher.provenance import read_provenance
+from teacher.variants import variant
+
+RATE = 16_000
+
+
+def film(path, frames=25, seed=0):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pictures = np.random.default_rng(seed).integers(0, 255, (frames, 32, 32, 3), dtype=np.uint8)
+    write_video(path, pictures, 25.0, np.zeros(frames * 640, np.float32), RATE)
+    return path
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A saved student and two films."""
+    folder = tmp_path_factory.mktemp("sample")
+    torch.manual_seed(0)
+    net = MMAudio(replace(variant("debug_16k"), head_dim=16, interval_embedding=True)).eval()
+    with torch.no_grad():
+        for p in net.parameters():
+            p.add_(0.1 * torch.randn_like(p))
+    codec = EmbeddedCodec.fit([0.1 * torch.randn(200_000, generator=torch.Generator().manual_seed(0))])
+    pipeline = Pipeline(net=net, codec=codec, encoders=load_encoders("embedded"), window_s=1.0, licence="MIT")
+    pipeline.save_pretrained(folder / "student", Card(name="me/student"))
+    for k in (1, 2):
+        film(folder / "films" / f"film{k}.mp4", seed=k)
+    return folder
+
+
+def command(monkeypatch, folder, *arguments):
+    """Exit status of mf-sample."""
+    monkeypatch.setattr(sys, "argv", ["mf-sample", "--run", str(folder / "student"), *map(str, arguments)])
+    try:
+        cli()
+    except SystemExit as left:
+        return left.code
+    return 0
+
+
+def test_inputs_become_jobs(folder, tmp_path):
+    films = folder / "films"
+    both = [films / "film1.mp4", films / "film2.mp4"]
+    assert [j.video for j in jobs([str(films)], None)] == both
+    assert [j.video for j in jobs([str(films / "*2.mp4")], "rain")] == both[1:]
+    (films / "notes.txt").write_text("no film")
+    (films / "list.csv").write_text("file,caption\nfilm2.mp4,a drum\nfilm1.mp4,a bell\n")
+    listed = jobs([str(films / "list.csv")], None)
+    assert {(j.video.name, j.prompt) for j in listed} == {("film1.mp4", "a bell"), ("film2.mp4", "a drum")}
+    assert {j.prompt for j in jobs([str(films / "list.csv")], "mine")} == {"mine"}
+    assert jobs([], "Rain, on tin!") == (Job(name="Rain_on_tin", video=None, prompt="Rain, on tin!"),)
+    for wrong, told in (([], "give --video"), ([str(tmp_path)], "holds no video"), (["none*.mp4"], "matches no video")):
+        with pytest.raises(ValueError, match=told):
+            jobs(wrong, None)
+    other = film(tmp_path / "film1.mp4")
+    with pytest.raises(ValueError, match="share a file name"):
+        jobs([str(both[0]), str(other)], None)
+
+
+@pytest.mark.parametrize("kind", ["flac", "wav", "ogg", "mp3"])
+def test_words_become_a_file_that_tells_how_it_was_made(folder, tmp_path, monkeypatch, capsys, kind):
+    arguments = ("--prompt", "a bell", "--seed", 5, "--guidance", 1.4, "--duration-s", 1.5, "--format", kind)
+    assert command(monkeypatch, folder, *arguments, "--out", tmp_path) == 0
+    sound = tmp_path / f"a_bell.{kind}"
+    assert str(sound) in capsys.readouterr().out
+    told = read_provenance(sound)
+    assert (told.seed, told.prompt, told.licence, told.steps) == (5, "a bell", "MIT", 1)
+    assert told.guidance_values["omega"] == 1.4
+    if kind in ("flac", "wav"):
+        assert soundfile.info(sound).frames == 1.5 * RATE
+
+
+def test_one_bad_film_among_several_is_named_and_the_rest_are_made(folder, tmp_path, monkeypatch, capsys):
+    (tmp_path / "in").mkdir()
+    for k in (1, 2):
+        (tmp_path / "in" / f"f{k}.mp4").write_bytes((folder / "films" / f"film{k}.mp4").read_bytes())
+    (tmp_path / "in" / "bad.mp4").write_text("this is a text")
+    status = command(monkeypatch, folder, "--video", tmp_path / "in", "--json", "--out", tmp_path / "out")
+    told = capsys.readouterr()
+    assert status == 1
+    assert "bad.mp4" in told.err
+    assert "1 of 3 inputs failed" in told.err
+    lines = [json.loads(line) for line in told.out.splitlines()]
+    assert [line["name"] for line in lines] == ["f1", "f2"]
+    for line in lines:
+        assert len(line["files"]) == 2
+        assert read_provenance(line["files"][1]).source == f"{line['name']}.mp4"
+        assert line["provenance"]["source"] == f"{line['name']}.mp4"
+    (tmp_path / "alone.mp4").write_text("this is a text")
+    assert command(monkeypatch, folder, "--video", tmp_path / "alone.mp4", "--out", tmp_path / "out") == 2
+
+
+def test_the_best_of_several_is_the_one_with_the_largest_score(folder, tmp_path, monkeypatch, capsys):
+    video = folder / "films" / "film1.mp4"
+    arguments = ("--video", video, "--seed", 3, "--best-of", 4, "--json", "--no-film", "--format", "wav")
+    assert command(monkeypatch, folder, *arguments, "--out", tmp_path) == 0
+    line = json.loads(capsys.readouterr().out)
+    scores = {entry["seed"]: entry["score"] for entry in line["scores"]}
+    assert sorted(scores) == [3, 4, 5, 6]
+    assert line["seed"] == max(scores, key=scores.get)
+    assert [p.name for p in tmp_path.iterdir()] == ["film1.wav"]
+    wave, rate = soundfile.read(tmp_path / "film1.wav")
+    by_hand = motion_score(read_motion(video, duration_s=1.0), wave, rate)
+    assert by_hand == pytest.approx(scores[line["seed"]], abs=1e-3)  # 16-bit file
+    assert best([0.1, 0.7, 0.7]) == 1
+    with pytest.raises(ValueError, match=r"needs --judges\.synchformer"):
+        Ranker.load("desync", Judges(), duration_s=1.0, device="cpu")
+    assert command(monkeypatch, folder, "--prompt", "rain", "--best-of", 2, "--out", tmp_path) == 2
+
+
+def test_stems_add_up_to_their_mix(folder, tmp_path, monkeypatch):
+    video = folder / "films" / "film2.mp4"
+    arguments = ("--video", video, "--stems", "a drum", "a bell", "--format", "wav", "--quiet")
+    assert command(monkeypatch, folder, *arguments, "--out", tmp_path) == 0
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        "film2.a_bell.wav", "film2.a_drum.wav", "film2.mp4", "film2.wav"
+    ]  # fmt: skip
+    parts = [soundfile.read(tmp_path / f"film2.{name}.wav")[0] for name in ("a_drum", "a_bell")]
+    mix = soundfile.read(tmp_path / "film2.wav")[0]
+    total = sum(parts)
+    assert np.abs(mix - total / max(1.0, np.abs(total).max())).max() < 1e-3
+    assert read_provenance(tmp_path / "film2.wav").prompt == "a drum + a bell"
+    same = ("--video", video, "--stems", "a drum", "a drum!", "--out", tmp_path / "x")
+    assert command(monkeypatch, folder, *same) == 2
+
+
+def test_quiet_says_nothing_and_what_excludes_each_other_is_refused(folder, tmp_path, monkeypatch, capsys):
+    assert command(monkeypatch, folder, "--prompt", "rain", "--quiet", "--out", tmp_path) == 0
+    assert capsys.readouterr().out == ""
+    for wrong in (("--quiet", "--json"), ("--stems", "a", "b"), ("--best-of", 0)):
+        assert command(monkeypatch, folder, "--prompt", "rain", *wrong, "--out", tmp_path) == 2
+        assert capsys.readouterr().err.count("\n") == 1
+    (tmp_path / "taken").write_text("x")
+    assert command(monkeypatch, folder, "--prompt", "rain", "--out", tmp_path / "taken") == 2
