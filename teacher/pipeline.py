@@ -24,11 +24,12 @@ from teacher.audio.registry import open_codec
 from teacher.conditions import Conditions
 from teacher.encoders.registry import Encoders, load_encoders
 from teacher.generate import generate
+from teacher.identity import ModelIdentity, identify
 from teacher.network import MMAudio
 from teacher.pretrained import Card, folder_of, save_pretrained
 from teacher.sampling import Precision, SamplingConfig
 from teacher.scene import Scene, Sound, make_scene
-from teacher.weights import file_digest, load_network, read_features_info, read_licence, weight_file
+from teacher.weights import load_network, read_features_info, read_licence
 from teacher.windows import Joiner, overlap_s, window_noise
 
 __all__ = ["Card", "Pipeline", "Precision", "SamplingConfig", "Scene", "Sound", "as_in_the_demo"]
@@ -52,8 +53,8 @@ class Pipeline:
     """Of the network's weights; belongs into the metadata of every sound."""
     source: Path | None = None
     """Folder it was loaded from."""
-    digest: str = ""
-    """First digits of the SHA-256 of the file of the network's weights."""
+    identity: ModelIdentity | None = None
+    """Name and digest of the weights, licence and teacher; None for a network that was not loaded from files."""
     weights_dir: Path | None = None
     """Folder of published codec and encoder files, where it uses them."""
 
@@ -89,7 +90,7 @@ class Pipeline:
             precision=precision,
             licence=read_licence(run),
             source=run,
-            digest=file_digest(weight_file(run, weights)),
+            identity=identify(run, weights),
             weights_dir=folder,
         )
 
@@ -190,6 +191,9 @@ class Pipeline:
                 sampling=replace(sampling, seed=seed),
                 scene=scene,
                 licence=self.licence,
+                identity=self.identity,
+                precision=self.precision,
+                device=self.device,
             )
             for seed, kept in zip(chosen, pieces, strict=True)
         ]

@@ -115,7 +115,9 @@ def model_card(about: Mapping[str, Any], card: Card) -> str:
     if short == "other":
         front.append(f"license_name: {json.dumps(licence)}")
     front += ["library_name: mf-mjt", "pipeline_tag: text-to-audio", "tags: [video-to-audio, meanflow]", "---"]
-    recipe = json.dumps(about.get("recipe") or {}, indent=1, ensure_ascii=False)
+    run = dict(about["run"])
+    teacher = run.pop("teacher", None)
+    recipe = json.dumps(run, indent=1, ensure_ascii=False)
     parts = [
         "\n".join(front),
         f"# {card.name}",
@@ -126,7 +128,7 @@ def model_card(about: Mapping[str, Any], card: Card) -> str:
         f'pipe = Pipeline.from_pretrained("{card.name}")\n'
         'pipe(prompt="rain on a tin roof", seeds=0)[0].save("rain.flac")\n```',
         f"**Licence of the weights:** {licence}",
-        f"**Teacher:** {about.get('teacher') or 'none'}",
+        f"**Teacher:** {teacher or 'none'}",
         f"**Data:** {card.data}",
         f"**SHA-256 of model.safetensors** begins with {about['digest']}",
     ]
@@ -142,6 +144,7 @@ def _about(pipeline: "Pipeline", digest: str) -> dict[str, Any]:
     document = {} if pipeline.source is None else read_run_config(pipeline.source)
     run = document.get("run")
     run = run if isinstance(run, dict) else {}
+    recipe = {name: run[name] for name in ("method", "loop") if name in run}
     teacher = run.get("teacher")
     return {
         "kind": "student" if pipeline.net.config.interval_embedding else "teacher",
@@ -150,9 +153,8 @@ def _about(pipeline: "Pipeline", digest: str) -> dict[str, Any]:
         "window_s": pipeline.window_s,
         "sample_rate": pipeline.codec.sequence.sample_rate,
         "digest": digest,
-        "teacher": None if teacher is None else Path(str(teacher)).name,
         "digests": document.get("digests") or {},
-        "recipe": {name: run[name] for name in ("method", "loop") if name in run} or document.get("recipe"),
+        "run": recipe | ({} if teacher is None else {"teacher": Path(str(teacher)).name}),
     }
 
 

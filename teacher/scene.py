@@ -10,8 +10,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from teacher.conditions import Conditions
-from teacher.data.media import MediaError, probe, write_audio
+from teacher.data.media import MediaError, probe, remux, write_audio
 from teacher.encoders.registry import Encoders, encode_clip
+from teacher.identity import ModelIdentity
+from teacher.provenance import Provenance, describe
 from teacher.sampling import SamplingConfig
 from teacher.sequence import MIN_DURATION_S, SequenceConfig
 from teacher.windows import window_starts
@@ -28,6 +30,8 @@ class Scene:
     """Encoded negative prompt, (1, tokens, width)."""
     total_s: float
     """Duration of the sound."""
+    cut: bool
+    """Whether that is less than the whole video."""
     length_s: float
     starts: tuple[int, ...]
     """First latent frame of every window."""
@@ -56,15 +60,59 @@ class Sound:
     scene: Scene
     licence: str
     """Of the weights."""
+    identity: ModelIdentity | None = None
+    precision: str = "float32"
+    device: str = "cpu"
 
     @property
     def duration_s(self) -> float:
         return len(self.wave) / self.sample_rate
 
+    @property
+    def provenance(self) -> Provenance | None:
+        """Where it comes from and how to make it again; None for a network that was not loaded from files."""
+        if self.identity is None:
+            return None
+        return describe(
+            self.identity,
+            self.sampling,
+            duration_s=self.duration_s,
+            precision=self.precision,
+            device=self.device,
+            prompt=self.scene.prompt,
+            negative_prompt=self.scene.negative_prompt,
+            source=self.scene.video,
+        )
+
+    @property
+    def comment(self) -> str:
+        """What goes into the tags of a file: the provenance, or at least licence, steps, guidance and seed."""
+        found = self.provenance
+        if found is not None:
+            return found.to_line()
+        return f"licence of the weights: {self.licence}; {self.sampling}, seed {self.seed}"
+
     def save(self, path: Path | str) -> Path:
-        """Write .wav or .flac with the way it was made in its tags."""
-        comment = f"licence of the weights: {self.licence}; {self.sampling}, seed {self.seed}"
-        write_audio(Path(path), self.wave.numpy(), self.sample_rate, comment=comment)
+        """Write .wav, .flac, .ogg or .mp3 with its provenance in the tags."""
+        write_audio(Path(path), self.wave.numpy(), self.sample_rate, comment=self.comment)
+        return Path(path)
+
+    def save_film(self, path: Path | str) -> Path:
+        """Write the video again with this sound, and the provenance in its metadata.
+
+        Raises:
+            ValueError: the sound was made for words alone.
+        """
+        if self.scene.video is None:
+            raise ValueError("a sound made for words alone has no picture to go with")
+        remux(
+            self.scene.video,
+            self.wave.numpy(),
+            self.sample_rate,
+            Path(path),
+            duration_s=self.scene.total_s if self.scene.cut else None,
+            comment=self.comment,
+        )
         return Path(path)
 
 
@@ -86,7 +134,7 @@ def make_scene(
     """
     if video is None and prompt is None:
         raise ValueError("give a video, a prompt or both")
-    total_s = _duration(video, duration_s, window_s)
+    total_s, cut = _duration(video, duration_s, window_s)
     length_s = min(total_s, window_s)
     starts = window_starts(total_s, window_s, sequence)
     seconds = [start / sequence.latent_rate for start in starts]
@@ -97,21 +145,25 @@ def make_scene(
         negative_prompt=negative_prompt,
         negative=negative,
         total_s=total_s,
+        cut=cut,
         length_s=length_s,
         starts=starts,
         conditions=lambda first, last: _conditions(encoders, video, words, seconds[first:last], length_s),
     )
 
 
-def _duration(video: Path | None, duration_s: float | None, window_s: float) -> float:
+def _duration(video: Path | None, duration_s: float | None, window_s: float) -> tuple[float, bool]:
+    """Seconds of sound, and whether the video is longer."""
     if video is None:
-        return window_s if duration_s is None else duration_s
+        return window_s if duration_s is None else duration_s, False
     info = probe(video)
     if not info.has_video:
         raise MediaError(f"{video}: has no picture to make sound for; use a prompt for sound from words")
     if info.duration_s < MIN_DURATION_S:
         raise MediaError(f"{video}: lasts {info.duration_s:.2f} s, the shortest usable video is {MIN_DURATION_S} s")
-    return info.duration_s if duration_s is None else min(duration_s, info.duration_s)
+    if duration_s is None or duration_s >= info.duration_s:
+        return info.duration_s, False
+    return duration_s, True
 
 
 def _conditions(

@@ -390,3 +390,125 @@ def test_real_clips_of_the_shared_set() -> None:
         assert wave.shape == (32_000,)
         assert info.duration_s > 2.0
         assert time.perf_counter() - began < 5.0
+
+
+CLOCK = 30_000
+RATES = {
+    "24": [k / 24 for k in range(36)],
+    "25": [k / 25 for k in range(36)],
+    "29.97": [k * 1001 / 30_000 for k in range(45)],
+    "30": [k / 30 for k in range(45)],
+    "60": [k / 60 for k in range(50)],
+    "variable": [0.0, 0.1, 0.13, 0.5, 0.9, 0.95, 1.3],
+    "0.7 s": [k / 10 for k in range(7)],
+}
+"""Presentation times by name; the last frame is shown as long as the one before it."""
+
+
+def film(path: Path, times_s: list[float], *, reordered: bool = True) -> Path:
+    """Silent H.264 with frames at exactly these times, in another order in the file (as encoders like it) or not."""
+    ticks = [round(t * CLOCK) for t in times_s]
+    ticks.append(2 * ticks[-1] - ticks[-2])
+    with av.open(str(path), "w") as output:
+        stream = output.add_stream(
+            "libx264", rate=30, options={"crf": "5", "threads": "1"} | ({} if reordered else {"bf": "0"})
+        )
+        stream.width, stream.height, stream.pix_fmt = 96, 64, "yuv420p"
+        stream.codec_context.time_base = Fraction(1, CLOCK)
+        for picture, at in zip([*grey_ramp(len(times_s)), None], ticks, strict=True):
+            frame = None
+            if picture is not None:
+                frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
+                frame.pts, frame.time_base = at, Fraction(1, CLOCK)
+            for packet in stream.encode(frame):
+                packet.duration = ticks[ticks.index(packet.pts) + 1] - packet.pts
+                output.mux(packet)
+    return path
+
+
+def frame_times(path: Path) -> list[float]:
+    with av.open(str(path)) as container:
+        return [frame.time for frame in container.decode(container.streams.video[0])]
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv"])
+@pytest.mark.parametrize("rate", RATES)
+def test_any_frame_rate_goes_by_presentation_time_and_keeps_its_length(tmp_path: Path, rate: str, suffix: str) -> None:
+    times = RATES[rate]
+    end_s = 2 * times[-1] - times[-2]
+    # Matroska counts in milliseconds, the others in at least 1 / CLOCK.
+    tick_s = 1e-3 if suffix == ".mkv" else 1 / CLOCK
+    # MP4 states how far decoding times are apart. Where frames are reordered and of unequal length, that is not how
+    # long they are shown, and nobody knows when the last one ends; cameras of variable rate do not reorder.
+    source = film(tmp_path / f"a{suffix}", times, reordered=suffix == ".mkv" or rate != "variable")
+    assert probe(source).duration_s == pytest.approx(end_s, abs=2 * tick_s)
+    asked_s = end_s - tick_s
+    (frames,) = read_frames(source, [FrameRequest(fps=8, height=64, width=96)], duration_s=asked_s)
+    due = [k / 8 for k in range(int(8 * asked_s))]
+    first_after = [next((i for i, t in enumerate(times) if t >= d - tick_s), len(times) - 1) for d in due]
+    assert index_of(frames) == first_after
+
+    for kind, window in (("copied", None), ("anew", end_s)):
+        for sample_rate, sound_s in ((16_000, end_s), (44_100, 0.2)):  # too short a sound is filled with silence
+            out = tmp_path / f"{kind}-{sample_rate}{suffix}"
+            remux(source, clicks(sound_s, sample_rate, (0.1,)), sample_rate, out, duration_s=window)
+            assert frame_times(out) == pytest.approx(times, abs=2 * tick_s)
+            assert probe(out).duration_s == pytest.approx(end_s, abs=2 * tick_s)
+            assert kind == "anew" or packets(out) == packets(source)
+            with av.open(str(out)) as container:
+                stream = container.streams.audio[0]
+                held = [(frame.time, frame.samples) for frame in container.decode(stream)]
+                stated_s = None if stream.duration is None else float(stream.duration * stream.time_base)
+            frame_s = 1024 / sample_rate
+            assert held[0][0] == pytest.approx(0.0, abs=tick_s)
+            # Sound is kept in whole AAC frames; what goes beyond the picture is less than one.
+            assert -2 * tick_s <= sum(n for _, n in held) / sample_rate - end_s < frame_s + 2 * tick_s
+            if suffix == ".mp4":  # its edit list states the length to the sample
+                assert stated_s == pytest.approx(end_s, abs=2 * tick_s + 1 / sample_rate)
+
+
+def test_the_first_frames_of_a_copied_matroska_stay(tmp_path: Path) -> None:
+    """Matroska states no decoding times, and FFmpeg knows none for the first frames."""
+    source = film(tmp_path / "a.mkv", RATES["25"])
+    with av.open(str(source)) as container:
+        assert next(container.demux(container.streams.video[0])).dts is None
+    for name in ("b.mkv", "b.mp4", "b.mov"):
+        remux(source, clicks(1.0, 16_000), 16_000, tmp_path / name)
+        (frames,) = read_frames(tmp_path / name, [FrameRequest(fps=25, height=64, width=96)], duration_s=1.4)
+        assert index_of(frames) == list(range(35))
+
+
+def test_the_length_of_a_film_is_that_of_its_picture_and_not_of_its_sound(tmp_path: Path) -> None:
+    for suffix in (".mp4", ".mkv"):
+        write_video(tmp_path / f"a{suffix}", grey_ramp(25), 25.0, clicks(1.7, 16_000), 16_000)
+        assert probe(tmp_path / f"a{suffix}").duration_s == pytest.approx(1.0, abs=1e-3)
+
+
+@pytest.mark.parametrize(("rate", "made"), [(8_000, 8_000), (16_000, 16_000), (44_100, 44_100), (96_000, 48_000)])
+def test_mp3_has_a_constant_bit_rate_and_the_length_of_the_sound(tmp_path: Path, rate: int, made: int) -> None:
+    wave = clicks(2.0, rate)
+    write_audio(tmp_path / "a.mp3", wave, rate)
+    back = read_audio(tmp_path / "a.mp3", sample_rate=rate)
+    assert abs(len(back) - len(wave)) <= 2 * rate // made  # the padding of both ends is left out
+    assert abs(lag(back, wave)) <= 1
+    with av.open(str(tmp_path / "a.mp3")) as container:
+        stream = container.streams.audio[0]
+        assert stream.rate == made
+        sizes = [packet.size for packet in container.demux(stream) if packet.size]
+        bit_rate = 192_000 if made >= 32_000 else 128_000 if made >= 16_000 else 64_000
+        frame = 1152 if made >= 32_000 else 576
+    assert {abs(size - bit_rate / 8 * frame / made) < 1 for size in sizes} == {True}
+
+
+def test_mp3_needs_an_encoder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(av, "codecs_available", {"flac"})
+    with pytest.raises(ValueError, match=r"a\.mp3: this build of PyAV cannot write MP3 .* use \.flac or \.wav"):
+        write_audio(tmp_path / "a.mp3", clicks(1.0, 16_000), 16_000)
+    with pytest.raises(ValueError, match=r"a\.aac: the suffix must be one of \.wav, \.flac, \.ogg, \.mp3"):
+        write_audio(tmp_path / "a.aac", clicks(1.0, 16_000), 16_000)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_long_vorbis_file_is_written(tmp_path: Path) -> None:
+    write_audio(tmp_path / "a.ogg", np.zeros(600 * 8000, np.float32), 8000)
+    assert soundfile.info(tmp_path / "a.ogg").frames == 600 * 8000

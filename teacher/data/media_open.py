@@ -1,7 +1,9 @@
 """Opening media files that nobody vouched for: what is refused, and what a file says about itself."""
 
 import math
+import os
 import stat
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,12 +12,30 @@ from pathlib import Path
 import av
 import numpy as np
 from av.container import InputContainer
+from av.frame import Frame
+from av.stream import Stream
 from av.video.stream import VideoStream
+
+from teacher.data.media_boxes import BoxError, check_boxes
 
 FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,flv,asf,wav,flac,ogg,mp3,aac,aiff,w64"
 """Container formats that hold their own data; play lists and concat scripts, which name other files, are left out."""
 MAX_PIXELS = 8192 * 8192
 """Largest picture that is decoded; a header can claim any size."""
+MAX_STREAMS = 128
+"""Most streams of a file; each may cost a decoder."""
+MAX_DURATION_S = 24 * 3600.0
+"""Longest duration a header may claim; memory and time are planned from it before the end is seen."""
+SAMPLE_RATES = (1000, 1_536_000)
+"""Lowest and highest rate of sound; outside, resampling would need memory without bound."""
+CUT_OFF_S = 1.0
+"""A picture that ends more than this before its stated end is taken for cut off, and reading to that end fails."""
+READ_TIMEOUT_S = 10.0
+"""Longest wait for the next packet, and for each of the two halves of opening; damage may be searched without end."""
+PROBE_TIMEOUT_S = 20.0
+"""Longest search of `probe` for a first frame."""
+MAX_HOLES = 256 * 2**20
+"""Most bytes of a file that were never written. A sparse file of terabytes is quickly made and takes hours to read."""
 MAX_ASPECT = 32
 """Largest ratio of the long to the short edge; filling a square from a thinner picture would need a huge resize."""
 
@@ -26,7 +46,7 @@ class MediaError(ValueError):
 
 @dataclass(frozen=True, kw_only=True)
 class MediaInfo:
-    """What `probe` found out. `duration_s` is that of the picture when there is one, else of the sound.
+    """What `probe` found out. `duration_s` is when the last picture ends if there is one, else that of the sound.
 
     `width` and `height` are as displayed (rotation applied) and `fps` is the average rate; all 0 without a picture.
     """
@@ -56,17 +76,61 @@ def open_media(path: Path) -> Iterator[InputContainer]:
         raise MediaError(f"{path}: is not a regular file")
     if status.st_size == 0:
         raise MediaError(f"{path}: is empty (0 bytes)")
-    options = {"protocol_whitelist": "file", "format_whitelist": FORMATS}
+    if (holes := _holes(path, status.st_size)) > MAX_HOLES:
+        raise MediaError(f"{path}: {holes >> 20} MiB of it were never written; is a download or a copy unfinished?")
     try:
-        with av.open(f"file:{path.absolute()}", mode="r", container_options=options) as container:
+        with path.open("rb") as file:
+            check_boxes(file)
+    except BoxError as error:
+        raise MediaError(f"{path}: {error}") from error
+    except OSError as error:
+        raise MediaError(f"{path}: cannot be read: {error.strerror}") from error
+    options = {"protocol_whitelist": "file", "format_whitelist": FORMATS, "max_streams": str(MAX_STREAMS)}
+    limits = {"max_pixels": str(MAX_PIXELS)}
+    try:
+        with av.open(
+            f"file:{path.absolute()}",
+            mode="r",
+            container_options=options,
+            options=limits,
+            metadata_errors="replace",
+            timeout=READ_TIMEOUT_S,
+        ) as container:
+            for picture in container.streams.video:
+                picture.codec_context.options = limits
+            for sound in container.streams.audio:
+                if sound.sample_rate and not SAMPLE_RATES[0] <= sound.sample_rate <= SAMPLE_RATES[1]:
+                    raise MediaError(f"{path}: sound at {sound.sample_rate} Hz is not one that can be read")
             yield container
-    except (av.error.FFmpegError, OSError, EOFError) as error:
+    except (av.error.FFmpegError, OSError, EOFError, MemoryError) as error:
         raise MediaError(f"{path}: {_reason(error)}") from error
+
+
+def _holes(path: Path, size: int) -> int:
+    """Bytes that take no place on the disk, as far as the file system tells and to the first hundred of them."""
+    if size <= MAX_HOLES or not hasattr(os, "SEEK_HOLE"):
+        return 0
+    holes = position = 0
+    with path.open("rb", buffering=0) as file:
+        for _ in range(100):
+            begin = os.lseek(file.fileno(), position, os.SEEK_HOLE)
+            try:
+                position = os.lseek(file.fileno(), begin, os.SEEK_DATA)
+            except OSError:  # nothing but a hole up to the end
+                position = size
+            holes += position - begin
+            if position >= size:
+                break
+    return holes
 
 
 def _reason(error: Exception) -> str:
     if isinstance(error, av.error.InvalidDataError):
         return "is not a media file that can be decoded (damaged, cut off, or of another kind)"
+    if isinstance(error, av.error.ExitError):
+        return f"nothing can be read from it for {READ_TIMEOUT_S:g} s; it is damaged, or its disk does not answer"
+    if isinstance(error, av.error.MemoryError):
+        return "its header asks for more memory or streams than it is given"
     if isinstance(error, av.error.ArgumentError):
         return "its format is not supported or its header is damaged"
     return f"cannot be decoded: {getattr(error, 'strerror', None) or error}".replace("\n", " ")
@@ -134,21 +198,18 @@ def probe(path: Path) -> MediaInfo:
         fps = 0.0
         if video is not None:
             check_picture(path, video.codec_context.width, video.codec_context.height)
-            first = next(container.decode(video), None)
-            if first is None:
+            first = _first_frame(container, video, path)
+            if not isinstance(first, av.VideoFrame):
                 raise MediaError(f"{path}: no video frame can be decoded; the file is damaged or cut off")
+            check_picture(path, first.width, first.height)
             width, height = (first.height, first.width) if first.rotation % 180 else (first.width, first.height)
             fps = float(video.average_rate or video.guessed_rate or 0.0)
-        elif next(container.decode(audio), None) is None:
+        elif audio is not None and _first_frame(container, audio, path) is None:
             raise MediaError(f"{path}: no sound can be decoded; the file is damaged or cut off")
-        stream = video if video is not None else audio
-        assert stream is not None
-        if stream.duration is not None and stream.time_base is not None:
-            duration_s = float(stream.duration * stream.time_base)
-        elif container.duration is not None:
-            duration_s = container.duration / av.time_base
-        else:
-            raise MediaError(f"{path}: states no duration; convert it to mp4 or wav first")
+        duration_s = _claimed_duration_s(container, video or audio, path)
+        if video is not None:
+            end_s = _last_end_s(container, video)
+            duration_s = end_s if duration_s - CUT_OFF_S <= end_s <= MAX_DURATION_S else duration_s
         return MediaInfo(
             path=path,
             duration_s=duration_s,
@@ -158,3 +219,49 @@ def probe(path: Path) -> MediaInfo:
             height=height,
             fps=fps,
         )
+
+
+def _first_frame(container: InputContainer, stream: Stream, path: Path) -> Frame | None:
+    """The first frame that can be decoded; None at the end of the file."""
+    began = time.monotonic()
+    for packet in container.demux(stream):
+        for frame in packet.decode():
+            if isinstance(frame, Frame):
+                return frame
+        if time.monotonic() - began > PROBE_TIMEOUT_S:
+            raise MediaError(f"{path}: nothing could be decoded within {PROBE_TIMEOUT_S:g} s; the file is damaged")
+    return None
+
+
+def _last_end_s(container: InputContainer, video: VideoStream) -> float:
+    """When the last picture stops being shown; 0 where that cannot be found out.
+
+    Headers are wrong about it: MP4 adds up decoding times, which differ where frames are reordered and of unequal
+    length, and Matroska counts the sound.
+    """
+    end_s, origin = 0.0, origin_s(container)
+    began = time.monotonic()
+    try:
+        container.seek(container.duration or 0, backward=True)
+        for packet in container.demux(video):
+            if packet.pts is not None and packet.size and not packet.is_discard and video.time_base is not None:
+                end = packet.pts + (packet.duration or 0)
+                end_s = max(end_s, float(end * video.time_base) - origin)
+            if time.monotonic() - began > PROBE_TIMEOUT_S:
+                return 0.0
+    except av.error.FFmpegError:
+        return 0.0
+    return end_s
+
+
+def _claimed_duration_s(container: InputContainer, stream: Stream | None, path: Path) -> float:
+    """What the header says of the stream, else of the whole file; at most MAX_DURATION_S."""
+    if stream is not None and stream.duration is not None and stream.time_base is not None:
+        duration_s = float(stream.duration * stream.time_base)
+    elif container.duration is not None:
+        duration_s = container.duration / av.time_base
+    else:
+        raise MediaError(f"{path}: states no duration; convert it to mp4 or wav first")
+    if not 0 <= duration_s <= MAX_DURATION_S:
+        raise MediaError(f"{path}: states a duration of {duration_s:.4g} s; from 0 to {MAX_DURATION_S:g} s can be used")
+    return duration_s

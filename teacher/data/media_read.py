@@ -19,6 +19,8 @@ TIME_TOLERANCE_S = 1e-6
 """Slack when a time stamp is compared with k / fps; stamps are exact fractions, sums of floats are not."""
 THREADED_PIXELS = 1280 * 720
 """From this size on, decoding uses several threads; below, starting them costs more than it saves."""
+MAX_FPS = 1000
+"""Frames a second, and frames out of order in a row, beyond which a file is not believed."""
 PREROLL_S = 0.5
 """Windows that start earlier than this are reached by decoding from the start instead of seeking."""
 
@@ -159,12 +161,15 @@ def decode_video(
         # Some indexes land behind the target; then the file is read from its start.
         landed = frame is not None and frame.time is not None and frame.time - origin <= start_s + TIME_TOLERANCE_S
         container.seek(int((start_s + origin) * av.time_base) if landed else 0, backward=True)
-    previous_s = -math.inf
-    for frame in container.decode(stream):
+    previous_s = first_s = -math.inf
+    for count, frame in enumerate(container.decode(stream)):
+        if count > MAX_FPS * (1.0 + max(0.0, previous_s - first_s)):
+            raise MediaError(f"{path}: has more than {MAX_FPS} frames a second; its time stamps are damaged")
         if frame.time is None or frame.is_corrupt:
             continue
         time_s = frame.time - origin
         if time_s > previous_s and time_s >= -TIME_TOLERANCE_S:
+            first_s = time_s if first_s == -math.inf else first_s
             previous_s = time_s
             yield frame, time_s
 

@@ -21,6 +21,8 @@ MAX_GAP_S = 60.0
 SOUND_FILES = ("wav", "flac", "ogg")
 """Formats read by libsndfile, which is exact to the sample; FFmpeg's time stamps of Vorbis are up to 3 ms late."""
 BLOCK = 65_536
+MAX_SOUND_S = 2 * 3600.0
+"""Longest sound that is read whole: coded silence takes next to nothing on a disk."""
 
 
 def read_audio(path: Path, *, sample_rate: int, start_s: float = 0.0, duration_s: float | None = None) -> np.ndarray:
@@ -28,13 +30,15 @@ def read_audio(path: Path, *, sample_rate: int, start_s: float = 0.0, duration_s
 
     Silence stands in where the sound starts late or has a gap, so sample n is at start_s + n / sample_rate. The end is
     cut to round(D sample_rate) samples but never padded; without a duration, up to one codec frame of the encoder's
-    own padding may follow the sound. Raises MediaError without an audio stream or when nothing can be decoded.
+    own padding may follow the sound. Raises MediaError without an audio stream, when nothing can be decoded, and
+    without a duration for more than two hours.
     """
     path = Path(path)
     if sample_rate <= 0:
         raise ValueError(f"sample_rate must be positive, got {sample_rate}")
     check_window(start_s, duration_s)
     chunks: list[np.ndarray] = []
+    read = 0
     with open_media(path) as container:
         if not container.streams.audio:
             raise MediaError(f"{path}: has no sound")
@@ -48,6 +52,9 @@ def read_audio(path: Path, *, sample_rate: int, start_s: float = 0.0, duration_s
             if resampler is None:
                 resampler = soxr.ResampleStream(rate, sample_rate, 1, dtype="float32", quality="HQ")
             chunks.append(resampler.resample_chunk(mono))
+            read += len(chunks[-1])
+            if duration_s is None and read > MAX_SOUND_S * sample_rate:
+                raise MediaError(f"{path}: holds more than {MAX_SOUND_S:g} s of sound; ask for a part of it")
         if resampler is not None:
             chunks.append(resampler.resample_chunk(np.zeros(0, np.float32), last=True))
     wave = np.concatenate(chunks) if chunks else np.zeros(0, np.float32)

@@ -1,64 +1,31 @@
-"""Writing sound and video: always to a temporary file that is renamed when complete."""
+"""Writing video, with its own or with new sound."""
 
 import math
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
 from fractions import Fraction
 from pathlib import Path
 
 import av
 import numpy as np
-import soundfile
 import soxr
 from av.audio.stream import AudioStream
 from av.container import OutputContainer
 from av.video.stream import VideoStream
 
-from teacher.data.media_open import MediaError, check_wave, open_media, origin_s, video_stream
+from teacher.data.media_open import MAX_DURATION_S, MediaError, check_wave, open_media, origin_s, video_stream
 from teacher.data.media_read import TIME_TOLERANCE_S, decode_video, frame_duration_s
+from teacher.data.media_write_sound import check_comment, encode_sound, next_rate, replacing, set_comment
 
 AAC_RATES = (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000, 64000, 88200, 96000)
-SOUND_SUFFIXES = {".wav": "WAV", ".flac": "FLAC"}
+MAX_WAITING = 64
+"""Packets without a decoding time that are held back for the first that has one."""
 VIDEO_SUFFIXES = (".mp4", ".mov", ".m4v", ".mkv")
 H264 = {"preset": "veryfast", "crf": "20", "threads": "1", "x264-params": "mbtree=0"}
 """One thread and no macroblock tree: with small pictures x264's tree reads stale memory, and files differ by run."""
+IN_ORDER = {"bf": "0"}
+"""For frames of unequal length: where they are reordered, MP4 states the sum of decoding times as their duration."""
 CLOCK = 90_000
 """Ticks a second for re-encoded pictures; a multiple of the usual rates."""
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path`, renamed over it at the end, removed if the block fails or is interrupted."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
-    try:
-        yield temporary
-        temporary.replace(path)
-    except av.error.FFmpegError as error:
-        raise MediaError(f"{path}: cannot be written: {error.strerror}") from error
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def write_audio(path: Path, wave: np.ndarray, sample_rate: int, comment: str | None = None) -> None:
-    """Write a mono 16-bit .wav or .flac. A wave with |peak| > 1 is scaled down as a whole, never clipped.
-
-    `comment` goes into the file's tags: COMMENT in FLAC, ICMT in WAV.
-    """
-    path = Path(path)
-    if path.suffix.lower() not in SOUND_SUFFIXES:
-        raise ValueError(f"{path}: the suffix must be one of {', '.join(SOUND_SUFFIXES)}")
-    wave = check_wave(wave, sample_rate)
-    kind = SOUND_SUFFIXES[path.suffix.lower()]
-    with (
-        replacing(path) as temporary,
-        soundfile.SoundFile(temporary, "w", sample_rate, channels=1, subtype="PCM_16", format=kind) as file,
-    ):
-        if comment is not None:
-            file.comment = comment
-        file.write(wave)
 
 
 def write_video(
@@ -76,9 +43,10 @@ def write_video(
     if not fps > 0:
         raise ValueError(f"fps must be positive, got {fps}")
     wave = check_wave(wave, sample_rate)
+    check_comment(comment)
     frames = np.pad(frames, ((0, 0), (0, frames.shape[1] % 2), (0, frames.shape[2] % 2), (0, 0)), mode="edge")
-    with replacing(path) as temporary, av.open(str(temporary), mode="w") as output:
-        _comment(output, comment)
+    with replacing(path) as temporary, _open_film(temporary, sample_rate) as output:
+        set_comment(output, comment)
         rate = Fraction(fps).limit_denominator(1001)
         video = _add_h264(output, frames.shape[2], frames.shape[1], rate, 1 / rate)
         audio, wave = _add_aac(output, wave, sample_rate)
@@ -87,7 +55,7 @@ def write_video(
             frame.pts, frame.time_base = index, 1 / rate
             output.mux(video.encode(frame))
         output.mux(video.encode(None))
-        _encode_aac(output, audio, wave)
+        encode_sound(output, audio, wave, len(wave))
 
 
 def remux(
@@ -108,15 +76,16 @@ def remux(
     """
     video_path, out_path = Path(video_path), Path(out_path)
     _check_video_suffix(out_path)
+    check_comment(comment)
     wave = check_wave(wave, sample_rate)
     if start_s < 0 or (duration_s is not None and not duration_s > 0):
         raise ValueError(f"start_s must be at least 0 and duration_s positive, got {start_s} and {duration_s}")
     with (
         replacing(out_path) as temporary,
-        av.open(str(temporary), mode="w") as output,
+        _open_film(temporary, sample_rate) as output,
         open_media(video_path) as source,
     ):
-        _comment(output, comment)
+        set_comment(output, comment)
         stream = video_stream(source)
         if stream is None:
             raise MediaError(f"{video_path}: has no picture to put the sound under")
@@ -140,18 +109,43 @@ def _copy_with_sound(
     assert stream.time_base is not None
     shift = round(origin_s(source) / stream.time_base)
     end_s = 0.0
-    for packet in source.demux(stream):
-        if packet.dts is None:
-            continue
+    for packet in _in_decoding_order(source.demux(stream)):
+        assert packet.dts is not None
         packet.dts -= shift
         if packet.pts is not None:
             packet.pts -= shift
             end_s = max(end_s, float((packet.pts + (packet.duration or 0)) * stream.time_base))
+            _check_end(path, end_s)
         packet.stream = copy
         output.mux(packet)
     if end_s <= 0:
         raise MediaError(f"{path}: holds no video packets; the file is damaged or cut off")
-    _encode_aac(output, audio, _fit(wave, audio, end_s))
+    encode_sound(output, audio, wave, round(end_s * audio.rate))
+
+
+def _in_decoding_order(packets: Iterable[av.Packet]) -> Iterator[av.Packet]:
+    """The packets that hold something, each with a decoding time.
+
+    Matroska states none, and FFmpeg knows them only from the second or third frame on; the first (a key frame, without
+    which nothing can be decoded) get times one frame apart before that.
+    """
+    waiting: list[av.Packet] = []
+    last: int | None = None
+    for packet in packets:
+        if packet.size == 0:
+            continue
+        if packet.dts is None and last is None and len(waiting) < MAX_WAITING:
+            waiting.append(packet)
+            continue
+        if packet.dts is None:
+            packet.dts = (0 if packet.pts is None else packet.pts) if last is None else last + 1
+        for back, early in enumerate(reversed(waiting), start=1):
+            early.dts = packet.dts - back * (packet.duration or 1)
+        yield from (*waiting, packet)
+        waiting, last = [], packet.dts
+    for early in waiting:  # none knew its time
+        early.dts = last = (0 if early.pts is None else early.pts) if last is None else max(last + 1, early.pts or 0)
+        yield early
 
 
 def _encode_with_sound(
@@ -166,6 +160,7 @@ def _encode_with_sound(
 ) -> None:
     video: VideoStream | None = None
     audio: AudioStream | None = None
+    shown: dict[int, int] = {}
     end_s = 0.0
     for frame, time_s in decode_video(source, stream, start_s, path):
         at_s = time_s - start_s
@@ -177,26 +172,45 @@ def _encode_with_sound(
         picture = np.ascontiguousarray(picture[: len(picture) // 2 * 2, : picture.shape[1] // 2 * 2])
         if video is None:
             rate = Fraction(stream.average_rate or 25)
-            video = _add_h264(output, picture.shape[1], picture.shape[0], rate, Fraction(1, CLOCK))
+            video = _add_h264(output, picture.shape[1], picture.shape[0], rate, Fraction(1, CLOCK), IN_ORDER)
             audio, wave = _add_aac(output, wave, sample_rate)
         new = av.VideoFrame.from_ndarray(picture, format="rgb24")
         new.pts, new.time_base = round(at_s * CLOCK), Fraction(1, CLOCK)
         end_s = min(at_s + frame_duration_s(frame, stream), duration_s)
-        output.mux(video.encode(new))
+        _check_end(path, end_s)
+        shown[new.pts] = round(end_s * CLOCK) - new.pts
+        _mux_shown(output, video.encode(new), shown)
     if video is None or audio is None:
         raise MediaError(f"{path}: has no video after {start_s:g} s")
-    output.mux(video.encode(None))
-    _encode_aac(output, audio, _fit(wave, audio, end_s))
+    _mux_shown(output, video.encode(None), shown)
+    encode_sound(output, audio, wave, round(end_s * audio.rate))
 
 
-def _comment(output: OutputContainer, comment: str | None) -> None:
-    """Must come before the first packet, with which the header is written."""
-    if comment is not None:
-        output.metadata["comment"] = comment
+def _mux_shown(output: OutputContainer, packets: Iterable[av.Packet], shown: dict[int, int]) -> None:
+    """Give each packet the duration kept under its time; encoders forget it, and the last one would be a guess."""
+    for packet in packets:
+        if packet.pts is not None:
+            packet.duration = shown.pop(packet.pts, packet.duration or 0)
+        output.mux(packet)
 
 
-def _add_h264(output: OutputContainer, width: int, height: int, rate: Fraction, time_base: Fraction) -> VideoStream:
-    stream = output.add_stream("libx264", rate=rate, options=H264)
+def _open_film(temporary: Path, sample_rate: int) -> OutputContainer:
+    """An output whose edit lists count in samples: in the milliseconds of FFmpeg's default, sound and picture would end
+    up to 1 ms beside each other."""
+    rate = next_rate(sample_rate, AAC_RATES)
+    options = {} if temporary.suffix.lower() == ".mkv" else {"movie_timescale": str(rate)}
+    return av.open(str(temporary), mode="w", container_options=options)
+
+
+def _add_h264(
+    output: OutputContainer,
+    width: int,
+    height: int,
+    rate: Fraction,
+    time_base: Fraction,
+    options: dict[str, str] | None = None,
+) -> VideoStream:
+    stream = output.add_stream("libx264", rate=rate, options=H264 | (options or {}))
     stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
     stream.codec_context.time_base = time_base
     return stream
@@ -204,7 +218,7 @@ def _add_h264(output: OutputContainer, width: int, height: int, rate: Fraction, 
 
 def _add_aac(output: OutputContainer, wave: np.ndarray, sample_rate: int) -> tuple[AudioStream, np.ndarray]:
     """A mono AAC stream and the wave at its rate: the next higher one that AAC knows, or 48 kHz."""
-    rate = sample_rate if sample_rate in AAC_RATES else next((r for r in AAC_RATES if r >= sample_rate), 48_000)
+    rate = next_rate(sample_rate, AAC_RATES)
     if rate != sample_rate:
         wave = soxr.resample(wave, sample_rate, rate)
     stream = output.add_stream("aac", rate=rate, layout="mono")
@@ -212,19 +226,9 @@ def _add_aac(output: OutputContainer, wave: np.ndarray, sample_rate: int) -> tup
     return stream, wave
 
 
-def _encode_aac(output: OutputContainer, stream: AudioStream, wave: np.ndarray) -> None:
-    size = stream.codec_context.frame_size or 1024
-    for start in range(0, len(wave), size):
-        frame = av.AudioFrame.from_ndarray(wave[None, start : start + size], format="fltp", layout="mono")
-        frame.sample_rate, frame.pts, frame.time_base = stream.rate, start, Fraction(1, stream.rate)
-        output.mux(stream.encode(frame))
-    output.mux(stream.encode(None))
-
-
-def _fit(wave: np.ndarray, stream: AudioStream, duration_s: float) -> np.ndarray:
-    """Cut or fill with silence to `duration_s`."""
-    size = round(duration_s * stream.rate)
-    return np.pad(wave[:size], (0, max(0, size - len(wave))))
+def _check_end(path: Path, end_s: float) -> None:
+    if end_s > MAX_DURATION_S:
+        raise MediaError(f"{path}: has a picture at {end_s:.4g} s; at most {MAX_DURATION_S:g} s can be used")
 
 
 def _check_video_suffix(path: Path) -> None:

@@ -139,7 +139,7 @@ def test_bad_videos_are_named_and_the_others_made(folder):
     assert done.returncode == 1
     assert "broken.mp4" in done.stderr
     assert "empty.mp4" in done.stderr
-    assert "2 of 3 videos failed" in done.stderr
+    assert "2 of 3 inputs failed" in done.stderr
     assert (folder / "some" / f"{good.stem}.flac").is_file()
 
 

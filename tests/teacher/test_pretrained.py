@@ -37,7 +37,7 @@ def test_what_was_saved_sounds_the_same(pipeline, tmp_path):
     )
     twice = again.save_pretrained(tmp_path / "twice", CARD)
     assert (twice / "model.safetensors").read_bytes() == (folder / "model.safetensors").read_bytes()
-    assert json.loads((twice / "config.json").read_text())["digest"] == again.digest
+    assert json.loads((twice / "config.json").read_text())["digest"] == again.identity.digest[:12]
 
 
 def test_the_card_names_licence_teacher_data_recipe_and_metrics(pipeline, tmp_path):
