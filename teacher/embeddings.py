@@ -1,6 +1,7 @@
 """Timestep and rotary embeddings of MMAudio (arXiv 2412.15322, section 3; released configuration)."""
 
 import copy
+from contextlib import AbstractContextManager, nullcontext
 from typing import Literal, NamedTuple
 
 import torch
@@ -71,7 +72,7 @@ class TimestepEmbedder(nn.Module):
         return t[:, None] * freqs
 
     def forward(self, t: Tensor) -> Tensor:
-        with torch.autocast(t.device.type, enabled=False):
+        with _without_autocast(t.device.type):
             phases = self.phases(t)
             features = torch.cat([torch.cos(phases), torch.sin(phases)], dim=1)
             if self.precision == "bfloat16":
@@ -134,6 +135,11 @@ def compare_embeddings(a: TimestepEmbedder, b: TimestepEmbedder) -> EmbeddingFit
     return EmbeddingFit(*((error / x.square().mean().sqrt()).item() for x in (wanted, varying)))
 
 
+def _without_autocast(device: str) -> AbstractContextManager[object]:
+    """Autocast off, where it is on: torch.export takes minutes to remove fifty regions in which nothing changes."""
+    return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()
+
+
 def _rounded(x: Tensor) -> Tensor:
     """The nearest bfloat16 values, in the dtype they came in."""
     return x.to(torch.bfloat16).to(x.dtype)
@@ -161,7 +167,7 @@ def rotary(
 
 def rotate(x: Tensor, table: Rotary) -> Tensor:
     """Rotate adjacent channel pairs of x (B, heads, N, d): y0 = cos x0 - sin x1, y1 = sin x0 + cos x1."""
-    with torch.autocast(x.device.type, enabled=False):
+    with _without_autocast(x.device.type):
         even, odd = x[..., 0::2].to(table.cos.dtype), x[..., 1::2].to(table.cos.dtype)
         rotated = torch.stack([table.cos * even - table.sin * odd, table.sin * even + table.cos * odd], dim=-1)
     return rotated.flatten(-2).to(x.dtype)
