@@ -47,7 +47,7 @@ def kaiser_sinc_filter() -> Float[Tensor, "taps"]:
 
 
 @functools.lru_cache(maxsize=16)
-def _resamplers(dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
+def resamplers(dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
     """Matrices (BLOCK + 2 UP_MARGIN, 2 BLOCK) and (2 BLOCK + 2 DOWN_MARGIN, BLOCK) that make one block."""
     with torch.inference_mode(False):
         taps = kaiser_sinc_filter().double()
@@ -69,24 +69,30 @@ def _hold(x: Float[Tensor, "rows time"], left: int, right: int) -> Float[Tensor,
 
 
 def _blockwise(x: Float[Tensor, "rows padded"], matrix: Float[Tensor, "window made"], step: int) -> Tensor:
-    """Windows of x, `step` samples apart, times `matrix`, one after the other; one product for all rows."""
-    window = len(matrix)
-    return (x.unfold(1, window, step).reshape(-1, window) @ matrix).view(len(x), -1)
+    """Windows of x, `step` samples apart, times `matrix`, one after the other; all rows at once, no window is copied.
+
+    A window is a block of `step` samples and the start of the next block, so two products are added. The last window of
+    a row would need a block of the next row: what it makes is not to be used.
+    """
+    blocks = x.view(-1, step)
+    made = blocks @ matrix[:step]
+    made[:-1].addmm_(blocks[1:, : len(matrix) - step], matrix[step:])
+    return made.view(len(x), -1)
 
 
 def upsample(x: Float[Tensor, "rows time"]) -> Float[Tensor, "rows doubled"]:
     """Twice the rate, gain 1, edges held."""
     length, tail = x.shape[1], -x.shape[1] % BLOCK
-    matrix, _ = _resamplers(x.dtype, x.device)
-    return _blockwise(_hold(x, UP_MARGIN, UP_MARGIN + tail), matrix, BLOCK)[:, : 2 * length]
+    matrix, _ = resamplers(x.dtype, x.device)
+    return _blockwise(_hold(x, UP_MARGIN, tail + BLOCK - UP_MARGIN), matrix, BLOCK)[:, : 2 * length]
 
 
 def downsample(u: Float[Tensor, "rows doubled"]) -> Float[Tensor, "rows time"]:
     """Half the rate after the lowpass filter, edges held; the length must be even."""
     length = u.shape[1] // 2
     tail = -length % BLOCK
-    _, matrix = _resamplers(u.dtype, u.device)
-    return _blockwise(_hold(u, DOWN_MARGIN, DOWN_MARGIN + 2 * tail), matrix, 2 * BLOCK)[:, :length]
+    _, matrix = resamplers(u.dtype, u.device)
+    return _blockwise(_hold(u, DOWN_MARGIN, 2 * (tail + BLOCK) - DOWN_MARGIN), matrix, 2 * BLOCK)[:, :length]
 
 
 def _activate(x: Tensor, frequency: Tensor, height: Tensor) -> Tensor:
