@@ -6,16 +6,21 @@ from pathlib import Path
 
 from scripts.distill import PRESETS as STUDENT_PRESETS
 from scripts.train_teacher import PRESETS as TEACHER_PRESETS
+from tests.saved_student import save_student
 
 ROOT = Path(__file__).resolve().parents[1]
 TEXT = (ROOT / "README.md").read_text()
 
 
-def test_python_example_runs():
+def test_python_example_runs(tmp_path, monkeypatch):
+    (tmp_path / "runs" / "demo").mkdir(parents=True)
+    save_student(tmp_path / "runs" / "demo" / "student")
+    monkeypatch.chdir(tmp_path)
     blocks = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
     assert blocks
     for block in blocks:
         exec(compile(block, "README.md", "exec"), {})
+    assert (tmp_path / "runs" / "ball.flac").is_file()
 
 
 def test_commands_exist():

@@ -2,25 +2,19 @@
 
 import json
 import sys
-from dataclasses import replace
 
 import numpy as np
 import pytest
 import soundfile
-import torch
 
 from eval.judges import Judges
 from eval.motion import motion_score, read_motion
 from scripts.sample import cli
 from scripts.sample_best import Ranker, best
 from scripts.sample_jobs import Job, jobs
-from teacher.audio.embedded_codec import EmbeddedCodec
 from teacher.data.media import write_video
-from teacher.encoders.registry import load_encoders
-from teacher.network import MMAudio
-from teacher.pipeline import Card, Pipeline
 from teacher.provenance import read_provenance
-from teacher.variants import variant
+from tests.saved_student import save_student
 
 RATE = 16_000
 
@@ -36,14 +30,7 @@ def film(path, frames=25, seed=0):
 def folder(tmp_path_factory):
     """A saved student and two films."""
     folder = tmp_path_factory.mktemp("sample")
-    torch.manual_seed(0)
-    net = MMAudio(replace(variant("debug_16k"), head_dim=16, interval_embedding=True)).eval()
-    with torch.no_grad():
-        for p in net.parameters():
-            p.add_(0.1 * torch.randn_like(p))
-    codec = EmbeddedCodec.fit([0.1 * torch.randn(200_000, generator=torch.Generator().manual_seed(0))])
-    pipeline = Pipeline(net=net, codec=codec, encoders=load_encoders("embedded"), window_s=1.0, licence="MIT")
-    pipeline.save_pretrained(folder / "student", Card(name="me/student"))
+    save_student(folder / "student")
     for k in (1, 2):
         film(folder / "films" / f"film{k}.mp4", seed=k)
     return folder

@@ -6,26 +6,17 @@ from dataclasses import replace
 import pytest
 import torch
 
-from teacher.audio.embedded_codec import EmbeddedCodec
-from teacher.encoders.registry import load_encoders
-from teacher.network import MMAudio
 from teacher.pipeline import Card, Pipeline
 from teacher.pretrained import folder_of
-from teacher.variants import variant
 from teacher.weights import WeightsError
+from tests.saved_student import tiny_pipeline
 
 CARD = Card(name="me/bells", description="Bells.", data="my bells, CC0", metrics={"FD": 1.5}, measured="ten clips")
 
 
 @pytest.fixture(scope="module")
 def pipeline():
-    torch.manual_seed(0)
-    net = MMAudio(replace(variant("debug_16k"), head_dim=16, interval_embedding=True)).eval()
-    with torch.no_grad():
-        for p in net.parameters():
-            p.add_(0.1 * torch.randn_like(p))
-    codec = EmbeddedCodec.fit([0.1 * torch.randn(200_000, generator=torch.Generator().manual_seed(0))])
-    return Pipeline(net=net, codec=codec, encoders=load_encoders("embedded"), window_s=1.0, licence="CC BY-NC 4.0")
+    return tiny_pipeline(licence="CC BY-NC 4.0")
 
 
 def test_what_was_saved_sounds_the_same(pipeline, tmp_path):
