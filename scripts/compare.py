@@ -24,15 +24,13 @@ from eval.overlap import find_overlap, read_groups
 from eval.rows import Row, Task
 from eval.speed import machine_facts
 from eval.sweep import PART, KeptAudio, Origin
-from eval.testlist import match_ids, read_test_ids
 from eval.testset import TestSet, Unreadable
 from eval.training_sounds import TrainingSounds
-from scripts.contestants import Entry, contestants
+from scripts.compare_inputs import check_fits, check_least, entries, listed
+from scripts.contestants import contestants
 from scripts.errors import one_line_errors
 from teacher.data.dataset import FeatureSet, load_codec
 from teacher.data.processes import Processes
-from teacher.pipeline import Pipeline
-from teacher.weights import read_features_info
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,7 +96,17 @@ def cli() -> None:
 def run(args: Compare, processes: Processes) -> None:
     """All tasks, one after the other."""
     device = _device(args.device)
-    entries = _entries(args)
+    check_least(
+        steps=(args.steps, 1),
+        max_clips=((args.max_clips,), 2),
+        part=((args.part,), 1),
+        num_examples=((args.num_examples,), 0),
+        timing_batches=(args.timing_batches, 1),
+        timing_repeats=((args.timing_repeats,), 0),
+    )
+    if not args.seeds:
+        raise ValueError("--seeds must hold at least one number")
+    networks = entries(args.teacher, args.student, args.also)
     sounds = TrainingSounds.read(args.data)
     cache = args.cache or args.out / "cache"
     features = FeatureSet.open(args.data, "test")
@@ -107,13 +115,13 @@ def run(args: Compare, processes: Processes) -> None:
     )
     codec = load_codec(args.data)
     command = f"python -m scripts.compare {shlex.join(sys.argv[1:])}".strip()
-    pipelines = {entry: entry.load(device) for entry in entries}
+    pipelines = {entry: entry.load(device) for entry in networks}
     for entry, pipeline in pipelines.items():
         check_fits(entry, pipeline, features)
         if processes.lead and pipeline.codec.digest != codec.digest:
             print(f"note: {entry.name} was trained with another codec than the data was extracted with (--codec-from)")
     licences = dict.fromkeys(pipeline.licence for pipeline in pipelines.values())
-    comment = f"licence of the weights: {' / '.join(licences)}; {', '.join(str(e.run) for e in entries)}"
+    comment = f"licence of the weights: {' / '.join(licences)}; {', '.join(str(e.run) for e in networks)}"
     comparison = Comparison(
         contestants=contestants(
             pipelines,
@@ -146,7 +154,7 @@ def run(args: Compare, processes: Processes) -> None:
     _start_together(comparison, args)
     examples: list[dict[str, object]] = []
     for task in args.tasks:
-        only, missing = _listed(args, features, task)
+        only, missing = listed(args.test_list, features, task, args.unreadable)
         test = TestSet.build(
             args.data,
             video=task == "vta",
@@ -161,7 +169,7 @@ def run(args: Compare, processes: Processes) -> None:
             processes=processes,
         )
         if processes.lead:
-            _tell(args, task, test, missing, [entry.run for entry in entries])
+            _tell(args, task, test, missing, [entry.run for entry in networks])
         for row in _rows(comparison, task, test, sounds):
             print(_line(row), flush=True)
         if processes.lead:
@@ -172,44 +180,6 @@ def run(args: Compare, processes: Processes) -> None:
             if count:
                 examples += writer.examples(task, test.records[:count], test.waves(0, count), comparison.keep)
             write_examples(args.out / "examples.json", examples)
-
-
-def _entries(args: Compare) -> list[Entry]:
-    """The networks by name. Raises ValueError for numbers no comparison can be made with, and for no network."""
-    for name, numbers, least in (
-        ("steps", args.steps, 1),
-        ("max-clips", (args.max_clips,), 2),
-        ("part", (args.part,), 1),
-        ("num-examples", (args.num_examples,), 0),
-        ("timing-batches", args.timing_batches, 1),
-        ("timing-repeats", (args.timing_repeats,), 0),
-    ):
-        if not numbers or min(numbers) < least:
-            raise ValueError(f"--{name} must be at least {least}, got {' '.join(map(str, numbers)) or 'none'}")
-    if not args.seeds:
-        raise ValueError("--seeds must hold at least one number")
-    own = [Entry(name, run) for name, run in (("teacher", args.teacher), ("student", args.student)) if run is not None]
-    entries = [*own, *map(Entry.parse, args.also)]
-    if not entries:
-        raise ValueError("there is no network to compare: give --teacher, --student or --also")
-    return entries
-
-
-def check_fits(entry: Entry, pipeline: Pipeline, features: FeatureSet) -> None:
-    """ValueError unless the network was trained for the windows, encoders and sample rate of the data: its waves would
-    be scored as sound of another rate, or features handed to it that it does not know."""
-    jumps = pipeline.net.config.interval_embedding
-    if (entry.name, jumps) in (("teacher", True), ("student", False)):
-        kind = "jumps, as students do" if jumps else "is integrated, as teachers are"
-        raise ValueError(f"--{entry.name} {entry.run} {kind}; exchange the two, or give it by --also NAME={entry.run}")
-    config = features.info["config"]
-    for name, own, of_data in (
-        ("sample rate", pipeline.codec.sequence.sample_rate, features.sequence.sample_rate),
-        ("duration in seconds", pipeline.window_s, features.duration_s),
-        ("set of encoders", read_features_info(entry.run).encoders, config["encoders"]),
-    ):
-        if own != of_data:
-            raise ValueError(f"{entry.name} ({entry.run}): its {name} is {own}, that of the data is {of_data}")
 
 
 def _start_together(comparison: Comparison, args: Compare) -> None:
@@ -232,20 +202,6 @@ def _rows(comparison: Comparison, task: Task, test: TestSet, sounds: TrainingSou
     yield from comparison.reference(task, test, sounds)
     for contestant in comparison.contestants:
         yield from comparison.rows(task, test, contestant)
-
-
-def _listed(args: Compare, features: FeatureSet, task: Task) -> tuple[tuple[str, ...] | None, tuple[str, ...]]:
-    """Ids to score and listed ids that are not there; None without a list."""
-    if args.test_list is None:
-        return None, ()
-    records = [record for record in features.records if record.has_video or task == "tta"]
-    matched = match_ids(read_test_ids(args.test_list), records)
-    if matched.missing and args.unreadable == "fail":
-        raise ValueError(
-            f"{args.test_list}: {matched} in {args.data}; extract them, or leave them out for all models with "
-            "--unreadable exclude"
-        )
-    return matched.ids, matched.missing
 
 
 def _tell(args: Compare, task: Task, test: TestSet, missing: tuple[str, ...], runs: list[Path]) -> None:
