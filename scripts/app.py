@@ -1,0 +1,100 @@
+"""A web page for sampling: drop a video or type words, hear teacher and student side by side."""
+
+import importlib.util
+import os
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import tyro
+
+from scripts.app_files import Workspace
+from scripts.app_studio import Model, Setting, Studio
+from scripts.errors import one_line_errors
+from teacher.pipeline import Pipeline
+from teacher.sequence import MIN_DURATION_S
+
+
+@dataclass(frozen=True, kw_only=True)
+class App:
+    """Serve the page until Ctrl-C. Needs the extra `app` (gradio); loads nothing from the network."""
+
+    run: Path = Path("runs/demo/student")
+    """Run folder of the student, or of any one network."""
+    teacher: Path | None = Path("runs/demo/teacher")
+    """Run folder of the teacher to be heard beside it; None for a page with one model."""
+    host: str = "127.0.0.1"
+    """Address to listen at; 0.0.0.0 lets other machines in, and there is no password."""
+    port: int = 7860
+    max_seconds: float = 60.0
+    """Longest video that is taken and longest sound that is made."""
+    max_megabytes: int = 200
+    """Largest file that is taken."""
+    guidance: float = 1.4
+    """What the student's slider starts with."""
+    teacher_steps: int = 25
+    """What the teacher's slider starts with."""
+    teacher_guidance: float = 1.4
+    """Likewise; the published networks want 4.5."""
+    share: bool = False
+    """Through gradio's public tunnel: fetches its program, and all that is sent passes its servers."""
+    weights_dir: Path | None = None
+    """Folder of codec and encoder files, where it is not the one the run folders name."""
+    device: str = "cuda" if torch.cuda.is_available() else "cpu"
+
+    def __post_init__(self) -> None:
+        if not MIN_DURATION_S <= self.max_seconds <= 3600.0:
+            raise ValueError(f"max_seconds must be from {MIN_DURATION_S} to 3600, got {self.max_seconds:g}")
+        if not 0 < self.port < 65536:
+            raise ValueError(f"port must be from 1 to 65535, got {self.port}")
+        if self.max_megabytes < 1:
+            raise ValueError(f"max_megabytes must be at least 1, got {self.max_megabytes}")
+
+    @property
+    def settings(self) -> tuple[Setting, ...]:
+        """What the sliders start with. Raises ValueError."""
+        student = Setting(model="student", steps=1, guidance=self.guidance)
+        if self.teacher is None:
+            return (student,)
+        return (student, Setting(model="teacher", steps=self.teacher_steps, guidance=self.teacher_guidance))
+
+
+@one_line_errors
+def cli() -> None:
+    """Entry point."""
+    serve(tyro.cli(App, description=__doc__))
+
+
+def serve(args: App) -> None:
+    """Load the networks, show the page, and remove every file of it at the end."""
+    if importlib.util.find_spec("gradio") is None:
+        raise ValueError("the page needs gradio, which is not installed: pip install 'mf-mjt[app]'")
+    starts = {setting.model: (setting.steps, setting.guidance) for setting in args.settings}
+    runs = {"student": args.run} | ({"teacher": args.teacher} if args.teacher is not None else {})
+    models = [
+        Model(name=name, pipeline=Pipeline.load(run, weights_dir=args.weights_dir, device=args.device))
+        for name, run in runs.items()
+    ]
+    with tempfile.TemporaryDirectory(prefix="mf-app-") as folder:
+        workspace = Workspace(root=Path(folder).resolve())
+        workspace.prepare()
+        # Read by gradio when it is imported and when the page is built.
+        os.environ |= {"GRADIO_TEMP_DIR": str(workspace.uploads), "GRADIO_ANALYTICS_ENABLED": "False"}
+        from scripts import app_page
+
+        studio = Studio(models=models, workspace=workspace, max_seconds=args.max_seconds)
+        page = app_page.build(studio, starts=starts)
+        options = app_page.launch_options(
+            studio, host=args.host, port=args.port, share=args.share, max_megabytes=args.max_megabytes
+        )
+        page.launch(prevent_thread_lock=True, **options)
+        print(f"http://{args.host}:{args.port} (Ctrl-C ends)", flush=True)
+        try:
+            page.block_thread()
+        finally:
+            page.close()
+
+
+if __name__ == "__main__":
+    cli()
