@@ -16,8 +16,8 @@ INFINITE = (
 )
 KERNEL = (
     "Kernel distance of {features}, 100 x unbiased squared maximum mean discrepancy, bandwidth from the real clips: as "
-    "FD, without its bias from few clips. An unbiased estimate of what is zero for real sound is below zero half of the "
-    "time: a negative value means no more than zero."
+    "FD, without its bias from few clips. As an unbiased estimate of a distance that is zero for real sound it may "
+    "come out negative, which means no more than zero."
 )
 KL = (
     "Divergence from the class posterior of each real clip to that of the clip generated for the same video or "

@@ -1,6 +1,6 @@
 """The columns of a paper's tables: which metric, printed how, under which name."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -92,8 +92,8 @@ OWN = (
 )
 """Metrics that need no weights. No name of a published metric stands alone among them."""
 EMBEDDED = (
-    "Embedded-FD, -KAD, -KL and -IS use this project's own features and classes, fitted to this data. They are other "
-    "quantities than the FD, KL and IS of publications and must not be compared with them."
+    "Embedded scores use this project's own features and classes, fitted to this data; they are other quantities than "
+    "the FD, KL and IS of publications and must not be compared with them."
 )
 
 
@@ -101,6 +101,19 @@ def columns_of(task: Task) -> tuple[Column, ...]:
     """Those of the paper, other scores of published networks, then ours."""
     published = {c.key: c for c in (*PUBLISHED[task], *EXTRA)}
     return (*published.values(), *OWN)
+
+
+def is_embedded(column: Column) -> bool:
+    """Whether it is of this project's own features or classes."""
+    return column in OWN and column.name.startswith("Embedded")
+
+
+def kinds_told(columns: Sequence[Column]) -> str:
+    """What kinds of scores some columns are."""
+    found = ["scores of published networks"] * any(c not in OWN for c in columns)
+    found += ["scores on this project's own (embedded) features"] * any(map(is_embedded, columns))
+    found += ["onsets against known events"] * any(c in OWN and not is_embedded(c) for c in columns)
+    return " and ".join([", ".join(found[:-1]), found[-1]] if len(found) > 1 else found)
 
 
 def escaped(text: str) -> str:

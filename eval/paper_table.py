@@ -1,7 +1,8 @@
 """The tables of a paper, in LaTeX and Markdown: the columns of MMAudio's tables 1 and 3 (arXiv 2412.15322), then ours.
 
 A column nobody computed is left out and named below the table; other scores of published networks follow where there
-are any. Embedded metrics come after the published ones under names of their own.
+are any. Embedded metrics come after the published ones under names of their own. Below the LaTeX table stands what a
+reader needs; the rest follows as comments, in Markdown as text.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -10,9 +11,12 @@ from pathlib import Path
 
 from eval.hygiene import TestFacts, facts_of
 from eval.paired import Difference, Setting, difference, settings
-from eval.paper_columns import EMBEDDED, OWN, PUBLISHED, Column, columns_of, escaped
-from eval.report_intervals import methods_told
-from eval.rows import ClipScores, Row, ScoresKey, Task, read_clip_scores, read_rows
+from eval.paper_columns import PUBLISHED, Column, columns_of, escaped
+from eval.report_budget import KeptBudget, read_budgets
+from eval.report_paper import caption, details, notes
+from eval.report_rows import rows_of
+from eval.report_timing import calls_of
+from eval.rows import ClipScores, Row, ScoresKey, Task, read_clip_scores
 from eval.tables import (
     GENERATORS,
     NONE,
@@ -23,9 +27,12 @@ from eval.tables import (
     TableRow,
     markdown,
     model_title,
+    seeds_differ,
     signed,
     significant,
 )
+
+IN_RESULTS = "95 % intervals and bias of every value are in results.md."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,17 +67,25 @@ FACTS = (
     Fact(title="Steps", of=lambda s: str(s.summary.steps)),
     Fact(title="NFE", of=lambda s: str(s.summary.nfe)),
 )
+SEEDS = Fact(title="Seeds", of=lambda s: str(len(s.summary.seeds)))
 SPEED = (Fact(title="RTF ↓", of=_rtf), Fact(title="Time (s) ↓", of=_time))
 
 
 @dataclass(frozen=True, kw_only=True)
 class PaperTable:
-    """One task: titles, rows with the bold decided, and what has to be said below."""
+    """One task: titles, rows with the bold decided, and what has to be said around them."""
 
     title: str
+    label: str
+    """To refer to it by in LaTeX."""
+    caption: str
     table: Table
     latex_columns: tuple[str, ...]
     notes: tuple[str, ...] = field(default=())
+    details: tuple[str, ...] = field(default=())
+    """What a reader need not know to read it: comments in LaTeX."""
+    in_results: str = ""
+    """What stands in results.md beside it; in Markdown alone."""
 
 
 def paper_table(
@@ -79,8 +94,11 @@ def paper_table(
     task: Task,
     *,
     facts: TestFacts | None = None,
+    budgets: Sequence[KeptBudget] = (),
 ) -> PaperTable:
-    """The table of one task from rows and their per-clip scores; `facts` of the test set go into the notes.
+    """The table of one task from rows and their per-clip scores.
+
+    `facts` of the test set go into the details; from `budgets` comes how many calls the times are of.
 
     Raises:
         ValueError: rows of one setting that do not average (see `summarise`), or no rows of the task.
@@ -91,6 +109,7 @@ def paper_table(
     metrics = [c for c in columns_of(task) if any(c.key in s.summary.mean for s in chosen)]
     generated = [s for s in chosen if s.summary.kind in GENERATORS]
     before = [f for f in FACTS if any(f.of(s) != NONE for s in generated)]
+    before += [SEEDS] * seeds_differ([s.summary for s in chosen])
     after = [f for f in SPEED if any(f.of(s) != NONE for s in generated)]
     missing = [c.title[:-2] for c in PUBLISHED[task] if c not in metrics]
     missing += [f.title.removesuffix(" ↓") for f in (*FACTS, *SPEED) if f not in (*before, *after)]
@@ -102,30 +121,38 @@ def paper_table(
         cells += [Cell(text=_value(s, c), best=bold[c.key][0] is s) for c in metrics]
         cells += [Cell(text=f.of(s) if made else NONE) for f in after]
         lines.append(TableRow(model=model_title(s.summary), kind=s.summary.kind, cells=tuple(cells), muted=not made))
-    notes = _notes(chosen, metrics, missing, {key: how for key, (_, how) in bold.items()})
+    how = {key: told for key, (_, told) in bold.items()}
+    more = details(chosen, metrics, missing, how)
     if facts is not None:
-        notes.append(f"Test set: {' '.join(facts.sentences())}")
+        more.append(f"Test set: {' '.join(facts.sentences())}")
     titles = ["Model", *(f.title for f in before), *(c.title for c in metrics), *(f.title for f in after)]
     latex = ["Model", *(f.latex for f in before), *(c.latex for c in metrics), *(f.latex for f in after)]
     return PaperTable(
         title=TASK_TITLES[task],
+        label=f"tab:{task}",
+        caption=caption(chosen, metrics),
         table=Table(columns=tuple(titles), rows=tuple(lines)),
         latex_columns=tuple(latex),
-        notes=tuple(notes),
+        notes=tuple(notes(chosen, metrics, how, calls_of(chosen, budgets))),
+        details=tuple(more),
+        in_results=IN_RESULTS * any(c.key in row.estimates for s in chosen for row in s.rows.values() for c in metrics),
     )
 
 
 def paper_markdown(table: PaperTable) -> str:
     """Title, table and notes in Markdown."""
-    return "\n\n".join([f"## {table.title}", markdown(table.table), *table.notes]) + "\n"
+    around = [*table.notes, *filter(None, [table.in_results]), *table.details]
+    return "\n\n".join([f"## {table.title}", table.caption, markdown(table.table), *around]) + "\n"
 
 
 def paper_latex(table: PaperTable) -> str:
-    """A table environment for booktabs; rows of one model stand together, floors and ceilings last."""
+    """A table environment for booktabs; rows of one model stand together, floors and ceilings last; details follow as
+    comments."""
     lines = [
         r"\begin{table}[t]",
         r"\centering",
-        rf"\caption{{{escaped(table.title)}.}}",
+        rf"\caption{{{escaped(table.caption)}}}",
+        rf"\label{{{table.label}}}",
         r"\small",
         r"\setlength{\tabcolsep}{4pt}",
     ]
@@ -140,7 +167,8 @@ def paper_latex(table: PaperTable) -> str:
         last = row.model
     lines += [r"\bottomrule", r"\end{tabular}", "", r"\vspace{2pt}\parbox{\linewidth}{\footnotesize"]
     lines += [f"{escaped(note)}" for note in table.notes]
-    return "\n".join([*lines, "}", r"\end{table}"]) + "\n"
+    lines += ["}", r"\end{table}", *(f"% {' '.join(text.split())}" for text in table.details)]
+    return "\n".join(lines) + "\n"
 
 
 def _muted(table: PaperTable) -> set[str]:
@@ -167,45 +195,15 @@ def _bold(generated: Sequence[Setting], column: Column) -> tuple[Setting | None,
     return best if clear else None, ", ".join(dict.fromkeys(d.how for d in found))
 
 
-def _notes(
-    chosen: Sequence[Setting], metrics: Sequence[Column], missing: Sequence[str], how: Mapping[str, str]
-) -> list[str]:
-    """What has to be said below the table; `how`: the interval behind the bold of each metric."""
-    clips = " or ".join(map(str, sorted({s.summary.num_clips for s in chosen})))
-    seeds = {seed for s in chosen if s.summary.kind in GENERATORS for seed in s.summary.seeds}
-    notes = [f"{clips} clips, means over {len(seeds)} seed{'s' * (len(seeds) != 1)} of the noise."]
-    if missing:
-        notes.append(f"Not computed, therefore without a column: {', '.join(missing)}.")
-    if any(c in OWN and c.name.startswith("Embedded") for c in metrics):
-        notes.append(EMBEDDED)
-    groups: dict[str, list[str]] = {}
-    for column in metrics:
-        groups.setdefault(how[column.key], []).append(column.title[:-2])
-    told = "; ".join(f"{', '.join(names)}: {which}" for which, names in groups.items())
-    notes.append(
-        "Bold: the best generated value, if it differs from every other by more than the 95 % interval of the "
-        f"difference. {told}."
-    )
-    methods = methods_told(chosen, {c.key: c.title[:-2] for c in metrics})
-    if methods:
-        notes.append(f"95 % intervals and bias of every value are in results.md. {methods}")
-    total = TASK_TOTALS[chosen[0].summary.task]
-    if any(total in s.summary.rtf for s in chosen):
-        devices = dict.fromkeys(
-            row.machine.get("device", "a device not recorded") for s in chosen for row in s.rows.values()
-        )
-        notes.append(f"RTF and time: {total}, every stage included, one clip at a time, on {' and '.join(devices)}.")
-    return notes
-
-
 def paper_texts(
     rows: Sequence[Row],
     clips: Mapping[ScoresKey, ClipScores],
     facts: Mapping[Task, TestFacts],
+    budgets: Sequence[KeptBudget] = (),
 ) -> tuple[str, str]:
     """The tables of all tasks there are rows of, as LaTeX and as Markdown."""
     tasks = [task for task in TASK_TITLES if any(row.task == task for row in rows)]
-    tables = [paper_table(rows, clips, task, facts=facts.get(task)) for task in tasks]
+    tables = [paper_table(rows, clips, task, facts=facts.get(task), budgets=budgets) for task in tasks]
     head = "% Needs \\usepackage{booktabs}.\n\n"
     return head + "\n".join(map(paper_latex, tables)), "\n".join(map(paper_markdown, tables))
 
@@ -214,13 +212,13 @@ def write_paper(rows_path: Path) -> tuple[Path, Path]:
     """Write paper.tex and paper.md beside the rows.
 
     Raises:
-        ValueError: no rows, rows that do not average, or models that were not scored on the same clips.
+        FileNotFoundError: there is no such file.
+        ValueError: no rows, rows that do not average, a broken budget, or models not scored on the same clips.
     """
-    rows = read_rows(rows_path)
-    if not rows:
-        raise ValueError(f"{rows_path} holds no rows of results; run the comparison first")
+    rows = rows_of(rows_path)
     clips = read_clip_scores(rows_path.with_name("clips.jsonl"))
-    texts = paper_texts(rows, clips, facts_of(rows, rows_path))
+    budgets = read_budgets(rows_path.parent, list(dict.fromkeys(row.model for row in rows)))
+    texts = paper_texts(rows, clips, facts_of(rows, rows_path), budgets)
     paths = rows_path.with_name("paper.tex"), rows_path.with_name("paper.md")
     for path, text in zip(paths, texts, strict=True):
         path.write_text(text, encoding="utf-8")

@@ -10,10 +10,11 @@ from eval.hygiene import TestFacts, facts_of
 from eval.metric_text import EMBEDDED_NOTE, PUBLISHED_NOTE, metrics_of
 from eval.paired import settings
 from eval.report_budget import of_task, read_budgets
-from eval.report_parts import facts, reading
+from eval.report_parts import facts, note, reading, reading_items
+from eval.report_rows import rows_of
 from eval.report_sections import TaskResults, section_html, section_markdown
 from eval.report_style import SCRIPT, STYLE
-from eval.rows import Row, Task, read_clip_scores, read_rows
+from eval.rows import Row, Task, read_clip_scores
 from eval.tables import MODEL_TITLES, TASK_TITLES
 
 TITLE = "One-step sound generation: teacher and student compared"
@@ -30,11 +31,10 @@ def write_report(rows_path: Path, *, title: str = TITLE, lead: str = LEAD) -> Pa
     The page refers to media by relative paths and to nothing on a network. Returns the path of the page.
 
     Raises:
+        FileNotFoundError: there is no such file.
         ValueError: no rows, rows that do not fit together, examples whose files are missing, or a broken budget.
     """
-    rows = read_rows(rows_path)
-    if not rows:
-        raise ValueError(f"{rows_path} holds no rows of results; run the comparison first")
+    rows = rows_of(rows_path)
     results = read_results(rows, rows_path)
     links = "".join(f'<a href="#{r.task}">{TASK_TITLES[r.task]}</a>' for r in results)
     page = (
@@ -43,7 +43,7 @@ def write_report(rows_path: Path, *, title: str = TITLE, lead: str = LEAD) -> Pa
         f"<title>{escape(title)}</title><style>{STYLE}</style></head><body>"
         f'<header><div><h1>{escape(title)}</h1><p class="lead">{escape(lead)}</p>'
         f'<nav>{links}<a href="#reading">How to read it</a><a href="#origin">How it was made</a></nav></div></header>'
-        f"<main>{''.join(_note(*note) for note in _notes(rows).items())}{''.join(map(section_html, results))}"
+        f"<main>{''.join(note(*said) for said in _notes(rows).items())}{''.join(map(section_html, results))}"
         f'<h2 id="reading">How to read it</h2><div class="card">{reading(_keys(rows))}</div>'
         f'<h2 id="origin">How it was made</h2>{_origin(rows)}'
         f"<footer>Numbers: {escape(rows_path.name)}, per clip: clips.jsonl, as tables: results.md.</footer>"
@@ -51,7 +51,8 @@ def write_report(rows_path: Path, *, title: str = TITLE, lead: str = LEAD) -> Pa
     )
     path = rows_path.with_name("report.html")
     path.write_text(page, encoding="utf-8")
-    parts = [f"# {title}", *_notes(rows).values(), *map(section_markdown, results)]
+    items = "\n".join(f"- **{name}**: {text}" for name, text in reading_items(_keys(rows)).items())
+    parts = [f"# {title}", *_notes(rows).values(), *map(section_markdown, results), f"## How to read it\n\n{items}"]
     rows_path.with_name("results.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
     return path
 
@@ -90,10 +91,6 @@ def _notes(rows: Sequence[Row]) -> dict[str, str]:
     return notes
 
 
-def _note(head: str, text: str) -> str:
-    return f'<p class="note"><strong>{escape(head)}</strong> {escape(text)}</p>'
-
-
 def _origin(rows: Sequence[Row]) -> str:
     """Machine, runs, digests and commands."""
     items: dict[str, str] = {}
@@ -114,6 +111,6 @@ def _origin(rows: Sequence[Row]) -> str:
     warning = ""
     if mixed:
         text = f"Rows of several configurations are mixed for {', '.join(mixed)}; compare again in a fresh folder."
-        warning = _note("Attention.", text)
+        warning = note("Attention.", text)
     commands = "".join(f"<pre>{escape(c)}</pre>" for c in dict.fromkeys(r.command for r in rows))
     return f'{warning}<div class="card">{facts(items)}<h3>Commands</h3>{commands}</div>'

@@ -13,6 +13,11 @@ from eval.rows import Task
 from eval.summary import Summary
 from eval.tables import TASK_TOTALS, Table, signed, significant, steps_title
 
+REAL_SOUND = (
+    "Distances of real sound are between the test clips and other real clips, those of the codec round trip between "
+    "the test clips and themselves; so real sound may stand above the codec, by what other clips differ in."
+)
+NFE = "Network evaluations per clip: steps, doubled by classifier-free guidance."
 LONG = 48
 """Letters from which on a cell is text, which may be broken into lines."""
 
@@ -52,19 +57,28 @@ def paragraph(text: str) -> str:
     return f'<p class="soft">{escape(text)}</p>'
 
 
+def note(head: str, text: str) -> str:
+    """A caution."""
+    return f'<p class="note"><strong>{escape(head)}</strong> {escape(text)}</p>'
+
+
 def cards(chosen: Sequence[Setting], task: Task) -> str:
     """The settings the project is about, with their leading scores and speed."""
     return '<div class="cards">' + "".join(_card(s.summary, task) for s in headline(chosen)) + "</div>"
 
 
 def headline(chosen: Sequence[Setting]) -> list[Setting]:
-    """The teacher at its most steps and at its fewest, and every student at its fewest, as far as there are any."""
+    """The baseline at its most steps and at its fewest, other teachers at their most, every student at its fewest."""
     found = []
     best = strongest(chosen)
     if best is not None:
         own = [s for s in chosen if s.summary.model == best.summary.model]
         alike = [s for s in own if s.summary.guidance == best.summary.guidance]
         found = [best] + [s for s in alike[:1] if s is not best]
+        others = [s for s in chosen if s.summary.kind == "teacher" and s.summary.model != best.summary.model]
+        for model in dict.fromkeys(s.summary.model for s in others):
+            other = strongest([s for s in others if s.summary.model == model])
+            found += [other] if other is not None else []
     seen: set[tuple[str, float]] = set()
     for s in chosen:
         name = s.summary.model, s.summary.guidance
@@ -74,15 +88,19 @@ def headline(chosen: Sequence[Setting]) -> list[Setting]:
     return found
 
 
+def reading_items(keys: Iterable[str]) -> dict[str, str]:
+    """How to read each metric, the rows of real sound and the evaluations."""
+    items = {
+        m.title: f"{f'{m.better.capitalize()} is better. ' if m.better else ''}{m.explanation}"
+        for m in metrics_of(keys)
+    }
+    return items | {"Real sound": REAL_SOUND, "NFE": NFE}
+
+
 def reading(keys: Iterable[str]) -> str:
     """One line per metric on how to read it."""
-    items = "".join(
-        f"<dt>{escape(m.title)}</dt><dd>{f'{m.better.capitalize()} is better. ' if m.better else ''}"
-        f"{escape(m.explanation)}</dd>"
-        for m in metrics_of(keys)
-    )
-    nfe = "<dt>NFE</dt><dd>Network evaluations per clip: steps, doubled by classifier-free guidance.</dd>"
-    return f'<dl class="reading">{items}{nfe}</dl>'
+    items = "".join(f"<dt>{escape(title)}</dt><dd>{escape(text)}</dd>" for title, text in reading_items(keys).items())
+    return f'<dl class="reading">{items}</dl>'
 
 
 def example_html(example: Example) -> str:

@@ -10,10 +10,13 @@ from eval.hygiene import TestFacts
 from eval.metric_text import metric
 from eval.paired import Setting
 from eval.report_budget import KeptBudget
+from eval.report_caution import few_clips
 from eval.report_charts import charts
-from eval.report_differences import PAIRED_NOTE, pair_table, pairs
+from eval.report_differences import PAIRED_NOTE, pair_table, pairing_told, pairs
 from eval.report_intervals import EXPLAINED, NO_ESTIMATES, interval_tables
-from eval.report_parts import cards, example_html, fold, paragraph, table_html, test_set_html
+from eval.report_parts import cards, example_html, fold, note, paragraph, table_html, test_set_html
+from eval.report_rows import spread_told
+from eval.report_timing import calls_of, timing_sentence
 from eval.rows import Task
 from eval.summary import Summary
 from eval.tables import TASK_TITLES, Table, latency_table, markdown, more_table, quality_table, steps_title
@@ -28,6 +31,7 @@ BEST_NOTE = (
     "not it is clearly so, which the differences below say; real sound and the codec round trip are what can be "
     "reached."
 )
+FEW_CLIPS = "Few clips."
 VTA_HINT = " Ticks at its top are the events of the picture, where they are known."
 
 
@@ -62,9 +66,12 @@ def section_html(results: TaskResults) -> str:
     parts = [
         f'<h2 id="{task}">{TASK_TITLES[task]}</h2>',
         cards(results.settings, task),
-        f"<h3>Quality by steps</h3>{paragraph(f'{_spread(summaries)} {BEST_NOTE}')}",
+        f"<h3>Quality by steps</h3>{paragraph(f'{spread_told(summaries)} {BEST_NOTE}')}",
         table_html(quality_table(summaries, task)),
     ]
+    caution = few_clips(results.settings)
+    if caution:
+        parts.append(note(FEW_CLIPS, caution))
     more = more_table(summaries, task)
     if more is not None:
         parts.append(fold("More scores", table_html(more)))
@@ -75,10 +82,10 @@ def section_html(results: TaskResults) -> str:
     parts.append(f"<h3>Quality against steps, evaluations and time</h3>{charts(results.settings, task)}")
     differing = list(_differences(results.settings))
     if differing:
-        parts.append(f"<h3>Students against the teacher</h3>{paragraph(PAIRED_NOTE)}{_folded(differing)}")
-    latency = latency_table(summaries, task)
+        parts.append(f"<h3>Students against the teacher</h3>{paragraph(_paired_note(results))}{_folded(differing)}")
+    latency, told = _latency(results)
     if latency is not None:
-        parts.append(f"<h3>Speed by stage (real-time factor)</h3>{paragraph(RTF_NOTE)}{table_html(latency)}")
+        parts.append(f"<h3>Speed by stage (real-time factor)</h3>{paragraph(told)}{table_html(latency)}")
     if results.budgets:
         parts.append(f"<h3>Staged budget</h3>{paragraph(READING)}")
         parts += [_budget_html(kept) for kept in results.budgets]
@@ -93,7 +100,10 @@ def section_markdown(results: TaskResults) -> str:
     """The tables of the task."""
     task, summaries = results.task, results.summaries
     title = TASK_TITLES[task]
-    parts = [f"## {title}", f"{_spread(summaries)} {BEST_NOTE}", markdown(quality_table(summaries, task))]
+    parts = [f"## {title}", f"{spread_told(summaries)} {BEST_NOTE}", markdown(quality_table(summaries, task))]
+    caution = few_clips(results.settings)
+    if caution:
+        parts.append(f"**{FEW_CLIPS}** {caution}")
     if results.tested is not None:
         parts.append(f"Test set: {' '.join(results.tested.sentences())}")
     more = more_table(summaries, task)
@@ -107,10 +117,10 @@ def section_markdown(results: TaskResults) -> str:
     parts += _told(intervals)
     differing = list(_differences(results.settings))
     if differing:
-        parts += [f"### Students against the teacher, {title.lower()}", PAIRED_NOTE, *_told(differing)]
-    latency = latency_table(summaries, task)
+        parts += [f"### Students against the teacher, {title.lower()}", _paired_note(results), *_told(differing)]
+    latency, told = _latency(results)
     if latency is not None:
-        parts += [f"### Real-time factor, {title.lower()}", RTF_NOTE, markdown(latency)]
+        parts += [f"### Real-time factor, {title.lower()}", told, markdown(latency)]
     for kept in results.budgets:
         parts += [f"### Staged budget of {kept.model}, {title.lower()}", kept.told]
         parts += _told([Folded(title=head, table=table) for head, table in kept.tables()])
@@ -119,11 +129,15 @@ def section_markdown(results: TaskResults) -> str:
     return "\n\n".join(parts)
 
 
-def _spread(summaries: Sequence[Summary]) -> str:
-    seeds = sorted({seed for s in summaries if s.steps for seed in s.seeds})
-    if len(seeds) < 2:
-        return "One seed of the noise."
-    return f"Mean ± standard deviation over seeds {', '.join(map(str, seeds))} of the noise."
+def _paired_note(results: TaskResults) -> str:
+    return f"{PAIRED_NOTE} {pairing_told(results.settings)}"
+
+
+def _latency(results: TaskResults) -> tuple[Table | None, str]:
+    """Speed by stage and what has to be said of it."""
+    calls = calls_of(results.settings, results.budgets)
+    table = latency_table(results.summaries, results.task, {key: found.count for key, found in calls.items()})
+    return table, f"{RTF_NOTE} {timing_sentence(results.settings, calls)}".strip()
 
 
 def not_in_every_seed(chosen: Sequence[Setting]) -> str:

@@ -1,6 +1,6 @@
 """Tables of results as plain cells, shared by the page and the Markdown file."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from eval.metric_text import MetricText, metrics_of
@@ -20,6 +20,8 @@ MODEL_TITLES: dict[str, str] = {
 GENERATORS = ("teacher", "student")
 NONE = "–"
 """In a cell without a value."""
+FEWEST_CALLS = 10
+"""Below this number of timed calls no time is marked as the lowest."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +63,17 @@ def steps_title(summary: Summary) -> str:
     return f"{model_title(summary)}, {summary.steps} step{'s' * (summary.steps != 1)}"
 
 
+def listed(values: Iterable[object]) -> str:
+    """a, b and c."""
+    *first, last = map(str, values)
+    return f"{', '.join(first)} and {last}" if first else last
+
+
+def seeds_differ(summaries: Sequence[Summary]) -> bool:
+    """Whether generated settings are means over different seeds, which a column then has to tell."""
+    return len({s.seeds for s in summaries if s.kind in GENERATORS}) > 1
+
+
 def shown_metrics(summaries: Sequence[Summary]) -> tuple[MetricText, ...]:
     """All scores that occur in any of the summaries, the main ones first."""
     return metrics_of(key for s in summaries for key in s.mean)
@@ -81,24 +94,35 @@ def more_table(summaries: Sequence[Summary], task: Task) -> Table | None:
 
 def _scores_table(chosen: Sequence[Summary], metrics: Sequence[MetricText]) -> Table:
     best = {m.key: _best(chosen, m) for m in metrics}
+    unequal = seeds_differ(chosen)
     rows = []
     for s in chosen:
         generated = s.kind in GENERATORS
         cells = [Cell(text=str(s.steps) if generated else NONE), Cell(text=str(s.nfe) if generated else NONE)]
         cells += [_metric_cell(s, m, best=generated and s.mean.get(m.key) == best[m.key]) for m in metrics]
+        cells += [Cell(text=str(len(s.seeds)) if generated else NONE)] * unequal
         cells.append(Cell(text=str(s.num_clips)))
         rows.append(TableRow(model=model_title(s), kind=s.kind, cells=tuple(cells), muted=not generated))
-    return Table(columns=("Model", "Steps", "NFE", *(m.title for m in metrics), "Clips"), rows=tuple(rows))
+    last = ("Seeds",) * unequal + ("Clips",)
+    return Table(columns=("Model", "Steps", "NFE", *(m.title for m in metrics), *last), rows=tuple(rows))
 
 
-def latency_table(summaries: Sequence[Summary], task: Task) -> Table | None:
-    """Real-time factor by stage and total; None where nothing was timed."""
+def latency_table(
+    summaries: Sequence[Summary], task: Task, calls: Mapping[tuple[Task, str, int, float], int] | None = None
+) -> Table | None:
+    """Real-time factor by stage and total; None where nothing was timed.
+
+    calls: behind each median, by the key of the summary. The lowest totals are marked only where every setting is known
+    to have at least `FEWEST_CALLS`.
+    """
     timed = [s for s in summaries if s.task == task and s.kind in GENERATORS and s.rtf]
     if not timed:
         return None
     totals = ("generator only", TASK_TOTALS[task])
     stages = [name for name in (*STAGES, *totals) if any(name in s.rtf for s in timed)]
-    lowest = {name: min(s.rtf[name] for s in timed if name in s.rtf) for name in totals if name in stages}
+    lowest = {}
+    if all((calls or {}).get(s.key, 0) >= FEWEST_CALLS for s in timed):
+        lowest = {name: min(s.rtf[name] for s in timed if name in s.rtf) for name in totals if name in stages}
     rows = tuple(
         TableRow(
             model=model_title(s),

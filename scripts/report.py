@@ -25,6 +25,8 @@ def report(rows: Path, data: Path | None = None, runs: tuple[Path, ...] = (), ma
     """
     if data is None and (runs or manifest is not None):
         raise ValueError("runs and manifest are for looking at the overlap with training data, which needs --data too")
+    if not rows.is_file():
+        raise ValueError(f"{rows} does not exist; run the comparison first")
     if data is not None:
         for fact in look_again(rows, data, runs, manifest).values():
             print(f"{fact.task}: {' '.join(fact.sentences())}")

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from eval.paper_table import write_paper
 from eval.plots import PICTURE_HEIGHT, PICTURE_WIDTH, spectrogram_png
 from eval.report import write_report
 from eval.rows import Row, append_lines
@@ -131,7 +132,7 @@ def test_both_tables_hold_means_deviations_and_the_best_in_bold(folder):
     text = page.read_text()
     assert '<td>3.75<span class="spread"> ± 0.71</span></td>' in text
     assert '<td class=best>2.10<span class="spread"> ± 0.71</span></td>' in text
-    assert "Onset" not in markdown.split("## Text to audio")[1]
+    assert "Onset" not in markdown.split("## Text to audio")[1].split("## How to read it")[0]
 
 
 def test_charts_show_steps_evaluations_and_time_with_floor_and_ceiling(folder):
@@ -196,9 +197,21 @@ def test_bad_examples_are_refused_by_number(folder, change, message):
         write_report(folder / "rows.jsonl")
 
 
-def test_no_rows_is_an_error(tmp_path):
-    with pytest.raises(ValueError, match="holds no rows of results; run the comparison first"):
-        write_report(tmp_path / "rows.jsonl")
+def test_no_rows_and_no_file_are_different_errors(tmp_path):
+    for write in (write_report, write_paper):
+        with pytest.raises(FileNotFoundError, match=r"absent/rows\.jsonl does not exist"):
+            write(tmp_path / "absent" / "rows.jsonl")
+    (tmp_path / "rows.jsonl").write_text("")
+    for write in (write_report, write_paper):
+        with pytest.raises(ValueError, match="holds no rows of results; run the comparison first"):
+            write(tmp_path / "rows.jsonl")
+
+
+def test_how_to_read_real_sound_and_a_negative_kernel_distance(folder):
+    page = write_report(folder / "rows.jsonl").read_text()
+    for text in (page.split('id="reading"')[1], (folder / "results.md").read_text().split("## How to read it")[1]):
+        assert "so real sound may stand above the codec" in text
+        assert "may come out negative" in text
 
 
 def test_spectrogram_shows_a_tone_at_its_height(tmp_path):

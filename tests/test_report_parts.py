@@ -131,7 +131,7 @@ def test_a_score_that_one_seed_lacks_is_named(tmp_path):
 def test_students_meet_the_teacher_at_its_best_scale_and_at_their_own_steps(three):
     found = pairs(settings(three, {}))
     assert [pair.title for pair in found] == [
-        "Student, guidance 1, 1 step, against Teacher, guidance 1.4, 25 steps",
+        "Student, guidance 1, 1 step, against Teacher, guidance 1.4, 25 steps",  # no teacher at 1: its best scale
         "Student, guidance 1, 1 step, against Teacher, guidance 1.4, 1 step",
         "Student, guidance 1.4, 1 step, against Teacher, guidance 1.4, 25 steps",
         "Student, guidance 1.4, 1 step, against Teacher, guidance 1.4, 1 step",
