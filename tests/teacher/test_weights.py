@@ -186,7 +186,7 @@ def test_features_of_old_and_new_folders(run):
     assert read_features_info(run) == FeaturesInfo(2.0, "embedded", "embedded", None)
     new = {"duration_s": 8.0, "encoders": "mmaudio", "codec": "mmaudio_16k"}
     (run / "features.json").write_text(json.dumps({"config": new, "weights_dir": "w"}))
-    assert read_features_info(run) == FeaturesInfo(8.0, "mmaudio", "mmaudio_16k", Path("w"))
+    assert read_features_info(run) == FeaturesInfo(8.0, "mmaudio", "mmaudio_16k", run / "w")
     for broken in ("[]", '{"config": []}', '{"config": {"duration_s": "x", "encoders": "embedded"}}', "{"):
         (run / "features.json").write_text(broken)
         with pytest.raises(WeightsError, match=r"features.json cannot be used"):
