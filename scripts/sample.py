@@ -11,7 +11,7 @@ Exit status: 0 all made, 1 some inputs failed and are named, 2 nothing made or w
 import json
 import sys
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -25,6 +25,7 @@ from scripts.errors import one_line_errors
 from scripts.sample_best import Score
 from scripts.sample_jobs import Job, jobs
 from scripts.sample_run import Maker
+from teacher.encoded_cache import EncodedCache
 from teacher.pipeline import Pipeline, Precision, SamplingConfig
 
 
@@ -95,6 +96,8 @@ class Sample:
     precision: Precision = "float32"
     """Arithmetic of the network: float32; bfloat16 (float32 weights and state); demo (bfloat16 throughout, as MMAudio's
     own demo)."""
+    cache: Path | None = None
+    """Folder for encoded pictures, so that the same film under other words or seeds is not encoded again."""
     device: str = "cuda" if torch.cuda.is_available() else "cpu"
 
 
@@ -108,6 +111,8 @@ def cli() -> None:
     pipeline = Pipeline.load(
         args.run, weights=args.weights, weights_dir=args.weights_dir, device=args.device, precision=args.precision
     )
+    if args.cache is not None:
+        pipeline = replace(pipeline, cache=EncodedCache(folder=args.cache))
     failed = [job for job in made if not _one(pipeline, args, sampling, job, alone=len(made) == 1)]
     if failed:
         print(f"{len(failed)} of {len(made)} inputs failed; the others are in {args.out}", file=sys.stderr)

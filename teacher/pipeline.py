@@ -22,6 +22,7 @@ from meanflow.guidance import GuidanceRule, Guided
 from teacher.audio.codec import AudioCodec
 from teacher.audio.registry import open_codec
 from teacher.conditions import Conditions
+from teacher.encoded_cache import EncodedCache
 from teacher.encoders.registry import Encoders, load_encoders
 from teacher.generate import generate
 from teacher.identity import ModelIdentity, identify
@@ -57,6 +58,8 @@ class Pipeline:
     """Name and digest of the weights, licence and teacher; None for a network that was not loaded from files."""
     weights_dir: Path | None = None
     """Folder of published codec and encoder files, where it uses them."""
+    cache: EncodedCache | None = None
+    """Where encoded pictures are kept, by the digest of the film; not, unless set with `dataclasses.replace`."""
 
     def __post_init__(self) -> None:
         if self.precision not in get_args(Precision):
@@ -141,6 +144,7 @@ class Pipeline:
             prompt=prompt,
             negative_prompt=negative_prompt,
             duration_s=duration_s,
+            cache=self.cache,
         )
 
     def __call__(

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from teacher.conditions import Conditions
 from teacher.data.media import MediaError, probe, remux, write_audio
+from teacher.encoded_cache import EncodedCache, Pictures
 from teacher.encoders.registry import Encoders, encode_clip
 from teacher.identity import ModelIdentity
 from teacher.provenance import Provenance, describe
@@ -125,6 +126,7 @@ def make_scene(
     prompt: str | None,
     negative_prompt: str | None,
     duration_s: float | None,
+    cache: EncodedCache | None = None,
 ) -> Scene:
     """A scene whose windows are encoded when they are asked for.
 
@@ -148,7 +150,7 @@ def make_scene(
         cut=cut,
         length_s=length_s,
         starts=starts,
-        conditions=lambda first, last: _conditions(encoders, video, words, seconds[first:last], length_s),
+        conditions=lambda first, last: _conditions(encoders, video, words, seconds[first:last], length_s, cache),
     )
 
 
@@ -167,14 +169,19 @@ def _duration(video: Path | None, duration_s: float | None, window_s: float) -> 
 
 
 def _conditions(
-    encoders: Encoders, video: Path | None, words: Tensor | None, starts_s: Sequence[float], length_s: float
+    encoders: Encoders,
+    video: Path | None,
+    words: Tensor | None,
+    starts_s: Sequence[float],
+    length_s: float,
+    cache: EncodedCache | None,
 ) -> Conditions:
     """Conditions of windows [start, start + length_s) of one video under one prompt, on the CPU."""
     blank = Conditions.empty(len(starts_s), length_s)
     has = torch.ones(len(starts_s), dtype=torch.bool)
     clip, sync, text = blank.clip, blank.sync, blank.text
     if video is not None:
-        encoded = [encode_clip(encoders, video, start_s=s, duration_s=length_s) for s in starts_s]
+        encoded = [_pictures(encoders, video, start_s, length_s, cache) for start_s in starts_s]
         clip = torch.stack([c for c, _ in encoded]).cpu()
         sync = torch.stack([s for _, s in encoded]).cpu()
     if words is not None:
@@ -187,3 +194,10 @@ def _conditions(
         has_sync=has & (video is not None),
         has_text=has & (words is not None),
     )
+
+
+def _pictures(encoders: Encoders, video: Path, start_s: float, length_s: float, cache: EncodedCache | None) -> Pictures:
+    def encode() -> Pictures:
+        return encode_clip(encoders, video, start_s=start_s, duration_s=length_s)
+
+    return encode() if cache is None else cache.get(video, start_s, length_s, encoders.names, encode)
