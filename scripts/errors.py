@@ -21,6 +21,8 @@ def one_line_errors(command: Callable[[], None]) -> Callable[[], None]:
             command()
         except TrainingError as error:
             _leave(error, error.status)
+        except BrokenPipeError:  # whoever read the output has enough
+            os._exit(0)
         except (ValueError, OSError) as error:
             _leave(error, WRONG_INPUT)
         except KeyboardInterrupt:

@@ -113,9 +113,11 @@ def cli() -> None:
     )
     if args.cache is not None:
         pipeline = replace(pipeline, cache=EncodedCache(folder=args.cache))
-    failed = [job for job in made if not _one(pipeline, args, sampling, job, alone=len(made) == 1)]
+    inputs = frozenset(job.video.resolve() for job in made if job.video is not None)
+    failed = [job for job in made if not _one(pipeline, args, sampling, job, inputs, alone=len(made) == 1)]
     if failed:
-        print(f"{len(failed)} of {len(made)} inputs failed; the others are in {args.out}", file=sys.stderr)
+        others = "nothing was made" if len(failed) == len(made) else f"the others are in {args.out}"
+        print(f"{len(failed)} of {len(made)} inputs failed; {others}", file=sys.stderr)
         sys.exit(2 if len(failed) == len(made) else 1)
 
 
@@ -126,6 +128,8 @@ def _check(args: Sample) -> None:
         raise ValueError(f"--out {args.out} is a file; give a folder")
     if args.stems and args.prompt is not None:
         raise ValueError("--stems are texts of their own and take the place of --prompt")
+    if any(not text.strip() for text in (*args.stems, *([] if args.prompt is None else [args.prompt]))):
+        raise ValueError("--prompt and --stems must hold words; leave --prompt out for sound from the picture alone")
     if args.best_of < 1:
         raise ValueError(f"--best-of must be at least 1, got {args.best_of}")
     if args.quiet and (args.json or args.verbose):
@@ -165,7 +169,9 @@ def _guidance(args: Sample) -> GuidanceRule:
     )
 
 
-def _one(pipeline: Pipeline, args: Sample, sampling: SamplingConfig, job: Job, *, alone: bool) -> bool:
+def _one(
+    pipeline: Pipeline, args: Sample, sampling: SamplingConfig, job: Job, inputs: frozenset[Path], *, alone: bool
+) -> bool:
     """One job; a bad video among several is named and counted, and the rest go on."""
     scalars: list[float] = []
     clamped: list[bool] = []
@@ -186,6 +192,7 @@ def _one(pipeline: Pipeline, args: Sample, sampling: SamplingConfig, job: Job, *
         folder=args.out,
         suffix=args.format,
         film=args.film,
+        inputs=inputs,
     )
     began = time.perf_counter()
     try:

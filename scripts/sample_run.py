@@ -62,9 +62,12 @@ class Maker:
     folder: Path
     suffix: str
     film: bool
+    inputs: frozenset[Path]
+    """Films given, resolved: none of them is ever written to."""
 
     def make(self, job: Job) -> Made:
         """The sound of a job, or the best of several, with its film."""
+        self._check(job, job.name)
         sound, scores = self._chosen(job)
         return self._written(job, sound, job.name, scores, film=self.film)
 
@@ -79,6 +82,7 @@ class Maker:
             raise ValueError(f"--stems must differ in more than punctuation, got {', '.join(texts)}")
         made, sounds = [], []
         base = job.name if job.video is not None else "_".join(names)[:80]
+        self._check(job, base)
         for text, name in zip(texts, names, strict=True):
             sound, scores = self._chosen(replace(job, prompt=text))
             made.append(self._written(job, sound, f"{base}.{name}", scores, film=False))
@@ -89,6 +93,16 @@ class Maker:
             scene=replace(sounds[0].scene, prompt=" + ".join(texts)),
         )
         return [*made, self._written(job, mix, base, (), film=self.film)]
+
+    def _check(self, job: Job, name: str) -> None:
+        """ValueError where a result would take the place of a film that was given."""
+        made = [
+            self.folder / f"{name}.{self.suffix}",
+            *([self.folder / f"{name}.mp4"] if self.film and job.video else []),
+        ]
+        for path in made:
+            if path.resolve() in self.inputs:
+                raise ValueError(f"{path} is one of the films given and would be overwritten; choose another --out")
 
     def _chosen(self, job: Job) -> tuple[Sound, tuple[tuple[int, float], ...]]:
         encode = self.pipeline.encode if self.count > 1 else self.pipeline.scene

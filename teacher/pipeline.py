@@ -11,14 +11,14 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Self, get_args
+from typing import Literal, Self, get_args
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from meanflow import Guidance
-from meanflow.guidance import GuidanceRule, Guided
+from meanflow.guidance import GuidanceRule, Guided, default_omega
 from teacher.audio.codec import AudioCodec
 from teacher.audio.registry import open_codec
 from teacher.conditions import Conditions
@@ -114,7 +114,7 @@ class Pipeline:
     def encode(
         self,
         *,
-        video: Path | None = None,
+        video: Path | str | None = None,
         prompt: str | None = None,
         negative_prompt: str | None = None,
         duration_s: float | None = None,
@@ -130,7 +130,7 @@ class Pipeline:
     def scene(
         self,
         *,
-        video: Path | None = None,
+        video: Path | str | None = None,
         prompt: str | None = None,
         negative_prompt: str | None = None,
         duration_s: float | None = None,
@@ -140,7 +140,7 @@ class Pipeline:
             self.encoders,
             self.codec.sequence,
             self.window_s,
-            video=video,
+            video=None if video is None else Path(video),
             prompt=prompt,
             negative_prompt=negative_prompt,
             duration_s=duration_s,
@@ -157,13 +157,14 @@ class Pipeline:
         duration_s: float | None = None,
         seeds: int | Sequence[int] = 0,
         steps: int = 1,
-        guidance: float | GuidanceRule = 1.0,
+        guidance: float | GuidanceRule | Literal["auto"] = 1.0,
         sampling: SamplingConfig | None = None,
         observe: Callable[[Guided], None] | None = None,
     ) -> list[Sound]:
         """One sound per seed for a scene, or for a video and/or words, which are then encoded first.
 
-        guidance: scale of classifier-free guidance with scalar rescaling, or a rule. `sampling` replaces steps and
+        guidance: scale of classifier-free guidance with scalar rescaling, "auto" (by the number of steps, for the
+        published weights), or a rule. `sampling` replaces steps and
         guidance. The first window of all seeds, then the second and so on, are made together, `BATCH` at a time. A
         sound does not depend on the other seeds.
 
@@ -175,13 +176,15 @@ class Pipeline:
         if (scene is None) == (video is None and prompt is None):
             raise ValueError("give either a scene or a video and/or a prompt")
         if scene is None:
-            path = None if video is None else Path(video)
-            scene = self.scene(video=path, prompt=prompt, negative_prompt=negative_prompt, duration_s=duration_s)
+            scene = self.scene(video=video, prompt=prompt, negative_prompt=negative_prompt, duration_s=duration_s)
         chosen = [seeds] if isinstance(seeds, int) else list(seeds)
         if not chosen:
             raise ValueError("seeds must hold at least one number")
         if sampling is None:
-            rule = Guidance(omega=guidance) if isinstance(guidance, int | float) else guidance
+            if isinstance(guidance, str) and guidance != "auto":
+                raise ValueError(f'guidance must be a scale, a rule or "auto", got {guidance!r}')
+            scale = default_omega(steps) if isinstance(guidance, str) else guidance
+            rule = Guidance(omega=scale) if isinstance(scale, int | float) else scale
             sampling = SamplingConfig(steps=steps, guidance=rule)
         pieces: list[list[Tensor]] = [[] for _ in chosen]
         for made in self.stream(scene, chosen, sampling, observe):

@@ -21,7 +21,8 @@ from safetensors.torch import save_file
 
 from meanflow.config import to_plain
 from teacher.data.media import replacing
-from teacher.weights import WeightsError, read_features_info, read_run_config
+from teacher.identity import file_sha256
+from teacher.weights import WeightsError, read_features_info, read_run_config, weight_file
 from teacher.weights.files import file_digest
 
 if TYPE_CHECKING:
@@ -90,8 +91,7 @@ def save_pretrained(pipeline: "Pipeline", folder: Path, card: Card, *, parts: bo
     shutil.rmtree(staging, ignore_errors=True)
     staging.mkdir(parents=True)
     try:
-        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in pipeline.net.state_dict().items()}
-        save_file(tensors, staging / "model.safetensors", metadata={"format": "pt"})
+        _save_weights(pipeline, staging / "model.safetensors")
         _save_codec(pipeline, staging / "codec.safetensors")
         about = _about(pipeline, file_digest(staging / "model.safetensors"))
         _write(staging / "config.json", about)
@@ -125,7 +125,7 @@ def model_card(about: Mapping[str, Any], card: Card) -> str:
         f"A {about['kind']} for sound from video and from text: windows of {about['window_s']:g} s at "
         f"{about['sample_rate']} Hz.",
         "```python\nfrom teacher.pipeline import Pipeline\n\n"
-        f'pipe = Pipeline.from_pretrained("{card.name}")\n'
+        'pipe = Pipeline.from_pretrained("path/to/this/folder")\n'
         'pipe(prompt="rain on a tin roof", seeds=0)[0].save("rain.flac")\n```',
         f"**Licence of the weights:** {licence}",
         f"**Teacher:** {teacher or 'none'}",
@@ -168,6 +168,17 @@ def _features(pipeline: "Pipeline", parts: bool) -> dict[str, Any]:
         },
         "weights_dir": PARTS if parts else None,
     }
+
+
+def _save_weights(pipeline: "Pipeline", path: Path) -> None:
+    """The file the network was loaded from, byte for byte, so that its digest stays; else the network's tensors."""
+    if pipeline.source is not None and pipeline.identity is not None and pipeline.precision != "demo":
+        file = weight_file(pipeline.source, pipeline.identity.weights)
+        if file_sha256(file) == pipeline.identity.digest:
+            shutil.copyfile(file, path)
+            return
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in pipeline.net.state_dict().items()}
+    save_file(tensors, path, metadata={"format": "pt"})
 
 
 def _save_codec(pipeline: "Pipeline", path: Path) -> None:

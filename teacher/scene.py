@@ -102,10 +102,12 @@ class Sound:
         """Write the video again with this sound, and the provenance in its metadata.
 
         Raises:
-            ValueError: the sound was made for words alone.
+            ValueError: the sound was made for words alone, or the film itself would be overwritten.
         """
         if self.scene.video is None:
             raise ValueError("a sound made for words alone has no picture to go with")
+        if Path(path).resolve() == self.scene.video.resolve():
+            raise ValueError(f"{path} is the film the sound was made for and would be overwritten; choose another name")
         remux(
             self.scene.video,
             self.wave.numpy(),

@@ -140,3 +140,16 @@ def test_quiet_says_nothing_and_what_excludes_each_other_is_refused(folder, tmp_
         assert capsys.readouterr().err.count("\n") == 1
     (tmp_path / "taken").write_text("x")
     assert command(monkeypatch, folder, "--prompt", "rain", "--out", tmp_path / "taken") == 2
+
+
+def test_a_film_given_is_never_written_to(folder, tmp_path, monkeypatch, capsys):
+    film(tmp_path / "mine.mp4")
+    film(tmp_path / "other.mp4", seed=1)
+    before = (tmp_path / "mine.mp4").read_bytes()
+    assert command(monkeypatch, folder, "--video", tmp_path / "mine.mp4", "--out", tmp_path) == 2
+    assert "would be overwritten" in capsys.readouterr().err
+    assert command(monkeypatch, folder, "--video", tmp_path, "--out", tmp_path) == 2
+    assert "2 of 2 inputs failed; nothing was made" in capsys.readouterr().err
+    assert (tmp_path / "mine.mp4").read_bytes() == before
+    assert command(monkeypatch, folder, "--video", tmp_path / "mine.mp4", "--no-film", "--out", tmp_path) == 0
+    assert command(monkeypatch, folder, "--prompt", " ", "--out", tmp_path) == 2

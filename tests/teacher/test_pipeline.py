@@ -15,6 +15,7 @@ from teacher.data.media import write_video
 from teacher.generate import clip_seed, generate, noise
 from teacher.network import MMAudio
 from teacher.pipeline import Pipeline, SamplingConfig, as_in_the_demo
+from teacher.provenance import read_provenance
 from teacher.variants import MMAudioConfig
 from teacher.weights.official import KIND
 from tests.teacher.test_network import conditions, opened, small
@@ -61,7 +62,12 @@ def test_words_become_sound_of_the_asked_length(pipeline):
 def test_a_film_becomes_sound(pipeline, tmp_path):
     frames = torch.randint(0, 255, (26, 64, 64, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     write_video(tmp_path / "film.mp4", frames.numpy(), 25.0, torch.zeros(16_640).numpy(), 16_000)
-    wave = pipeline(video=tmp_path / "film.mp4")[0].wave
+    sound = pipeline(video=str(tmp_path / "film.mp4"))[0]
+    wave = sound.wave
+    with pytest.raises(ValueError, match="would be overwritten"):
+        sound.save_film(tmp_path / "film.mp4")
+    sound.save_film(tmp_path / "again.mp4")
+    assert read_provenance(sound.save(tmp_path / "film.flac")).source == "film.mp4"
     assert len(wave) == 16_640  # 26 frames of 1/25 s, though the film's own AAC track is longer
 
 
@@ -171,5 +177,9 @@ def test_what_cannot_be_asked_together_is_named(pipeline):
     for wrong in ({}, {"prompt": "rain"}):
         with pytest.raises(ValueError, match="either a scene or"):
             pipeline(None if not wrong else scene, **wrong)
+    with pytest.raises(ValueError, match="guidance must be a scale"):
+        pipeline(scene, guidance="strong")
+    auto = pipeline(scene, guidance="auto", steps=25)[0]
+    assert auto.sampling.guidance.omega == 4.5
     with pytest.raises(ValueError, match="seeds must hold"):
         pipeline(scene, seeds=())

@@ -31,6 +31,15 @@ def test_what_was_saved_sounds_the_same(pipeline, tmp_path):
     assert json.loads((twice / "config.json").read_text())["digest"] == again.identity.digest[:12]
 
 
+def test_weights_loaded_from_a_file_keep_its_digest(pipeline, tmp_path):
+    folder = pipeline.save_pretrained(tmp_path / "bells", CARD)
+    (folder / "model.safetensors").rename(folder / "ema-0.05.safetensors")
+    loaded = Pipeline.from_pretrained(folder)
+    given = Pipeline.from_pretrained(loaded.save_pretrained(tmp_path / "given", CARD))
+    assert given.identity.digest == loaded.identity.digest
+    assert (loaded.identity.weights, given.identity.weights) == ("ema-0.05", "model")
+
+
 def test_the_card_names_licence_teacher_data_recipe_and_metrics(pipeline, tmp_path):
     folder = pipeline.save_pretrained(tmp_path / "bells", CARD)
     run = replace(pipeline, source=folder)
