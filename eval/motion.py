@@ -21,14 +21,26 @@ from teacher.data.media import FrameRequest, read_frames
 FPS = 25
 REACH_S = 0.04
 REQUEST = FrameRequest(fps=FPS, height=64, width=64)
+PIECE = 500
+"""Pictures held at once."""
 QUIET = 1e-5
 """Below this peak there is no sound to follow anything."""
 
 
 def read_motion(path: Path, *, start_s: float = 0.0, duration_s: float) -> NDArray[np.float64]:
     """m of a film, (frames,), 0 at both ends. Raises MediaError as `read_frames`."""
-    frames = read_frames(path, [REQUEST], start_s=start_s, duration_s=duration_s)[0]
-    return motion(frames.mean(axis=1))
+    count = REQUEST.num_frames(duration_s)
+    if count < 3:
+        raise ValueError(f"duration_s must hold three pictures or more, got {duration_s}")
+    parts, held = [], np.zeros((0, REQUEST.height, REQUEST.width))
+    for first in range(0, count, PIECE):
+        wanted_s = min(PIECE, count - first) / FPS
+        frames = read_frames(path, [REQUEST], start_s=start_s + first / FPS, duration_s=wanted_s)[0]
+        seen = np.concatenate([held, frames.mean(axis=1)])
+        if len(seen) >= 3:
+            parts.append(motion(seen)[1:-1])
+        held = seen[-2:]
+    return np.pad(np.concatenate(parts), 1)
 
 
 def motion(brightness: NDArray[np.floating]) -> NDArray[np.float64]:

@@ -23,7 +23,7 @@ from meanflow import Adaptive, Guidance
 from meanflow.guidance import GuidanceRule, Guided, JointGuidance, default_omega
 from scripts.errors import one_line_errors
 from scripts.sample_best import Score
-from scripts.sample_jobs import Job, jobs
+from scripts.sample_jobs import Job, check_stems, jobs
 from scripts.sample_run import Maker
 from teacher.encoded_cache import EncodedCache
 from teacher.pipeline import Pipeline, Precision, SamplingConfig
@@ -107,6 +107,7 @@ def cli() -> None:
     args = tyro.cli(Sample, description=__doc__)
     _check(args)
     made = jobs(args.video, args.prompt if not args.stems else args.stems[0])
+    check_stems(made, args.stems)
     sampling = sampling_config(args)
     pipeline = Pipeline.load(
         args.run, weights=args.weights, weights_dir=args.weights_dir, device=args.device, precision=args.precision
@@ -197,7 +198,7 @@ def _one(
     began = time.perf_counter()
     try:
         results = maker.stems(job, args.stems) if args.stems else [maker.make(job)]
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         if alone:
             raise
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)

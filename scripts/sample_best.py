@@ -35,6 +35,8 @@ class Ranker:
 
     score: Score
     judges: tuple[ClipJudge, ...] = ()
+    cache: tempfile.TemporaryDirectory[str] | None = None
+    """Removed with the ranker."""
 
     @classmethod
     def load(cls, score: Score, files: Judges, *, duration_s: float, device: str) -> "Ranker":
@@ -48,8 +50,9 @@ class Ranker:
         needed = FILES[score]
         if getattr(files, needed) is None:
             raise ValueError(f"--score {score} needs --judges.{needed.replace('_', '-')}, the file of its model")
-        _, judges = files.load(duration_s=duration_s, device=device, cache=Path(tempfile.mkdtemp(prefix="mf-best-")))
-        return cls(score=score, judges=judges)
+        cache = tempfile.TemporaryDirectory(prefix="mf-best-")
+        _, judges = files.load(duration_s=duration_s, device=device, cache=Path(cache.name))
+        return cls(score=score, judges=judges, cache=cache)
 
     def values(self, scene: Scene, waves: Tensor, sample_rate: int) -> list[float]:
         """One value per wave (seeds, samples) of the scene; larger is better, as `desync` is given negative.

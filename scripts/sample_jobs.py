@@ -47,9 +47,19 @@ def jobs(inputs: Iterable[str], prompt: str | None) -> tuple[Job, ...]:
     return tuple(found)
 
 
+def check_stems(found: Iterable[Job], stems: Sequence[str]) -> None:
+    """ValueError where a stem of one video would have the name of another video's results."""
+    names = {job.name: job for job in found if job.video is not None}
+    for job in names.values():
+        for text in stems:
+            if other := names.get(f"{job.name}.{name_of(text)}"):
+                raise ValueError(f"the stem {text!r} of {job.video} would have the name of {other.video}'s results")
+
+
 def name_of(words: str) -> str:
-    """A file name from words."""
-    return "_".join("".join(c if c.isalnum() else " " for c in words).split())[:80] or "sound"
+    """A file name from words, of 80 bytes at most."""
+    name = "_".join("".join(c if c.isalnum() else " " for c in words).split())
+    return name.encode()[:80].decode(errors="ignore") or "sound"  # file systems count bytes
 
 
 def _of(text: str, prompt: str | None) -> list[Job]:

@@ -9,7 +9,7 @@ import torch
 
 from eval.judges import Judges
 from meanflow.guidance import Guided
-from scripts.sample_best import Ranker, Score, best
+from scripts.sample_best import VIDEO_ONLY, Ranker, Score, best
 from scripts.sample_jobs import Job, name_of
 from teacher.data.media import write_audio
 from teacher.pipeline import Pipeline, SamplingConfig
@@ -81,7 +81,7 @@ class Maker:
         if len(set(names)) < len(names):
             raise ValueError(f"--stems must differ in more than punctuation, got {', '.join(texts)}")
         made, sounds = [], []
-        base = job.name if job.video is not None else "_".join(names)[:80]
+        base = job.name if job.video is not None else name_of(" ".join(names))
         self._check(job, base)
         for text, name in zip(texts, names, strict=True):
             sound, scores = self._chosen(replace(job, prompt=text))
@@ -90,7 +90,11 @@ class Maker:
         mix = replace(
             sounds[0],
             wave=torch.stack([sound.wave for sound in sounds]).sum(dim=0),
-            scene=replace(sounds[0].scene, prompt=" + ".join(texts)),
+            scene=replace(
+                sounds[0].scene,
+                prompt="a mix of sounds made apart: "
+                + " + ".join(f"{text} (seed {sound.seed})" for text, sound in zip(texts, sounds, strict=True)),
+            ),
         )
         return [*made, self._written(job, mix, base, (), film=self.film)]
 
@@ -105,15 +109,21 @@ class Maker:
                 raise ValueError(f"{path} is one of the films given and would be overwritten; choose another --out")
 
     def _chosen(self, job: Job) -> tuple[Sound, tuple[tuple[int, float], ...]]:
+        if self.count > 1 and job.video is None and self.score in VIDEO_ONLY:
+            raise ValueError(
+                f"--score {self.score} judges sound against a picture; for words alone use clap_laion, clap_ms or pam"
+            )
         encode = self.pipeline.encode if self.count > 1 else self.pipeline.scene
         scene = encode(
             video=job.video, prompt=job.prompt, negative_prompt=self.negative_prompt, duration_s=self.duration_s
         )
         seeds = range(self.sampling.seed, self.sampling.seed + self.count)
+        ranker = None
+        if self.count > 1:  # before anything is made: what it needs may not be there
+            ranker = Ranker.load(self.score, self.judges, duration_s=scene.total_s, device=self.pipeline.device)
         sounds = self.pipeline(scene, seeds=tuple(seeds), sampling=self.sampling, observe=self.observe)
-        if self.count == 1:
+        if ranker is None:
             return sounds[0], ()
-        ranker = Ranker.load(self.score, self.judges, duration_s=scene.total_s, device=self.pipeline.device)
         values = ranker.values(scene, torch.stack([sound.wave for sound in sounds]), sounds[0].sample_rate)
         return sounds[best(values)], tuple(zip(seeds, values, strict=True))
 

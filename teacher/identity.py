@@ -54,8 +54,12 @@ def identify(run: Path, weights: str = "auto") -> ModelIdentity:
     teacher = training.get("teacher") if isinstance(training, dict) else None
     digest = digests.get("teacher") if isinstance(digests, dict) else None
     codec = run / "codec.safetensors"
+    folder = run.resolve()
+    name = folder.name
+    if folder.parent.name == "snapshots" and folder.parents[1].name.startswith("models--"):  # the hub's cache
+        name = folder.parents[1].name.removeprefix("models--").replace("--", "/")
     return ModelIdentity(
-        name=run.resolve().name,
+        name=name,
         weights=file.stem,
         digest=file_sha256(file),
         licence=read_licence(run),

@@ -99,13 +99,22 @@ class Pipeline:
 
     @classmethod
     def from_pretrained(
-        cls, path_or_id: str | Path, *, device: str = "cpu", precision: Precision = "float32", weights: str = "auto"
+        cls,
+        path_or_id: str | Path,
+        *,
+        device: str = "cpu",
+        precision: Precision = "float32",
+        weights: str = "auto",
+        weights_dir: Path | None = None,
     ) -> Self:
         """From a run folder, a folder of `save_pretrained`, or a hub repository NAME/NAME, which is fetched.
 
-        Raises WeightsError in one line naming what is missing, damaged or cannot be fetched.
+        `weights_dir`: folder of published codec and encoder files, where the folder holds no parts of its own. Raises
+        WeightsError in one line naming what is missing, damaged or cannot be fetched.
         """
-        return cls.load(folder_of(path_or_id), weights=weights, device=device, precision=precision)
+        return cls.load(
+            folder_of(path_or_id), weights=weights, weights_dir=weights_dir, device=device, precision=precision
+        )
 
     def save_pretrained(self, folder: Path | str, card: Card, *, parts: bool = False) -> Path:
         """Write a folder to give away: safetensors, configuration and a model card (`teacher.pretrained`)."""
@@ -175,9 +184,11 @@ class Pipeline:
         """
         if (scene is None) == (video is None and prompt is None):
             raise ValueError("give either a scene or a video and/or a prompt")
+        if scene is not None and (negative_prompt is not None or duration_s is not None):
+            raise ValueError("a scene has its negative prompt and duration already; give them to encode")
         if scene is None:
             scene = self.scene(video=video, prompt=prompt, negative_prompt=negative_prompt, duration_s=duration_s)
-        chosen = [seeds] if isinstance(seeds, int) else list(seeds)
+        chosen = [seeds] if isinstance(seeds, int) else [int(seed) for seed in seeds]
         if not chosen:
             raise ValueError("seeds must hold at least one number")
         if sampling is None:
@@ -220,15 +231,16 @@ class Pipeline:
         fade, total = round(overlap_s(self.window_s) * sequence.sample_rate), self._samples(scene)
         joiners = [Joiner(fade=fade, total=total) for _ in seeds]
         frames = sequence.latent_frames(scene.length_s)
-        e = torch.stack([window_noise(s, scene.starts, frames, self.codec.latent_channels) for s in seeds])
         begins = [start * sequence.samples_per_latent for start in scene.starts]
         thens = [*begins[1:], None]
         at_once = max(1, BATCH // len(seeds))
         for first in range(0, len(scene), at_once):
             last = min(first + at_once, len(scene))
             conditions = scene.conditions(first, last)
+            starts, channels = scene.starts[first:last], self.codec.latent_channels
+            e = torch.stack([window_noise(seed, starts, frames, channels) for seed in seeds])
             waves = [
-                self._waves(conditions, e[k : k + BATCH, first:last], sampling, observe, scene.negative)
+                self._waves(conditions, e[k : k + BATCH], sampling, observe, scene.negative)
                 for k in range(0, len(seeds), BATCH)
             ]
             for k, windows in enumerate(torch.cat(waves).unbind(1), start=first):

@@ -20,7 +20,10 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from meanflow.config import to_plain
+from teacher.audio.codec_file import write_codec_file
+from teacher.audio.mmaudio_codec import STACKS
 from teacher.data.media import replacing
+from teacher.encoders.registry import CLIP_FILE, SYNCHFORMER_FILE
 from teacher.identity import file_sha256
 from teacher.weights import WeightsError, read_features_info, read_run_config, weight_file
 from teacher.weights.files import file_digest
@@ -174,7 +177,10 @@ def _save_weights(pipeline: "Pipeline", path: Path) -> None:
     """The file the network was loaded from, byte for byte, so that its digest stays; else the network's tensors."""
     if pipeline.source is not None and pipeline.identity is not None and pipeline.precision != "demo":
         file = weight_file(pipeline.source, pipeline.identity.weights)
-        if file_sha256(file) == pipeline.identity.digest:
+        state = pipeline.net.state_dict()
+        with safe_open(file, framework="pt") as kept:
+            same = set(kept.keys()) == set(state) and all(t.cpu().equal(kept.get_tensor(n)) for n, t in state.items())
+        if same and file_sha256(file) == pipeline.identity.digest:  # not where the network was changed or replaced
             shutil.copyfile(file, path)
             return
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in pipeline.net.state_dict().items()}
@@ -188,7 +194,7 @@ def _save_codec(pipeline: "Pipeline", path: Path) -> None:
         metadata = dict(file.metadata() or {})
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     if "weights_dir" in metadata:
-        save_file(tensors, path, metadata=metadata | {"weights_dir": PARTS})
+        write_codec_file(path, tensors, metadata | {"weights_dir": PARTS})  # equal codecs, equal bytes
 
 
 def _copy_parts(pipeline: "Pipeline", target: Path) -> None:
@@ -202,7 +208,10 @@ def _copy_parts(pipeline: "Pipeline", target: Path) -> None:
 
 
 def _weight_files(folder: Path) -> Iterable[Path]:
-    return (path for path in folder.iterdir() if path.suffix in (".safetensors", ".json"))
+    """Files of codecs and encoders; networks and what lies there besides are not part of the pipeline."""
+    parts = [c for stack in STACKS.values() for c in (stack.vae_component, stack.vocoder_component)]
+    names = {CLIP_FILE, SYNCHFORMER_FILE, *(f"{part}.safetensors" for part in parts)}
+    return (path for path in folder.iterdir() if path.name in names)
 
 
 def _write(path: Path, document: Mapping[str, Any]) -> None:

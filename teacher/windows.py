@@ -3,7 +3,8 @@
 Windows start on latent frames, so that neighbours share the noise of the times they share: noise is a function of
 (seed, latent frame), and what two windows say of their overlap is alike. Fades keep the energy whatever the two have in
 common: where they are weighted w and 1 - w and correlated by c, the sum is divided by
-sqrt(w^2 + (1 - w)^2 + 2 w (1 - w) c), which is 1 for equal sounds and 3 dB in the middle for unrelated ones.
+sqrt(w^2 + (1 - w)^2 + 2 w (1 - w) c), which is 1 for equal sounds and makes up for 3 dB amid unrelated ones.
+c is bounded at -0.9: of sounds that cancel, nothing is left to be made louder.
 """
 
 import math
@@ -25,6 +26,8 @@ def window_starts(total_s: float, window_s: float, sequence: SequenceConfig) -> 
     The last window ends at total_s or less than one frame later, and may overlap its neighbour by more than the rest.
     Raises ValueError below the shortest sound, 0.64 s.
     """
+    if not math.isfinite(total_s):
+        raise ValueError(f"the duration of a sound must be finite, got {total_s}")
     if total_s < MIN_DURATION_S:
         raise ValueError(f"the shortest sound is {MIN_DURATION_S} s, {total_s:.3g} s was asked for")
     if total_s <= window_s:
@@ -99,6 +102,6 @@ def _faded(old: Float[Tensor, "samples"], new: Float[Tensor, "samples"]) -> Floa
         return new[:0]
     w = (torch.arange(len(old), dtype=old.dtype) + 0.5) / len(old)
     power = float((old.square().sum() * new.square().sum()).sqrt())
-    alike = min(1.0, max(0.0, float(old @ new) / power)) if power > 0.0 else 1.0
+    alike = min(1.0, max(-0.9, float(old @ new) / power)) if power > 0.0 else 1.0
     mixed = (1.0 - w) * old + w * new
     return mixed / (w.square() + (1.0 - w).square() + 2.0 * w * (1.0 - w) * alike).sqrt()

@@ -69,8 +69,10 @@ def test_everything_before_the_next_window_is_handed_out():
     assert [len(piece) for piece in pieces[:-1]] == [80] * (len(starts) - 1)
 
 
-@pytest.mark.parametrize(("common", "name"), [(0.0, "unrelated"), (0.5, "half alike"), (1.0, "equal")])
-def test_seams_have_the_energy_of_what_lies_between_them(common, name):
+@pytest.mark.parametrize(
+    ("common", "sign"), [(0.0, 1), (0.5, 1), (1.0, 1), (0.6, -1)], ids=["unrelated", "half alike", "equal", "opposed"]
+)
+def test_seams_have_the_energy_of_what_lies_between_them(common, sign):
     """Windows of noise of unit power, alike in a share of it: power at the seams is 1 as everywhere (a plain fade of
     unrelated sounds would have 2/3 on average)."""
     generator = torch.Generator().manual_seed(1)
@@ -79,8 +81,8 @@ def test_seams_have_the_energy_of_what_lies_between_them(common, name):
     total = starts[-1] + length
     shared = torch.randn(total, generator=generator)
     windows = [
-        common**0.5 * shared[s : s + length] + (1 - common) ** 0.5 * torch.randn(length, generator=generator)
-        for s in starts
+        sign**k * common**0.5 * shared[s : s + length] + (1 - common) ** 0.5 * torch.randn(length, generator=generator)
+        for k, s in enumerate(starts)
     ]
     _, made = join(windows, starts, fade=fade, total=total)
     seams = torch.stack([made[s : s + fade] for s in starts[1:]])
