@@ -25,8 +25,7 @@ def jobs(inputs: Iterable[str], prompt: str | None) -> tuple[Job, ...]:
     """One job per video, or one for words alone.
 
     An input is a video, a folder (its videos, not those of folders in it), a pattern with * ? [ ] (** goes into
-    folders), or a
-    manifest, whose captions are the words of its videos unless `prompt` is given.
+    folders), or a manifest, whose captions are the words of its videos unless `prompt` is given.
 
     Raises:
         ValueError: nothing to do, an input that matches nothing, or two videos whose results would have one name.
