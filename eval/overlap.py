@@ -1,7 +1,6 @@
 """Whether the networks compared have heard any of the test clips: by id, by source and by content."""
 
 import csv
-import hashlib
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -10,6 +9,7 @@ from pathlib import Path
 
 from teacher.data.dataset import FeatureSet
 from teacher.data.store import Record
+from teacher.identity import file_sha256
 from teacher.weights.run_folder import read_run_config
 
 CLIP_OF_A_VIDEO = re.compile(r"Y?([A-Za-z0-9_-]{11})_\d+(_\d+)?|Y([A-Za-z0-9_-]{11})")
@@ -107,14 +107,9 @@ def _same_content(test: set[Path], training: set[Path]) -> tuple[set[Path], int]
     """Files of `test` whose bytes are those of some file of `training`, and how many files are gone."""
     sizes = {path: path.stat().st_size for path in test | training if path.is_file()}
     shared = {sizes[p] for p in test if p in sizes} & {sizes[p] for p in training if p in sizes}
-    known = {_sha256(p) for p in training if sizes.get(p) in shared}
-    found = {p for p in test if sizes.get(p) in shared and _sha256(p) in known}
+    known = {file_sha256(p) for p in training if sizes.get(p) in shared}
+    found = {p for p in test if sizes.get(p) in shared and file_sha256(p) in known}
     return found, len(test | training) - len(sizes)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _training_data(run: Path) -> tuple[str, ...]:

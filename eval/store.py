@@ -9,6 +9,7 @@ from pathlib import Path
 from eval.heard import Heard
 from eval.rows import append_lines, read_lines
 from teacher.data.processes import Processes
+from teacher.identity import file_sha256
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,8 +61,7 @@ class FileDigests:
         if not self._known:
             self._remember()
         if key not in self._known:
-            with path.open("rb") as file:
-                self._known[key] = hashlib.file_digest(file, "sha256").hexdigest()
+            self._known[key] = file_sha256(path)
             append_lines(self.folder / f"files-{self.process}.jsonl", [json.dumps([*key, self._known[key]])])
         return self._known[key]
 

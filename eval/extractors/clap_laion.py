@@ -20,7 +20,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
-from eval.extractors.base import Embeddings, check_waves, exact_float32
+from eval.extractors.base import Embeddings
+from eval.extractors.clap_rows import caption_rows, sound_rows
 from eval.extractors.clap_text import ROBERTA_BASE, Roberta, TextConfig
 from eval.extractors.clap_tokens import CaptionTokenizer
 from eval.extractors.htsat import LAION, Htsat, HtsatConfig, check_constants
@@ -35,10 +36,6 @@ CLAP_LAION = OfficialFile(
 )
 UNUSED = ("text_branch.embeddings.position_ids",)
 """0, 1, 2, ..., kept in the file by transformers before 4.31."""
-CLIPS_AT_ONCE = 4
-"""Clips per forward pass."""
-CAPTIONS_AT_ONCE = 32
-"""Captions per forward pass; each is 77 tokens long, so that its result does not depend on the others."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,31 +136,25 @@ class ClapLaion:
     def dimensions(self) -> int:
         return self.network.config.joint
 
-    @torch.no_grad()
     def embed(self, waves: Float[Tensor, "clips samples"]) -> Embeddings:
         """One unit row per clip, from ten seconds of it.
 
         Raises:
             ValueError: not (clips, samples), empty, or not finite.
         """
-        check_waves(waves, model="LAION-CLAP", sample_rate=self.sample_rate, shortest=1)
-        with exact_float32():
-            parts = [
-                self.network.hear(
-                    laion_length(some.float(), samples=self.network.config.samples).waves.to(self._device)
-                ).cpu()
-                for some in waves.split(CLIPS_AT_ONCE)
-            ]
-        return Embeddings(rows=torch.cat(parts), counts=(1,) * len(waves))
+        return sound_rows(
+            waves,
+            fit=laion_length,
+            hear=self.network.hear,
+            samples=self.network.config.samples,
+            model="LAION-CLAP",
+            sample_rate=self.sample_rate,
+            device=self._device,
+        )
 
-    @torch.no_grad()
     def embed_text(self, captions: Sequence[str]) -> Float[Tensor, "captions joint"]:
         """One unit row per caption, float32 on the CPU. Raises ValueError for no captions or an empty one."""
-        with exact_float32():
-            parts = [
-                self.network.read(some.to(self._device)).cpu() for some in self.tokens(captions).split(CAPTIONS_AT_ONCE)
-            ]
-        return torch.cat(parts)
+        return caption_rows(captions, tokens=self.tokens, read=self.network.read, device=self._device)
 
     @property
     def _device(self) -> torch.device:

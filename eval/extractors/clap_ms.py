@@ -22,7 +22,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
-from eval.extractors.base import Embeddings, check_waves, exact_float32
+from eval.extractors.base import Embeddings
+from eval.extractors.clap_rows import caption_rows, sound_rows
 from eval.extractors.clap_text import GPT2_SMALL, Gpt2, TextConfig
 from eval.extractors.clap_tokens import CaptionTokenizer
 from eval.extractors.htsat import MS_2023, Htsat, HtsatConfig, check_constants
@@ -37,10 +38,6 @@ CLAP_MS_2023 = OfficialFile(
 )
 UNUSED = ("caption_encoder.base.h.*.attn.bias", "caption_encoder.base.h.*.attn.masked_bias")
 """The lower triangle and the number written above it, kept in the file by transformers before 4.31."""
-CLIPS_AT_ONCE = 4
-"""Clips per forward pass."""
-CAPTIONS_AT_ONCE = 32
-"""Captions per forward pass; each is 77 tokens long, so that its result does not depend on the others."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -180,31 +177,25 @@ class ClapMs:
         """What cosines are multiplied by before a softmax over captions: exp of the parameter in the file."""
         return float(self.network.logit_scale.exp())
 
-    @torch.no_grad()
     def embed(self, waves: Float[Tensor, "clips samples"]) -> Embeddings:
         """One unit row per clip, from seven seconds of it.
 
         Raises:
             ValueError: not (clips, samples), empty, or not finite.
         """
-        check_waves(waves, model="MS-CLAP", sample_rate=self.sample_rate, shortest=1)
-        with exact_float32():
-            parts = [
-                self.network.hear(
-                    ms_length(some.float(), samples=self.network.config.samples).waves.to(self._device)
-                ).cpu()
-                for some in waves.split(CLIPS_AT_ONCE)
-            ]
-        return Embeddings(rows=torch.cat(parts), counts=(1,) * len(waves))
+        return sound_rows(
+            waves,
+            fit=ms_length,
+            hear=self.network.hear,
+            samples=self.network.config.samples,
+            model="MS-CLAP",
+            sample_rate=self.sample_rate,
+            device=self._device,
+        )
 
-    @torch.no_grad()
     def embed_text(self, captions: Sequence[str]) -> Float[Tensor, "captions joint"]:
         """One unit row per caption, float32 on the CPU. Raises ValueError for no captions or an empty one."""
-        with exact_float32():
-            parts = [
-                self.network.read(some.to(self._device)).cpu() for some in self.tokens(captions).split(CAPTIONS_AT_ONCE)
-            ]
-        return torch.cat(parts)
+        return caption_rows(captions, tokens=self.tokens, read=self.network.read, device=self._device)
 
     @property
     def _device(self) -> torch.device:
