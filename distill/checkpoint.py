@@ -16,7 +16,8 @@ from typing import Any
 
 from distill.saving.manifest import MANIFEST, STATE, Checkpoint, DamagedError, manifest, step_of, verified, verifies
 from distill.saving.run_folder import publish, write_config
-from distill.saving.writing import Tensors, flush_folder, stream_tensors, total_bytes, write_new, write_tensors
+from distill.saving.writing import Tensors, stream_tensors, total_bytes, write_new, write_tensors
+from teacher.files import flush_folder
 
 __all__ = [
     "Checkpoint", "Tensors", "at", "drop_later", "newest", "publish", "save", "write_config", "write_tensors",

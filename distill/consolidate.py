@@ -14,8 +14,9 @@ from distill.adapters import merged
 from distill.checkpoint import at, newest
 from distill.saving.manifest import Checkpoint, read_manifest
 from distill.saving.run_folder import CONSOLIDATED
-from distill.saving.writing import copy_file, flush_folder, stream_tensors, write_new
+from distill.saving.writing import copy_file, stream_tensors, write_new
 from meanflow.config import from_plain
+from teacher.files import flush_folder
 from teacher.lora import LoRAConfig
 from teacher.network import MMAudio
 from teacher.variants import MMAudioConfig

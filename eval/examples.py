@@ -12,7 +12,8 @@ from eval.plots import spectrogram_png
 from eval.rows import Task
 from eval.sweep import KeptAudio, safe_name
 from teacher.data.dataset import Record
-from teacher.data.media import remux, replacing, write_audio
+from teacher.data.media import remux, write_audio
+from teacher.files import replacing
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,7 +12,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from eval.extractors.base import Embeddings
-from teacher.data.media import replacing
+from teacher.files import replacing
 
 FEATURES, LOGITS, COUNTS = ".features", ".logits", ".counts"
 

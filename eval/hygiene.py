@@ -9,7 +9,7 @@ from typing import Any, get_args
 from eval.overlap import Overlap, find_overlap, read_groups
 from eval.rows import Row, Task, ids_digest, ids_text, read_clip_scores, read_rows
 from teacher.data.dataset import FeatureSet
-from teacher.data.media import replacing
+from teacher.files import replacing
 
 FACTS = "testset.json"
 

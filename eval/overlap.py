@@ -9,7 +9,7 @@ from pathlib import Path
 
 from teacher.data.dataset import FeatureSet
 from teacher.data.store import Record
-from teacher.identity import file_sha256
+from teacher.files import file_sha256
 from teacher.weights.run_folder import read_run_config
 
 CLIP_OF_A_VIDEO = re.compile(r"Y?([A-Za-z0-9_-]{11})_\d+(_\d+)?|Y([A-Za-z0-9_-]{11})")

@@ -9,7 +9,7 @@ from pathlib import Path
 from eval.heard import Heard
 from eval.rows import append_lines, read_lines
 from teacher.data.processes import Processes
-from teacher.identity import file_sha256
+from teacher.files import file_sha256
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,7 +17,7 @@ from meanflow import Guidance
 from scripts.app_files import Workspace
 from scripts.app_timing import Clock, timed
 from teacher.data.media import MediaError, MediaInfo, probe
-from teacher.identity import file_sha256
+from teacher.files import file_sha256
 from teacher.pipeline import Pipeline, Scene, Sound
 
 MAX_WORDS = 400

@@ -14,8 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from teacher.data.media import replacing
-from teacher.identity import file_sha256
+from teacher.files import file_sha256, replacing
 
 Pictures = tuple[Tensor, Tensor]
 """Image features (frames, width) and synchronisation features (slots, width) of a window."""

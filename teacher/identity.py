@@ -1,15 +1,10 @@
 """Which weights are meant: digests of the files of a run folder, and what it says of licence and teacher."""
 
-import functools
-import hashlib
-import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from teacher.files import DIGEST, file_sha256, same_digest
 from teacher.weights import WeightsError, read_licence, read_run_config, weight_file
-
-DIGEST = re.compile(r"[0-9a-f]{12,64}")
-"""A SHA-256 in hexadecimal digits, or the beginning of one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,20 +24,6 @@ class ModelIdentity:
     """SHA-256 of its file, or the first 12 digits."""
     codec_digest: str | None = None
     """SHA-256 of the codec's file, where the run folder holds one."""
-
-
-def file_sha256(path: Path) -> str:
-    """SHA-256 of a file, read once as long as its size and time of change stay the same."""
-    path = Path(path).resolve()
-    status = path.stat()
-    return _sha256(path, status.st_size, status.st_mtime_ns)
-
-
-@functools.lru_cache(maxsize=256)
-def _sha256(path: Path, size: int, changed_ns: int) -> str:
-    del size, changed_ns  # part of the key only
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def identify(run: Path, weights: str = "auto") -> ModelIdentity:
@@ -76,9 +57,3 @@ def which_weights(digest: str, run: Path) -> str | None:
     if not files:
         raise WeightsError(f"{run} holds no weights to compare with")
     return next((f.stem for f in files if same_digest(file_sha256(f), digest)), None)
-
-
-def same_digest(one: str, other: str) -> bool:
-    """Whether two digests agree as far as both go; never on fewer than 12 digits."""
-    length = min(len(one), len(other))
-    return length >= 12 and one[:length] == other[:length]

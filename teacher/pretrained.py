@@ -22,9 +22,8 @@ from safetensors.torch import save_file
 from meanflow.config import to_plain
 from teacher.audio.codec_file import write_codec_file
 from teacher.audio.mmaudio_codec import STACKS
-from teacher.data.media import replacing
 from teacher.encoders.registry import CLIP_FILE, SYNCHFORMER_FILE
-from teacher.identity import file_sha256
+from teacher.files import file_sha256, replacing
 from teacher.weights import WeightsError, read_features_info, read_run_config, weight_file
 from teacher.weights.files import file_digest
 

@@ -32,7 +32,8 @@ from meanflow.ode import Adaptive
 from teacher.data.media_describe import text_tags
 from teacher.data.media_open import open_media
 from teacher.data.media_write_sound import MAX_COMMENT
-from teacher.identity import DIGEST, ModelIdentity, file_sha256
+from teacher.files import DIGEST, file_sha256
+from teacher.identity import ModelIdentity
 
 if TYPE_CHECKING:
     from teacher.pipeline import SamplingConfig

@@ -19,7 +19,8 @@ from meanflow.guidance import JointGuidance
 from scripts import inspect_file
 from teacher.data.media import MediaError, remux, write_audio, write_video
 from teacher.data.media_write_sound import MAX_COMMENT
-from teacher.identity import file_sha256, identify, same_digest, which_weights
+from teacher.files import file_sha256, same_digest
+from teacher.identity import identify, which_weights
 from teacher.pipeline import SamplingConfig
 from teacher.provenance import Provenance, ProvenanceError, describe, guidance_words, parse_line, read_provenance
 from teacher.weights import WeightsError

@@ -4,7 +4,7 @@ import json
 import math
 from pathlib import Path
 
-from teacher.weights.write import replaced
+from teacher.files import replacing
 
 
 def drop_later(path: Path, first: int | None) -> int:
@@ -19,7 +19,7 @@ def drop_later(path: Path, first: int | None) -> int:
     kept = [line for line in text.splitlines() if _step(line) <= last]
     whole = "".join(f"{line}\n" for line in kept)
     if whole != text:
-        with replaced(path) as staging:
+        with replacing(path) as staging:
             staging.write_text(whole)
     return len(kept)
 

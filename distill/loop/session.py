@@ -16,8 +16,8 @@ from distill.loop.faults import CANNOT_GO_ON, WRONG_INPUT, TrainingError
 from distill.loop.memory import prepare_blocks
 from distill.loop.task import Task
 from distill.posthoc import write_snapshot
+from teacher.files import replacing
 from teacher.weights import load_strictly
-from teacher.weights.write import replaced
 
 
 @contextmanager
@@ -168,5 +168,5 @@ class Session:
 def _copy(source: Path, target: Path) -> None:
     """A copy in one piece, or what was there; nothing if it is the same already."""
     if not (target.is_file() and filecmp.cmp(source, target, shallow=False)):
-        with replaced(target) as staging:
+        with replacing(target) as staging:
             shutil.copyfile(source, staging)

@@ -13,11 +13,11 @@ from safetensors import SafetensorError, safe_open
 
 from distill.config import NEUTRAL, decisive
 from distill.saving.manifest import read_manifest
-from distill.saving.writing import Tensors, flush_folder, write_tensors
+from distill.saving.writing import Tensors, write_tensors
 from meanflow.config import from_plain, to_plain
+from teacher.files import flush_folder, remove_temporaries, replacing
 from teacher.variants import MMAudioConfig
 from teacher.weights import read_run_config, read_tensors
-from teacher.weights.write import replaced
 
 CONSOLIDATED = "consolidated"
 """Entry of config.json in a folder of weights taken out of a run."""
@@ -61,7 +61,7 @@ def write_config(
 
 def write_json(path: Path, plain: object) -> None:
     """Replace a JSON file, atomically and for good."""
-    with replaced(path) as staging:
+    with replacing(path) as staging:
         staging.write_text(json.dumps(plain, indent=2, allow_nan=False), encoding="utf-8")
     flush_folder(path.parent)
 
@@ -74,10 +74,9 @@ def publish(run: Path, checkpoint: Path, names: Iterable[str], transform: Transf
     they are copies. Raises OSError, in one line, where a file cannot be written.
     """
     try:
-        # What a killed process left may be a link to the file of another checkpoint, never to be written into; numbers
-        # of processes repeat.
-        for leftover in (*run.glob(".*.safetensors.*.part"), *run.glob("ema_ckpts/.*.part")):
-            leftover.unlink()
+        # What a killed process left may be a link to the file of another checkpoint, never to be written into.
+        remove_temporaries(run)
+        remove_temporaries(run / "ema_ckpts")
         for name in names:
             source = checkpoint / f"{name}.safetensors"
             if transform is None:
@@ -95,7 +94,7 @@ def publish(run: Path, checkpoint: Path, names: Iterable[str], transform: Transf
 def _link(source: Path, target: Path) -> None:
     if target.exists() and target.samefile(source):
         return
-    with replaced(target) as staging:
+    with replacing(target) as staging:
         try:
             os.link(source, staging)
         except OSError:

@@ -4,7 +4,6 @@ The digest is taken from the bytes handed to the file system, while it writes th
 be it through a fault on the way to the disk, does not have it. Memory for one tensor is enough, whatever the file.
 """
 
-import errno
 import hashlib
 import json
 import os
@@ -18,7 +17,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from teacher.weights.write import replaced
+from teacher.files import replacing
 
 Tensors: TypeAlias = dict[str, Tensor]
 
@@ -50,7 +49,7 @@ class Written:
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
     """Write a safetensors file under a temporary name, then rename it into place; access as the user's umask says."""
-    with replaced(path) as staging:
+    with replacing(path) as staging:
         staging.unlink(missing_ok=True)
         stream_tensors(staging, tensors, metadata)
 
@@ -80,18 +79,6 @@ def copy_file(source: Path, target: Path) -> Written:
 def total_bytes(tensors: Mapping[str, Tensor]) -> int:
     """What the values take in a file, without its header."""
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
-
-
-def flush_folder(folder: Path) -> None:
-    """Make sure that the names in a folder are on disk: new files and renames survive a power cut only then."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # file systems that flush no folders say so with these
-            raise
-    finally:
-        os.close(descriptor)
 
 
 def _header(tensors: list[tuple[str, Tensor]], metadata: Mapping[str, str] | None) -> bytes:

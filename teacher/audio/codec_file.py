@@ -8,8 +8,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from teacher.files import replacing
 from teacher.weights.errors import WeightsError
-from teacher.weights.write import replaced
 
 FITTED = "embedded"
 """Kind of a fitted codec, and of files written before there were kinds."""
@@ -17,7 +17,7 @@ FITTED = "embedded"
 
 def write_codec_file(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
     """Write through a temporary file and a rename, so that a reader never meets half a file."""
-    with replaced(path) as temporary:
+    with replacing(path) as temporary:
         save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary, metadata=dict(metadata))
         _sort_metadata(temporary)
 

@@ -5,7 +5,7 @@ from teacher.data.media_open import MediaError, MediaInfo, check_wave, open_medi
 from teacher.data.media_read import FrameRequest, read_frames
 from teacher.data.media_sound import read_audio
 from teacher.data.media_write import VIDEO_SUFFIXES, remux, write_video
-from teacher.data.media_write_sound import SOUND_SUFFIXES, replacing, write_audio
+from teacher.data.media_write_sound import SOUND_SUFFIXES, write_audio
 
 __all__ = [
     "FrameRequest",
@@ -20,7 +20,6 @@ __all__ = [
     "read_audio",
     "read_frames",
     "remux",
-    "replacing",
     "stream_infos",
     "text_tags",
     "write_audio",

@@ -14,7 +14,7 @@ from av.video.stream import VideoStream
 
 from teacher.data.media_open import MAX_DURATION_S, MediaError, check_wave, open_media, origin_s, video_stream
 from teacher.data.media_read import TIME_TOLERANCE_S, decode_video, frame_duration_s
-from teacher.data.media_write_sound import check_comment, encode_sound, next_rate, replacing, set_comment
+from teacher.data.media_write_sound import check_comment, encode_sound, next_rate, replacing_media, set_comment
 
 AAC_RATES = (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000, 64000, 88200, 96000)
 MAX_WAITING = 64
@@ -45,7 +45,7 @@ def write_video(
     wave = check_wave(wave, sample_rate)
     check_comment(comment)
     frames = np.pad(frames, ((0, 0), (0, frames.shape[1] % 2), (0, frames.shape[2] % 2), (0, 0)), mode="edge")
-    with replacing(path) as temporary, _open_film(temporary, sample_rate) as output:
+    with replacing_media(path) as temporary, _open_film(temporary, sample_rate) as output:
         set_comment(output, comment)
         rate = Fraction(fps).limit_denominator(1001)
         video = _add_h264(output, frames.shape[2], frames.shape[1], rate, 1 / rate)
@@ -81,7 +81,7 @@ def remux(
     if start_s < 0 or (duration_s is not None and not duration_s > 0):
         raise ValueError(f"start_s must be at least 0 and duration_s positive, got {start_s} and {duration_s}")
     with (
-        replacing(out_path) as temporary,
+        replacing_media(out_path) as temporary,
         _open_film(temporary, sample_rate) as output,
         open_media(video_path) as source,
     ):

@@ -1,6 +1,5 @@
 """Writing sound, and what sound and video share: always to a temporary file that is renamed when complete."""
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from fractions import Fraction
@@ -14,6 +13,7 @@ from av.audio.stream import AudioStream
 from av.container import OutputContainer
 
 from teacher.data.media_open import MediaError, check_wave
+from teacher.files import replacing
 
 MP3_ENCODER = "libmp3lame"
 MP3_RATES = (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000)
@@ -27,18 +27,13 @@ MAX_COMMENT = 32_000
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path`, renamed over it at the end, removed if the block fails or is interrupted."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
+def replacing_media(path: Path) -> Iterator[Path]:
+    """`replacing` for what PyAV writes, whose errors name no file."""
     try:
-        yield temporary
-        temporary.replace(path)
+        with replacing(path) as temporary:
+            yield temporary
     except av.error.FFmpegError as error:
         raise MediaError(f"{path}: cannot be written: {error.strerror}") from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def write_audio(path: Path, wave: np.ndarray, sample_rate: int, comment: str | None = None) -> None:
@@ -76,7 +71,7 @@ def _write_mp3(path: Path, wave: np.ndarray, sample_rate: int, comment: str | No
     rate = next_rate(sample_rate, MP3_RATES)
     if rate != sample_rate:
         wave = soxr.resample(wave, sample_rate, rate)
-    with replacing(path) as temporary, av.open(str(temporary), mode="w") as output:
+    with replacing_media(path) as temporary, av.open(str(temporary), mode="w") as output:
         set_comment(output, comment)
         stream = output.add_stream(MP3_ENCODER, rate=rate, layout="mono", format="fltp")
         assert isinstance(stream, AudioStream)

@@ -27,8 +27,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from teacher.data.media import replacing
 from teacher.data.tensor_file import FeatureError
+from teacher.files import replacing
 
 __all__ = ["FeatureError", "Record", "Shard", "Skipped"]
 

@@ -16,12 +16,12 @@ from pathlib import Path
 from typing import Any
 
 from meanflow.config import to_plain
+from teacher.files import replacing
 from teacher.weights.cards import bundle, bundle_licence, card
 from teacher.weights.convert import Note, component_path, ensure_component, find_source
 from teacher.weights.errors import WeightsError
 from teacher.weights.files import read_component_info, read_tensors
 from teacher.weights.run_folder import read_run_config
-from teacher.weights.write import replaced
 
 KIND = "official"
 WINDOW_S = 8.0
@@ -125,7 +125,7 @@ def _check_free(run: Path, variant: str) -> None:
 
 def _link(source: Path, target: Path) -> bool:
     """Hard link, or a copy where links are not possible. Files are only ever replaced, so a link is never changed."""
-    with replaced(target) as temporary:
+    with replacing(target) as temporary:
         try:
             os.link(source.resolve(), temporary)
         except OSError:
@@ -154,7 +154,7 @@ def _write_codec(path: Path, variant: str, weights_dir: Path, components: dict[s
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:
-    with replaced(path) as temporary:
+    with replacing(path) as temporary:
         temporary.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 

@@ -1,34 +1,19 @@
 """Writing a component tensor by tensor: memory for one tensor, whatever the size of the file."""
 
 import json
-import os
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from teacher.files import replacing
 from teacher.weights.errors import WeightsError
 from teacher.weights.files import ComponentInfo
 
 ALIGNMENT = 8
 FLOAT32_BYTES = 4
-
-
-@contextmanager
-def replaced(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path`; on success it is flushed to disk and renamed over it, else removed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        yield temporary
-        with temporary.open("rb") as stream:
-            os.fsync(stream.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def write_component(
@@ -44,7 +29,7 @@ def write_component(
     """
     sizes = {name: FLOAT32_BYTES * tensor.numel() for name, tensor in tensors.items()}
     total, done = sum(sizes.values()), 0
-    with replaced(path) as temporary, temporary.open("wb") as out:
+    with replacing(path) as temporary, temporary.open("wb") as out:
         out.write(_header(tensors, sizes, info))
         for name, tensor in tensors.items():
             values = tensor.detach().to("cpu", torch.float32).contiguous()

@@ -1,0 +1,23 @@
+"""Bytes on disk, once for everybody: replacing files whole, locks of folders, digests, JSON from strangers."""
+
+from teacher.files.digests import DIGEST, DIGESTS, check_digests, file_sha256, same_digest, write_digests
+from teacher.files.locks import FolderLock, LockedError
+from teacher.files.replace import flush_folder, remove_temporaries, replacing
+from teacher.files.text import JSON_LIMIT, read_json, split_lines
+
+__all__ = [
+    "DIGEST",
+    "DIGESTS",
+    "FolderLock",
+    "JSON_LIMIT",
+    "LockedError",
+    "check_digests",
+    "file_sha256",
+    "flush_folder",
+    "read_json",
+    "remove_temporaries",
+    "replacing",
+    "same_digest",
+    "split_lines",
+    "write_digests",
+]

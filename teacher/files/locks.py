@@ -1,0 +1,170 @@
+"""One writer to a folder at a time.
+
+The lock is the kernel's (flock) on the file `.lock` in the folder: it ends with the process that holds it, however that
+ends, so there are no stale locks on one machine or on file systems that carry locks between machines (NFS, Lustre with
+`flock`). Where a file system knows no locks, a note in the file stands in: its owner renews it every few seconds, and a
+note that was not renewed for a while, or whose process is gone, is stale.
+"""
+
+import errno
+import fcntl
+import json
+import os
+import shlex
+import socket
+import sys
+import threading
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from teacher.files.text import read_json
+
+LOCK = ".lock"
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL)
+"""What file systems without locks answer."""
+RENEWED_EVERY_S = 5.0
+STALE_AFTER_S = 60.0
+"""Without the kernel's locks, the silence after which an owner on another machine counts as dead."""
+LONGEST_COMMAND = 200
+
+
+class LockedError(ValueError):
+    """Another process writes to the folder; the message names it in one line."""
+
+
+class FolderLock:
+    """The right to write to a folder; a context manager, or `take` and `release`.
+
+    Raises LockedError, naming the owner, where somebody else has it. Within a process the lock is not taken twice
+    either: two runs in one program exclude each other like two programs.
+    """
+
+    def __init__(self, folder: Path, *, what: str = "it") -> None:
+        """what: what the folder holds, for the message ("the run", "the features")."""
+        self.folder, self._what = Path(folder), what
+        self._descriptor = -1
+        self._kernel = True
+        self._done = threading.Event()
+
+    @property
+    def path(self) -> Path:
+        """The lock file; it exists while somebody writes, and after a kill until the next one."""
+        return self.folder / LOCK
+
+    def __enter__(self) -> Self:
+        self.take()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.release()
+
+    def take(self) -> None:
+        """Take the lock, making the folder if need be. Raises LockedError, or OSError where nothing can be written."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        while True:
+            descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+            try:
+                self._kernel = _flock(descriptor)
+                if not self._kernel and self._note_is_fresh():
+                    raise BlockingIOError(errno.EAGAIN, "a fresh note")
+                if self._still_named(descriptor):
+                    break
+                os.close(descriptor)  # its last owner removed the name between our opening and locking it
+            except BlockingIOError as error:
+                os.close(descriptor)
+                raise LockedError(self._refusal()) from error
+            except BaseException:
+                os.close(descriptor)
+                raise
+        self._descriptor = descriptor
+        try:
+            self._write_note()
+        except OSError:
+            self.release()
+            raise
+        if not self._kernel:
+            self._done.clear()
+            threading.Thread(target=self._renew, name="lock", daemon=True).start()
+
+    def release(self) -> None:
+        """Give the lock back; nothing where it is not held."""
+        if self._descriptor < 0:
+            return
+        self._done.set()
+        descriptor, self._descriptor = self._descriptor, -1
+        if self._still_named(descriptor):
+            self.path.unlink(missing_ok=True)
+        os.close(descriptor)
+
+    def _still_named(self, descriptor: int) -> bool:
+        try:
+            return os.path.samestat(os.fstat(descriptor), self.path.stat())
+        except OSError:
+            return False
+
+    def _write_note(self) -> None:
+        note = {
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "since": time.strftime("%Y-%m-%d %H:%M:%S"),
+            "command": shlex.join(sys.argv)[:LONGEST_COMMAND],
+        }
+        os.ftruncate(self._descriptor, 0)
+        os.pwrite(self._descriptor, json.dumps(note).encode(), 0)
+
+    def _note(self) -> dict[str, Any]:
+        try:
+            return read_json(self.path, limit=1 << 16)
+        except (OSError, ValueError):
+            return {}
+
+    def _note_is_fresh(self) -> bool:
+        note = self._note()
+        if note.get("host") == socket.gethostname() and note.get("pid") != os.getpid():
+            return _runs(note.get("pid"))
+        return bool(note) and time.time() - self.path.stat().st_mtime < STALE_AFTER_S
+
+    def _renew(self) -> None:
+        while not self._done.wait(RENEWED_EVERY_S):
+            try:
+                os.utime(self._descriptor)
+            except OSError:
+                return
+
+    def _refusal(self) -> str:
+        note = self._note()
+        owner = "another process"
+        if note:
+            owner = f"process {note.get('pid')} on {note.get('host')} since {note.get('since')} ({note.get('command')})"
+        owner = "".join(c if c.isprintable() else "?" for c in owner)
+        return (
+            f"{self.folder}: {self._what} is being written by {owner}; wait until it is done, or choose another --out"
+        )
+
+
+def _flock(descriptor: int) -> bool:
+    """Lock for this process alone; False where the file system has no locks. BlockingIOError where it is taken."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise
+    except OSError as error:
+        if error.errno in NO_LOCKS:
+            return False
+        raise
+    return True
+
+
+def _runs(pid: object) -> bool:
+    """Whether a process of this machine runs."""
+    if not isinstance(pid, int) or pid < 1:
+        return False
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True

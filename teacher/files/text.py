@@ -1,0 +1,50 @@
+"""Text and JSON from strangers: lines end at a line feed alone, and a file takes bounded time and memory."""
+
+import json
+import os
+import stat
+from pathlib import Path
+from typing import Any
+
+JSON_LIMIT = 1 << 28
+"""Largest JSON file that is read, in bytes; the largest of ours, a features.json that names a million skipped clips,
+stays below."""
+
+
+def split_lines(text: str) -> list[str]:
+    """Lines of a text, without their ends. A line ends at "\\n" (or "\\r\\n") only: `str.splitlines` also cuts at the
+    line separators that captions and file names may hold (U+0085, U+2028, form feed). An unfinished last line counts.
+    """
+    lines = text.split("\n")
+    if lines and not lines[-1]:
+        lines.pop()
+    return [line.removesuffix("\r") for line in lines]
+
+
+def read_json(path: Path, *, limit: int = JSON_LIMIT) -> dict[str, Any]:
+    """A JSON object from a file. Pipes and devices are not opened, longer files not read.
+
+    Raises:
+        OSError: the file is absent or cannot be read.
+        ValueError: it is no regular file, longer than `limit` bytes, not UTF-8, no JSON object, or nested too deep.
+    """
+    path = Path(path)
+    found = path.stat()
+    if stat.S_ISDIR(found.st_mode):
+        raise IsADirectoryError(f"{path} is a folder")
+    if not stat.S_ISREG(found.st_mode):
+        raise ValueError(f"{path} is no regular file")
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    with os.fdopen(descriptor, "rb") as stream:
+        content = stream.read(limit + 1)
+    if len(content) > limit:
+        raise ValueError(f"{path} has more than {limit:,} bytes")
+    try:
+        plain = json.loads(content.decode("utf-8"))
+    except RecursionError as error:
+        raise ValueError(f"{path} is nested too deep") from error
+    except ValueError as error:
+        raise ValueError(f"{path} is not valid JSON: {error}") from error
+    if not isinstance(plain, dict):
+        raise ValueError(f"{path} is not a JSON object")
+    return plain

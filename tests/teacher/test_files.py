@@ -1,0 +1,182 @@
+"""Bytes on disk: whole files only, access by the umask, one writer to a folder, digests that are compared."""
+
+import errno
+import json
+import os
+import stat
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from teacher.files import (
+    FolderLock,
+    LockedError,
+    check_digests,
+    file_sha256,
+    locks,
+    read_json,
+    remove_temporaries,
+    replacing,
+    split_lines,
+    write_digests,
+)
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from teacher.files import FolderLock
+with FolderLock(Path(sys.argv[1])):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+def _fail_after(_written):
+    raise RuntimeError
+
+
+@pytest.fixture
+def holder(tmp_path):
+    process = subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "held\n"
+    yield process
+    process.kill()
+    process.wait()
+
+
+def test_a_file_is_replaced_whole_or_not_at_all(tmp_path):
+    path = tmp_path / "a.json"
+    path.write_text("old")
+    with pytest.raises(RuntimeError), replacing(path) as temporary:
+        _fail_after(temporary.write_text("half"))
+    assert path.read_text() == "old"
+    assert os.listdir(tmp_path) == ["a.json"]
+    with replacing(path) as temporary:
+        temporary.write_text("new")
+        assert path.read_text() == "old"
+    assert path.read_text() == "new"
+    assert os.listdir(tmp_path) == ["a.json"]
+
+
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o077, 0o600), (0o002, 0o664)])
+def test_access_is_the_umasks_whoever_writes(tmp_path, umask, mode):
+    before = os.umask(umask)
+    try:
+        with replacing(tmp_path / "t.safetensors") as temporary:
+            save_file({"x": torch.zeros(1)}, temporary)
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "t.safetensors").stat().st_mode) == mode
+
+
+@pytest.mark.parametrize("name", ["x" * 251 + ".mp4", "é" * 120 + ".flac", "a." + "s" * 200])
+def test_names_as_long_as_a_file_system_takes(tmp_path, name):
+    with replacing(tmp_path / name) as temporary:
+        temporary.write_bytes(b"x")
+    assert (tmp_path / name).read_bytes() == b"x"
+
+
+def test_two_replacements_at_once_do_not_meet(tmp_path):
+    with replacing(tmp_path / "a") as one, replacing(tmp_path / "a") as other:
+        assert one != other
+        one.write_text("1")
+        other.write_text("2")
+    assert (tmp_path / "a").read_text() == "1"  # the outer block ends last
+
+
+def test_leftovers_are_told_from_other_hidden_files(tmp_path):
+    with replacing(tmp_path / "a.json") as temporary:
+        name = temporary.name
+        temporary.write_text("{}")
+    (tmp_path / "a.json").unlink()
+    for other in (name, ".hidden", ".a.json.swp", ".a.part"):
+        (tmp_path / other).write_text("x")
+    remove_temporaries(tmp_path)
+    assert sorted(os.listdir(tmp_path)) == [".a.json.swp", ".a.part", ".hidden"]
+
+
+def test_the_second_writer_is_refused_and_told_who_writes(tmp_path, holder):
+    with pytest.raises(LockedError, match=rf"the run is being written by process {holder.pid} on .*--out"):
+        FolderLock(tmp_path, what="the run").take()
+
+
+def test_a_killed_writers_lock_is_gone(tmp_path, holder):
+    holder.kill()
+    holder.wait()
+    assert (tmp_path / locks.LOCK).exists()
+    with FolderLock(tmp_path):
+        assert json.loads((tmp_path / locks.LOCK).read_text())["pid"] == os.getpid()
+    assert os.listdir(tmp_path) == []
+
+
+def test_within_one_process_too(tmp_path):
+    with FolderLock(tmp_path), pytest.raises(LockedError):
+        FolderLock(tmp_path).take()
+    FolderLock(tmp_path).release()  # nothing to give back
+
+
+def test_where_the_file_system_has_no_locks_a_note_stands_in(tmp_path, monkeypatch):
+    def no_locks(descriptor, kind):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(locks.fcntl, "flock", no_locks)
+    note = {"host": "elsewhere", "pid": 1, "since": "today", "command": "mf-extract"}
+    (tmp_path / locks.LOCK).write_text(json.dumps(note))
+    with pytest.raises(LockedError, match="process 1 on elsewhere"):
+        FolderLock(tmp_path).take()
+    old = time.time() - 2 * locks.STALE_AFTER_S
+    os.utime(tmp_path / locks.LOCK, (old, old))
+    with FolderLock(tmp_path):
+        pass
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    (tmp_path / locks.LOCK).write_text(json.dumps(note | {"host": locks.socket.gethostname(), "pid": dead.pid}))
+    with FolderLock(tmp_path):
+        pass
+
+
+def test_lines_end_at_line_feeds_alone():
+    assert split_lines("a\u2028b\n\x85c\x0c\r\nd") == ["a\u2028b", "\x85c\x0c", "d"]
+    assert split_lines("") == []
+    assert split_lines("a\n\n") == ["a", ""]
+
+
+def test_json_of_strangers(tmp_path):
+    path = tmp_path / "c.json"
+    for content, words in (
+        ("[" * 100_000, "nested too deep"),
+        ("[1]", "not a JSON object"),
+        ('{"a": 1', "not valid JSON"),
+        ('{"a": "' + "x" * 100 + '"}', "more than 64 bytes"),
+    ):
+        path.write_text(content)
+        with pytest.raises(ValueError, match=words):
+            read_json(path, limit=64 if "more" in words else 1 << 20)
+    path.write_bytes(b'{"a": "\xff"}')
+    with pytest.raises(ValueError, match="not valid JSON"):
+        read_json(path)
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "zero").symlink_to("/dev/zero")
+    for name in ("pipe", "zero"):
+        with pytest.raises(ValueError, match="no regular file"):
+            read_json(tmp_path / name)
+
+
+def test_damage_is_named_and_nothing_else(tmp_path):
+    for name in ("a", "b", "c", "new"):
+        (tmp_path / name).write_bytes(name.encode() * 10)
+    write_digests(tmp_path, ["a", "b"], known={"a": (10, file_sha256(tmp_path / "a"))})
+    write_digests(tmp_path, ["c"])
+    assert check_digests(tmp_path) == []
+    (tmp_path / "a").write_bytes(b"aaaaaaaaab")
+    (tmp_path / "b").write_bytes(b"b")
+    (tmp_path / "c").unlink()
+    (tmp_path / "new").write_bytes(b"")
+    found = check_digests(tmp_path)
+    assert [line.split()[0].rpartition("/")[2] for line in found] == ["a", "b", "c"]
+    assert ["damaged" in found[0], "1 bytes instead of 10" in found[1], "missing" in found[2]] == [True] * 3
+    assert check_digests(tmp_path, ["new"]) == []
