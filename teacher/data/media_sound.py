@@ -1,6 +1,7 @@
 """Mono sound at any rate on the clock of the picture, decoding only what is asked for."""
 
 import math
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -67,7 +68,7 @@ def read_audio(path: Path, *, sample_rate: int, start_s: float = 0.0, duration_s
 def _is_sound_file(path: Path) -> bool:
     """Whether libsndfile knows the codec inside; the container formats above may hold others."""
     try:
-        soundfile.info(str(path))
+        soundfile.info(os.fsencode(path))
     except soundfile.LibsndfileError:
         return False
     return True
@@ -76,7 +77,7 @@ def _is_sound_file(path: Path) -> bool:
 def _sound_file_chunks(path: Path, start_s: float, duration_s: float | None) -> Iterator[tuple[np.ndarray, int]]:
     """Mono float32 chunks of a plain sound file with their rate."""
     try:
-        with soundfile.SoundFile(str(path)) as file:
+        with soundfile.SoundFile(os.fsencode(path)) as file:
             rate = file.samplerate
             begin = min(round(start_s * rate), file.frames)
             left = file.frames - begin if duration_s is None else round((duration_s + LOOKAHEAD_S) * rate)

@@ -5,11 +5,13 @@ from teacher.files.digests import (
     DIGESTS,
     check_digests,
     file_sha256,
+    parts_digest,
     read_digests,
     same_digest,
     write_digests,
 )
 from teacher.files.locks import LOCK, FolderLock, LockedError
+from teacher.files.moved import Moved
 from teacher.files.replace import flush_folder, remove_temporaries, replacing
 from teacher.files.text import JSON_LIMIT, read_json, split_lines
 
@@ -20,9 +22,11 @@ __all__ = [
     "JSON_LIMIT",
     "LOCK",
     "LockedError",
+    "Moved",
     "check_digests",
     "file_sha256",
     "flush_folder",
+    "parts_digest",
     "read_digests",
     "read_json",
     "remove_temporaries",

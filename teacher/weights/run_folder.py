@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from meanflow.config import from_plain
+from teacher.files import Moved
 from teacher.weights.errors import WeightsError
 from teacher.weights.files import load_strictly
 
@@ -77,7 +78,7 @@ def read_features_info(run: Path) -> FeaturesInfo:
             duration_s=float(config["duration_s"]),
             encoders=str(config["encoders"]),
             codec=str(config.get("codec", "embedded")),
-            weights_dir=None if folder is None else run / folder,
+            weights_dir=None if folder is None else Moved(run)(run / folder),
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise WeightsError(f"{path} cannot be used: {error}; is {run} the run folder of a training?") from error
