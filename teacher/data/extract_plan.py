@@ -186,11 +186,12 @@ def _noted_in_a_block(out: Path, plan: dict[str, Any], items: Sequence[Item]) ->
 
 def _remove_damaged(out: Path, items: Sequence[Item], tell: Progress) -> list[str]:
     """Remove what is damaged; a line for each file that is to be made again."""
+    info, found, recorded = _info(out), [], {}
     try:
         recorded = read_digests(out)
     except ValueError:
-        recorded = {}
-    info, found = _info(out), []
+        (out / DIGESTS).unlink()
+        found.append(f"{DIGESTS}: damaged")
     layout = None if info is None else Layout.of(info)
     blocks = {path: len(block) for path, block in blocks_of(out, items)}
     codec, finished = out / "codec.safetensors", out / "features.json"
@@ -219,6 +220,8 @@ def _remove_damaged(out: Path, items: Sequence[Item], tell: Progress) -> list[st
         needed = [shard_path(out, split, k) for split in SPLITS for k in range(info["shards"][split])]
         needed += [store.text_path(out, k) for k in range(-(-info["texts"]["count"] // info["texts"]["per_file"]))]
         named = {line.partition(":")[0] for line in found}
+        if not recorded and not found and any(_has_checks(path) for path in tensors):  # older versions wrote neither
+            found.append(f"{DIGESTS}: missing")
         for path in (*needed, codec, *(path for path in blocks if recorded)):
             name = path.relative_to(out).as_posix()
             if not path.is_file() and name not in named:
@@ -242,6 +245,10 @@ def _verify(path: Path, layout: Layout | None) -> None:
     for name in (name for name in BY_ROW if name in file.entries):
         if not bool(torch.isfinite(file.small(name)).all()):
             raise FeatureError(f"{path}: {name} holds NaN or infinity")
+
+
+def _has_checks(path: Path) -> bool:
+    return path.is_file() and TensorFile.open(path).has_checks
 
 
 def _clear(out: Path) -> None:
