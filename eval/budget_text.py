@@ -43,11 +43,16 @@ def budget_markdown(budget: Budget) -> str:
     for batch in budget.batches:
         clips = f"{batch} clip{'s' if batch > 1 else ''} of {budget.duration_s:g} s"
         parts.append(f"## Batch {batch}: {'latency' if batch == 1 else 'throughput'}, {clips}")
-        parts += [markdown(budget_table(budget, batch)), markdown(totals_table(budget, batch))]
+        parts.append(batch_markdown(budget, batch))
     parts.append(READING)
     if budget.command:
         parts.append(f"`{budget.command}`")
     return "\n\n".join(parts) + "\n"
+
+
+def batch_markdown(budget: Budget, batch: int) -> str:
+    """Stages and totals of one batch size."""
+    return "\n\n".join((markdown(budget_table(budget, batch)), markdown(totals_table(budget, batch))))
 
 
 def circumstances(budget: Budget) -> str:
