@@ -1,6 +1,7 @@
 """Whether the networks compared have heard any of the test clips: by id, by source and by content."""
 
 import csv
+import io
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -9,7 +10,7 @@ from pathlib import Path
 
 from teacher.data.dataset import FeatureSet
 from teacher.data.store import Record
-from teacher.files import file_sha256
+from teacher.files import file_sha256, split_lines
 from teacher.weights.run_folder import read_run_config
 
 CLIP_OF_A_VIDEO = re.compile(r"Y?([A-Za-z0-9_-]{11})_\d+(_\d+)?|Y([A-Za-z0-9_-]{11})")
@@ -97,9 +98,10 @@ def read_groups(manifest: Path) -> dict[str, str]:
     """Item id -> group_id of a .jsonl, .csv or .tsv manifest; items without either are left out."""
     text = manifest.read_text(encoding="utf-8-sig")
     if manifest.suffix.lower() == ".jsonl":
-        rows = [json.loads(line) for line in text.splitlines() if line.strip()]
+        rows = [json.loads(line) for line in split_lines(text) if line.strip()]
     else:
-        rows = list(csv.DictReader(text.splitlines(), delimiter="\t" if manifest.suffix.lower() == ".tsv" else ","))
+        delimiter = "\t" if manifest.suffix.lower() == ".tsv" else ","
+        rows = list(csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter))
     return {str(r["id"]): str(r["group_id"]) for r in rows if r.get("id") and r.get("group_id")}
 
 

@@ -13,6 +13,7 @@ reported, and no other clip takes its place.
 """
 
 import csv
+import io
 import re
 from collections import Counter
 from collections.abc import Iterable
@@ -140,7 +141,7 @@ def _kind(path: Path) -> ListKind | Literal["manifest"]:
     if suffix not in (".csv", ".tsv"):
         raise ValueError(f"{path}: is no list of test clips; known are {FORMS}")
     text = read_text(path).lstrip("\n")
-    first = next(csv.reader(text.splitlines()[:1], delimiter="\t" if suffix == ".tsv" else ","), [])
+    first = next(csv.reader(io.StringIO(text, newline=""), delimiter="\t" if suffix == ".tsv" else ","), [])
     if suffix == ".csv" and len(first) == 4 and first[1].strip().isdigit() and first[3].strip() in SPLIT_WORDS:
         return "vggsound"
     columns = {cell.strip().lower() for cell in first}

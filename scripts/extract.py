@@ -6,6 +6,7 @@ share the work; on several machines, --out must lie on a common disk.
 
 import os
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated
@@ -18,7 +19,7 @@ from scripts.errors import one_line_errors
 from teacher.data import store
 from teacher.data.extract import ExtractConfig, extract
 from teacher.data.lists import ListKind, read_list
-from teacher.data.manifest import Item, Split, read_manifest
+from teacher.data.manifest import Item, LeftOut, Split, read_manifest
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,14 +66,17 @@ def run(arguments: Arguments) -> None:
         config = replace(config, device=f"cuda:{os.environ.get('LOCAL_RANK', '0')}")
     begin, bars = time.perf_counter(), _Bars()
     try:
-        items = _items(arguments, talk=rank == 0)
+        left_out: LeftOut = []
+        items = _items(arguments, left_out, talk=rank == 0)
         report = extract(
             items,
             arguments.out,
             config,
             overwrite=arguments.overwrite,
+            left_out=left_out,
             progress=bars if rank == 0 else None,
             part=(rank, world),
+            run=_start_of(os.environ) if world > 1 else "",
         )
     finally:
         bars.close()
@@ -85,11 +89,16 @@ def run(arguments: Arguments) -> None:
     print(f"features in {arguments.out}, {time.perf_counter() - begin:.1f} s")
 
 
-def _items(arguments: Arguments, *, talk: bool) -> list[Item]:
+def _start_of(environment: Mapping[str, str]) -> str:
+    """What the processes of one start share and no other start has: where they meet."""
+    return f"{environment.get('MASTER_ADDR', '')}:{environment.get('MASTER_PORT', '')}"
+
+
+def _items(arguments: Arguments, left_out: LeftOut, *, talk: bool) -> list[Item]:
     if arguments.list_kind is None:
         if arguments.media is not None or arguments.split is not None:
             raise ValueError("--media and --split belong to a list of a known data set: give --list-kind too")
-        return read_manifest(arguments.data)
+        return read_manifest(arguments.data, left_out)
     if arguments.media is None:
         raise ValueError(f"--list-kind {arguments.list_kind} needs --media, the folder of the listed files")
     listed = read_list(arguments.list_kind, arguments.data, arguments.media, arguments.split)

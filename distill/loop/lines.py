@@ -4,7 +4,7 @@ import json
 import math
 from pathlib import Path
 
-from teacher.files import replacing
+from teacher.files import replacing, split_lines
 
 
 def drop_later(path: Path, first: int | None) -> int:
@@ -16,7 +16,7 @@ def drop_later(path: Path, first: int | None) -> int:
     if not path.exists():
         return 0
     text, last = path.read_text(errors="replace"), math.inf if first is None else first
-    kept = [line for line in text.splitlines() if _step(line) <= last]
+    kept = [line for line in split_lines(text) if _step(line) <= last]
     whole = "".join(f"{line}\n" for line in kept)
     if whole != text:
         with replacing(path) as staging:

@@ -17,11 +17,15 @@ from teacher.conditions import Conditions
 from teacher.data import store
 from teacher.data.rows import Gathered, Records, Rows
 from teacher.data.store import FeatureError, Record
+from teacher.data.tensor_file import RESTORE
+from teacher.files import check_digests, read_digests
 from teacher.sequence import SequenceConfig
 from teacher.share import Share
 
 __all__ = ["Batch", "Examples", "FeatureError", "FeatureSet", "Record", "batch_indices", "load_codec"]
 
+COMPARED_AT_ONCE = 1 << 30
+"""Bytes of a split up to which whole files are compared with digests.json when it is opened; about a second."""
 CODEC_VERSIONS = (1, 2)
 """Versions of features.json whose codec can be read; runs keep the file of the features they were trained on."""
 
@@ -86,12 +90,15 @@ class FeatureSet:
         """Open a split; `statistics` (mean, std), each (C,), stand in for the folder's own.
 
         Raises FeatureError in one line when the folder is unfinished, damaged, of an older version or lacks the split.
+        Files that are small together are compared as a whole with digests.json at once, rows of others when they are
+        read.
         """
         folder = Path(folder)
         info = _read_info(folder)
         if not info["counts"].get(split):
             found = ", ".join(f"{name} {count}" for name, count in info["counts"].items())
             raise FeatureError(f"{folder}: no examples in split {split!r} (found {found})")
+        _check_small(folder, split, info)
         own = (torch.tensor(info["latent_mean"]), torch.tensor(info["latent_std"]))
         opened = cls(folder=folder, info=info, rows=Rows(folder, split, info), latent_mean=own[0], latent_std=own[1])
         return opened if statistics is None else opened.with_statistics(*statistics)
@@ -213,6 +220,22 @@ def batch_indices(num_items: int, batch_size: int, *, seed: int, step: int) -> T
 def _permutation(num_items: int, seed: int, epoch: int) -> np.ndarray:
     """Kept from step to step: shuffling two million rows takes longer than reading a batch of them."""
     return np.random.default_rng([seed, epoch]).permutation(num_items)
+
+
+def _check_small(folder: Path, split: str, info: dict[str, Any]) -> None:
+    """FeatureError where a file of a split whose files are at most COMPARED_AT_ONCE in all is not as recorded."""
+    try:
+        recorded = read_digests(folder)
+        paths = [store.shard_path(folder, split, k) for k in range(int(info["shards"][split]))]
+        paths += [store.text_path(folder, k) for k in range(-(-info["texts"]["count"] // info["texts"]["per_file"]))]
+        names = ["features.json", "codec.safetensors", *(path.relative_to(folder).as_posix() for path in paths)]
+        if sum(recorded[name][0] for name in names if name in recorded) > COMPARED_AT_ONCE:
+            names = ["features.json"]
+        faults = check_digests(folder, names)
+    except ValueError as error:
+        raise FeatureError(f"{error}; {RESTORE}") from error
+    if faults:
+        raise FeatureError(f"{faults[0]}{f' ({len(faults)} files differ)' if len(faults) > 1 else ''}; {RESTORE}")
 
 
 def _read_info(folder: Path, versions: tuple[int, ...] = (store.FORMAT_VERSION,)) -> dict[str, Any]:

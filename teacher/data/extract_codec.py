@@ -14,7 +14,7 @@ from teacher.data import store
 from teacher.data.dataset import load_codec
 from teacher.data.extract_config import ExtractConfig, count_reasons
 from teacher.data.extract_look import Progress
-from teacher.data.pool import WorkerPool
+from teacher.data.pool import DIED, WorkerPool
 from teacher.data.processes import Processes
 from teacher.data.store import FeatureError, Skipped
 from teacher.data.store_read import ShardFile
@@ -62,7 +62,8 @@ def _fit(training: Sequence[Window], config: ExtractConfig, pool: WorkerPool, te
     reader, failed = config.reader(), []
 
     def heard() -> Iterator[np.ndarray]:
-        for done, result in enumerate(pool.ordered(reader.hear, chosen), 1):
+        results = pool.ordered(reader.hear, chosen, died=lambda window: Skip(id=window.id, reason=DIED))
+        for done, (_, result) in enumerate(results, 1):
             tell("fit codec", done, count)
             if isinstance(result, Skip):
                 failed.append((result.id, result.reason))

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +97,8 @@ class ExtractReport:
     counts: dict[str, int]
     skipped: list[Skipped]
     padded: int
+    made_again: list[str] = field(default_factory=list)
+    """Files of an earlier run that were damaged or missing, and are new now."""
 
     @classmethod
     def of(cls, info: dict[str, Any]) -> "ExtractReport":
@@ -106,6 +108,8 @@ class ExtractReport:
 
     def __str__(self) -> str:
         lines = ["examples: " + ", ".join(f"{split} {count}" for split, count in self.counts.items())]
+        if self.made_again:
+            lines.append(f"made again: {len(self.made_again)} of an earlier run ({', '.join(self.made_again[:10])})")
         if self.padded:
             lines.append(f"padded at the end: {self.padded}")
         if self.skipped:

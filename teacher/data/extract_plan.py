@@ -2,20 +2,29 @@
 
 import hashlib
 import json
+import re
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from teacher.audio.codec_file import read_codec_file
 from teacher.data import store
 from teacher.data.extract_config import SPLITS, ExtractConfig
+from teacher.data.extract_look import Progress, blocks_of, read_block
 from teacher.data.manifest import Item
-from teacher.data.store import FeatureError, shard_path
+from teacher.data.store import FeatureError, Skipped, shard_path
+from teacher.data.tensor_file import TensorFile
+from teacher.files import DIGESTS, LOCK, check_digests, read_digests, remove_temporaries
+from teacher.weights.errors import WeightsError
 
 BEATS = ".processes"
 """Folder in which the processes of one extraction see each other; gone when they are done."""
+FORMER_TEMPORARY = re.compile(r"\..+\.\d+(\.[a-z]+)?")
+"""Names that earlier versions gave to unfinished files."""
 FILES = (
     "features.json",
+    DIGESTS,
     "codec.safetensors",
     "plan/*.json",
     "texts.safetensors",
@@ -27,7 +36,13 @@ FILES = (
 
 
 def make_plan(
-    items: Sequence[Item], config: ExtractConfig, *, encoders: dict[str, str], codec: str | None, stamps: bool
+    items: Sequence[Item],
+    config: ExtractConfig,
+    *,
+    encoders: dict[str, str],
+    codec: str | None,
+    stamps: bool,
+    left_out: Sequence[Skipped] = (),
 ) -> dict[str, Any]:
     """What a rerun must match: configuration, encoders, digest of a given codec, and digests of items and files.
 
@@ -44,6 +59,8 @@ def make_plan(
                 files.update(f"{status.st_size} {status.st_mtime_ns}\n".encode())
             except OSError:
                 files.update(b"missing\n")  # named as a skip later
+    if left_out:
+        listing.update(json.dumps(["left out", *left_out]).encode())
     plan = {
         "format": store.FORMAT,
         "version": store.FORMAT_VERSION,
@@ -55,33 +72,45 @@ def make_plan(
     return plan | ({"files": files.hexdigest()} if stamps else {})
 
 
+def plan_digest(plan: dict[str, Any]) -> str:
+    """What the files of an extraction note of its plan."""
+    return hashlib.sha256(json.dumps(plan, sort_keys=True).encode()).hexdigest()
+
+
 def check_folder(out: Path) -> None:
     """FeatureError when `out` is a file, or holds other files and no features."""
     if out.exists() and not out.is_dir():
         raise FeatureError(f"{out} is a file; choose another --out")
-    if not out.is_dir() or (out / "plan.json").is_file():
+    if not out.is_dir() or (out / "plan.json").is_file() or _info(out):
         return
-    # A run that was killed before it wrote its plan leaves no more than an empty folder or a temporary file.
-    if any(path.name not in (BEATS, "shards") and not path.name.startswith(".plan.") for path in out.iterdir()):
+    # A run that was killed before it wrote its plan leaves no more than an empty folder, its lock or a temporary file.
+    if any(
+        path.name not in (BEATS, LOCK, "shards") and not path.name.startswith(".plan.json.") for path in out.iterdir()
+    ):
         raise FeatureError(f"{out} holds other files and no features; choose another --out")
 
 
-def prepare_folder(out: Path, plan: dict[str, Any], *, overwrite: bool) -> None:
-    """Make the folder, or check that it continues `plan`; a finished one that has lost files counts as unfinished."""
+def prepare_folder(
+    out: Path, plan: dict[str, Any], items: Sequence[Item], *, overwrite: bool, tell: Progress
+) -> list[str]:
+    """Make the folder, or check that it continues `plan`; afterwards it holds nothing that is damaged.
+
+    What is damaged is removed, and so is the features.json of a finished folder that lacks a file: it counts as
+    unfinished, and the files that are missing are made again. Returns a line for each of them. Call it only while
+    holding the folder's lock.
+    """
     check_folder(out)
-    if (out / "plan.json").is_file():
-        if overwrite:
-            _clear(out)
-        else:
-            check_plan(out, plan)
-    if not (out / "plan.json").is_file():
-        store.write_json(out / "plan.json", plan)
-    if (out / "features.json").is_file():
-        info = store.read_json(out / "features.json")
-        paths = [shard_path(out, split, k) for split in SPLITS for k in range(info["shards"][split])]
-        paths += [store.text_path(out, k) for k in range(-(-info["texts"]["count"] // info["texts"]["per_file"]))]
-        if not all(path.is_file() for path in [*paths, out / "codec.safetensors"]):
-            (out / "features.json").unlink()
+    begun = (out / "plan.json").is_file() or _info(out) is not None
+    if begun and overwrite:
+        _clear(out)
+    elif begun:
+        remove_leftovers(out)
+        if _mend_plan(out, plan, items):
+            store.write_json(out / "plan.json", plan)
+        check_plan(out, plan)
+        return _remove_damaged(out, items, tell)
+    store.write_json(out / "plan.json", plan)
+    return []
 
 
 def check_plan(out: Path, plan: dict[str, Any]) -> None:
@@ -101,11 +130,101 @@ def check_plan(out: Path, plan: dict[str, Any]) -> None:
 
 
 def remove_leftovers(out: Path) -> None:
-    """Remove temporary files of processes that were killed. Only when nobody writes any more."""
+    """Remove temporary files of processes that were killed. Only while holding the folder's lock."""
     for folder in (out, out / "plan", out / "texts", out / "shards"):
-        for path in folder.glob(".*"):
-            if path.is_file():
-                path.unlink(missing_ok=True)
+        if folder.is_dir():
+            remove_temporaries(folder)
+            for path in folder.glob(".*"):
+                if FORMER_TEMPORARY.fullmatch(path.name):
+                    path.unlink(missing_ok=True)
+
+
+def _info(out: Path) -> dict[str, Any] | None:
+    """features.json, None where there is none or it is damaged."""
+    try:
+        info = store.read_json(out / "features.json")
+        return info if info.get("format") == store.FORMAT else None
+    except FeatureError:
+        return None
+
+
+def _mend_plan(out: Path, plan: dict[str, Any], items: Sequence[Item]) -> bool:
+    """Whether plan.json is damaged and the folder is this plan's all the same, by features.json or a block's note.
+
+    Raises FeatureError where it is damaged and nothing else says what the folder was made from.
+    """
+    try:
+        store.read_json(out / "plan.json")
+        return False
+    except FeatureError as error:
+        info = _info(out)
+        if info is not None:
+            known = {name: info[name] for name in plan if name in info}
+        else:
+            known = plan if _noted_in_a_block(out, plan, items) else {}
+        if known == plan or not any(any(out.glob(pattern)) for pattern in FILES):
+            return True
+        raise FeatureError(
+            f"{out / 'plan.json'} is damaged, and the other files do not say that they were made from this --data with "
+            "these settings; restore it from a copy, choose another --out, or start afresh with --overwrite"
+        ) from error
+
+
+def _noted_in_a_block(out: Path, plan: dict[str, Any], items: Sequence[Item]) -> bool:
+    for path, block in blocks_of(out, items):
+        try:
+            if store.read_json(path).get("plan") == plan_digest(plan):
+                read_block(path, len(block), plan_digest(plan))
+                return True
+        except FeatureError:
+            continue
+    return False
+
+
+def _remove_damaged(out: Path, items: Sequence[Item], tell: Progress) -> list[str]:
+    """Remove what is damaged; a line for each file that is to be made again."""
+    try:
+        recorded = read_digests(out)
+    except ValueError:
+        recorded = {}
+    info, found = _info(out), []
+    complete = info is not None
+    blocks = {path: len(block) for path, block in blocks_of(out, items)}
+    codec, finished = out / "codec.safetensors", out / "features.json"
+    tensors = [*sorted(out.glob("texts/*.safetensors")), *sorted(out.glob("shards/*.safetensors"))]
+    paths = [path for path in (*blocks, codec, *tensors, finished) if path.is_file()]
+    for k, path in enumerate(paths, 1):
+        name = path.relative_to(out).as_posix()
+        fault = next(iter(check_digests(out, [name])), None) if name in recorded else None
+        if fault is None:
+            try:
+                if path in blocks:
+                    read_block(path, blocks[path])
+                elif path == finished:
+                    store.read_json(path)
+                elif path == codec:
+                    read_codec_file(path)
+                elif name in recorded:
+                    TensorFile.open(path)
+                else:
+                    TensorFile.open(path).verify()
+            except (FeatureError, WeightsError) as error:
+                fault = str(error)
+        if fault is not None:
+            path.unlink()
+            found.append(f"{name}: damaged")
+        tell("check", k, len(paths))
+    if info is not None:
+        needed = [shard_path(out, split, k) for split in SPLITS for k in range(info["shards"][split])]
+        needed += [store.text_path(out, k) for k in range(-(-info["texts"]["count"] // info["texts"]["per_file"]))]
+        named = {line.partition(":")[0] for line in found}
+        for path in (*needed, codec, *(path for path in blocks if recorded)):
+            name = path.relative_to(out).as_posix()
+            if not path.is_file() and name not in named:
+                found.append(f"{name}: missing")
+    if found and complete:
+        finished.unlink(missing_ok=True)
+    return found
 
 
 def _clear(out: Path) -> None:
@@ -114,7 +233,7 @@ def _clear(out: Path) -> None:
         for path in out.glob(pattern):
             path.unlink()
     remove_leftovers(out)
-    (out / "plan.json").unlink()
+    (out / "plan.json").unlink(missing_ok=True)
     for folder in ("plan", "texts"):
         if (out / folder).is_dir() and not any((out / folder).iterdir()):
             shutil.rmtree(out / folder)

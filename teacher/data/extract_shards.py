@@ -12,7 +12,7 @@ from teacher.audio.codec import AudioCodec
 from teacher.data import store
 from teacher.data.extract_config import SPLITS, ExtractConfig
 from teacher.data.extract_look import Progress
-from teacher.data.pool import AHEAD_LARGE, AHEAD_PER_WORKER, WorkerPool
+from teacher.data.pool import AHEAD_LARGE, AHEAD_PER_WORKER, DIED, WorkerPool
 from teacher.data.processes import Processes
 from teacher.data.store import FeatureError, Record, Shard, shard_path, text_path
 from teacher.data.windows import Loaded, Skip, Window, window_events
@@ -21,6 +21,10 @@ from teacher.sequence import IMAGE_DIM, SYNC_DIM, image_frames, sync_frames
 
 TEXTS_AT_ONCE = 64
 """Captions encoded in one call; fixed, so that results do not depend on how the work is shared."""
+CODEC_DIGITS = 16
+"""Digits of the codec's digest that a shard notes."""
+Written = dict[Path, tuple[int, str]]
+"""Length and SHA-256 of the files that this process wrote."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,8 +62,10 @@ def parts(out: Path, windows: Sequence[Window], size: int) -> list[Part]:
     return found
 
 
-def write_texts(out: Path, captions: Sequence[str], encoders: Encoders, size: int, processes: Processes) -> list[Path]:
-    """Write this process's missing text files; the paths of all."""
+def write_texts(
+    out: Path, captions: Sequence[str], encoders: Encoders, size: int, processes: Processes, written: Written
+) -> list[Path]:
+    """Write this process's missing text files and note them in `written`; the paths of all."""
     paths = []
     for k, begin in enumerate(range(0, len(captions), size)):
         path = text_path(out, k)
@@ -67,7 +73,8 @@ def write_texts(out: Path, captions: Sequence[str], encoders: Encoders, size: in
         if processes.mine(k) and not path.is_file():
             own = captions[begin : begin + size]
             encoded = [encoders.text(own[i : i + TEXTS_AT_ONCE]).cpu() for i in range(0, len(own), TEXTS_AT_ONCE)]
-            store.write_texts(path, own, torch.cat(encoded), shared_positions=encoders.text.shared_positions)
+            shared = encoders.text.shared_positions
+            written[path] = store.write_texts(path, own, torch.cat(encoded), shared_positions=shared)
     return paths
 
 
@@ -80,22 +87,31 @@ def write_shards(
     pool: WorkerPool,
     processes: Processes,
     tell: Progress,
+    written: Written,
 ) -> None:
-    """Write this process's missing shards."""
+    """Write this process's missing shards and note them in `written`.
+
+    Which shards are to be made is decided once: what appears on the disk meanwhile changes nothing.
+    """
     text_index = {caption: i for i, caption in enumerate(captions)}
     mine = [part for k, part in enumerate(all_parts) if processes.mine(k)]
-    missing = [window for part in mine if not part.path.is_file() for window in part.jobs]
+    jobs = {part.path: part.jobs for part in mine if not part.path.is_file()}
     reader = config.reader(frames_only=not encoders.in_worker)
-    ahead = AHEAD_LARGE if reader.frames_only else AHEAD_PER_WORKER
-    results = pool.ordered(reader.load, missing, ahead=ahead)
+    results = pool.ordered(
+        reader.load,
+        [window for wanted in jobs.values() for window in wanted],
+        died=lambda window: Skip(id=window.id, reason=DIED),
+        ahead=AHEAD_LARGE if reader.frames_only else AHEAD_PER_WORKER,
+    )
     done, total = 0, sum(len(part.windows) for part in mine)
     for part in mine:
-        if not part.path.is_file():
+        if part.path in jobs:
             encoded: dict[tuple[Path, float], Encoded | Skip] = {}
-            for window, result in _with_features(part.jobs, results, encoders):
+            for window, result in _with_features(jobs[part.path], results, encoders):
                 encoded[_piece(window)] = result
                 tell("extract", done + len(encoded), total)
-            store.write_shard(part.path, _make_shard(part.windows, encoded, text_index, codec, config))
+            shard = _make_shard(part.windows, encoded, text_index, codec, config)
+            written[part.path] = store.write_shard(part.path, shard)
         done += len(part.windows)
         tell("extract", done, total)
 
@@ -105,11 +121,13 @@ def _piece(window: Window) -> tuple[Path, float]:
 
 
 def _with_features(
-    jobs: Sequence[Window], results: Iterator[Loaded | Skip], encoders: Encoders
+    jobs: Sequence[Window], results: Iterator[tuple[Window, Loaded | Skip]], encoders: Encoders
 ) -> Iterator[tuple[Window, Encoded | Skip]]:
     """Windows with their features; frames are encoded here, one window at a time, where workers only read."""
     for window in jobs:
-        loaded = next(results)
+        answered, loaded = next(results)
+        if _piece(answered) != _piece(window):
+            raise RuntimeError(f"asked for {window.id}, got the features of {answered.id}")
         if isinstance(loaded, Skip):
             yield window, loaded
             continue
@@ -150,6 +168,7 @@ def _make_shard(
         sync=torch.stack(sync) if sync else torch.zeros(0, sync_frames(duration_s), SYNC_DIM),
         skipped=[(id_, result.reason) for id_, result in failed if isinstance(result, Skip)],
         padded=sum(kept[_piece(window)].padded for window in rows),
+        codec=codec.digest[:CODEC_DIGITS] if config.fitted else "",
     )
 
 

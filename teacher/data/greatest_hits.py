@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from teacher.data.manifest import MEDIA_SUFFIXES, Item
+from teacher.files import split_lines
 
 T = TypeVar("T")
 NAME = re.compile(r"(?P<name>(?P<recording>\d{4}(?:-\d\d){5})(?:-\d+)?)(?:_(?:denoised|mic|times))?")
@@ -57,7 +58,7 @@ def read_hits(path: Path) -> tuple[Hit, ...]:
     """Events of a _times.txt in order of time. Raises ValueError naming the line that does not begin with seconds."""
     hits = []
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
+        lines = split_lines(path.read_text(encoding="utf-8-sig"))
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: is not UTF-8 text (byte {error.start})") from error
     for number, line in enumerate(lines, 1):

@@ -23,6 +23,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Literal, get_args
 
 from teacher.data.greatest_hits import recording_of, video_name
+from teacher.data.manifest import csv_rows, named_cells
 
 ListKind = Literal["vggsound", "vggsound-tsv", "audiocaps", "clotho", "wavcaps", "tsv", "greatest-hits"]
 SUFFIXES = (".mp4", ".mkv", ".webm", ".mov", ".flac", ".wav", ".ogg", ".mp3", ".m4a")
@@ -170,15 +171,10 @@ def read_text(path: Path) -> str:
 
 def _plain_rows(path: Path, delimiter: str) -> list[list[str]]:
     # Captions in tab-separated lists may hold a lone quotation mark.
-    lines = read_text(path).splitlines(keepends=True)
-    if delimiter == "\t":
-        reader = csv.reader(lines, delimiter=delimiter, quoting=csv.QUOTE_NONE, strict=True)
-    else:
-        reader = csv.reader(lines, delimiter=delimiter, strict=True)
     try:
-        return [row for row in reader if row]
+        return [row for _, row in csv_rows(read_text(path), delimiter, quoting=delimiter != "\t")]
     except csv.Error as error:
-        raise ValueError(f"{path}: line {reader.line_num}: {error}") from error
+        raise ValueError(f"{path}: {error}") from error
 
 
 def _table(path: Path, delimiter: str, needed: tuple[str, ...]) -> list[Row]:
@@ -192,7 +188,8 @@ def _table(path: Path, delimiter: str, needed: tuple[str, ...]) -> list[Row]:
         raise ValueError(f"{path}: has no column {' and '.join(missing)}; its columns are: {', '.join(columns)[:200]}")
     table = []
     for number, row in enumerate(rows[1:], 1):
-        named = {name: cell.strip() for name, cell in zip(columns, row, strict=False)}
+        cells = named_cells(columns, row, f"{path}: row {number}")
+        named = {name: cell.strip() for name, cell in cells.items()}
         empty = [name for name in needed if not named.get(name)]
         if empty:
             raise ValueError(f"{path}: row {number} has no {' and '.join(empty)}")

@@ -2,12 +2,16 @@
 
 import csv
 import hashlib
+import io
 import json
+import os
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, cast, get_args
+
+from teacher.files import replacing, split_lines
 
 Split = Literal["train", "val", "test"]
 SPLITS: tuple[str, ...] = get_args(Split)
@@ -44,7 +48,11 @@ class Item:
             raise ValueError(f"events_s of {self.id!r} must be finite and not negative, got {self.events_s}")
 
 
-def read_manifest(source: Path) -> list[Item]:
+LeftOut = list[tuple[str, str]]
+"""Names of rows that cannot be used, and why."""
+
+
+def read_manifest(source: Path, left_out: LeftOut | None = None) -> list[Item]:
     """Items of a .jsonl, .csv or .tsv table, of all such tables in a folder, or of the media files below a folder.
 
     Table columns, the first present of each group: file | path | video | audio (relative to the table);
@@ -53,20 +61,26 @@ def read_manifest(source: Path) -> list[Item]:
     (rows of one source).
     In a folder, tables without a file column are passed over. Media files below a folder take their label from their
     folder and their caption from a .txt file beside them, else from their name. Media files are not opened here.
+
+    A row whose words or path no file can hold (half a surrogate pair, NUL), and a media file whose .txt is not UTF-8,
+    are appended to `left_out` with the reason; without it they are errors like the others. A file name that is not
+    UTF-8 is fine: its odd bytes are written as \\xe9 in the id and the caption.
     Raises ValueError with one line saying what is wrong.
     """
-    source = Path(source)
+    source, wrong = Path(source), [] if left_out is None else left_out
     if source.is_file():
         if source.suffix.lower() not in TABLE_SUFFIXES:
             raise ValueError(f"{source}: a manifest must end in {', '.join(TABLE_SUFFIXES)}, or be a folder")
-        rows = _rows(source)
-        if not rows:
+        rows = _rows(source, wrong)
+        if not rows and not wrong:
             raise ValueError(f"{source}: holds no rows")
-        drafts = [_draft(row, source, number) for number, row in enumerate(rows, 1)]
+        drafts = _drafts(rows, source, wrong)
     elif source.is_dir():
-        drafts = _folder_drafts(source)
+        drafts = _folder_drafts(source, wrong)
     else:
         raise ValueError(f"{source}: no such file or folder")
+    if wrong and left_out is None:
+        raise ValueError(f"{source}: {wrong[0][0]}: {wrong[0][1]}")
     twice = [name for name, count in Counter(d.id for d in drafts).items() if count > 1]
     if twice:
         more = f" and {len(twice) - 5} more" if len(twice) > 5 else ""
@@ -94,11 +108,9 @@ def write_manifest(items: Iterable[Item], path: Path) -> None:
             row["events_s"] = list(item.events_s)
         if item.group_id:
             row["group_id"] = item.group_id
-        lines.append(json.dumps(row, ensure_ascii=False))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
-    temporary.replace(path)
+        lines.append(json.dumps(row, ensure_ascii=not storable(str(row))))
+    with replacing(path) as temporary:
+        temporary.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,26 +130,82 @@ class _Draft:
         return self.group_id or self.id
 
 
-def _rows(table: Path) -> list[dict[str, object]]:
+def storable(text: str) -> bool:
+    """Whether a text can be written as UTF-8: half a surrogate pair, as "\\ud800" in JSON, cannot."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def shown(text: str) -> str:
+    """A text that can be written and printed: bytes of a file name that are no UTF-8, and half surrogate pairs, are
+    spelt out."""
+    if storable(text):
+        return text
+    return (os.fsencode(text) if _is_name(text) else text.encode("utf-8", "backslashreplace")).decode(
+        "utf-8", "backslashreplace"
+    )
+
+
+def _is_name(text: str) -> bool:
+    try:
+        os.fsencode(text)
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def csv_rows(text: str, delimiter: str, *, quoting: bool = True) -> Iterator[tuple[int, list[str]]]:
+    """Rows of a CSV text with the number of their last line; quoted cells may hold line breaks and delimiters.
+
+    Raises csv.Error where quotes do not match.
+    """
+    lines = io.StringIO(text, newline="")
+    if quoting:
+        reader = csv.reader(lines, delimiter=delimiter, strict=True)
+    else:
+        reader = csv.reader(lines, delimiter=delimiter, quoting=csv.QUOTE_NONE, strict=True)
+    try:
+        for row in reader:
+            if row:
+                yield reader.line_num, row
+    except csv.Error as error:
+        raise csv.Error(f"line {reader.line_num}: {error}") from error
+
+
+def named_cells(columns: Sequence[str], row: Sequence[str], where: str) -> dict[str, str]:
+    """Cells by column. ValueError, beginning with `where`, for filled cells beyond the last column."""
+    if any(cell.strip() for cell in row[len(columns) :]):
+        raise ValueError(
+            f"{where} has {len(row)} cells and the table {len(columns)} columns; quote a cell that holds the delimiter"
+        )
+    return dict(zip(columns, row, strict=False))
+
+
+def _rows(table: Path, wrong: LeftOut) -> list[dict[str, object]]:
     """Rows of a table with their column names in lower case."""
     try:
         text = table.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(f"{table}: is not UTF-8 text (byte {error.start})") from error
     if table.suffix.lower() != ".jsonl":
-        reader = csv.DictReader(
-            text.splitlines(), delimiter="\t" if table.suffix.lower() == ".tsv" else ",", strict=True
-        )
         try:
-            return [{(k or "").strip().lower(): v for k, v in row.items()} for row in reader]
+            lines = list(csv_rows(text, "\t" if table.suffix.lower() == ".tsv" else ","))
         except csv.Error as error:
-            raise ValueError(f"{table}: line {reader.line_num}: {error}") from error
-    rows = []
-    for number, line in enumerate(text.splitlines(), 1):
+            raise ValueError(f"{table}: {error}") from error
+        columns = [cell.strip().lower() for cell in lines[0][1]] if lines else []
+        return [dict(named_cells(columns, row, f"{table}: line {number}")) for number, row in lines[1:]]
+    rows: list[dict[str, object]] = []
+    for number, line in enumerate(split_lines(text), 1):
         if not line.strip():
             continue
         try:
             row = json.loads(line)
+        except RecursionError:
+            wrong.append((f"line {number} of {table.name}", "it is nested too deep"))
+            continue
         except json.JSONDecodeError as error:
             raise ValueError(f"{table}: line {number} is not JSON: {error.msg}") from error
         if not isinstance(row, dict):
@@ -152,7 +220,34 @@ def _first(row: dict[str, object], columns: tuple[str, ...]) -> str:
 
 
 def _words(path: Path) -> str:
-    return " ".join(path.stem.replace("_", " ").replace("-", " ").split())
+    return " ".join(shown(path.stem).replace("_", " ").replace("-", " ").split())
+
+
+def _drafts(rows: Sequence[dict[str, object]], table: Path, wrong: LeftOut) -> list[_Draft]:
+    """Items of the rows; those that no file can hold go to `wrong`."""
+    drafts = []
+    for number, row in enumerate(rows, 1):
+        draft = _draft(row, table, number)
+        fault = _fault(draft)
+        if fault:
+            wrong.append((shown(draft.id).replace("\0", "\\0"), fault))
+        else:
+            drafts.append(draft)
+    return drafts
+
+
+def _fault(draft: _Draft) -> str:
+    """What of an item cannot be written to a file; '' if everything can."""
+    if "\0" in str(draft.path):
+        return "its path holds NUL"
+    if not _is_name(str(draft.path)):
+        return "its path holds half a surrogate pair"
+    for name, text in (
+        ("id", draft.id), ("caption", draft.caption), ("label", draft.label), ("group_id", draft.group_id)
+    ):  # fmt: skip
+        if not storable(text):
+            return f"its {name} holds half a surrogate pair"
+    return ""
 
 
 def _draft(row: dict[str, object], table: Path, number: int) -> _Draft:
@@ -162,7 +257,7 @@ def _draft(row: dict[str, object], table: Path, number: int) -> _Draft:
         raise ValueError(f"{table}: row {number} has no {' | '.join(FILE_COLUMNS)}; the columns are: {found}")
     path = table.parent / file
     label = _first(row, LABEL_COLUMNS)
-    identity = _first(row, ("id",)) or path.stem
+    identity = _first(row, ("id",)) or shown(path.stem)
     split = _first(row, ("split",))
     if split and split not in SPLITS:
         raise ValueError(f"{table}: row {number} ({identity}): unknown split {split!r}, use {', '.join(SPLITS)}")
@@ -189,13 +284,13 @@ def _events(value: object, table: Path, number: int) -> tuple[float, ...] | None
         raise ValueError(f"{table}: row {number}: events_s must be a JSON list of seconds, got {value!r}") from error
 
 
-def _folder_drafts(folder: Path) -> list[_Draft]:
+def _folder_drafts(folder: Path, wrong: LeftOut) -> list[_Draft]:
     tables = sorted(p for p in folder.iterdir() if p.suffix.lower() in TABLE_SUFFIXES and not p.name.startswith("."))
     drafts: list[_Draft] = []
     for table in tables:
-        rows = _rows(table)
+        rows = _rows(table, wrong)
         if rows and any(column in rows[0] for column in FILE_COLUMNS):
-            drafts += [_draft(row, table, number) for number, row in enumerate(rows, 1)]
+            drafts += _drafts(rows, table, wrong)
     if drafts:
         return drafts
     files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in MEDIA_SUFFIXES and not p.name.startswith("."))
@@ -203,15 +298,19 @@ def _folder_drafts(folder: Path) -> list[_Draft]:
         seen = f"; its tables have no {' | '.join(FILE_COLUMNS)} column" if tables else ""
         raise ValueError(f"{folder}: holds neither a manifest nor media files{seen}")
     for file in files:
-        text = file.with_suffix(".txt")
-        caption = " ".join(text.read_text(encoding="utf-8").split()) if text.is_file() else ""
-        relative = file.relative_to(folder)
+        text, relative = file.with_suffix(".txt"), file.relative_to(folder)
+        try:
+            caption = " ".join(text.read_text(encoding="utf-8-sig").split()) if text.is_file() else ""
+        except UnicodeDecodeError as error:
+            reason = f"its caption {shown(text.name)} is not UTF-8 text (byte {error.start})"
+            wrong.append((shown(relative.with_suffix("").as_posix()), reason))
+            continue
         drafts.append(
             _Draft(
-                id=relative.with_suffix("").as_posix(),
+                id=shown(relative.with_suffix("").as_posix()),
                 path=file,
                 caption=caption or _words(file),
-                label=file.parent.name if len(relative.parts) > 1 else "",
+                label=shown(file.parent.name) if len(relative.parts) > 1 else "",
                 split="",
                 events_s=None,
             )

@@ -19,6 +19,10 @@ AHEAD_PER_WORKER = 16
 """Results that may wait for the reader, for each worker."""
 AHEAD_LARGE = 2
 """The same for large results: the frames of a window of 8 s take about 60 MB."""
+MOST_DEATHS = 32
+"""Jobs on which a worker may die before the work is given up: so many mean that something else is wrong."""
+DIED = "a worker process died while reading it (damaged, or too large for the memory?)"
+"""Why the job is left out."""
 
 
 def _start_worker() -> None:
@@ -37,46 +41,114 @@ def _leave_with_parent() -> None:
 
 
 class WorkerPool:
-    """A context manager whose `ordered` maps a picklable function over jobs; workers=0 works in this process."""
+    """A context manager whose `ordered` maps a picklable function over jobs; workers=0 works in this process.
+
+    A job on which a worker dies is found by trying those that were under way one by one, and left out; the work goes
+    on with new workers.
+    """
 
     def __init__(self, workers: int) -> None:
         if workers < 0:
             raise ValueError(f"workers must be at least 0, got {workers}")
         self._workers = workers
         self._executor: ProcessPoolExecutor | None = None
+        self._deaths = 0
 
     def __enter__(self) -> Self:
         if self._workers:
-            # A fork would copy the locks of the tensor library's threads in whatever state they are.
-            context = multiprocessing.get_context("spawn")
-            self._executor = ProcessPoolExecutor(self._workers, mp_context=context, initializer=_start_worker)
+            self._start()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         if self._executor is not None:
             self._executor.shutdown(wait=True, cancel_futures=True)
 
-    def ordered(self, function: Callable[[J], R], jobs: Iterable[J], *, ahead: int = AHEAD_PER_WORKER) -> Iterator[R]:
-        """Results in the order of `jobs`; at most `ahead` results a worker wait to be read.
+    def ordered(
+        self,
+        function: Callable[[J], R],
+        jobs: Iterable[J],
+        *,
+        died: Callable[[J], R],
+        ahead: int = AHEAD_PER_WORKER,
+    ) -> Iterator[tuple[J, R]]:
+        """Jobs with their results, in the order of `jobs`; at most `ahead` results a worker wait to be read.
 
-        Raises ChildProcessError (an OSError) in one line when a worker dies (killed, out of memory).
+        `died(job)` stands for the result of a job on which a worker dies (killed, out of memory). Raises
+        ChildProcessError (an OSError) in one line when workers cannot be started, or die on too many jobs.
         """
         if self._executor is None:
-            yield from map(function, jobs)
+            yield from ((job, function(job)) for job in jobs)
             return
-        waiting: deque[Future[R]] = deque()
+        waiting: deque[tuple[J, Future[R]]] = deque()
         try:
             for job in jobs:
-                waiting.append(self._executor.submit(function, job))
+                waiting.append((job, self._submit(function, job, waiting, died)))
                 if len(waiting) >= ahead * self._workers:
-                    yield waiting.popleft().result()
+                    yield self._first(function, waiting, died)
             while waiting:
-                yield waiting.popleft().result()
-        except BrokenProcessPool as error:
-            raise ChildProcessError(
-                "a worker process died while reading files (out of memory?); rerun the command to go on from the last "
-                "finished shard, or with fewer workers"
-            ) from error
+                yield self._first(function, waiting, died)
         finally:
-            for future in waiting:
+            for _, future in waiting:
                 future.cancel()
+
+    def _first(
+        self, function: Callable[[J], R], waiting: "deque[tuple[J, Future[R]]]", died: Callable[[J], R]
+    ) -> tuple[J, R]:
+        """The first of those that wait, with its result."""
+        job, future = waiting[0]
+        try:
+            result = future.result()
+        except BrokenProcessPool:
+            self._retry(function, waiting, died)
+            job, future = waiting[0]
+            result = future.result()
+        waiting.popleft()
+        return job, result
+
+    def _submit(
+        self, function: Callable[[J], R], job: J, waiting: "deque[tuple[J, Future[R]]]", died: Callable[[J], R]
+    ) -> "Future[R]":
+        assert self._executor is not None
+        try:
+            return self._executor.submit(function, job)
+        except BrokenProcessPool:
+            self._retry(function, waiting, died)
+            return self._executor.submit(function, job)
+
+    def _retry(self, function: Callable[[J], R], waiting: "deque[tuple[J, Future[R]]]", died: Callable[[J], R]) -> None:
+        """New workers, and every job without a result again, one at a time: the one that is alone with a worker that
+        dies is the reason. A worker that was killed for the memory that all took together does not die again."""
+        self._count_death()
+        self._start()
+        for k, (job, future) in enumerate(waiting):
+            if future.done() and not future.cancelled() and not isinstance(future.exception(), BrokenProcessPool):
+                continue
+            assert self._executor is not None
+            again = self._executor.submit(function, job)
+            if isinstance(again.exception(), BrokenProcessPool):
+                self._count_death()
+                self._start()
+                again = Future()
+                again.set_result(died(job))
+            waiting[k] = (job, again)
+
+    def _count_death(self) -> None:
+        self._deaths += 1
+        if self._deaths > MOST_DEATHS:
+            raise ChildProcessError(
+                f"worker processes died {self._deaths} times while reading files (out of memory?); rerun the command "
+                "with fewer workers to go on from the last finished shard"
+            )
+
+    def _start(self) -> None:
+        """A pool whose workers answer."""
+        if self._executor is not None:
+            self._executor.shutdown(wait=True, cancel_futures=True)
+        # A fork would copy the locks of the tensor library's threads in whatever state they are.
+        context = multiprocessing.get_context("spawn")
+        self._executor = ProcessPoolExecutor(self._workers, mp_context=context, initializer=_start_worker)
+        if self._deaths:
+            try:
+                self._executor.submit(os.getpid).result()
+            except BrokenProcessPool as error:
+                raise ChildProcessError("worker processes cannot be started, they die at once") from error

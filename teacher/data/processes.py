@@ -4,6 +4,7 @@ Each process rewrites a small file every half second (a beat). Whoever waits for
 process that failed, left or fell silent ends the wait with an error. Only the shared folder is needed, no network.
 """
 
+import hashlib
 import json
 import os
 import shutil
@@ -39,13 +40,19 @@ class _Watched:
 
 
 class Processes:
-    """Process `rank` of `world` working on `folder`; a context manager. With one process, nothing is written."""
+    """Process `rank` of `world` working on `folder`; a context manager. With one process, nothing is written.
 
-    def __init__(self, folder: Path, rank: int = 0, world: int = 1, *, patience_s: float = PATIENCE_S) -> None:
+    `run` tells processes that were started together from those of another start that has the same folder.
+    """
+
+    def __init__(
+        self, folder: Path, rank: int = 0, world: int = 1, *, patience_s: float = PATIENCE_S, run: str = ""
+    ) -> None:
         if world < 1 or not 0 <= rank < world:
             raise ValueError(f"part must be (rank, world) with 0 <= rank < world, got ({rank}, {world})")
         self.rank, self.world = rank, world
         self._folder, self._patience_s = folder, patience_s
+        self._prefix = f"{hashlib.sha256(run.encode()).hexdigest()[:8]}-" if run else ""
         self._content: dict[str, Any] = {
             "id": uuid.uuid4().hex, "host": socket.gethostname(), "pid": os.getpid(), "stage": "start", "failed": None
         }  # fmt: skip
@@ -161,7 +168,7 @@ class Processes:
             return None
 
     def _path(self, rank: int) -> Path:
-        return self._folder / f"{rank}.json"
+        return self._folder / f"{self._prefix}{rank}.json"
 
     def _keep_beating(self) -> None:
         while not self._leaving.wait(BEAT_S):
@@ -170,7 +177,7 @@ class Processes:
     def _beat(self) -> None:
         with self._lock:
             self._count += 1
-            temporary = self._folder / f".{self.rank}.json"
+            temporary = self._folder / f".{self._prefix}{self.rank}.json"
             try:
                 temporary.write_text(json.dumps(self._content | {"count": self._count}), encoding="utf-8")
                 temporary.replace(self._path(self.rank))

@@ -13,7 +13,7 @@ from teacher.conditions import Conditions
 from teacher.data.buffers import Buffers
 from teacher.data.store import Record, shard_path
 from teacher.data.store_read import INDICES, Layout, ShardFile, open_texts, read_captions
-from teacher.data.tensor_file import AGAIN, FeatureError, Files, TensorFile, widen
+from teacher.data.tensor_file import AGAIN, RESTORE, DamagedRow, FeatureError, Files, TensorFile, widen
 from teacher.sequence import IMAGE_DIM, SYNC_DIM, TEXT_DIM, TEXT_TOKENS, image_frames, sync_frames
 
 T = TypeVar("T")
@@ -117,8 +117,16 @@ class Rows:
     def fill(self, rows: Tensor, places: np.ndarray, out: Gathered) -> None:
         """Row rows[i] to place places[i] of a batch; `places` rise.
 
-        Raises FeatureError naming the file that is gone, was cut short or holds NaN or infinity in one of the rows.
+        Raises FeatureError naming the file that is gone, was cut short or holds NaN or infinity in one of the rows, and
+        the clip whose row is not what was written.
         """
+        try:
+            self._fill(rows, places, out)
+        except DamagedRow as error:
+            clip = self._clip_of(error, rows)
+            raise FeatureError(f"{error.file.path}: {error.name} of clip {clip} is damaged; {RESTORE}") from error
+
+    def _fill(self, rows: Tensor, places: np.ndarray, out: Gathered) -> None:
         self.prefetch(rows)
         self._fill_latents(rows, places, out.mean, out.std)
         has_video = self.has_video[rows]
@@ -158,16 +166,30 @@ class Rows:
             raise FeatureError(f"{path}: record {row - int(self.starts[k])} is damaged ({error}); {AGAIN}") from error
 
     def verify(self) -> None:
-        """Read everything once: FeatureError naming the file that holds NaN, infinity or damaged records."""
+        """Read everything once: FeatureError naming the file that is damaged or holds NaN or infinity."""
         for shard in self.shards:
+            shard.file.intact()
             shard.lines()
             for name in ("mean", "std", "clip", "sync"):
                 if name in shard.file.entries:
                     _check_finite(shard.file, name)
         for file in self.texts:
+            file.intact()
             read_captions(file)
             _check_finite(file, "shared")
             _check_finite(file, "text")
+
+    def _clip_of(self, damaged: DamagedRow, rows: Tensor) -> str:
+        """Id of the first of `rows` that needs a damaged row; its number where the records are damaged too."""
+        picks = {"mean": self._sounds, "std": self._sounds, "clip": self._pictures, "sync": self._pictures}
+        found = picks.get(damaged.name, self._words)(rows)
+        # The positions that all captions share are needed by every row.
+        at = (k for k, (file, row) in enumerate(found) if file is damaged.file and row == damaged.row)
+        row = int(rows[next(at, 0)])
+        try:
+            return self.record(row).id
+        except FeatureError:
+            return f"number {row}"
 
     def _sounds(self, rows: Tensor) -> Picks:
         return self._in_shards(rows, self.sound_index)

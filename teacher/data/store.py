@@ -15,8 +15,13 @@ shards/{split}-{k:05d}.safetensors  rows: indices into the sounds and pictures o
     text   shared (p, 1024), text (captions, 77 - p, 1024) bfloat16; filled bool; captions uint8: a JSON list
 
 Two rows of one sound (several captions) share its latents. The first p text positions are the same for every caption.
+
+Every file carries its own checks (teacher/data/tensor_file.py): beside a large tensor "x" lies "x.crc", int64, the
+CRC-32 of each of its rows, of records and captions as a whole; "digest" in the metadata is the SHA-256 of everything
+else. digests.json has the SHA-256 of whole files. Folders of older versions have neither and are read all the same.
 """
 
+import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,10 +29,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
-from teacher.data.tensor_file import FeatureError
+from teacher.data.tensor_file import CHECKS, FeatureError, row_checks, small_digest
+from teacher.files import read_json as read_any_json
 from teacher.files import replacing
 
 __all__ = ["FeatureError", "Record", "Shard", "Skipped"]
@@ -75,6 +81,8 @@ class Shard:
     sync: Tensor
     skipped: Sequence[Skipped]
     padded: int
+    codec: str = ""
+    """Digest of the fitted codec that made the latents; '' where features.json alone says it."""
 
 
 def shard_path(folder: Path, split: str, number: int) -> Path:
@@ -87,31 +95,47 @@ def text_path(folder: Path, number: int) -> Path:
     return folder / "texts" / f"{number:05d}.safetensors"
 
 
+def as_json(content: Any, *, indent: int | None = None, separators: tuple[str, str] | None = None) -> str:
+    """JSON as text for people. Names of files that are not UTF-8, which UTF-8 cannot hold, are written escaped."""
+    text = json.dumps(content, indent=indent, separators=separators, ensure_ascii=False)
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return json.dumps(content, indent=indent, separators=separators)
+    return text
+
+
 def write_json(path: Path, content: dict[str, Any], *, indent: int | None = 1) -> None:
     """Write JSON through a temporary file and a rename."""
     with replacing(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=indent, ensure_ascii=False) + "\n", encoding="utf-8")
+        temporary.write_text(as_json(content, indent=indent) + "\n", encoding="utf-8")
 
 
 def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object; FeatureError when it is missing or damaged."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        return read_any_json(path)
     except (OSError, ValueError) as error:
         raise FeatureError(f"{path}: cannot be read ({error})") from error
-    if not isinstance(content, dict):
-        raise FeatureError(f"{path}: is not a JSON object")
-    return content
 
 
-def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, Any]) -> None:
-    """Write safetensors with one JSON string as metadata, through a temporary file and a rename."""
-    contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, Any]) -> tuple[int, str]:
+    """Write safetensors with one JSON string as metadata and the checks of everything, whole or not at all.
+
+    Returns length and SHA-256 of the file.
+    """
+    made = {n: t.detach().cpu().contiguous() for n, t in tensors.items() if not n.endswith(CHECKS)}
+    made |= {f"{name}{CHECKS}": checks for name in list(made) if (checks := row_checks(name, made[name])) is not None}
+    described = {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in made.items()}
+    metadata = {name: value for name, value in metadata.items() if name != "digest"}
+    digest = small_digest(described, lambda name: made[name].flatten().view(torch.uint8).numpy().tobytes(), metadata)
+    content = save(made, metadata={"json": as_json(metadata | {"digest": digest})})
     with replacing(path) as temporary:
-        save_file(contiguous, temporary, metadata={"json": json.dumps(metadata, ensure_ascii=False)})
+        temporary.write_bytes(content)
+    return len(content), hashlib.sha256(content).hexdigest()
 
 
-def write_shard(path: Path, shard: Shard) -> None:
+def write_shard(path: Path, shard: Shard) -> tuple[int, str]:
     """Write a shard in one file; latents with std are rounded to bfloat16, those without stay float32."""
     tensors = {
         "sound_index": torch.tensor(shard.sound_index, dtype=torch.int64),
@@ -125,10 +149,11 @@ def write_shard(path: Path, shard: Shard) -> None:
         tensors["mean"] = shard.mean.float()
     else:
         tensors |= {"mean": shard.mean.bfloat16(), "std": shard.std.bfloat16(), "moments": _moments(shard)}
-    write_tensors(path, tensors, {"skipped": list(shard.skipped), "padded": shard.padded})
+    codec = {"codec": shard.codec} if shard.codec else {}
+    return write_tensors(path, tensors, {"skipped": list(shard.skipped), "padded": shard.padded, **codec})
 
 
-def write_texts(path: Path, captions: Sequence[str], features: Tensor, *, shared_positions: int) -> None:
+def write_texts(path: Path, captions: Sequence[str], features: Tensor, *, shared_positions: int) -> tuple[int, str]:
     """Write text features (captions, 77, 1024) as bfloat16, the leading `shared_positions` once.
 
     Raises FeatureError when those positions differ between captions.
@@ -140,9 +165,9 @@ def write_texts(path: Path, captions: Sequence[str], features: Tensor, *, shared
         "shared": shared.bfloat16(),
         "text": features[:, shared_positions:].bfloat16(),
         "filled": torch.tensor([bool(caption.strip()) for caption in captions]),
-        "captions": _bytes(json.dumps(list(captions), ensure_ascii=False)),
+        "captions": _bytes(as_json(list(captions))),
     }
-    write_tensors(path, tensors, {})
+    return write_tensors(path, tensors, {})
 
 
 def _moments(shard: Shard) -> Tensor:
@@ -172,4 +197,4 @@ def _line(record: Record) -> str:
         row["events_s"] = record.events_s
     if record.group_id:
         row["group_id"] = record.group_id
-    return json.dumps(row, ensure_ascii=False, separators=(",", ":"))
+    return as_json(row, separators=(",", ":"))

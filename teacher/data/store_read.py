@@ -10,6 +10,7 @@ from torch import Tensor
 
 from teacher.data.store import Skipped, text_path
 from teacher.data.tensor_file import AGAIN, FeatureError, TensorFile
+from teacher.files import split_lines
 from teacher.sequence import IMAGE_DIM, SYNC_DIM, TEXT_DIM, TEXT_TOKENS, SequenceConfig, image_frames, sync_frames
 
 INDICES = ("sound_index", "video_index", "text_index")
@@ -50,7 +51,7 @@ class ShardFile:
     @classmethod
     def open(cls, path: Path, layout: Layout) -> "ShardFile":
         """Read header and indices. FeatureError naming the file for wrong counts, shapes, dtypes or indices."""
-        file = TensorFile.open(path)
+        file = TensorFile.open(path).intact()
         rows = file.expect("text_index", torch.int64, (None,))
         for name in INDICES:
             file.expect(name, torch.int64, (rows,))
@@ -85,9 +86,11 @@ class ShardFile:
     def lines(self) -> list[dict[str, Any]]:
         """The records as stored; FeatureError when they do not fit the rows."""
         try:
-            text = bytes(self.file.small("records").tolist()).decode("utf-8")
-            found = [json.loads(line) for line in text.splitlines()]
-        except ValueError as error:
+            text = self.file.small("records").numpy().tobytes().decode("utf-8")
+            found = [json.loads(line) for line in split_lines(text)]
+        except FeatureError:
+            raise
+        except (ValueError, RecursionError) as error:
             raise FeatureError(f"{self.file.path}: its records are damaged ({error}); {AGAIN}") from error
         if len(found) != len(self):
             raise FeatureError(f"{self.file.path}: {len(found)} records for {len(self)} rows; {AGAIN}")
@@ -98,7 +101,7 @@ def open_texts(folder: Path, layout: Layout) -> list[TensorFile]:
     """Headers of all text files; FeatureError when they hold another number of captions than features.json says."""
     files, count = [], 0
     for k in range(-(-layout.captions // layout.captions_per_file)):
-        file = TensorFile.open(text_path(folder, k))
+        file = TensorFile.open(text_path(folder, k)).intact()
         own = min(layout.captions_per_file, layout.captions - count)
         shared = file.expect("shared", torch.bfloat16, (None, TEXT_DIM))
         file.expect("text", torch.bfloat16, (own, TEXT_TOKENS - shared, TEXT_DIM))
@@ -112,9 +115,11 @@ def open_texts(folder: Path, layout: Layout) -> list[TensorFile]:
 def read_captions(file: TensorFile) -> list[str]:
     """The captions of a text file."""
     try:
-        found = json.loads(bytes(file.small("captions").tolist()))
+        found = json.loads(file.small("captions").numpy().tobytes())
         if not isinstance(found, list) or len(found) != len(file.small("filled")):
             raise ValueError("not one caption for each feature")
-    except ValueError as error:
+    except FeatureError:
+        raise
+    except (ValueError, RecursionError) as error:
         raise FeatureError(f"{file.path}: its captions are damaged ({error}); {AGAIN}") from error
     return [str(caption) for caption in found]

@@ -4,13 +4,18 @@ file = 8 bytes header length n (little endian) + n bytes JSON {name: {dtype, sha
 
 Rows are read at their positions, not through memory maps: under a map, a file that is cut short or a disk that fails
 ends the process by SIGBUS, and a file system that hangs holds the interpreter's lock.
+
+Whatever is read is compared with the checks that the file carries, if it carries any: a row of a large tensor with its
+CRC-32 the first time that a process reads it, everything else with one SHA-256 when the file is opened (`intact`).
 """
 
+import hashlib
 import json
 import math
 import os
+import zlib
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,8 +40,48 @@ DTYPES = {
 }
 
 
+CHECKS = ".crc"
+"""What the name of a tensor's checks ends in."""
+BY_ROW = ("mean", "std", "clip", "sync", "shared", "text")
+WHOLE = ("records", "captions")
+"""Tensors with a check for each row, and with one for all."""
+
+
 class FeatureError(ValueError):
     """A feature folder cannot be used or made. The message is one line that says what to do."""
+
+
+class DamagedRow(FeatureError):
+    """A row is not what was written."""
+
+    def __init__(self, file: "TensorFile", name: str, row: int) -> None:
+        super().__init__(f"{file.path}: row {row} of {name} is damaged; {RESTORE}")
+        self.file, self.name, self.row = file, name, row
+
+
+def row_checks(name: str, tensor: Tensor) -> Tensor | None:
+    """CRC-32 of each row of a large tensor, int64 (rows,); of text (1,); None for other tensors."""
+    if name not in (*BY_ROW, *WHOLE):
+        return None
+    content = tensor.contiguous().flatten().view(torch.uint8).numpy().data
+    count = 1 if name in WHOLE else tensor.shape[0]
+    size = len(content) // count if count else 0
+    return torch.tensor([zlib.crc32(content[k * size : (k + 1) * size]) for k in range(count)], dtype=torch.int64)
+
+
+def small_digest(
+    described: Mapping[str, tuple[torch.dtype, tuple[int, ...]]],
+    content: Callable[[str], bytes],
+    metadata: Mapping[str, Any],
+) -> str:
+    """SHA-256 of names, types and shapes of all tensors, of the metadata, and of the bytes of the small tensors, among
+    them the checks of the large ones."""
+    named = {name: [str(dtype), list(shape)] for name, (dtype, shape) in described.items()}
+    found = hashlib.sha256(json.dumps([named, metadata], sort_keys=True).encode())
+    for name in sorted(described):
+        if name not in (*BY_ROW, *WHOLE):
+            found.update(content(name))
+    return found.hexdigest()
 
 
 BITS = {torch.float32: np.float32, torch.bfloat16: np.uint16}
@@ -99,9 +144,33 @@ class TensorFile:
             end = max((entry.end for entry in entries.values()), default=8 + length)
             if end != size:
                 raise ValueError(f"{size} bytes, its header says {end}")
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            if not isinstance(metadata, dict):
+                raise ValueError("its metadata are no JSON object")
+            _check_checks(entries, metadata)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
             raise FeatureError(f"{path}: cannot be read ({error}); {AGAIN}") from error
         return cls(path, size, entries, metadata, head, found.st_mtime_ns)
+
+    @property
+    def has_checks(self) -> bool:
+        """Whether the file says what it held when it was written; those of older versions do not."""
+        return "digest" in self.metadata
+
+    def intact(self) -> "TensorFile":
+        """Itself, once everything but the large tensors is what was written; FeatureError otherwise."""
+        if self.has_checks:
+            described = {name: (entry.dtype, entry.shape) for name, entry in self.entries.items()}
+            metadata = {name: value for name, value in self.metadata.items() if name != "digest"}
+            if small_digest(described, self._bytes, metadata) != self.metadata["digest"]:
+                raise FeatureError(f"{self.path}: is damaged, its digest is not the recorded one; {AGAIN}")
+        return self
+
+    def verify(self) -> None:
+        """Read the file once; FeatureError where anything in it is not what was written."""
+        self.intact()
+        for name in (*BY_ROW, *WHOLE):
+            if name in self.entries:
+                self.small(name)
 
     def expect(self, name: str, dtype: torch.dtype, shape: tuple[int | None, ...]) -> int:
         """Check a tensor's dtype and shape, None standing for any length; returns its first length."""
@@ -116,31 +185,57 @@ class TensorFile:
         return entry.shape[0]
 
     def small(self, name: str) -> Tensor:
-        """A whole tensor by value; FeatureError where the file is gone or ends early."""
+        """A whole tensor by value, compared with its checks; FeatureError where the file is gone, ends early or is
+        damaged."""
+        entry, data = self.entries[name], bytearray(self._bytes(name))
+        found = (
+            torch.frombuffer(data, dtype=entry.dtype).view(entry.shape)
+            if data
+            else torch.zeros(entry.shape, dtype=entry.dtype)
+        )
+        if name + CHECKS in self.entries and (checks := row_checks(name, found)) is not None:
+            differing = torch.nonzero(checks != self.small(name + CHECKS)).flatten().tolist()
+            if differing:
+                raise DamagedRow(self, name, differing[0])
+        return found
+
+    def _bytes(self, name: str) -> bytes:
         entry = self.entries[name]
         if entry.end <= len(self.head):
-            data = bytearray(self.head[entry.begin : entry.end])
-        else:
-            try:
-                with self.path.open("rb") as stream:
-                    stream.seek(entry.begin)
-                    data = bytearray(stream.read(entry.end - entry.begin))
-                if len(data) != entry.end - entry.begin:
-                    raise ValueError(f"it ends inside {name}")
-            except (OSError, ValueError) as error:
-                raise FeatureError(f"{self.path}: cannot be read ({error}); {RESTORE}") from error
-        if not data:
-            return torch.zeros(entry.shape, dtype=entry.dtype)
-        return torch.frombuffer(data, dtype=entry.dtype).view(entry.shape)
+            return self.head[entry.begin : entry.end]
+        try:
+            with self.path.open("rb") as stream:
+                stream.seek(entry.begin)
+                data = stream.read(entry.end - entry.begin)
+            if len(data) != entry.end - entry.begin:
+                raise ValueError(f"it ends inside {name}")
+        except (OSError, ValueError) as error:
+            raise FeatureError(f"{self.path}: cannot be read ({error}); {RESTORE}") from error
+        return data
 
     def without_head(self) -> "TensorFile":
         """The same without the bytes kept for `small`, which then reads the file."""
         return TensorFile(self.path, self.size, self.entries, self.metadata, b"", self.mtime_ns)
 
 
-AGAIN = "extract again with --overwrite"
-RESTORE = "restore it from a copy or extract again with --overwrite"
+AGAIN = "extract again: the same mf-extract command makes the damaged files anew, and no others"
+RESTORE = f"restore it from a copy or {AGAIN}"
 """What to do about a file that was in order when the folder was opened."""
+
+
+def _check_checks(entries: Mapping[str, Entry], metadata: Mapping[str, Any]) -> None:
+    """ValueError where a file has a part of the checks only, or checks that do not fit its tensors."""
+    checks = {name for name in entries if name.endswith(CHECKS)}
+    if not checks and "digest" not in metadata:
+        return
+    expected = {name + CHECKS for name in (*BY_ROW, *WHOLE) if name in entries}
+    if checks != expected or "digest" not in metadata:
+        raise ValueError("its checks are incomplete")
+    for name in checks:
+        of = name.removesuffix(CHECKS)
+        count = 1 if of in WHOLE else entries[of].shape[0]
+        if entries[name].dtype != torch.int64 or entries[name].shape != (count,):
+            raise ValueError(f"{name} does not fit {of}")
 
 
 def _entry(described: dict[str, Any], data_begin: int) -> Entry:
@@ -153,17 +248,22 @@ def _entry(described: dict[str, Any], data_begin: int) -> Entry:
     return Entry(dtype, shape, begin, end)
 
 
+Pending = dict[str, np.ndarray]
+"""By tensor, what the CRC-32 of each row must be, uint32 (rows,); 0 where the row was compared already."""
+
+
 class Opened:
     """A file open for reading rows, checked to be the one whose header was read. Closes when nobody holds it."""
 
     def __init__(self, file: TensorFile) -> None:
         self._descriptor = -1
         self.file = file
+        self.pending: Pending = {}
         self._shared: np.ndarray | None = None
         self._places = {name: entry.place for name, entry in file.entries.items() if entry.dtype in BITS}
         self._descriptor = os.open(file.path, os.O_RDONLY)
         found = os.fstat(self._descriptor)
-        self._stamp = (found.st_mtime_ns, found.st_size)
+        self.stamp = (found.st_mtime_ns, found.st_size)
         if found.st_size != file.size:
             raise ValueError(f"{found.st_size} bytes now, {file.size} when the folder was opened")
         if found.st_mtime_ns != file.mtime_ns and TensorFile.open(file.path).entries != file.entries:
@@ -177,7 +277,7 @@ class Opened:
     def current(self) -> bool:
         """Whether the file is still there under its name and nobody has written to it since it was opened."""
         found = os.fstat(self._descriptor)
-        return found.st_nlink > 0 and (found.st_mtime_ns, found.st_size) == self._stamp
+        return found.st_nlink > 0 and (found.st_mtime_ns, found.st_size) == self.stamp
 
     def ask(self, name: str, row: int) -> None:
         """Tell the kernel that a row will be read, so that it fetches many rows from the disk at a time."""
@@ -190,19 +290,38 @@ class Opened:
     def read(self, name: str, row: int) -> np.ndarray:
         """One row as stored; bfloat16 as its bits, uint16.
 
-        Raises FeatureError naming the file where it ends early, cannot be read, or holds NaN or infinity there.
+        Raises FeatureError naming the file where it ends early or cannot be read, and where the row is not the one
+        that was written (DamagedRow) or holds NaN or infinity.
         """
         place = self._places[name]
-        made, begin = np.empty(place.shape, place.dtype), place.begin + row * place.size
-        try:
-            count = os.preadv(self._descriptor, [made], begin)  # type: ignore[list-item]
-            if count != place.size:
-                self._rest(made, begin, count)
-        except (OSError, ValueError) as error:
-            raise FeatureError(f"{self.file.path}: cannot be read ({error}); {RESTORE}") from error
+        made = np.empty(place.shape, place.dtype)
+        self._read_into(made, place.begin + row * place.size)
+        if self.file.has_checks:
+            pending = self.pending.get(name)
+            if pending is None:
+                pending = self.pending[name] = self._checks(name)
+            if pending[row]:
+                if zlib.crc32(made.data) != pending[row]:
+                    raise DamagedRow(self.file, name, row)
+                pending[row] = 0
         if not is_finite(made):
             raise FeatureError(f"{self.file.path}: {name} {row} holds NaN or infinity; {RESTORE}")
         return made
+
+    def _checks(self, name: str) -> np.ndarray:
+        entry = self.file.entries[name + CHECKS]
+        made = np.empty(entry.shape, np.int64)
+        if len(made):
+            self._read_into(made, entry.begin)
+        return made.astype(np.uint32)
+
+    def _read_into(self, made: np.ndarray, begin: int) -> None:
+        try:
+            count = os.preadv(self._descriptor, [made], begin)  # type: ignore[list-item]
+            if count != made.nbytes:
+                self._rest(made, begin, count)
+        except (OSError, ValueError) as error:
+            raise FeatureError(f"{self.file.path}: cannot be read ({error}); {RESTORE}") from error
 
     @property
     def shared(self) -> np.ndarray:
@@ -229,6 +348,7 @@ class Files:
     def __init__(self, limit: int = MAX_OPEN) -> None:
         self._limit = limit
         self._open: OrderedDict[int, Opened] = OrderedDict()
+        self._pending: dict[int, tuple[TensorFile, tuple[int, int], Pending]] = {}
 
     def __len__(self) -> int:
         return len(self._open)
@@ -242,6 +362,10 @@ class Files:
         if found is None or not found.current:
             try:
                 found = self._open[id(file)] = Opened(file)
+                _, stamp, pending = self._pending.get(id(file), (file, None, {}))
+                if stamp == found.stamp:  # what was compared need not be again; another file is another matter
+                    found.pending = pending
+                self._pending[id(file)] = (file, found.stamp, found.pending)
             except FeatureError:
                 self._open.pop(id(file), None)
                 raise

@@ -161,8 +161,10 @@ def test_a_cut_at_every_rename_leaves_a_folder_that_goes_on(items, tmp_path, mon
                 break
             except PowerCut:
                 cuts += 1
-    # plan (written anew by every run, so never the one cut before), look, codec, two texts, two shards, features.json
-    assert cuts == (7 if when == "before" else 8)
+                assert cuts < 20
+    # plan (in the first run alone, so never the one cut before), look, codec, two texts, two shards, digests,
+    # features.json
+    assert cuts == (8 if when == "before" else 9)
     (tmp_path / "cut" / "features.json").unlink()
     extract(few, tmp_path / "cut", config)
     assert contents(tmp_path / "cut") == contents(tmp_path / "whole")

@@ -309,7 +309,7 @@ def damage_version(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (damage_short, r"train-00001\.safetensors: cannot be read .* bytes, its header says .*--overwrite"),
+        (damage_short, r"train-00001\.safetensors: cannot be read .* bytes, its header says .*extract again"),
         (damage_header, r"train-00000\.safetensors: cannot be read \(no safetensors header\)"),
         (damage_missing_text, r"texts/00001\.safetensors: cannot be read"),
         (damage_index, r"train-00000\.safetensors: sound_index reaches outside 0\.\.2"),
