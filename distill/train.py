@@ -12,13 +12,14 @@ from torch import Tensor
 from tqdm import tqdm
 
 from distill.engines import start
-from distill.loop.faults import Signals, Skipped, TrainingError, Watchdog, exit_status
+from distill.loop.faults import WRONG_INPUT, Signals, Skipped, TrainingError, Watchdog, exit_status
 from distill.loop.feed import Feed, generator
-from distill.loop.session import Session
+from distill.loop.session import Session, everywhere
 from distill.loop.task import Task
 from distill.optim import learning_rate
 from distill.tracking import Means, Pace, Tracker
 from teacher.data.dataset import Batch, FeatureError
+from teacher.files import FolderLock
 from teacher.share import Share
 
 NUMBERS = 65
@@ -31,6 +32,10 @@ def fit(task: Task, run: Path) -> Path:
     Data order and random numbers derive from (seed, step, position in the batch), so that a resumed run repeats the
     uninterrupted one, and processes may come and go between two runs. SIGINT, SIGTERM and SIGUSR1 save at the end of
     the current step and leave with a status of their own (`distill.loop.faults`).
+
+    The main process holds the run folder's lock from before its first file is written to the end, so that a second
+    training into the folder is refused. Nothing is done, and a line says so, where the run is finished and its
+    checkpoints were removed.
     """
     loop, rank, world = task.loop, int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     with ExitStack() as stack:
@@ -38,6 +43,12 @@ def fit(task: Task, run: Path) -> Path:
         watchdog.beat("waiting for the other processes")
         engine = start(timeout_s=loop.timeout_s)
         watchdog.beat("preparing")
+        with everywhere(engine, status=WRONG_INPUT):
+            if engine.main:
+                stack.enter_context(FolderLock(run, what="the run"))
+        session = Session(task, run, engine)
+        if session.finished:
+            return run
         feed = Feed(
             task.data,
             steps=loop.steps,
@@ -47,7 +58,6 @@ def fit(task: Task, run: Path) -> Path:
             processes=engine.processes,
             micro_batch=loop.micro_batch,
         )
-        session = Session(task, run, engine)
         session.begin(micro_batch=len(feed.shares[0]), accumulation=len(feed.shares))
         stack.enter_context(feed)
         signals = stack.enter_context(Signals())

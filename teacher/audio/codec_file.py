@@ -8,7 +8,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from teacher.files import replacing
+from teacher.files import compare_recorded, replacing
 from teacher.weights.errors import WeightsError
 
 FITTED = "embedded"
@@ -34,9 +34,13 @@ def _sort_metadata(path: Path) -> None:
 
 
 def read_codec_file(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors and metadata; WeightsError when the file is missing or damaged."""
+    """Tensors and metadata; WeightsError when the file is missing or damaged, by digests.json beside it too."""
     if not path.is_file():
         raise WeightsError(f"{path}: no such codec file")
+    try:
+        compare_recorded(path)
+    except ValueError as error:
+        raise WeightsError(str(error)) from error
     try:
         with safe_open(path, framework="pt") as file:
             metadata = dict(file.metadata() or {})

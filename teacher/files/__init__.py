@@ -4,13 +4,15 @@ from teacher.files.digests import (
     DIGEST,
     DIGESTS,
     check_digests,
+    compare_recorded,
     file_sha256,
     read_digests,
+    recorded_steps,
     same_digest,
     write_digests,
 )
 from teacher.files.locks import LOCK, FolderLock, LockedError
-from teacher.files.replace import flush_folder, remove_temporaries, replacing
+from teacher.files.replace import flush_folder, new_folder, remove_temporaries, replacing
 from teacher.files.text import JSON_LIMIT, read_json, split_lines
 
 __all__ = [
@@ -21,10 +23,13 @@ __all__ = [
     "LOCK",
     "LockedError",
     "check_digests",
+    "compare_recorded",
     "file_sha256",
     "flush_folder",
+    "new_folder",
     "read_digests",
     "read_json",
+    "recorded_steps",
     "remove_temporaries",
     "replacing",
     "same_digest",

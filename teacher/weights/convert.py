@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from teacher.files import write_digests
 from teacher.weights.cards import COMPONENTS, card
 from teacher.weights.checkpoint import read_checkpoint
 from teacher.weights.errors import WeightsError
@@ -81,7 +82,9 @@ def convert_file(
         sha256=digests.sha256,
         md5=digests.md5,
     )
+    write_digests(weights_dir, (), forget=[target.name])
     write_component(target, made, info, progress=progress)
+    write_digests(weights_dir, [target.name])
     return target
 
 

@@ -14,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from teacher.files import compare_recorded
 from teacher.weights.errors import WeightsError
 
 LISTED = 8
@@ -41,11 +42,20 @@ class ComponentInfo:
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Tensors of a safetensors file; WeightsError if it is absent or damaged."""
+    """Tensors of a safetensors file; WeightsError if it is absent or damaged, by digests.json beside it too."""
+    compare_weights(path)
     try:
         return load_file(path)
     except (OSError, SafetensorError) as error:
         raise WeightsError(f"cannot read weights {path}: {error}") from error
+
+
+def compare_weights(path: Path) -> None:
+    """As `compare_recorded`, with a WeightsError."""
+    try:
+        compare_recorded(path)
+    except (OSError, ValueError) as error:
+        raise WeightsError(f"cannot read weights: {error}") from error
 
 
 def read_component(path: Path) -> tuple[dict[str, Tensor], ComponentInfo]:

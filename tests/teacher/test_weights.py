@@ -68,7 +68,8 @@ def test_importing_this_package_brings_in_no_model():
     parts = "cards, checkpoint, convert, errors, fetch, files, layouts, official, run_folder, write"
     code = (
         f"import sys; from teacher.weights import {parts}; "
-        "print([m for m in sys.modules if m.startswith('teacher.') and not m.startswith('teacher.weights')])"
+        "known = ('teacher.weights', 'teacher.files'); "
+        "print([m for m in sys.modules if m.startswith('teacher.') and not m.startswith(known)])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
@@ -216,7 +217,7 @@ def test_a_published_network_becomes_a_run_folder(tiny, tmp_path):
     assert net.config == official.TINY
     assert all(torch.equal(tensor, tensors[name]) for name, tensor in net.state_dict().items())
     assert sorted(p.name for p in run.iterdir()) == [
-        "codec.safetensors", "config.json", "features.json", "model.safetensors",
+        "codec.safetensors", "config.json", "digests.json", "features.json", "model.safetensors",
     ]  # fmt: skip
     assert read_features_info(run) == FeaturesInfo(8.0, "mmaudio", "mmaudio_16k", weights.resolve())
     config = read_run_config(run)
