@@ -1,6 +1,7 @@
 """Mono sound at any rate on the clock of the picture, decoding only what is asked for."""
 
 import math
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,7 +12,15 @@ import soxr
 from av.container import InputContainer
 from av.stream import Stream
 
-from teacher.data.media_open import MediaError, check_window, open_media, origin_s
+from teacher.data.media_open import (
+    MediaError,
+    audio_stream,
+    check_window,
+    decode,
+    open_media,
+    origin_s,
+    without_sound,
+)
 
 PREROLL_S = 0.5
 """Sound is decoded from this much earlier: overlapping transforms and bit reservoirs need what came before."""
@@ -40,9 +49,9 @@ def read_audio(path: Path, *, sample_rate: int, start_s: float = 0.0, duration_s
     chunks: list[np.ndarray] = []
     read = 0
     with open_media(path) as container:
-        if not container.streams.audio:
-            raise MediaError(f"{path}: has no sound")
-        stream = container.streams.audio[0]
+        stream = audio_stream(container)
+        if stream is None:
+            raise without_sound(container, path)
         resampler: soxr.ResampleStream | None = None
         if container.format.name in SOUND_FILES and not container.streams.video and _is_sound_file(path):
             pieces = _sound_file_chunks(path, start_s, duration_s)
@@ -67,7 +76,7 @@ def read_audio(path: Path, *, sample_rate: int, start_s: float = 0.0, duration_s
 def _is_sound_file(path: Path) -> bool:
     """Whether libsndfile knows the codec inside; the container formats above may hold others."""
     try:
-        soundfile.info(str(path))
+        soundfile.info(os.fsencode(path))
     except soundfile.LibsndfileError:
         return False
     return True
@@ -76,7 +85,7 @@ def _is_sound_file(path: Path) -> bool:
 def _sound_file_chunks(path: Path, start_s: float, duration_s: float | None) -> Iterator[tuple[np.ndarray, int]]:
     """Mono float32 chunks of a plain sound file with their rate."""
     try:
-        with soundfile.SoundFile(str(path)) as file:
+        with soundfile.SoundFile(os.fsencode(path)) as file:
             rate = file.samplerate
             begin = min(round(start_s * rate), file.frames)
             left = file.frames - begin if duration_s is None else round((duration_s + LOOKAHEAD_S) * rate)
@@ -100,7 +109,7 @@ def _mono_chunks(
         container.seek(int((start_s - PREROLL_S + origin) * av.time_base), backward=True)
     rate = 0
     position = 0  # samples handed out since start_s
-    for frame in container.decode(stream):
+    for frame in decode(container, stream):
         assert isinstance(frame, av.AudioFrame)
         if rate == 0:
             rate = frame.sample_rate

@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from safetensors import SafetensorError
+
 from teacher.files.locks import FolderLock, LockedError
 
 LONGEST_NAME = 200
@@ -27,14 +29,15 @@ def replacing(path: Path) -> Iterator[Path]:
     the file that remains has the access that the umask gives to new files. Missing parent folders are made.
 
     Raises:
-        OSError: the file cannot be written; `path` is as it was and no temporary file is left.
+        OSError: the file cannot be written, safetensors' own error for that included; it names `path`, which is as it
+            was, and no temporary file is left.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     suffix = path.suffix if len(path.suffix) <= 16 else ""
     temporary = path.with_name(f".{_shortened(path.name)}.{uuid.uuid4().hex[:12]}~{suffix}")
-    mode = _new_file_mode(temporary)
     try:
+        mode = _new_file_mode(temporary)
         yield temporary
         if not temporary.is_symlink():
             _set_mode(temporary, mode)
@@ -42,6 +45,14 @@ def replacing(path: Path) -> Iterator[Path]:
                 os.fsync(stream.fileno())
         temporary.replace(path)
         flush_folder(path.parent)
+    except OSError as error:
+        if error.errno is None or error.filename not in (None, str(temporary)):
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error
+    except SafetensorError as error:
+        if (number := re.search(r"\(os error (\d+)\)", str(error))) is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
     finally:
         temporary.unlink(missing_ok=True)
 
