@@ -91,15 +91,19 @@ class TensorFile:
                     raise ValueError("no safetensors header")
                 if 8 + length > len(head):
                     head += stream.read(8 + length - len(head))
-                header = json.loads(head[8 : 8 + length])
+                header = json.loads(head[8 : 8 + length], object_pairs_hook=_distinct)
                 found = os.fstat(stream.fileno())
             size = found.st_size
             metadata = json.loads(header.pop("__metadata__", {}).get("json", "{}"))
             entries = {name: _entry(described, 8 + length) for name, described in header.items()}
-            end = max((entry.end for entry in entries.values()), default=8 + length)
+            end = 8 + length
+            for entry in sorted(entries.values(), key=lambda entry: (entry.begin, entry.end)):
+                if entry.begin < end:
+                    raise ValueError("tensors overlap")
+                end = entry.end
             if end != size:
                 raise ValueError(f"{size} bytes, its header says {end}")
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
             raise FeatureError(f"{path}: cannot be read ({error}); {AGAIN}") from error
         return cls(path, size, entries, metadata, head, found.st_mtime_ns)
 
@@ -141,6 +145,13 @@ class TensorFile:
 AGAIN = "extract again with --overwrite"
 RESTORE = "restore it from a copy or extract again with --overwrite"
 """What to do about a file that was in order when the folder was opened."""
+
+
+def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("its header names something twice")
+    return found
 
 
 def _entry(described: dict[str, Any], data_begin: int) -> Entry:
