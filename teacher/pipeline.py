@@ -30,7 +30,7 @@ from teacher.network import MMAudio
 from teacher.pretrained import Card, folder_of, save_pretrained
 from teacher.sampling import Precision, SamplingConfig
 from teacher.scene import Scene, Sound, make_scene
-from teacher.weights import load_network, read_features_info, read_licence
+from teacher.weights import WeightsError, load_network, read_features_info, read_licence
 from teacher.windows import Joiner, overlap_s, window_noise
 
 __all__ = ["Card", "Pipeline", "Precision", "SamplingConfig", "Scene", "Sound", "as_in_the_demo"]
@@ -84,9 +84,15 @@ class Pipeline:
         net = load_network(run, weights=weights)
         if precision == "demo":
             net = as_in_the_demo(net)
+        codec = open_codec(run / "codec.safetensors", weights_dir=folder, device=device)
+        if codec.latent_channels != net.config.latent_channels:
+            raise WeightsError(
+                f"{run}: its network makes {net.config.latent_channels} latent channels, its codec.safetensors takes "
+                f"{codec.latent_channels}: they do not belong together"
+            )
         return cls(
             net=net.to(device),
-            codec=open_codec(run / "codec.safetensors", weights_dir=folder, device=device),
+            codec=codec,
             encoders=load_encoders(info.encoders, weights_dir=folder, device=device),
             window_s=info.duration_s,
             device=device,
