@@ -1,0 +1,24 @@
+"""What float32 costs: bounds on rounding from which the tests derive their tolerances.
+
+Processors add in other orders, fuse other products and round sines and logarithms by another last bit. Two of them
+agree within the conditioning of a quantity, and no further.
+"""
+
+import math
+
+UNIT = 2.0**-24
+"""Largest relative error of one rounding to float32."""
+
+
+def log_energy(
+    energy: float, *, floor: float, frame_norm: float, n_fft: int, area: float, filters: float = 0.0
+) -> float:
+    """Bound on the rounding of ln(E + floor), with E = sum_k f_k |X_k|^2 the energy of one filter.
+
+    A fast transform errs in every bin alike, by d = UNIT log2(n_fft) |frame|: each of its log2(n_fft) levels rounds
+    once, and the norm of the windowed frame is the root mean square of |X|. So a filter beside a loud one is as
+    uncertain as that one. By Cauchy and Schwarz dE <= 2 sqrt(E area) d + area d^2 with area = sum_k f_k; `filters` is
+    the relative error of E that the weights f themselves bring.
+    """
+    d = UNIT * math.log2(n_fft) * frame_norm
+    return (2.0 * math.sqrt(energy * area) * d + area * d**2 + energy * filters) / (energy + floor) + UNIT
