@@ -65,9 +65,10 @@ def commands(args: Demo, out: Path) -> list[list[str]]:
     data = args.data or world / "manifest.jsonl"
     length = ["--duration-s", str(args.duration_s)]
     render = _python("scripts.make_world", "--out", world, "--num-clips", args.num_clips, *length)
-    launch = ["accelerate.commands.launch", "--num_processes", args.num_processes, "--num_machines", 1]
+    file = "one_gpu_float32" if args.num_processes == 1 else "ddp_float32_8gpu"
     threads = max(1, (os.cpu_count() or 1) // args.num_processes)  # accelerate's own default is a single thread
-    launch += ["--num_cpu_threads_per_process", threads, "--mixed_precision", "no", "--dynamo_backend", "no", "-m"]
+    launch = ["distill.configs.launch", "--config_file", file, "--num_processes", args.num_processes]
+    launch += ["--num_cpu_threads_per_process", threads, "-m"]
     learn = [*launch, "scripts.train_teacher", "demo", "--data", features, "--out", teacher]
     distil = [*launch, "scripts.distill", "demo", "--data", features, "--teacher", teacher, "--out", student]
     compare = ["scripts.compare", "--data", features, "--teacher", teacher, "--student", student, "--out", out]

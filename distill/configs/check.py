@@ -25,7 +25,7 @@ LIMIT_S = 600.0
 
 def check() -> str:
     """What the two processes said of their engine. Raises OSError, in one line, where they did not start or answer."""
-    command = [str(Path(sysconfig.get_path("scripts")) / "accelerate"), "launch"]
+    command = [console_command(), "launch"]
     command += ["--config_file", str(FOLDER / "zero2_8gpu.yaml"), "--num_processes", "2"]
     command += ["-m", "distill.configs.check", ANSWER]
     environment = os.environ | {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
@@ -41,9 +41,24 @@ def check() -> str:
     found = re.search(r"^(.*); 2 processes answered$", said, re.MULTILINE)
     if started.returncode == 0 and found:
         return found[1]
-    errors = re.findall(r"^(?:\[rank\d\]: )?(?:error: .*|[\w.]+(?:Error|Exception)\b.*)", complained, re.MULTILINE)
-    reason = errors[0] if errors else (complained.strip().splitlines() or ["nothing was said"])[-1]
-    raise OSError(f"accelerate launch cannot start two processes ({reason}); see all of it by {shlex.join(command)}")
+    raise OSError(
+        f"accelerate launch cannot start two processes ({_reason(complained)}); see all of it by {shlex.join(command)}"
+    )
+
+
+def console_command() -> str:
+    """What a shell finds as `accelerate` where the environment of this interpreter is activated."""
+    return str(Path(sysconfig.get_path("scripts")) / "accelerate")
+
+
+def _reason(complained: str) -> str:
+    """The line of a program's complaints that says most: a process's own error, then its exit status."""
+    lines = [line.strip() for line in complained.splitlines() if line.strip()]
+    for wanted in (r"(\[rank\d\]: )?(error: |(?!.*ChildFailedError)[\w.]+(Error|Exception)\b)", r"exitcode"):
+        for line in lines:
+            if re.match(wanted, line):
+                return line
+    return lines[-1] if lines else "nothing was said"
 
 
 def answer() -> None:
