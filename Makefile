@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+# Set-up installs, then proves that `accelerate launch` starts two processes; until it has, it is not done.
 # With an NVIDIA driver the newest CUDA build of torch is wanted; without one, the pinned set this project is tested with.
 CONSTRAINTS := $(if $(shell command -v nvidia-smi 2>/dev/null),,-c constraints-cpu.txt)
 
@@ -14,7 +15,8 @@ setup: $(STAMP)
 
 $(STAMP): pyproject.toml constraints-cpu.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet $(CONSTRAINTS) -e '.[dev]'
+	$(BIN)/python -m pip install --quiet --quiet $(CONSTRAINTS) -e '.[dev]'
+	$(BIN)/python -m distill.configs.check
 	@touch $(STAMP)
 
 # make demo                      the procedural world, about twenty minutes on two cores

@@ -24,7 +24,7 @@ from eval.inception_score import inception_score
 from eval.intervals import jackknife
 from eval.kernel import KAD_SCALE, kernel_distance, reference_bandwidth
 from eval.ledger import Table, record
-from teacher.encoders.torchvision_compat import ensure_torchvision
+from mf_mjt_torchvision import guard_torchvision
 
 Metric = Literal["inception_score", "frechet", "jackknife", "kad", "sqrtm"]
 """`frechet`: against torch-fidelity; `sqrtm`: against scipy's matrix root; `jackknife`: against deleting the groups one
@@ -163,7 +163,7 @@ def comparisons(options: Options) -> Iterator[tuple[str, int, Side, list[Side]]]
 
 def run(options: Options) -> None:
     """Print the table."""
-    ensure_torchvision()
+    guard_torchvision()
     import torch_fidelity
 
     versions = f"torch {torch.__version__}, scipy {scipy.__version__}, torch-fidelity {torch_fidelity.__version__}"

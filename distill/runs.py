@@ -20,6 +20,7 @@ from distill.student import (
     refitted,
     student_config,
     student_from_teacher,
+    takes_differences,
     time_fit,
 )
 from distill.train import fit
@@ -128,6 +129,7 @@ def student_task(
         step=step,
         evaluate=HeldOut(config.data[0], codec, config.loop.evaluation, run=run, teacher=reference, scores=scores),
         best=BEST_STUDENT,
+        float32_only=takes_differences(method.objective),
         frozen=(teacher,),
         digests=_digests(config.data) | digests | started.digests,
         licence=started.licence,

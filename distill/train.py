@@ -42,6 +42,7 @@ def fit(task: Task, run: Path) -> Path:
         watchdog = stack.enter_context(Watchdog(loop.timeout_s, process=rank, processes=world))
         watchdog.beat("waiting for the other processes")
         engine = start(timeout_s=loop.timeout_s)
+        check_precision(task.float32_only, engine.precision)
         watchdog.beat("preparing")
         with everywhere(engine, status=WRONG_INPUT):
             if engine.main:
@@ -65,6 +66,15 @@ def fit(task: Task, run: Path) -> Path:
             tracker = stack.enter_context(Tracker(run, first=session.first)) if engine.main else None
             _Loop(session, feed, watchdog, signals, tracker).go()
     return run
+
+
+def check_precision(float32_only: bool, precision: torch.dtype) -> None:
+    """ValueError, saying what to launch with, for a step that differences the network in less than float32."""
+    if float32_only and precision != torch.float32:
+        raise ValueError(
+            "this objective takes its derivative by differences, which need float32: launch with a file of "
+            "distill/configs that has float32 in its name, such as ddp_float32_8gpu.yaml, or with --mixed_precision no"
+        )
 
 
 @contextmanager

@@ -100,9 +100,10 @@ def folders(args: Demo, out: Path) -> list[Path]:
 def _trained(args: Demo, features: Path, folder: Path, seed: int) -> list[list[str]]:
     """Teacher, student and their comparison, from one training seed."""
     teacher, student = folder / "teacher", folder / "student"
-    launch = ["accelerate.commands.launch", "--num_processes", args.num_processes, "--num_machines", 1]
+    file = "one_gpu_float32" if args.num_processes == 1 else "ddp_float32_8gpu"
     threads = max(1, (os.cpu_count() or 1) // args.num_processes)  # accelerate's own default is a single thread
-    launch += ["--num_cpu_threads_per_process", threads, "--mixed_precision", "no", "--dynamo_backend", "no", "-m"]
+    launch = ["distill.configs.launch", "--config_file", file, "--num_processes", args.num_processes]
+    launch += ["--num_cpu_threads_per_process", threads, "-m"]
     seeded = ["--loop.seed", str(seed)] if seed else []
     learn = [*launch, "scripts.train_teacher", "demo", "--data", features, "--out", teacher, *seeded]
     distil = [*launch, "scripts.distill", "demo", "--data", features, "--teacher", teacher, "--out", student, *seeded]
