@@ -95,7 +95,7 @@ class TestSet:
         excluded = tuple((i, reason) for _, facts in read for i, reason in json.loads(facts["excluded"]))
         if excluded and unreadable == "fail":
             record = next(r for r in (features.records[k] for k in index) if r.id == excluded[0][0])
-            raise ValueError(f"{record.path}: cannot be read any more ({excluded[0][1]}); restore it or extract again")
+            raise ValueError(features.gone(record, excluded[0][1]))
         gone = {clip_id for clip_id, _ in excluded}
         rows = tuple(k for k in index if features.records[k].id not in gone)
         if len(rows) < 2:
@@ -149,7 +149,7 @@ class _Reference:
             wave = heard_window(self.features, record)
             if isinstance(wave, str):
                 if self.unreadable == "fail":  # not kept: it may be readable the next time
-                    raise ValueError(f"{record.path}: cannot be read any more ({wave}); restore it or extract again")
+                    raise ValueError(self.features.gone(record, wave))
                 excluded.append((record.id, wave))
             else:
                 waves.append(wave)

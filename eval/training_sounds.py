@@ -101,7 +101,7 @@ def read_waves(
     for record in records:
         wave = heard_window(features, record)
         if isinstance(wave, str):
-            raise ValueError(f"{record.path}: cannot be read any more ({wave}); restore it or extract again")
+            raise ValueError(features.gone(record, wave))
         waves.append(wave)
         if progress is not None:
             progress(1)

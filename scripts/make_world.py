@@ -11,6 +11,7 @@ from tqdm import tqdm
 from scripts.errors import one_line_errors
 from teacher.data.manifest import read_manifest
 from teacher.data.world import WorldConfig, render_world
+from teacher.files import FolderLock
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -30,7 +31,8 @@ class MakeWorld:
 def main(options: MakeWorld) -> Path:
     """Render and print what was written; returns the manifest."""
     began = time.perf_counter()
-    with tqdm(total=options.world.num_clips, unit="clip", desc="render") as bar:
+    bars = tqdm(total=options.world.num_clips, unit="clip", desc="render")
+    with FolderLock(options.out, what="the folder of clips"), bars as bar:
         manifest = render_world(options.out, options.world, workers=options.workers, progress=bar.update)
     items = read_manifest(manifest)
     splits = Counter(item.split for item in items)

@@ -10,12 +10,15 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
 from torch import Tensor
 
-from teacher.files import file_sha256, replacing
+from teacher.files import file_sha256, parts_digest, replacing
 
+CONTENT = "content"
+"""Entry of the metadata with the digest of the tensors."""
 Pictures = tuple[Tensor, Tensor]
 """Image features (frames, width) and synchronisation features (slots, width) of a window."""
 
@@ -34,20 +37,38 @@ class EncodedCache:
         encoders: Mapping[str, str],
         encode: Callable[[], Pictures],
     ) -> Pictures:
-        """What was kept, or what `encode` gives, which is kept then.
+        """What was kept, or what `encode` gives, which is kept then. A kept file that is damaged is made again.
 
-        Raises:
-            ValueError: a kept file that is damaged; it is named.
+        Two processes that encode the same window at once write the same content, each whole.
         """
         what = [file_sha256(video), round(start_s, 6), round(duration_s, 6), encoders["image"], encoders["sync"]]
         path = self.folder / f"{hashlib.sha256(json.dumps(what).encode()).hexdigest()[:32]}.safetensors"
-        if path.is_file():
-            try:
-                kept = load_file(path)
-                return kept["clip"], kept["sync"]
-            except (SafetensorError, KeyError) as error:
-                raise ValueError(f"{path} is damaged ({error}); delete it") from error
+        kept = _read(path)
+        if kept is not None:
+            return kept
         clip, sync = encode()
+        tensors = {"clip": clip.cpu().contiguous(), "sync": sync.cpu().contiguous()}
+        content = save(tensors, metadata={CONTENT: _content(tensors)})
         with replacing(path) as temporary:
-            save_file({"clip": clip.cpu().contiguous(), "sync": sync.cpu().contiguous()}, temporary)
+            temporary.write_bytes(content)
         return clip, sync
+
+
+def _read(path: Path) -> Pictures | None:
+    """What a file keeps; None where there is none or it is damaged. Those of older versions have no digest."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            recorded = (file.metadata() or {}).get(CONTENT)
+            kept = {name: file.get_tensor(name) for name in ("clip", "sync")}
+    except (FileNotFoundError, SafetensorError):
+        return None
+    if recorded is not None and recorded != _content(kept):
+        return None
+    return kept["clip"], kept["sync"]
+
+
+def _content(tensors: Mapping[str, Tensor]) -> str:
+    return parts_digest(
+        (f"{name} {tensor.dtype} {list(tensor.shape)}", tensor.flatten().view(torch.uint8).numpy().tobytes())
+        for name, tensor in tensors.items()
+    )

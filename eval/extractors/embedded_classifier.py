@@ -16,6 +16,7 @@ from scipy.special import log_softmax
 from torch import Tensor
 
 from eval.statistics import Features, as_matrix
+from teacher.files import replacing
 
 FORMAT = "embedded-classifier-v1"
 MAX_ITERATIONS = 400
@@ -86,7 +87,8 @@ class EmbeddedClassifier:
     def save(self, path: Path) -> None:
         """Write tensors and class names to one safetensors file."""
         metadata = {"format": FORMAT, "classes": json.dumps(self.classes)}
-        save_file({k: v.contiguous() for k, v in self._tensors().items()}, path, metadata=metadata)
+        with replacing(path) as temporary:
+            save_file({k: v.contiguous() for k, v in self._tensors().items()}, temporary, metadata=metadata)
 
     @classmethod
     def load(cls, path: Path) -> Self:

@@ -24,6 +24,7 @@ from teacher.audio.codec_file import read_codec_file, write_codec_file
 from teacher.audio.mel import MEL_16K, MEL_44K, MelConfig, log_mel
 from teacher.audio.vae import VAE, VAE_16K, VAE_44K, Part, VAEConfig, load_vae
 from teacher.audio.vocoder import BIGVGAN_16K, BIGVGAN_V2_44K, BigVGAN, VocoderConfig
+from teacher.files import Moved
 from teacher.sequence import SEQUENCE_16K, SEQUENCE_44K, SequenceConfig
 from teacher.weights.errors import WeightsError
 from teacher.weights.files import read_component_info, read_tensors
@@ -199,7 +200,8 @@ class MMAudioCodec:
         stack = STACKS.get(metadata.get("kind", ""))
         if stack is None or set(tensors) != {"latent_mean", "latent_std"} or "weights_dir" not in metadata:
             raise WeightsError(f"{path}: not a codec of kind {', '.join(STACKS)}")
-        models = Models(stack=stack, weights_dir=Path(weights_dir or metadata["weights_dir"]), device=device)
+        found = weights_dir or Moved(path.parent)(Path(metadata["weights_dir"]))
+        models = Models(stack=stack, weights_dir=Path(found), device=device)
         for role, digest in models.digests.items():
             recorded = metadata.get(role, "")  # empty where the component was not there yet when the file was written
             if recorded not in ("", digest):

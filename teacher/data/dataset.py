@@ -125,6 +125,13 @@ class FeatureSet:
         """Which rows have a picture, (rows,) bool."""
         return self.rows.has_video
 
+    def gone(self, record: Record, reason: str) -> str:
+        """One line for people: the file of a record cannot be read, and what to do."""
+        return (
+            f"{record.path}: cannot be read any more ({reason}); it was looked for there and, in case it was moved "
+            f"together with the features, beside and above {self.folder}: restore it or extract again"
+        )
+
     def with_statistics(self, mean: Tensor, std: Tensor) -> "FeatureSet":
         """The same rows normalised by other statistics."""
         channels = (int(self.info["latent_channels"]),)

@@ -187,10 +187,14 @@ def _latents(waves: Sequence[np.ndarray], codec: AudioCodec, config: ExtractConf
 
 
 def _record(window: Window, duration_s: float) -> Record:
+    try:
+        file_bytes = window.item.path.stat().st_size
+    except OSError:  # removed since it was read
+        file_bytes = None
     return Record(
         id=window.id,
         item_id=window.item.id,
-        path=str(window.item.path),
+        path=str(window.item.path.absolute()),
         start_s=window.start_s,
         duration_s=duration_s,
         caption=window.item.caption,
@@ -199,4 +203,5 @@ def _record(window: Window, duration_s: float) -> Record:
         has_video=window.has_video,
         has_audio=True,
         group_id=window.item.group_id,
+        file_bytes=file_bytes,
     )

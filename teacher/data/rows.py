@@ -14,6 +14,7 @@ from teacher.data.buffers import Buffers
 from teacher.data.store import Record, shard_path
 from teacher.data.store_read import INDICES, Layout, ShardFile, open_texts, read_captions
 from teacher.data.tensor_file import AGAIN, RESTORE, DamagedRow, FeatureError, Files, TensorFile, widen
+from teacher.files import Moved
 from teacher.sequence import IMAGE_DIM, SYNC_DIM, TEXT_DIM, TEXT_TOKENS, image_frames, sync_frames
 
 T = TypeVar("T")
@@ -86,6 +87,7 @@ class Rows:
         self.has_text = torch.cat([file.small("filled") for file in self.texts])[self.text_index]
         self.buffers = Buffers()
         self._files = Files()
+        self._media = Moved(folder)
         self._lines: dict[int, list[dict[str, Any]]] = {}
         self._captions: dict[int, list[str]] = {}
 
@@ -146,12 +148,12 @@ class Rows:
         k = int(self.shard_index[row])
         line = _cached(self._lines, k, lambda: self.shards[k].lines())[row - int(self.starts[k])]
         file, within = divmod(int(self.text_index[row]), self.layout.captions_per_file)
-        events = line.get("events_s")
+        events, size = line.get("events_s"), line.get("bytes")
         try:
             return Record(
                 id=str(line["id"]),
                 item_id=str(line.get("item_id", line["id"])),
-                path=str(line["path"]),
+                path=str(self._media(Path(str(line["path"])), None if size is None else int(size))),
                 start_s=float(line["start_s"]),
                 duration_s=self.layout.duration_s,
                 caption=_cached(self._captions, file, lambda: read_captions(self.texts[file]))[within],
@@ -160,6 +162,7 @@ class Rows:
                 has_video=bool(self.has_video[row]),
                 has_audio=True,
                 group_id=str(line.get("group_id", "")),
+                file_bytes=None if size is None else int(size),
             )
         except (KeyError, TypeError, ValueError) as error:
             path = self.shards[k].file.path

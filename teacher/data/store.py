@@ -51,7 +51,8 @@ Skipped = tuple[str, str]
 class Record:
     """One row of a feature set. `events_s` are seconds from the start of the window, None where unknown.
 
-    `group_id` as in `Item`: the source that rows share; '' where it is not known.
+    `path` is absolute, and where the file lies now if it was moved together with the features. `group_id` as in `Item`:
+    the source that rows share; '' where it is not known.
     """
 
     id: str
@@ -65,6 +66,8 @@ class Record:
     has_video: bool
     has_audio: bool
     group_id: str = ""
+    file_bytes: int | None = None
+    """Length of the file when it was extracted; None in folders of older versions."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -197,4 +200,6 @@ def _line(record: Record) -> str:
         row["events_s"] = record.events_s
     if record.group_id:
         row["group_id"] = record.group_id
+    if record.file_bytes is not None:
+        row["bytes"] = record.file_bytes
     return as_json(row, separators=(",", ":"))

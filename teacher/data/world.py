@@ -22,6 +22,7 @@ from teacher.data.world_audio import render_sound
 from teacher.data.world_canvas import Canvas
 from teacher.data.world_labels import KINDS, LABELS, clip_label, clip_split, fill_caption
 from teacher.data.world_scene import Scene
+from teacher.files import replacing
 from teacher.sequence import MIN_DURATION_S
 
 __all__ = [
@@ -162,9 +163,8 @@ def _claim(out: Path, config: WorldConfig) -> None:
 
 
 def _write_json(path: Path, value: object) -> None:
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
-    temporary.replace(path)
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
 
 
 def _read_facts(out: Path, index: int) -> dict | None:

@@ -6,12 +6,14 @@ from teacher.files.digests import (
     check_digests,
     compare_recorded,
     file_sha256,
+    parts_digest,
     read_digests,
     recorded_steps,
     same_digest,
     write_digests,
 )
 from teacher.files.locks import LOCK, FolderLock, LockedError
+from teacher.files.moved import Moved
 from teacher.files.replace import flush_folder, new_folder, remove_temporaries, replacing
 from teacher.files.text import JSON_LIMIT, read_json, split_lines
 
@@ -22,11 +24,13 @@ __all__ = [
     "JSON_LIMIT",
     "LOCK",
     "LockedError",
+    "Moved",
     "check_digests",
     "compare_recorded",
     "file_sha256",
     "flush_folder",
     "new_folder",
+    "parts_digest",
     "read_digests",
     "read_json",
     "recorded_steps",

@@ -36,6 +36,15 @@ def _sha256(path: Path, *stamp: int) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
+def parts_digest(parts: Iterable[tuple[str, bytes]]) -> str:
+    """SHA-256 of named pieces of content, in the order of their names; the lengths count too."""
+    found = hashlib.sha256()
+    for name, content in sorted(parts, key=lambda part: part[0]):
+        found.update(json.dumps([name, len(content)]).encode())
+        found.update(content)
+    return found.hexdigest()
+
+
 def same_digest(one: str, other: str) -> bool:
     """Whether two digests agree as far as both go; never on fewer than 12 digits."""
     length = min(len(one), len(other))

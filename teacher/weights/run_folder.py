@@ -14,7 +14,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from meanflow.config import from_plain
-from teacher.files import DIGEST, check_digests, file_sha256, read_json, recorded_steps, same_digest
+from teacher.files import DIGEST, Moved, check_digests, file_sha256, read_json, recorded_steps, same_digest
 from teacher.sequence import check_window
 from teacher.weights.errors import WeightsError
 from teacher.weights.files import load_strictly, read_shapes
@@ -126,7 +126,7 @@ def read_features_info(run: Path) -> FeaturesInfo:
             duration_s=duration_s,
             encoders=str(config["encoders"])[:LONGEST_NAME],
             codec=str(config.get("codec", "embedded"))[:LONGEST_NAME],
-            weights_dir=None if folder is None else run / folder,
+            weights_dir=None if folder is None else Moved(run)(run / folder),
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise WeightsError(f"{path} cannot be used: {error}; is {run} the run folder of a training?") from error

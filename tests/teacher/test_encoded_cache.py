@@ -1,10 +1,12 @@
-"""Encoded pictures are kept by the content of the film: found again, not mistaken, never silently replaced."""
+"""Encoded pictures are kept by the content of the film: found again, not mistaken, made again where damaged."""
 
+import os
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from teacher.data.media import write_video
 from teacher.encoded_cache import EncodedCache
@@ -51,11 +53,29 @@ def test_other_times_and_encoders_are_other_files(tmp_path):
     assert again[0].shape == (2, 3)
 
 
-def test_a_damaged_file_is_named(tmp_path):
+@pytest.mark.parametrize("damage", [lambda whole: whole[:20], lambda whole: whole[:-1] + b"\x01", lambda whole: b""])
+def test_a_damaged_file_is_made_again(tmp_path, damage):
     cache, video = EncodedCache(folder=tmp_path / "c"), film(tmp_path / "a.mp4", 0)
     names = {"image": "i", "sync": "s"}
     cache.get(video, 0.0, 1.0, names, lambda: (torch.ones(2), torch.ones(2)))
     kept = next((tmp_path / "c").iterdir())
-    kept.write_bytes(kept.read_bytes()[:20])
-    with pytest.raises(ValueError, match=rf"{kept.name} is damaged"):
+    whole = kept.read_bytes()
+    kept.write_bytes(damage(whole))
+    made = cache.get(video, 0.0, 1.0, names, lambda: (torch.ones(2), torch.ones(2)))
+    assert torch.equal(made[1], torch.ones(2))
+    assert kept.read_bytes() == whole
+    cache.get(video, 0.0, 1.0, names, lambda: pytest.fail("was kept"))
+
+
+def test_a_file_of_an_older_version_is_read_and_the_umask_obeyed(tmp_path):
+    cache, video = EncodedCache(folder=tmp_path / "c"), film(tmp_path / "a.mp4", 0)
+    names = {"image": "i", "sync": "s"}
+    before = os.umask(0o027)
+    try:
         cache.get(video, 0.0, 1.0, names, lambda: (torch.ones(2), torch.ones(2)))
+    finally:
+        os.umask(before)
+    kept = next((tmp_path / "c").iterdir())
+    assert kept.stat().st_mode & 0o777 == 0o640
+    save_file({"clip": torch.zeros(2), "sync": torch.zeros(2)}, kept)
+    assert torch.equal(cache.get(video, 0.0, 1.0, names, lambda: pytest.fail("was kept"))[0], torch.zeros(2))

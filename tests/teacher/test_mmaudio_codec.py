@@ -146,6 +146,7 @@ def test_component_files_may_move_but_not_change(codec, tmp_path):
     tensors, metadata = {"latent_mean": torch.zeros(20), "latent_std": torch.ones(20)}, {}
     with safe_open(path, framework="pt") as file:
         metadata = file.metadata() | {"weights_dir": str(tmp_path / "gone")}
+    del metadata["content"]  # as in files of older versions
     save_file(tensors, path, metadata=metadata)
     with pytest.raises(WeightsError, match=r"gone/vae_16k\.safetensors is missing: .*mf-fetch.*mf-convert"):
         open_codec(path)
@@ -176,6 +177,10 @@ def test_a_file_says_which_codec_it_holds(tmp_path):
         metadata = file.metadata()
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     assert metadata.pop("kind") == "embedded"
+    save_file(tensors | {"basis": tensors["basis"] + 1e-6}, path, metadata=metadata | {"kind": "embedded"})
+    with pytest.raises(WeightsError, match=r"codec\.safetensors: is damaged, its content is not what was written"):
+        open_codec(path)
+    del metadata["content"]
     assert open_codec(path).digest == fitted.digest
     save_file(tensors, path, metadata=metadata)  # written before there were kinds
     assert open_codec(path).digest == fitted.digest
@@ -197,6 +202,7 @@ def test_statistics_in_a_file_are_checked(codec, tmp_path):
     codec.save(path)
     with safe_open(path, framework="pt") as file:
         metadata = file.metadata()
+    del metadata["content"]
     save_file({"latent_mean": torch.zeros(20), "latent_std": torch.zeros(20)}, path, metadata=metadata)
     with pytest.raises(WeightsError, match=r"codec\.safetensors: latent_std must be positive"):
         open_codec(path)
