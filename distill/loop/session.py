@@ -170,7 +170,9 @@ class Session:
             write_digests(run, (), forget=["codec.safetensors"])
             task.codec.save(run / "codec.safetensors")
         _copy(task.features / "features.json", run / "features.json")
-        write_digests(run, ["codec.safetensors", "features.json"])
+        # A configuration that is recorded already may have been edited since, which mf-check tells.
+        config = [] if "config.json" in read_digests(run) else ["config.json"]
+        write_digests(run, ["codec.safetensors", "features.json", *config])
 
     def _take_up(self, found: checkpoint.Checkpoint) -> None:
         best = found.state["best"]

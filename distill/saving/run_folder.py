@@ -37,7 +37,7 @@ Transform: TypeAlias = Callable[[str, Tensors], dict[str, Tensors]]
 def write_config(
     run: Path, kind: str, config: Any, network: MMAudioConfig, digests: dict[str, str], licence: str | None = None
 ) -> None:
-    """config.json before step 0, recorded in digests.json; a folder that holds another configuration is refused.
+    """config.json before step 0; a folder that already holds another configuration is refused.
 
     Configurations are compared as values, so that a field added later, at its default, changes nothing.
     """
@@ -63,11 +63,8 @@ def write_config(
             told = [_told(name, kept.get(name), document[name]) for name, equal in same.items() if not equal]
             changed = ", ".join(chain.from_iterable(told))
             raise ValueError(f"{run} holds a run with another configuration ({changed}); choose another --out")
-        if path.name not in read_digests(run):  # of an earlier version
-            write_digests(run, [path.name])
         return
     write_json(path, document)
-    write_digests(run, [path.name])
 
 
 def write_json(path: Path, plain: object) -> None:

@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 
 import teacher.audio.vocoder as vocoder
 from teacher.audio.vocoder import BigVGAN, VocoderConfig
+from teacher.files import check_digests, read_digests
 from teacher.weights import WeightsError, layouts, read_component
 from teacher.weights.cards import COMPONENTS, card
 from teacher.weights.checkpoint import check_volume, load_untrusted, read_checkpoint
@@ -465,3 +466,15 @@ def test_tensors_without_values_are_refused(tmp_path, weights):
 def _network(folder):
     torch.save(official.network_tensors(), folder / "net.pth")
     return folder / "net.pth"
+
+
+def test_the_converted_file_is_recorded_and_damage_is_noticed(tiny, tmp_path, weights):
+    torch.save(official.network_tensors(), tmp_path / "net.pth")
+    made = convert_file(tmp_path / "net.pth", weights)
+    assert check_digests(weights) == []
+    assert set(read_digests(weights)) == {made.name}
+    content = bytearray(made.read_bytes())
+    content[-2] ^= 4
+    made.write_bytes(content)
+    with pytest.raises(WeightsError, match=r"is damaged: its SHA-256 is not the recorded one: restore the file"):
+        read_component(made)
