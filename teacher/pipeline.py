@@ -211,19 +211,23 @@ class Pipeline:
             for kept, piece in zip(pieces, made, strict=True):
                 kept.append(piece)
         return [
-            Sound(
-                wave=torch.cat(kept),
-                sample_rate=self.codec.sequence.sample_rate,
-                seed=seed,
-                sampling=replace(sampling, seed=seed),
-                scene=scene,
-                licence=self.licence,
-                identity=self.identity,
-                precision=self.precision,
-                device=self.device,
-            )
+            self.sound(scene, replace(sampling, seed=seed), torch.cat(kept))
             for seed, kept in zip(chosen, pieces, strict=True)
         ]
+
+    def sound(self, scene: Scene, sampling: SamplingConfig, wave: Float[Tensor, "samples"]) -> Sound:
+        """A wave with what this pipeline says of it; `sampling` holds its seed."""
+        return Sound(
+            wave=wave,
+            sample_rate=self.codec.sequence.sample_rate,
+            seed=sampling.seed,
+            sampling=sampling,
+            scene=scene,
+            licence=self.licence,
+            identity=self.identity,
+            precision=self.precision,
+            device=self.device,
+        )
 
     def stream(
         self,

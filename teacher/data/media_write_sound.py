@@ -77,11 +77,10 @@ def write_audio(path: Path, wave: np.ndarray, sample_rate: int, comment: str | N
     other suffixes and for an MP3 where this build of PyAV has no encoder, OSError where the disk does not take it.
     """
     path = Path(path)
-    suffix = path.suffix.lower()
-    if suffix not in SOUND_SUFFIXES:
-        raise ValueError(f"{path}: the suffix must be one of {', '.join(SOUND_SUFFIXES)}")
+    check_sound_format(path)
     wave = check_wave(wave, sample_rate)
     check_comment(comment)
+    suffix = path.suffix.lower()
     if suffix == ".mp3":
         _write_mp3(path, wave, sample_rate, comment)
         return
@@ -96,9 +95,16 @@ def write_audio(path: Path, wave: np.ndarray, sample_rate: int, comment: str | N
         temporary.write_bytes(held.getbuffer())
 
 
-def _write_mp3(path: Path, wave: np.ndarray, sample_rate: int, comment: str | None) -> None:
-    if MP3_ENCODER not in av.codecs_available:
+def check_sound_format(path: Path) -> None:
+    """ValueError where `write_audio` cannot write files of this suffix."""
+    suffix = path.suffix.lower()
+    if suffix not in SOUND_SUFFIXES:
+        raise ValueError(f"{path}: the suffix must be one of {', '.join(SOUND_SUFFIXES)}")
+    if suffix == ".mp3" and MP3_ENCODER not in av.codecs_available:
         raise ValueError(f"{path}: this build of PyAV cannot write MP3 (it has no {MP3_ENCODER}); use .flac or .wav")
+
+
+def _write_mp3(path: Path, wave: np.ndarray, sample_rate: int, comment: str | None) -> None:
     rate = next_rate(sample_rate, MP3_RATES)
     if rate != sample_rate:
         wave = soxr.resample(wave, sample_rate, rate)
