@@ -23,6 +23,15 @@ def transform(frame_norm: float, n_fft: int) -> float:
     return UNIT * math.log2(n_fft) * frame_norm
 
 
+def two_ways(layers: int, terms: int, size: float) -> float:
+    """How far two ways to run the same layers may differ, in other batches, lengths or numbers of threads.
+
+    A sum of `terms` products of `size` in another order is off by sqrt(terms) UNIT size, its roundings being of both
+    signs; every layer adds its own to what reaches it; both ways err; and twice that leaves room for the worst number.
+    """
+    return 4 * layers * math.sqrt(terms) * UNIT * size
+
+
 def log_energy(
     energy: float, *, floor: float, frame_norm: float, n_fft: int, area: float, filters: float = 0.0
 ) -> float:
