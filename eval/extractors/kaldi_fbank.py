@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from eval.extractors.mel_front_end import check_filters
+from teacher.audio.mel import hann_window
 
 PREEMPHASIS = 0.97
 ENERGY_FLOOR = float(torch.finfo(torch.float32).eps)
@@ -112,7 +113,7 @@ class KaldiFbank:
         frames = waves.unfold(-1, self.frame_samples, self.shift_samples)
         centred = frames - frames.mean(dim=-1, keepdim=True)
         before = torch.cat((centred[..., :1], centred[..., :-1]), dim=-1)
-        window = torch.hann_window(self.frame_samples, periodic=False, dtype=waves.dtype, device=waves.device)
+        window = hann_window(self.frame_samples, like=waves, periodic=False)
         spectrum = torch.fft.rfft((centred - PREEMPHASIS * before) * window, n=self.n_fft)
         energies = spectrum.abs().square() @ self.filters().to(waves).T
         return energies.clamp_min(ENERGY_FLOOR).log()
