@@ -3,10 +3,11 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+# Set-up installs, then proves that `accelerate launch` starts two processes; until it has, it is not done.
 # With an NVIDIA driver the newest CUDA build of torch is wanted; without one, the pinned set this project is tested with.
 CONSTRAINTS := $(if $(shell command -v nvidia-smi 2>/dev/null),,-c constraints-cpu.txt)
 
-.PHONY: setup demo test check docs clean
+.PHONY: setup demo test check tables docs clean
 export PYTHONUNBUFFERED := 1
 export TOKENIZERS_PARALLELISM := false
 
@@ -14,10 +15,11 @@ setup: $(STAMP)
 
 $(STAMP): pyproject.toml constraints-cpu.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet $(CONSTRAINTS) -e '.[dev]'
+	$(BIN)/python -m pip install --quiet --quiet $(CONSTRAINTS) -e '.[dev]'
+	$(BIN)/python -m distill.configs.check
 	@touch $(STAMP)
 
-# make demo                      the procedural world, under twenty minutes on two cores
+# make demo                      the procedural world, about twenty minutes on two cores
 # make demo DATA=path            your videos: a folder, or a JSONL/CSV manifest with captions
 demo: setup
 	$(BIN)/python -m scripts.demo $(if $(DATA),--data $(DATA)) $(ARGS)
@@ -31,6 +33,10 @@ check: setup
 # Two workers of one thread each: most tests are small, and many wait for processes they started.
 test: check
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow and not gpu" -n 2 --dist loadfile
+
+# make tables                    tables of README, docs and benchmarks from results/, where the commands wrote them
+tables: setup
+	$(BIN)/python -m scripts.tables
 
 # make docs                      reference of every public name, from the docstrings: docs/api/index.html
 docs: setup

@@ -19,6 +19,7 @@ import torch
 import tyro
 from torch import Tensor
 
+from eval.ledger import Table, record
 from teacher.data import store
 from teacher.data.dataset import FeatureSet
 from teacher.data.store import Record, Shard
@@ -41,6 +42,8 @@ class Options:
     passes: int = 5
     folder: Path | None = None
     """Where the files are written and removed again; a temporary folder by default."""
+    record: Path | None = None
+    """Also write the figures to this file of the ledger."""
 
 
 def fields(video: bool) -> dict[str, tuple[int, ...]]:
@@ -175,9 +178,9 @@ def seconds_per_pass(read: Read, options: Options, seed: int) -> float:
     return time.perf_counter() - began
 
 
-def measure(options: Options, root: Path) -> list[str]:
+def measure(options: Options, root: Path) -> list[tuple[str | float, ...]]:
     """Rows of the table. The two layouts take turns, so that whatever else the machine does meets both."""
-    table = []
+    table: list[tuple[str | float, ...]] = []
     kinds = {
         "float32 maps": (write_maps, open_maps),
         "feature store": (write_store, open_store),
@@ -207,7 +210,7 @@ def measure(options: Options, root: Path) -> list[str]:
             warm, cold_rate = (statistics.median(rates[name, cold]) for cold in (False, True))
             share = sizes[name] / sizes["float32 maps"]
             kind = "with picture" if video else "sound only"
-            table.append(f"| {kind} | {name} | {sizes[name]:,.0f} | {share:.3f} | {warm:,.0f} | {cold_rate:,.0f} |")
+            table.append((kind, name, sizes[name], share, warm, cold_rate))
             shutil.rmtree(root / name)
     return table
 
@@ -216,13 +219,18 @@ def main() -> None:
     """Write, measure, print, remove."""
     options = tyro.cli(Options, description=__doc__)
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
-        table = measure(options, Path(folder))
+        rows = measure(options, Path(folder))
     said = f"{torch.get_num_threads()} threads, torch {torch.__version__}"
     print(f"{options.clips} clips of {DURATION_S:g} s at 16 kHz, batches of {BATCH}, {said}")
     print(f"median of {options.passes} passes; cold: pages dropped before every pass\n")
-    print("| clips | layout | bytes a clip | share | clips/s warm | clips/s cold |")
-    print("|---|---|---|---|---|---|")
-    print("\n".join(table))
+    table = Table(
+        columns=("clips", "layout", "bytes a clip", "share", "clips/s warm", "clips/s cold"),
+        formats=("", "", ",.0f", ".3f", ",.0f", ",.0f"),
+        rows=tuple(rows),
+    )
+    print(table.markdown())
+    if options.record:
+        record(options.record, tables={"layouts": table})
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -27,6 +28,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from eval.cost import StageCost, count
+from eval.ledger import Table, record
 from eval.random_chain import random_chain
 from eval.roofline import roofline_of
 from eval.speed import machine, with_totals
@@ -161,53 +163,58 @@ def sound_forms(vae: VAE, vocoder: BigVGAN, latent: Tensor) -> tuple[list[Form],
     return forms, {f"{n}, {_name(d)}": way(mel) for n, d, way in ways}
 
 
-def agreement(waves: dict[str, Tensor]) -> None:
-    """Print how far every wave is from the plain one; the float32 ones must be within AGREEMENT."""
+def agreement(waves: dict[str, Tensor]) -> Table:
+    """How far every wave is from the plain one; the float32 ones must be within AGREEMENT."""
     reference = waves["plain, float32"]
     rms = float(reference.square().mean().sqrt())
+    rows = []
     for name, wave in waves.items():
         off = float((wave - reference).abs().max())
-        print(
-            f"- {name}: largest difference {off:.1e} of full scale, {off / rms:.1e} of the rms of the wave ({rms:.3f})"
-        )
+        rows.append((name, off, off / rms))
         assert name.endswith("bfloat16") or off <= AGREEMENT * min(1.0, rms), f"{name} differs by {off}"
+    titles = ("vocoder", "largest difference, of full scale", "of the rms of the wave")
+    return Table(columns=titles, formats=("", ".0e", ".0e"), rows=tuple(rows))
 
 
 def _name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def table(forms: list[Form], against: dict[str, Form]) -> None:
+def table(forms: list[Form], against: dict[str, Form]) -> Table:
     """A row per form; its ratio to the slow form of its stage in float32 and, where there is one, in its precision."""
-    print("\n| stage | form | precision | GFLOP | floor ms | wall ms | CPU ms | of floor | faster by wall (by CPU) |")
-    print("|---|---|---|---|---|---|---|---|---|")
+    rows = []
     for f in forms:
         assert f.cost is not None
         flops, floor = f.cost.flops, roofline_of(f.dtype, "cpu").floor_s(f.cost.flops, f.cost.bytes)
         wall, cpu = statistics.median(f.wall), statistics.median(f.cpu)
         base = against.get(f"{f.stage}, {_name(f.dtype)}")
-        ratio = f"{_ratio(base.wall, f.wall):.2f} ({_ratio(base.cpu, f.cpu):.2f})" if base else ""
-        print(
-            f"| {f.stage} | {f.name} | {_name(f.dtype)} | {flops / 1e9:.1f} | {1e3 * floor:.0f} | {1e3 * wall:.0f} "
-            f"| {1e3 * cpu:.0f} | {cpu / floor:.1f} | {ratio} |",
-            flush=True,
+        ratios = (_ratio(base.wall, f.wall), _ratio(base.cpu, f.cpu)) if base else (None, None)
+        rows.append(
+            (f.stage, f.name, _name(f.dtype), flops / 1e9, 1e3 * floor, 1e3 * wall, 1e3 * cpu, wall / floor, *ratios)
         )
+    return Table(
+        columns=(
+            "stage", "form", "precision", "GFLOP", "floor ms", "wall ms", "CPU ms", "over floor", "faster by wall",
+            "by CPU",
+        ),
+        formats=("", "", "", ".1f", ".0f", ".0f", ".0f", ".1f", ".2f", ".2f"),
+        rows=tuple(rows),
+    )  # fmt: skip
 
 
 def _ratio(slow: list[float], fast: list[float]) -> float:
     return statistics.median(slow) / statistics.median(fast)
 
 
-def totals(columns: dict[str, list[Form]], duration_s: float) -> None:
-    """Sums of medians by scope, in CPU seconds and wall-clock seconds with the real-time factor."""
-    print(f"\n| {' | '.join(['scope', *columns])} |\n|{'---|' * (len(columns) + 1)}")
+def totals(columns: dict[str, list[Form]], duration_s: float) -> Table:
+    """Sums of medians by scope, in wall-clock seconds with the real-time factor."""
     found = []
     for forms in columns.values():
         wall = with_totals({f.stage: statistics.median(f.wall) for f in forms})
-        cpu = with_totals({f.stage: statistics.median(f.cpu) for f in forms})
-        found.append({s: f"{cpu[s]:.2f} CPU s, {wall[s]:.2f} s, RTF {wall[s] / duration_s:.3f}" for s in wall})
-    for scope in ("generator only", "noise to wave", "text-to-audio"):
-        print(f"| {scope} | {' | '.join(column[scope] for column in found)} |")
+        found.append({s: f"{wall[s]:.2f} s, RTF {wall[s] / duration_s:.3f}" for s in wall})
+    scopes = ("generator only", "noise to wave", "text-to-audio")
+    rows = tuple((scope, *(column[scope] for column in found)) for scope in scopes)
+    return Table(columns=("scope", *columns), formats=("",) * (len(columns) + 1), rows=rows)
 
 
 @torch.no_grad()
@@ -218,6 +225,7 @@ def main() -> None:
     parser.add_argument("--duration-s", type=float, default=8.0)
     parser.add_argument("--rounds", type=int, default=3, help="calls of every form, in turns")
     parser.add_argument("--short", type=int, default=5, help="calls of the short forms in each round")
+    parser.add_argument("--record", type=Path, help="also write the figures to this file of the ledger")
     args = parser.parse_args()
     torch.manual_seed(0)
     config = replace(variant(args.variant), interval_embedding=True)
@@ -242,7 +250,8 @@ def main() -> None:
     flow = flow_forms(net, args.duration_s)
     sound, waves = sound_forms(vae, vocoder, latent)
     text = Form(stage="text encoder", name="CLIP text tower", dtype=torch.float32, call=lambda: encode(["a dog barks"]))
-    agreement(waves)
+    agreed = agreement(waves)
+    print(agreed.markdown())
     forms = [text, *flow, *sound]
     for f in forms:  # counted while they run for the first time; 25 guided steps are 50 times one
         f.cost = None if f.name == SLOW else count(f.call).cost
@@ -259,8 +268,8 @@ def main() -> None:
     pick = {(f.stage, f.name, _name(f.dtype)): f for f in forms}
     plain = pick["vocoder", "plain", "float32"]
     against = {f"flow network, {_name(f.dtype)}": f for f in flow if f.name == SLOW}
-    table(forms, against | {"vocoder, float32": plain, "vocoder, bfloat16": plain})
-
+    stages = table(forms, against | {"vocoder, float32": plain, "vocoder, bfloat16": plain})
+    print(f"\n{stages.markdown()}\n")
     decode = pick["latent decode", "eager", "float32"]
     fast = pick["vocoder", "ours, fewer products", "float32"]
     one, many = pick["flow network", "one step", "float32"], pick["flow network", flow[0].name, "float32"]
@@ -271,8 +280,9 @@ def main() -> None:
         "one step, guided": [text, pick["flow network", flow[2].name, "float32"], decode, fast],
         "one step, bfloat16": [text, *halves],
     }
-    totals(columns, args.duration_s)
-    print()
+    scopes = totals(columns, args.duration_s)
+    print(f"{scopes.markdown()}\n")
+    goals = []
     for what, slow, quick, needed in (
         ("one step against 25 guided", [many], [one], NEEDED_FLOW),
         ("latent decode + vocoder against plain", [decode, plain], [decode, fast], NEEDED_SOUND),
@@ -280,10 +290,13 @@ def main() -> None:
         by = [sum(statistics.median(x) for x in s) for s in _clocks(slow)]
         to = [sum(statistics.median(x) for x in s) for s in _clocks(quick)]
         wall, cpu = by[0] / to[0], by[1] / to[1]
-        print(
-            f"- {what}: {wall:.2f} times faster by wall, {cpu:.2f} by CPU; {needed:g} needed: "
-            f"{'met' if min(wall, cpu) >= needed else 'MISSED'}"
-        )
+        goals.append((what, needed, wall, cpu, "met" if min(wall, cpu) >= needed else "missed"))
+    titles = ("times faster", "aimed at", "by wall", "by CPU", "")
+    reached = Table(columns=titles, formats=("", "g", ".2f", ".2f", ""), rows=tuple(goals))
+    print(reached.markdown())
+    if args.record:
+        found = {"agreement": agreed, "stages": stages, "scopes": scopes, "goals": reached}
+        record(args.record, tables=found)
 
 
 def _clocks(forms: list[Form]) -> tuple[list[list[float]], list[list[float]]]:

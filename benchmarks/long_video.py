@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 from scipy.stats import ks_2samp
 
+from eval.ledger import Table, record
 from eval.onset_envelope import HOP_S, flux_envelope
 from teacher.data.media import write_video
 from teacher.pipeline import Pipeline
@@ -82,13 +83,12 @@ def main() -> None:
     parser.add_argument("--run", type=Path, default=Path("runs/demo/student"))
     parser.add_argument("--film", type=Path)
     parser.add_argument("--seconds", type=float, nargs="+", default=[30.0, 300.0])
+    parser.add_argument("--record", type=Path, help="also write the figures to this file of the ledger")
     args = parser.parse_args()
     if args.film is not None:
         print(json.dumps(one(args.run, args.film)))
         return
-    seams = "energy: below, KS (limit) | flux: below, KS (limit)"
-    print(f"| film s | windows | peak MB (of which loading) | seconds | {seams} |")
-    print("|---|---|---|---|---|---|")
+    measured = []
     with tempfile.TemporaryDirectory() as folder:
         for seconds in args.seconds:
             film = Path(folder) / f"{seconds:g}.mp4"
@@ -96,11 +96,21 @@ def main() -> None:
             command = [sys.executable, "-m", "benchmarks.long_video", "--run", str(args.run), "--film", str(film)]
             done = subprocess.run(command, check=True, capture_output=True, text=True)
             f = json.loads(done.stdout.splitlines()[-1])
-            cells = [f"{f[f'{n}_below']:.2f}, {f[f'{n}_ks']:.3f} ({f[f'{n}_limit']:.2f})" for n in ("energy", "flux")]
-            print(
-                f"| {seconds:g} | {f['windows']} | {f['peak_mb']:.0f} ({f['loaded_mb']:.0f}) | {f['seconds']:.1f} "
-                f"| {cells[0]} | {cells[1]} |"
+            seams = [f[f"{name}_{figure}"] for name in ("energy", "flux") for figure in ("below", "ks")]
+            measured.append(
+                (seconds, f["windows"], f["peak_mb"], f["loaded_mb"], f["seconds"], *seams, f["energy_limit"])
             )
+    table = Table(
+        columns=(
+            "film s", "windows", "peak MB", "of which loading", "seconds", "energy: below", "KS", "flux: below", "KS",
+            "limit of KS",
+        ),
+        formats=(".0f", ".0f", ".0f", ".0f", ".1f", ".2f", ".3f", ".2f", ".3f", ".2f"),
+        rows=tuple(measured),
+    )  # fmt: skip
+    print(table.markdown())
+    if args.record:
+        record(args.record, tables={"films": table})
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,6 +23,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from distill.student import student_from_teacher
+from eval.ledger import Table, record
 from meanflow import AdaptiveL2, Field, MeanFlow, TimePairs, interpolate, velocity
 from teacher.conditions import Conditions
 from teacher.network import MMAudio
@@ -235,6 +237,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", choices=["cpu", "cuda"])
     parser.add_argument("--bf16", action="store_true", help="autocast to bfloat16")
+    parser.add_argument("--record", type=Path, help="also write the figures to this file of the ledger")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.worker:
@@ -269,8 +272,7 @@ def report(workers: dict[str, Worker], args: argparse.Namespace) -> None:
         f"{args.network}, batch {args.batch}, {args.duration_s:g} s, {precision}; {where}, torch {torch.__version__}, "
         f"median of {args.repeats} in turns (CPU seconds: least), load averages {load}\n"
     )
-    print("| step | TFLOP | ratio | s | ratio | CPU s | ratio | peak GB | ratio |\n" + "|---" * 9 + "|")
-    base = None
+    base, measured = None, []
     for name, worker in workers.items():
         cells = (
             worker.flops / 1e12,
@@ -279,9 +281,16 @@ def report(workers: dict[str, Worker], args: argparse.Namespace) -> None:
             worker.end() / 1e9,
         )
         base = base or cells
-        pairs = (f"{cell:.3f} | {cell / first:.3f}" for cell, first in zip(cells, base, strict=True))
-        print(f"| {VARIANTS[name]} | {' | '.join(pairs)} |")
-    print(f"\nFloor of the second row by FLOPs: {FLOOR:.3f}.")
+        measured.append((VARIANTS[name], *(x for c, b in zip(cells, base, strict=True) for x in (c, c / b))))
+    table = Table(
+        columns=("step", "TFLOP", "ratio", "s", "ratio", "CPU s, least", "ratio", "peak GB", "ratio"),
+        formats=("", ".3f", ".3f", ".2f", ".2f", ".2f", ".2f", ".2f", ".2f"),
+        rows=tuple(measured),
+    )
+    floor = f"Floor of MeanFlow by products, over flow matching: {FLOOR:.3f}."
+    print(f"{table.markdown()}\n\n{floor}")
+    if args.record:
+        record(args.record, tables={"steps": table}, text={"floor": floor})
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """Corpus metrics against scipy's sqrtm and torch-fidelity: `OMP_NUM_THREADS=1 python -m benchmarks.metrics_speed`.
 
 Every metric is calculated from the same float64 features (logits for the inception score) by both sides in one process,
-the two taking turns; the results are compared too. Prints a Markdown table, a row as soon as it is known. At
-15,000 x 2,048 torch-fidelity's kernel distance holds whole kernel matrices, about 14 GB.
+the two taking turns; the results are compared too. Prints every row as soon as it is known, and a Markdown table at the
+end. At 15,000 x 2,048 torch-fidelity's kernel distance holds whole kernel matrices, about 14 GB.
 """
 
 import statistics
@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -22,7 +23,8 @@ from eval.frechet_jackknife import frechet_jackknife
 from eval.inception_score import inception_score
 from eval.intervals import jackknife
 from eval.kernel import KAD_SCALE, kernel_distance, reference_bandwidth
-from teacher.encoders.torchvision_compat import ensure_torchvision
+from eval.ledger import Table, record
+from mf_mjt_torchvision import guard_torchvision
 
 Metric = Literal["inception_score", "frechet", "jackknife", "kad", "sqrtm"]
 """`frechet`: against torch-fidelity; `sqrtm`: against scipy's matrix root; `jackknife`: against deleting the groups one
@@ -43,6 +45,8 @@ class Options:
     groups: int = 20
     """Of the jackknife."""
     metrics: tuple[Metric, ...] = ("inception_score", "frechet", "jackknife", "kad", "sqrtm")
+    record: Path | None = None
+    """Also write the figures to this file of the ledger."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,10 +142,6 @@ def comparisons(options: Options) -> Iterator[tuple[str, int, Side, list[Side]]]
     shape = f"{options.clips:,} x {options.dimensions:,}"
     if "kad" in options.metrics:
         width = Side(name="bandwidth", calculate=lambda: reference_bandwidth(x)).timed()
-        print(
-            f"| bandwidth of the reference, {shape} | - | {width.wall_s:.1f} ({width.cpu_s:.1f}) | - | - | - |",
-            flush=True,
-        )
         ours = Side(name="eval", calculate=lambda: kernel_distance(x, y, bandwidth=width.value))
         theirs = Side(name="torch-fidelity", calculate=lambda: fidelity_kernel_distance(x, y, width.value))
         yield f"KAD, {shape}", 1, ours, [theirs]
@@ -163,20 +163,29 @@ def comparisons(options: Options) -> Iterator[tuple[str, int, Side, list[Side]]]
 
 def run(options: Options) -> None:
     """Print the table."""
-    ensure_torchvision()
+    guard_torchvision()
     import torch_fidelity
 
     versions = f"torch {torch.__version__}, scipy {scipy.__version__}, torch-fidelity {torch_fidelity.__version__}"
     print(f"{torch.get_num_threads()} thread(s), {versions}\n")
-    print("| metric | against | eval s (CPU s) | other s (CPU s) | faster (by CPU s) | relative difference |")
-    print("|---|---|---|---|---|---|", flush=True)
+    measured = []
     for metric, repeats, ours, others in comparisons(options):
         mine, *theirs = in_turns([ours, *others], repeats)
         for other, its in zip(others, theirs, strict=True):
             difference = abs(mine.value - its.value) / abs(its.value)
-            seconds = f"{mine.wall_s:.2f} ({mine.cpu_s:.2f}) | {its.wall_s:.2f} ({its.cpu_s:.2f})"
-            ratio = f"{its.wall_s / mine.wall_s:.1f} ({its.cpu_s / mine.cpu_s:.1f})"
-            print(f"| {metric} | {other.name} | {seconds} | {ratio} | {difference:.0e} |", flush=True)
+            ratios = (its.wall_s / mine.wall_s, its.cpu_s / mine.cpu_s)
+            measured.append((metric, other.name, mine.wall_s, mine.cpu_s, its.wall_s, its.cpu_s, *ratios, difference))
+            print(*measured[-1], flush=True)
+    table = Table(
+        columns=(
+            "metric", "against", "eval s", "CPU s", "other s", "CPU s", "faster", "by CPU s", "relative difference",
+        ),
+        formats=("", "", ".2f", ".2f", ".2f", ".2f", ".1f", ".1f", ".0e"),
+        rows=tuple(measured),
+    )  # fmt: skip
+    print(f"\n{table.markdown()}")
+    if options.record:
+        record(options.record, tables={"metrics": table})
 
 
 if __name__ == "__main__":

@@ -9,16 +9,19 @@ rules combine. What is measured is the rule, not a network.
 is relative to what guidance itself moves: 0 is the guided flow, 1 is as far off as no guidance at all.
 """
 
+import argparse
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from eval.ledger import Table, record
 from meanflow import GaussianFlow, Guidance, jump
 from meanflow.mixture import GuidedFlow, MixtureFlow, Quadrature
 
@@ -169,69 +172,75 @@ def rules(p: Problem) -> dict[str, tuple[str, list[Tensor]]]:
     return {name.split(" · ")[0]: (name.split(" · ")[1], make()) for name, make in table.items()}
 
 
-def row(name: str, *cells: str | float) -> None:
-    """One line of a Markdown table."""
-    print(f"| {name} | " + " | ".join(c if isinstance(c, str) else f"{c:.2f}" for c in cells) + " |")
-
-
-def head(*cells: str) -> None:
-    """The first two lines of one."""
-    print("| " + " | ".join(cells) + " |\n" + "|---" * len(cells) + "|")
+def table(*titles: str, rows: Sequence[Sequence[str | float]]) -> Table:
+    """Numbers with two decimals."""
+    return Table(columns=titles, formats=(".2f",) * len(titles), rows=tuple(tuple(row) for row in rows))
 
 
 def main() -> None:
     """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--record", type=Path, help="also write the figures to this file of the ledger")
+    args = parser.parse_args()
     began = time.perf_counter()
+    tables, text = measured(problems())
+    for name, shown in tables.items():
+        print(f"\n### {name}\n\n{text.get(name, '')}\n\n{shown.markdown()}")
+    print(f"\n{time.perf_counter() - began:.0f} s, torch {torch.__version__}")
+    if args.record:
+        record(args.record, tables=tables, text={f"{name}-note": said for name, said in text.items()})
+
+
+def measured(solved: list[Problem]) -> tuple[dict[str, Table], dict[str, str]]:
+    """Tables by name, and a line about some of them. Problems are numbered from 1."""
+    tables: dict[str, Table] = {}
+    text: dict[str, str] = {}
     worst: dict[str, list[list[float]]] = {}
     columns = [f"omega {w:g}" for w in OMEGAS]
-    solved = problems()
-    for p in solved:
+    for number, p in enumerate(solved, 1):
         destinations = rules(p)
         c, u = p.both(p.e, 0.0, 1.0)
         s_star = Guidance(clamp=(-1e9, 1e9)).s_star(c, u)
-        print(
-            f"\n### {p.name}\n\nrms u_u / rms u_c {float(u.norm() / c.norm()):.2f}; "
-            f"s* {float(s_star.mean()):.2f} on average, {float(s_star.min()):.2f} to {float(s_star.max()):.2f}\n"
+        text[f"errors-{number}"] = (
+            f"**{p.name}**: rms u_u / rms u_c {float(u.norm() / c.norm()):.2f}; "
+            f"s* {float(s_star.mean()):.2f} on average, {float(s_star.min()):.2f} to {float(s_star.max()):.2f}."
         )
-        head("error (1 = no guidance)", "evaluations", *columns)
         plain = [p.error(x, k) for k, x in enumerate(destinations["1 step, plain"][1])]
+        lines: list[list[str | float]] = []
         for name, (evaluations, ends) in destinations.items():
             errors = [p.error(x, k) for k, x in enumerate(ends)]
-            row(name, evaluations, *errors)
+            lines.append([name, evaluations, *errors])
             worst.setdefault(name, []).append([a / b for a, b in zip(errors, plain, strict=True)])
-        print()
-        head("class mean (1 = no guidance) / deviation", *columns)
+        tables[f"errors-{number}"] = table("error (1 = no guidance)", "evaluations", *columns, rows=lines)
         shown = {"guided flow": p.guided} | {
             n: destinations[n][1] for n in ("1 step, plain", "1 step, s* in [0, 2]", "4 steps, plain")
         }
-        for name, ends in shown.items():
-            row(name, *(f"{p.amplification(x):.2f} / {spread(x):.2f}" for x in ends))
-    print("\n### Error over that of one plain step, largest of the problems; share of cases at most half\n")
-    head("rule", *columns, "cases at most half")
+        means = [[name, *(f"{p.amplification(x):.2f} / {spread(x):.2f}" for x in ends)] for name, ends in shown.items()]
+        tables[f"means-{number}"] = table("class mean (1 = no guidance) / deviation", *columns, rows=means)
+    summary: list[list[str | float]] = []
     for name, ratios in worst.items():
         cases = [a for one in ratios for a in one]
-        row(
-            name,
-            *(max(one[k] for one in ratios) for k in range(len(OMEGAS))),
-            f"{sum(a <= 0.5 for a in cases)} of {len(cases)}",
-        )
-    print("\n### Best weight, plain guidance\n")
-    head("one step: (best weight - 1) / ln omega", *columns)
-    for p in solved:
-        row(p.name, *((w - 1) / math.log(o) for w, o in zip(p.fitted(), OMEGAS, strict=True)))
-    print("\nIn place of 4.5, error in brackets:\n")
-    head("problem", "1 step", "2 steps", "4 steps")
+        largest = [max(one[k] for one in ratios) for k in range(len(OMEGAS))]
+        summary.append([name, *largest, f"{sum(a <= 0.5 for a in cases)} of {len(cases)}"])
+    tables["rules"] = table("error over that of one plain step, largest", *columns, "cases at most half", rows=summary)
+    slopes = [[p.name, *((w - 1) / math.log(o) for w, o in zip(p.fitted(), OMEGAS, strict=True))] for p in solved]
+    tables["weights"] = table("one step: (best weight - 1) / ln omega", *columns, rows=slopes)
+    tables["instead"] = table(
+        "in place of 4.5 (error)", "1 step", "2 steps", "4 steps", rows=[_instead(p) for p in solved]
+    )
+    return tables, text
+
+
+def _instead(p: Problem) -> list[str | float]:
+    """Weights of plain guidance that come closest to the guided flow of 4.5 in 1, 2 and 4 steps."""
     k = OMEGAS.index(4.5)
-    for p in solved:
-        cells = [
-            f"{p.fitted()[k]:.2f} ({p.error(p.steps([1.0, 0.0], Guidance(rescale=False), [p.fitted()[k]])[0], k):.2f})"
-        ]
-        for n in (2, 4):
-            ends = p.steps([1 - i / n for i in range(n + 1)], Guidance(rescale=False), list(SCAN))
-            error, weight = min((p.error(x, k), w) for x, w in zip(ends, SCAN, strict=True))
-            cells.append(f"{weight:g} ({error:.2f})")
-        row(p.name, *cells)
-    print(f"\n{time.perf_counter() - began:.0f} s, torch {torch.__version__}")
+    one = p.fitted()[k]
+    cells = [f"{one:.2f} ({p.error(p.steps([1.0, 0.0], Guidance(rescale=False), [one])[0], k):.2f})"]
+    for n in (2, 4):
+        ends = p.steps([1 - i / n for i in range(n + 1)], Guidance(rescale=False), list(SCAN))
+        error, weight = min((p.error(x, k), w) for x, w in zip(ends, SCAN, strict=True))
+        cells.append(f"{weight:g} ({error:.2f})")
+    return [p.name, *cells]
 
 
 if __name__ == "__main__":

@@ -12,11 +12,13 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from eval.cost import count
+from eval.ledger import Table, record
 from teacher.audio.vae import VAE, VAE_16K, VAE_44K
 from teacher.audio.vocoder import BIGVGAN_16K, BIGVGAN_V2_44K, BigVGAN
 from teacher.conditions import Conditions
@@ -135,25 +137,36 @@ def main() -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--no-compile", action="store_true")
     parser.add_argument("--only", default="", help="stages whose name contains this")
+    parser.add_argument("--record", type=Path, help="also write the figures to this file of the ledger")
     args = parser.parse_args()
     known = rates(args.device)
     on = torch.cuda.get_device_name() if args.device == "cuda" else f"{torch.get_num_threads()} threads"
-    print(
-        f"{args.variant}, {args.duration_s:g} s, batch {args.batch}; {on}, torch {torch.__version__}; products "
+    rates_said = (
+        f"{args.variant}, {args.duration_s:g} s, batch {args.batch}; products "
         f"{known.flops[torch.float32] / 1e9:.0f} GFLOP/s float32, {known.flops[torch.bfloat16] / 1e9:.0f} bfloat16; "
-        f"reads {known.bytes / 1e9:.0f} GB/s\n"
+        f"reads {known.bytes / 1e9:.0f} GB/s."
     )
-    columns = "eager | compiled | of floor" if not args.no_compile else "eager | of floor"
-    print(f"| stage | precision | GFLOP | weights MB | floor ms | {columns} |")
-    print("|---|---|---|---|---|" + "---|" * (columns.count("|") + 1))
+    print(f"{rates_said} {on}, torch {torch.__version__}\n")
+    forms = ("eager ms",) if args.no_compile else ("eager ms", "compiled ms")
+    measured = []
     for stage in stages(args.variant, args.duration_s, args.batch):
         if args.only not in stage.name:
             continue
         for dtype in (torch.float32, torch.bfloat16):
-            _row(stage, dtype, known, args)
+            measured.append(_row(stage, dtype, known, args))
+            print(*measured[-1], flush=True)
+    table = Table(
+        columns=("stage", "precision", "GFLOP", "weights MB", "floor ms", *forms, "over floor"),
+        formats=("", "", ".1f", ".0f", ".1f", *(".1f" for _ in forms), ".1f"),
+        rows=tuple(measured),
+    )
+    print(f"\n{table.markdown()}")
+    if args.record:
+        record(args.record, tables={"stages": table}, text={"rates": rates_said})
 
 
-def _row(stage: Stage, dtype: torch.dtype, known: Rates, args: argparse.Namespace) -> None:
+def _row(stage: Stage, dtype: torch.dtype, known: Rates, args: argparse.Namespace) -> tuple[str | float, ...]:
+    """Name, precision, GFLOP, MB of weights, floor and times in ms, and the best time over the floor."""
     module = copy.deepcopy(stage.module).to(args.device, dtype)
     inputs = [x.to(args.device, dtype) for x in stage.inputs]
     flops, size = count(lambda: module(*inputs)).cost.flops, sum(p.numel() * p.element_size() for p in _used(module))
@@ -163,13 +176,8 @@ def _row(stage: Stage, dtype: torch.dtype, known: Rates, args: argparse.Namespac
         compiled = torch.compile(module)
         times.append(seconds(lambda: compiled(*inputs), args.device, args.repeats))
         torch.compiler.reset()
-    cells = " | ".join(f"{1e3 * t:.1f}" for t in times)
     name = str(dtype).removeprefix("torch.")
-    print(
-        f"| {stage.name} | {name} | {flops / 1e9:.1f} | {size / 1e6:.0f} | {1e3 * floor:.1f} | {cells} "
-        f"| {min(times) / floor:.1f} |",
-        flush=True,
-    )
+    return (stage.name, name, flops / 1e9, size / 1e6, 1e3 * floor, *(1e3 * t for t in times), min(times) / floor)
 
 
 def _used(module: nn.Module) -> list[nn.Parameter]:

@@ -4,8 +4,10 @@ Prints a Markdown table. FLOPs are counted on the modules (2 per multiply-add); 
 1024 x 1024 x 1024 float32 product measured in the same run.
 """
 
+import argparse
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -14,6 +16,7 @@ from distill.config import Distillation, FromTeacher
 from distill.presets import student_demo
 from distill.step import train_step
 from distill.student import student_from_teacher
+from eval.ledger import Table, record
 from meanflow import TimePairs
 from teacher.conditions import Conditions
 from teacher.data.dataset import Batch
@@ -55,6 +58,9 @@ def seconds(call: Callable[[], object], repeats: int = 15) -> float:
 
 def main() -> None:
     """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--record", type=Path, help="also write the figures to this file of the ledger")
+    args = parser.parse_args()
     square = torch.randn(1024, 1024)
     rate = 2 * 1024**3 / seconds(lambda: square @ square)
     config = variant("tiny_16k")
@@ -91,15 +97,26 @@ def main() -> None:
     print(
         f"{torch.get_num_threads()} threads, torch {torch.__version__}, {rate / 1e9:.0f} GFLOP/s in a square product\n"
     )
-    print("| step, batch 16 of 2 s, 1.9 M parameters | GFLOP | floor ms | measured ms | ratio to plain |")
-    print("|---|---|---|---|---|")
-    base = None
+    base, measured = None, []
     for name, call in rows.items():
         with FlopCounterMode(display=False) as counter:
             call()
         flops, wall = counter.get_total_flops(), seconds(call)
         base = base or wall
-        print(f"| {name} | {flops / 1e9:.1f} | {1e3 * flops / rate:.0f} | {1e3 * wall:.0f} | {wall / base:.2f} |")
+        floor = flops / rate
+        measured.append((name, flops / 1e9, 1e3 * floor, 1e3 * wall, wall / floor, wall / base))
+    size = sum(p.numel() for p in teacher.parameters()) / 1e6
+    table = Table(
+        columns=(
+            f"step, batch {BATCH} of {DURATION_S:g} s, {size:.1f} M parameters",
+            "GFLOP", "floor ms", "measured ms", "over floor", "over flow matching",
+        ),
+        formats=("", ".1f", ".0f", ".0f", ".1f", ".2f"),
+        rows=tuple(measured),
+    )  # fmt: skip
+    print(table.markdown())
+    if args.record:
+        record(args.record, tables={"steps": table}, text={"rate": f"{rate / 1e9:.0f} GFLOP/s in a square product."})
 
 
 if __name__ == "__main__":

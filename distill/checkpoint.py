@@ -7,6 +7,7 @@ it no longer verifies, and the newest one that does is gone on from.
 """
 
 import json
+import math
 import os
 import re
 import shutil
@@ -14,15 +15,23 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from distill.loop.lines import last_line
 from distill.saving.manifest import MANIFEST, STATE, Checkpoint, DamagedError, manifest, step_of, verified, verifies
 from distill.saving.run_folder import publish, write_config
 from distill.saving.writing import Tensors, stream_tensors, total_bytes, write_new, write_tensors
-from teacher.files import flush_folder
+from teacher.files import flush_folder, read_digests, recorded_steps
+from teacher.weights.run_folder import published
 
 __all__ = [
-    "Checkpoint", "Tensors", "at", "drop_later", "newest", "publish", "save", "write_config", "write_tensors",
+    "HISTORY", "LOG", "Checkpoint", "Tensors", "at", "drop_later", "finished_without_checkpoints", "newest", "publish",
+    "save", "write_config", "write_tensors",
 ]  # fmt: skip
 """What a loop needs of a run folder, in one place."""
+
+
+LOG, HISTORY = "metrics.jsonl", "history.jsonl"
+"""Files of a run folder: numbers by step, and a line for every stretch of steps that one process, or one group of them,
+made: {"step": steps before it, "precision", "engine", "processes", "device", "save_every", ...}."""
 
 
 def save(
@@ -36,8 +45,9 @@ def save(
 ) -> Path:
     """Write the checkpoint of `step` and remove all but the newest `keep_last` and that of step `best`; its folder.
 
-    Main process only. A checkpoint of this step that verifies is kept as it is. Raises OSError, in one line, where
-    it cannot be written: earlier checkpoints are as they were, and nothing of this one is left.
+    Main process only, with the run's lock held: what is unfinished in trainer/ is removed as a killed process's. A
+    checkpoint of this step that verifies is kept as it is. Raises OSError, in one line, where it cannot be written:
+    earlier checkpoints are as they were, and nothing of this one is left.
     """
     folder = _folder(run, step)
     if verifies(folder):
@@ -95,6 +105,45 @@ def newest(run: Path, *, report: Callable[[str], None] = print) -> Checkpoint | 
             "with another --out"
         )
     return None
+
+
+def finished_without_checkpoints(run: Path, steps: int) -> bool:
+    """Whether a run of `steps` steps has come to its end and has its weights, but no checkpoint in trainer/ any more.
+
+    False for a run with checkpoints, and for one that was stopped before its first: it has a configuration and perhaps
+    a log of steps that come again, but no weights. Raises ValueError, in one line, where checkpoints were saved, by all
+    that is left, and are gone: such a run is never started anew over its weights and its log.
+    """
+    if _folders(run):
+        return False
+    weights = published(path.name for path in run.glob("*.safetensors"))
+    saved = weights or published(read_digests(run))
+    logged, began = last_line(run / LOG), last_line(run / HISTORY)
+    done = 0 if logged is None else int(logged["step"])
+    if "model.safetensors" in weights and done >= steps <= recorded_steps(run).get("model.safetensors", steps):
+        return True
+    if began is None:
+        has_saved = done > _recorded_save_every(run)
+    else:
+        has_saved = began["step"] > 0 or done > began.get("save_every", math.inf)
+    if saved:
+        found = f"trained weights ({saved[0]}{', ...' if len(saved) > 1 else ''}) and a log up to step {done}"
+    elif has_saved:
+        found = f"the log of a run that has saved, up to step {done}"
+    else:
+        return False
+    raise ValueError(
+        f"{run} holds {found}, but no checkpoint in trainer/ to go on from; restore {run / 'trainer'}, or choose "
+        "another --out"
+    )
+
+
+def _recorded_save_every(run: Path) -> float:
+    """Of a run of an earlier version, which has no history."""
+    try:
+        return int(json.loads((run / "config.json").read_bytes())["run"]["loop"]["save_every"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return math.inf
 
 
 def at(run: Path, step: int, *, digests: bool = True) -> Checkpoint:

@@ -1,7 +1,6 @@
 """Weights taken out of a run: one folder with one safetensors file and what sampling and evaluation need beside it."""
 
 import json
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,14 +13,15 @@ from distill.adapters import merged
 from distill.checkpoint import at, newest
 from distill.saving.manifest import Checkpoint, read_manifest
 from distill.saving.run_folder import CONSOLIDATED
-from distill.saving.writing import copy_file, stream_tensors, write_new
+from distill.saving.writing import Written, copy_file, stream_tensors, write_new
 from meanflow.config import from_plain
-from teacher.files import flush_folder
+from teacher.files import new_folder, write_digests
 from teacher.lora import LoRAConfig
 from teacher.network import MMAudio
 from teacher.variants import MMAudioConfig
 from teacher.weights import WeightsError, read_features_info, read_run_config, read_tensors, weight_file
-from teacher.weights.files import check_fit
+from teacher.weights.files import check_fit, compare_weights
+from teacher.weights.run_folder import width
 
 Which: TypeAlias = int | Literal["newest", "best"]
 """A checkpoint: that of a step, the newest, or the one whose evaluation was best."""
@@ -41,8 +41,9 @@ def consolidate(run: Path, out: Path, *, which: Which = "newest", weights: str =
     then used like a run folder.
 
     weights: "model" (the step's own), "ema-0.05" and so on, or "auto": the narrowest average, else the step's own.
-    Adapters are merged. The checkpoint is verified first. Raises ValueError, in one line, where it, or something beside
-    it, is missing or damaged, or where `out` exists; `out` then holds nothing, not even in part.
+    Adapters are merged, and digests.json records what was written. The checkpoint is verified first; the run may be in
+    training, since nothing is written into it. Raises ValueError, in one line, where the checkpoint, or something
+    beside it, is missing or damaged, or where `out` exists; `out` then holds nothing, not even in part.
     """
     if out.exists():
         raise ValueError(f"{out} exists already; choose another folder, or remove it first")
@@ -51,22 +52,17 @@ def consolidate(run: Path, out: Path, *, which: Which = "newest", weights: str =
     if not (run / "codec.safetensors").is_file():
         raise WeightsError(f"{run} has no codec.safetensors; is it the run folder of a training?")
     checkpoint = _choose(run, which)
-    source = weight_file(checkpoint.folder, weights)
+    compare_weights(run / "codec.safetensors")
+    source = _source(checkpoint.folder, weights)
     origin = {"run": run.resolve().name, "step": checkpoint.step, "weights": source.stem}
     origin["sha256"] = read_manifest(checkpoint.folder)[source.name].sha256
-    staging = out.with_name(f".{out.name}.part")
-    shutil.rmtree(staging, ignore_errors=True)  # of a process that was killed
-    staging.mkdir(parents=True)
-    try:
-        _write_weights(source, staging / "model.safetensors", document)
-        write_new(staging / "config.json", json.dumps(document | {CONSOLIDATED: origin}, indent=2).encode())
+    with new_folder(out) as staging:
+        written = {"model.safetensors": _write_weights(source, staging / "model.safetensors", document)}
+        config = json.dumps(document | {CONSOLIDATED: origin}, indent=2).encode()
+        written["config.json"] = write_new(staging / "config.json", config)
         for name in ("codec.safetensors", "features.json"):
-            copy_file(run / name, staging / name)
-        flush_folder(staging)
-        staging.rename(out)
-        flush_folder(out.parent)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
+            written[name] = copy_file(run / name, staging / name)
+        write_digests(staging, written, known=written, step=checkpoint.step)
     return Consolidated(out=out, step=checkpoint.step, weights=source.stem)
 
 
@@ -84,7 +80,14 @@ def _choose(run: Path, which: Which) -> Checkpoint:
     return at(run, int(best["step"]))
 
 
-def _write_weights(source: Path, target: Path, document: Mapping[str, object]) -> None:
+def _source(folder: Path, weights: str) -> Path:
+    """A file of a checkpoint, whose averages are all the run's own."""
+    if weights == "auto" and (averages := sorted(folder.glob("ema-*.safetensors"), key=width)):
+        return averages[0]
+    return weight_file(folder, "model" if weights == "auto" else weights)
+
+
+def _write_weights(source: Path, target: Path, document: Mapping[str, object]) -> Written:
     """Copied where they fit the network as they are, block by block; else with their adapters merged."""
     network = from_plain(MMAudioConfig, document.get("network"), "network")
     lora = cast(dict[str, Any], document.get("run") or {}).get("lora")
@@ -92,10 +95,12 @@ def _write_weights(source: Path, target: Path, document: Mapping[str, object]) -
         with torch.device("meta"):  # names and shapes alone
             expected = {name: tensor.shape for name, tensor in MMAudio(network).state_dict().items()}
         check_fit(expected, _shapes(source), str(source))
-        copy_file(source, target)
-    else:
-        alpha = from_plain(LoRAConfig, lora, "lora").alpha
-        stream_tensors(target, merged(read_tensors(source), network, alpha, str(source)))
+        written = copy_file(source, target)
+        if written != read_manifest(source.parent)[source.name]:  # verified a moment ago
+            raise WeightsError(f"{source} changed while it was copied; the disk may be failing")
+        return written
+    alpha = from_plain(LoRAConfig, lora, "lora").alpha
+    return stream_tensors(target, merged(read_tensors(source), network, alpha, str(source)))
 
 
 def _shapes(path: Path) -> dict[str, Sequence[int]]:

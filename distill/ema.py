@@ -19,6 +19,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from teacher.weights.run_folder import average_name
+
 
 def gamma_from_std(std: float) -> float:
     """The positive real root of gamma^3 + 7 gamma^2 + (16 - s^-2) gamma + (12 - s^-2) = 0 (eq. 126)."""
@@ -79,8 +81,3 @@ class PowerEMA:
 def trained_names(model: nn.Module) -> list[str]:
     """Names of the parameters that are trained, in the module's order."""
     return [n for n, p in model.named_parameters() if p.requires_grad]
-
-
-def average_name(std: float) -> str:
-    """Name of the weights averaged with relative width `std`: ema-0.05."""
-    return f"ema-{std:g}"

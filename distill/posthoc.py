@@ -29,9 +29,11 @@ from distill.checkpoint import newest
 from distill.ema import PowerEMA, clock, gamma_from_std
 from distill.saving.writing import write_tensors
 from meanflow.config import from_plain
+from teacher.files import write_digests
 from teacher.lora import LoRAConfig
 from teacher.variants import MMAudioConfig
 from teacher.weights import WeightsError, read_run_config, read_tensors
+from teacher.weights.files import compare_weights
 
 SNAPSHOTS = "ema_ckpts"
 """Folder of the snapshots inside a run folder."""
@@ -90,11 +92,13 @@ def combine(stored: list[tuple[float, float]], wanted: tuple[float, float]) -> C
 
 
 def write_snapshot(run: Path, average: PowerEMA, step: int) -> Path:
-    """Keep the trained tensors of an average for good: ema_ckpts/ema-<std>.<step>.safetensors, float32."""
+    """Keep the trained tensors of an average for good: ema_ckpts/ema-<std>.<step>.safetensors, float32, recorded."""
     path = run / SNAPSHOTS / f"{average.name}.{step:07d}.safetensors"
     path.parent.mkdir(parents=True, exist_ok=True)
     described = {"std": average.std, "step": step, "corrected": average.corrected}
-    write_tensors(path, average.shadow, {"json": json.dumps(described)})
+    write_digests(path.parent, (), forget=[path.name])
+    written = write_tensors(path, average.shadow, {"json": json.dumps(described)})
+    write_digests(path.parent, [path.name], known={path.name: written}, step=step)
     return path
 
 
@@ -120,6 +124,8 @@ def _describe(path: Path) -> Snapshot:
 def combined_tensors(snapshots: list[Snapshot], weights: np.ndarray) -> dict[str, Tensor]:
     """sum_i x_i theta_i of every trained tensor, summed in float64, returned in float32. One tensor is held at a time
     beside the result, so that averages larger than memory are no obstacle."""
+    for snapshot in snapshots:
+        compare_weights(snapshot.path)
     with ExitStack() as stack:
         files = [stack.enter_context(safe_open(s.path, framework="pt")) for s in snapshots]
         names = set(files[0].keys())
@@ -133,6 +139,16 @@ def combined_tensors(snapshots: list[Snapshot], weights: np.ndarray) -> dict[str
                 total.add_(file.get_tensor(name).double(), alpha=weight)
             made[name] = total.float()
     return made
+
+
+def write_average(path: Path, run: Path, std: float, tensors: dict[str, Tensor], *, step: int | None = None) -> None:
+    """Write an average made by `reconstruct`. Its metadata say how it was made, and in a run folder digests.json
+    records it: call it with the run's lock held then."""
+    step = read_snapshots(run)[-1].step if step is None else step
+    described = {"made_afterwards": {"by": "mf-ema", "std": std, "step": step}}
+    written = write_tensors(path, tensors, {"json": json.dumps(described)})
+    if path.resolve().parent == run.resolve():
+        write_digests(run, [path.name], known={path.name: written}, step=step)
 
 
 def reconstruct(run: Path, std: float, *, step: int | None = None) -> tuple[dict[str, Tensor], Combination]:

@@ -13,10 +13,10 @@ from teacher.audio.mmaudio_codec import MMAudioCodec
 from teacher.audio.registry import open_codec
 from teacher.data.dataset import load_codec
 from teacher.encoders.registry import load_encoders
+from teacher.files import file_sha256
 from teacher.network import FROZEN_PARAMETERS, MMAudio
 from teacher.variants import MMAudioConfig
 from teacher.weights import (
-    file_digest,
     load_network,
     read_features_info,
     read_licence,
@@ -91,7 +91,9 @@ def earlier_student(
             raise ValueError(f"{start.run} and the teacher have different latent statistics ({name})")
     codec = inherited_codec(net, start.run, features, weights_dir)
     _release(net)
-    return Started(net=net, codec=codec, licence=inherited_licence(start.run), digests={"student": file_digest(path)})
+    return Started(
+        net=net, codec=codec, licence=inherited_licence(start.run), digests={"student": file_sha256(path)[:12]}
+    )
 
 
 def empty_text(encoders: str, weights_dir: Path | None) -> Tensor | None:
@@ -141,7 +143,9 @@ def _trained(start: FromWeights, features: Path, weights_dir: Path | None) -> St
         raise ValueError(f"{start.run} is a distilled student; start from a teacher, whose flow has one time")
     codec = inherited_codec(net, start.run, features, weights_dir)
     _release(net)
-    return Started(net=net, codec=codec, licence=inherited_licence(start.run), digests={"start": file_digest(path)})
+    return Started(
+        net=net, codec=codec, licence=inherited_licence(start.run), digests={"start": file_sha256(path)[:12]}
+    )
 
 
 def _release(net: MMAudio) -> None:

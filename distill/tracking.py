@@ -57,7 +57,7 @@ class Tracker:
             low, high = picture.min(), picture.max()
             shown = ((picture - low) / (high - low + 1e-6)).flip(0)
             self.board.add_image(f"spectrogram/{name}", shown[None], step)
-            self.board.add_text(f"caption/{name}", caption, step)
+            self.board.add_text(f"caption/{name}", _literal(caption), step)
         self.board.flush()
 
     def __enter__(self) -> Self:
@@ -72,6 +72,12 @@ class Tracker:
         except OSError:
             if error is None:  # else the log is not what ended the run
                 raise
+
+
+def _literal(text: str) -> str:
+    """The words as a block of code. TensorBoard takes them for Markdown, in which a caption of a stranger could have
+    the browser fetch a picture from a host of its choice, or be a link."""
+    return "    " + " ".join(text.split())
 
 
 def _short(value: float) -> float:

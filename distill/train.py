@@ -12,13 +12,14 @@ from torch import Tensor
 from tqdm import tqdm
 
 from distill.engines import start
-from distill.loop.faults import Signals, Skipped, TrainingError, Watchdog, exit_status
+from distill.loop.faults import WRONG_INPUT, Signals, Skipped, TrainingError, Watchdog, exit_status
 from distill.loop.feed import Feed, generator
-from distill.loop.session import Session
+from distill.loop.session import Session, everywhere
 from distill.loop.task import Task
 from distill.optim import learning_rate
 from distill.tracking import Means, Pace, Tracker
 from teacher.data.dataset import Batch, FeatureError
+from teacher.files import FolderLock
 from teacher.share import Share
 
 NUMBERS = 65
@@ -31,13 +32,24 @@ def fit(task: Task, run: Path) -> Path:
     Data order and random numbers derive from (seed, step, position in the batch), so that a resumed run repeats the
     uninterrupted one, and processes may come and go between two runs. SIGINT, SIGTERM and SIGUSR1 save at the end of
     the current step and leave with a status of their own (`distill.loop.faults`).
+
+    The main process holds the run folder's lock from before its first file is written to the end, so that a second
+    training into the folder is refused. Nothing is done, and a line says so, where the run is finished and its
+    checkpoints were removed.
     """
     loop, rank, world = task.loop, int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     with ExitStack() as stack:
         watchdog = stack.enter_context(Watchdog(loop.timeout_s, process=rank, processes=world))
         watchdog.beat("waiting for the other processes")
         engine = start(timeout_s=loop.timeout_s)
+        check_precision(task.float32_only, engine.precision)
         watchdog.beat("preparing")
+        with everywhere(engine, status=WRONG_INPUT):
+            if engine.main:
+                stack.enter_context(FolderLock(run, what="the run"))
+        session = Session(task, run, engine)
+        if session.finished:
+            return run
         feed = Feed(
             task.data,
             steps=loop.steps,
@@ -47,7 +59,6 @@ def fit(task: Task, run: Path) -> Path:
             processes=engine.processes,
             micro_batch=loop.micro_batch,
         )
-        session = Session(task, run, engine)
         session.begin(micro_batch=len(feed.shares[0]), accumulation=len(feed.shares))
         stack.enter_context(feed)
         signals = stack.enter_context(Signals())
@@ -55,6 +66,15 @@ def fit(task: Task, run: Path) -> Path:
             tracker = stack.enter_context(Tracker(run, first=session.first)) if engine.main else None
             _Loop(session, feed, watchdog, signals, tracker).go()
     return run
+
+
+def check_precision(float32_only: bool, precision: torch.dtype) -> None:
+    """ValueError, saying what to launch with, for a step that differences the network in less than float32."""
+    if float32_only and precision != torch.float32:
+        raise ValueError(
+            "this objective takes its derivative by differences, which need float32: launch with a file of "
+            "distill/configs that has float32 in its name, such as ddp_float32_8gpu.yaml, or with --mixed_precision no"
+        )
 
 
 @contextmanager

@@ -2,7 +2,7 @@
 
 from eval.budget import Budget, Setting, StageBudget, Total
 from eval.speed import SCOPES
-from eval.tables import Cell, Table, TableRow, markdown, significant
+from eval.tables import Cell, Table, TableRow, paragraphs, significant
 
 NONE = "–"
 READING = (
@@ -39,15 +39,19 @@ def totals_table(budget: Budget, batch: int) -> Table:
 
 def budget_markdown(budget: Budget) -> str:
     """The whole budget: what it was taken on, the tables of every batch size, how to read them."""
-    parts = [f"# Staged budget: {budget.name}", circumstances(budget)]
+    parts: list[str | Table] = [f"# Staged budget: {budget.name}", circumstances(budget)]
     for batch in budget.batches:
         clips = f"{batch} clip{'s' if batch > 1 else ''} of {budget.duration_s:g} s"
         parts.append(f"## Batch {batch}: {'latency' if batch == 1 else 'throughput'}, {clips}")
-        parts += [markdown(budget_table(budget, batch)), markdown(totals_table(budget, batch))]
+        parts += [budget_table(budget, batch), totals_table(budget, batch)]
     parts.append(READING)
-    if budget.command:
-        parts.append(f"`{budget.command}`")
-    return "\n\n".join(parts) + "\n"
+    command = f"\n\n`{' '.join(budget.command.replace('`', ' ').split())}`" if budget.command else ""
+    return f"{paragraphs(parts)}{command}\n"
+
+
+def batch_markdown(budget: Budget, batch: int) -> str:
+    """Stages and totals of one batch size."""
+    return paragraphs([budget_table(budget, batch), totals_table(budget, batch)])
 
 
 def circumstances(budget: Budget) -> str:

@@ -47,7 +47,7 @@ def read_examples(path: Path) -> list[Example]:
         return []
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not JSON: {error}") from error
     if not isinstance(data, list):
         raise ValueError(f"{path} must hold a list of examples, got {type(data).__name__}")

@@ -26,7 +26,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from teacher.audio.mel import MelConfig, mel_filterbank
+from teacher.audio.mel import MelConfig, hann_window, mel_filterbank
 
 SAMPLE_RATE = 22_050
 """Hz; what the script resamples to."""
@@ -193,7 +193,7 @@ def _f1(labels: NDArray[np.int64], claimed: NDArray[np.bool_]) -> float:
 def _flux(samples: NDArray[np.float64]) -> NDArray[np.float64]:
     """Mean rise in dB by frame, (frames,); frame k is centred at 512 k, zeros outside the wave."""
     wave = torch.from_numpy(samples).float()
-    window = torch.hann_window(MEL.n_fft)
+    window = hann_window(MEL.n_fft, like=wave)
     spectrum = torch.stft(
         wave, MEL.n_fft, MEL.hop_length, window=window, center=True, pad_mode="constant", return_complex=True
     )

@@ -1,5 +1,6 @@
 """What the embedding models and the detectors say of some clips: the material of every score."""
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -102,6 +103,7 @@ class Heard:
             "facts": dict(facts or {}),
         }
         tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in self.tensors.items()}
+        about["sha256"] = _digest(about, tensors)
         with replacing(path) as temporary:
             temporary.write_bytes(save(tensors, metadata={"json": json.dumps(about)}))
         return path
@@ -117,7 +119,20 @@ class Heard:
             with safe_open(path, framework="pt") as file:
                 about = json.loads((file.metadata() or {})["json"])
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            written = about.pop("sha256", None)  # files of older versions have none
+            if written is not None and written != _digest(about, tensors):
+                raise ValueError("what is in it is not what was written")
             heard = cls(ids=tuple(about["ids"]), tensors=tensors, per_clip=tuple(about["per_clip"]))
             return heard, dict(about["facts"])
-        except (SafetensorError, KeyError, TypeError, ValueError) as error:
+        except (SafetensorError, KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
             raise ValueError(f"{path} cannot be read ({error!r}); delete it and run again") from error
+
+
+def _digest(about: Mapping[str, object], tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 over the description and the tensors' names, types, shapes and values."""
+    sha = hashlib.sha256(json.dumps(about, sort_keys=True).encode())
+    for name, tensor in sorted(tensors.items()):
+        values = tensor.detach().cpu().contiguous()
+        sha.update(f"{name} {values.dtype} {tuple(values.shape)}".encode())
+        sha.update(values.flatten().view(torch.uint8).numpy())
+    return sha.hexdigest()

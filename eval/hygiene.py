@@ -9,7 +9,7 @@ from typing import Any, get_args
 from eval.overlap import Overlap, find_overlap, read_groups
 from eval.rows import Row, Task, ids_digest, ids_text, read_clip_scores, read_rows
 from teacher.data.dataset import FeatureSet
-from teacher.files import replacing
+from teacher.files import read_json, replacing
 
 FACTS = "testset.json"
 
@@ -70,7 +70,7 @@ def read_facts(path: Path) -> dict[Task, TestFacts]:
     if not path.exists():
         return {}
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
+        document = read_json(path)
         found = {task: _fact(entry) for task, entry in document.items()}
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise ValueError(f"{path} does not hold the facts of a test set: {error!r}") from error

@@ -11,12 +11,14 @@ import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from weakref import WeakKeyDictionary
 
 from eval.estimates import Estimate
 from eval.heard import Heard
 from eval.kl import kl_divergence
 from eval.recipes import DIVERGENCES, RECIPES, Recipe
 from eval.rows import Row
+from teacher.files import file_sha256
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -41,10 +43,10 @@ class KeptEmbeddings:
         generated, facts = Heard.read(path)
         if facts.get("config_digest") != row.config_digest:
             return None
-        reference_path = path.with_name(f"reference-{facts['reference'][:16]}.safetensors")
+        reference_path = _reference_path(path, facts["reference"])
         if not reference_path.is_file():
             raise ValueError(f"{reference_path} is not there, against which {path.name} was scored")
-        if hashlib.sha256(reference_path.read_bytes()).hexdigest() != facts["reference"]:
+        if file_sha256(reference_path) != facts["reference"]:
             raise ValueError(f"{reference_path} is not the reference {path.name} was scored against: it was changed")
         reference, _ = Heard.read(reference_path)
         return cls(generated=generated, reference=reference, of_reference=row.what == "reference")
@@ -79,14 +81,25 @@ def keep_embeddings(rows_path: Path, row: Row, generated: Heard, reference: Hear
     """Write what `KeptEmbeddings.open` reads. The reference is written once for all rows that share it."""
     path = embeddings_path(rows_path, row)
     path.parent.mkdir(parents=True, exist_ok=True)
-    written = reference.write(path.with_name(f".reference-{row.task}.safetensors"))
-    digest = hashlib.sha256(written.read_bytes()).hexdigest()
-    reference_path = path.with_name(f"reference-{digest[:16]}.safetensors")
-    if reference_path.exists():
-        written.unlink()
-    else:
-        written.replace(reference_path)
+    known = _WRITTEN.setdefault(reference, {})
+    digest = known.get(path.parent)
+    if digest is None or not _is_there(_reference_path(path, digest), digest):
+        written = reference.write(path.with_name(f".reference-{row.task}.safetensors"))
+        digest = known[path.parent] = file_sha256(written)
+        written.replace(_reference_path(path, digest))
     return generated.write(path, {"config_digest": row.config_digest, "reference": digest})
+
+
+_WRITTEN: "WeakKeyDictionary[Heard, dict[Path, str]]" = WeakKeyDictionary()
+"""Digests of the files that references were written to, by folder."""
+
+
+def _reference_path(path: Path, digest: str) -> Path:
+    return path.with_name(f"reference-{digest[:16]}.safetensors")
+
+
+def _is_there(path: Path, digest: str) -> bool:
+    return path.is_file() and file_sha256(path) == digest
 
 
 def embeddings_path(rows_path: Path, row: Row) -> Path:

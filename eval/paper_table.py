@@ -25,8 +25,8 @@ from eval.tables import (
     Cell,
     Table,
     TableRow,
-    markdown,
     model_title,
+    paragraphs,
     seeds_differ,
     signed,
     significant,
@@ -142,7 +142,7 @@ def paper_table(
 def paper_markdown(table: PaperTable) -> str:
     """Title, table and notes in Markdown."""
     around = [*table.notes, *filter(None, [table.in_results]), *table.details]
-    return "\n\n".join([f"## {table.title}", table.caption, markdown(table.table), *around]) + "\n"
+    return paragraphs([f"## {table.title}", table.caption, table.table, *around]) + "\n"
 
 
 def paper_latex(table: PaperTable) -> str:

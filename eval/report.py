@@ -15,7 +15,7 @@ from eval.report_rows import rows_of
 from eval.report_sections import TaskResults, section_html, section_markdown
 from eval.report_style import SCRIPT, STYLE
 from eval.rows import Row, Task, read_clip_scores
-from eval.tables import MODEL_TITLES, TASK_TITLES
+from eval.tables import MODEL_TITLES, TASK_TITLES, inert, paragraphs
 
 TITLE = "One-step sound generation: teacher and student compared"
 LEAD = (
@@ -51,8 +51,9 @@ def write_report(rows_path: Path, *, title: str = TITLE, lead: str = LEAD) -> Pa
     )
     path = rows_path.with_name("report.html")
     path.write_text(page, encoding="utf-8")
-    items = "\n".join(f"- **{name}**: {text}" for name, text in reading_items(_keys(rows)).items())
-    parts = [f"# {title}", *_notes(rows).values(), *map(section_markdown, results), f"## How to read it\n\n{items}"]
+    items = "\n".join(inert(f"- **{name}**: {text}") for name, text in reading_items(_keys(rows)).items())
+    opening = paragraphs([f"# {title}", *_notes(rows).values()])
+    parts = [opening, *map(section_markdown, results), "## How to read it", items]
     rows_path.with_name("results.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
     return path
 

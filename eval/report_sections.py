@@ -19,7 +19,7 @@ from eval.report_rows import spread_told
 from eval.report_timing import calls_of, timing_sentence
 from eval.rows import Task
 from eval.summary import Summary
-from eval.tables import TASK_TITLES, Table, latency_table, markdown, more_table, quality_table, steps_title
+from eval.tables import TASK_TITLES, Table, latency_table, more_table, paragraphs, quality_table, steps_title
 
 RTF_NOTE = (
     "Real-time factor: wall-clock time divided by the duration of the sound made; below 1 is faster than real time. "
@@ -100,7 +100,7 @@ def section_markdown(results: TaskResults) -> str:
     """The tables of the task."""
     task, summaries = results.task, results.summaries
     title = TASK_TITLES[task]
-    parts = [f"## {title}", f"{spread_told(summaries)} {BEST_NOTE}", markdown(quality_table(summaries, task))]
+    parts: list[str | Table] = [f"## {title}", f"{spread_told(summaries)} {BEST_NOTE}", quality_table(summaries, task)]
     caution = few_clips(results.settings)
     if caution:
         parts.append(f"**{FEW_CLIPS}** {caution}")
@@ -108,7 +108,7 @@ def section_markdown(results: TaskResults) -> str:
         parts.append(f"Test set: {' '.join(results.tested.sentences())}")
     more = more_table(summaries, task)
     if more is not None:
-        parts += [f"### More scores, {title.lower()}", markdown(more)]
+        parts += [f"### More scores, {title.lower()}", more]
     lacking = not_in_every_seed(results.settings)
     if lacking:
         parts.append(lacking)
@@ -120,13 +120,13 @@ def section_markdown(results: TaskResults) -> str:
         parts += [f"### Students against the teacher, {title.lower()}", _paired_note(results), *_told(differing)]
     latency, told = _latency(results)
     if latency is not None:
-        parts += [f"### Real-time factor, {title.lower()}", told, markdown(latency)]
+        parts += [f"### Real-time factor, {title.lower()}", told, latency]
     for kept in results.budgets:
         parts += [f"### Staged budget of {kept.model}, {title.lower()}", kept.told]
         parts += _told([Folded(title=head, table=table) for head, table in kept.tables()])
     if results.budgets:
         parts.append(READING)
-    return "\n\n".join(parts)
+    return paragraphs(parts)
 
 
 def _paired_note(results: TaskResults) -> str:
@@ -173,9 +173,9 @@ def _folded(found: Sequence[Folded]) -> str:
     return "".join(fold(f.title, table_html(f.table), shown=f.shown) for f in found)
 
 
-def _told(found: Sequence[Folded]) -> list[str]:
+def _told(found: Sequence[Folded]) -> list[str | Table]:
     """In Markdown: title in bold, a word, the table."""
-    return [text for f in found for text in (f"**{f.title}**{' ' * bool(f.told)}{f.told}", markdown(f.table))]
+    return [part for f in found for part in (f"**{f.title}**{' ' * bool(f.told)}{f.told}", f.table)]
 
 
 def _budget_html(kept: KeptBudget) -> str:

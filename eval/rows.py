@@ -4,7 +4,9 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Iterable, Mapping
+import zlib
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from itertools import pairwise
 from pathlib import Path
@@ -15,6 +17,8 @@ from eval.estimates import Estimate
 Task = Literal["vta", "tta"]
 Kind = Literal["teacher", "student", "codec", "reference"]
 """`codec`: real sound through the codec and back, the ceiling of every model; `reference`: real sound itself."""
+CHECK = "check"
+"""Entry of a line that holds its checksum."""
 Key = tuple[str, str, int, float, int]
 """Task, model, steps, guidance and seed."""
 ScoresKey = tuple[tuple[str, str, int, int], str]
@@ -104,6 +108,8 @@ class Row:
     def from_json(cls, line: str) -> Self:
         """The row a line holds; unknown and missing fields are refused by name. Optional fields may be absent."""
         data = json.loads(line)
+        if isinstance(data, dict):
+            data.pop(CHECK, None)
         names = {f.name for f in fields(cls)}
         needed = names - {f.name for f in fields(cls) if f.default is not MISSING} - {"estimates"}
         found = set(data) if isinstance(data, dict) else set()
@@ -120,7 +126,48 @@ def read_lines(path: Path) -> list[str]:
     left and is not counted."""
     if not path.exists():
         return []
-    return [line for line in path.read_text(encoding="utf-8").split("\n")[:-1] if line.strip()]
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is damaged: it is not UTF-8 ({error})") from error
+    return [line for line in text.split("\n")[:-1] if line.strip()]
+
+
+def sealed(line: str) -> str:
+    """A JSON object in one line with sorted keys, and a checksum of itself (CRC-32) as its last entry."""
+    return f'{line[:-1]}, "{CHECK}": "{_crc(line)}"}}'
+
+
+def changed_lines(path: Path) -> list[int]:
+    """Numbers of the lines whose checksum does not fit: damaged, or changed by hand. Lines of older versions have none
+    and are not judged."""
+    found = []
+    for number, line in enumerate(read_lines(path), start=1):
+        try:
+            data = json.loads(line)
+            check = data.pop(CHECK, None)
+            ok = check is None or check == _crc(json.dumps(data, sort_keys=True))
+        except (ValueError, AttributeError, RecursionError):
+            ok = False
+        if not ok:
+            found.append(number)
+    return found
+
+
+def check_lines(folder: Path) -> None:
+    """Raise ValueError, naming the first line of rows.jsonl or clips.jsonl that is not as it was written."""
+    for name, remedy in (
+        ("rows.jsonl", "remove the line to have the row made again"),
+        ("clips.jsonl", "remove the line, and in rows.jsonl the row it belongs to, to have both made again"),
+    ):
+        if changed := changed_lines(folder / name):
+            raise ValueError(
+                f"{folder / name}, line {changed[0]} is not as it was written, it was damaged or changed; {remedy}"
+            )
+
+
+def _crc(line: str) -> str:
+    return f"{zlib.crc32(line.encode()):08x}"
 
 
 def append_lines(path: Path, lines: Iterable[str]) -> None:
@@ -169,6 +216,7 @@ def read_clip_scores(path: Path) -> dict[ScoresKey, ClipScores]:
     for number, line in enumerate(read_lines(path), start=1):
         try:
             data = json.loads(line)
+            data.pop(CHECK, None)
             key = (data.pop("task"), data.pop("model"), int(data.pop("steps")), int(data.pop("seed")))
             digest, clip_id = str(data.pop("config_digest")), str(data.pop("id"))
             scores = {name: float(value) for name, value in data.items()}
@@ -176,6 +224,16 @@ def read_clip_scores(path: Path) -> dict[ScoresKey, ClipScores]:
             raise ValueError(f"{path}, line {number} is not the scores of a clip: {error!r}") from error
         found.setdefault((key, digest), {})[clip_id] = scores
     return found
+
+
+def check_distinct(ids: Sequence[str]) -> None:
+    """Raise ValueError, naming some, where ids repeat: scores of two clips would go under one name."""
+    twice = [clip_id for clip_id, count in Counter(ids).items() if count > 1]
+    if twice:
+        raise ValueError(
+            f"{len(twice)} of {len(ids)} clips share their id with another: {', '.join(twice[:5])}"
+            f"{', ...' * (len(twice) > 5)}; give them ids of their own in the manifest and extract again"
+        )
 
 
 def ids_digest(ids: Iterable[str]) -> str:

@@ -13,7 +13,7 @@ from eval.heard import Heard
 from eval.kl import kl_divergence
 from eval.listeners import Listener, hear
 from eval.recipes import DIVERGENCES, recipes
-from eval.rows import Task
+from eval.rows import Task, check_distinct
 from teacher.data.store import Record
 
 
@@ -44,8 +44,7 @@ class Scorer:
     def __post_init__(self) -> None:
         if tuple(record.id for record in self.records) != self.reference.ids:
             raise ValueError("reference must be of the records, in their order")
-        if len(set(self.reference.ids)) != len(self.reference.ids):
-            raise ValueError(f"ids must be distinct, got {len(self.reference.ids)} with repetitions")
+        check_distinct(self.reference.ids)
 
     @classmethod
     def build(

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from eval.heard import Heard
 from eval.kept_embeddings import keep_embeddings
-from eval.rows import Kind, Row, Task, append_lines, ids_digest, json_line, read_rows
+from eval.rows import Kind, Row, Task, append_lines, ids_digest, json_line, read_rows, sealed
 from eval.scorer import Scorer, Scores
 from eval.store import in_parts
 from teacher.conditions import Conditions
@@ -203,12 +203,12 @@ def record(
     labels = {"task": task, "model": model, "steps": steps, "seed": seed, "config_digest": origin.config_digest}
     if scores.per_clip:
         lines = [
-            json_line(labels | {"id": clip_id} | dict(entry))
+            sealed(json_line(labels | {"id": clip_id} | dict(entry)))
             for clip_id, entry in zip(clips.ids, scores.per_clip, strict=True)
         ]
         append_lines(rows_path.with_name("clips.jsonl"), lines)
     keep_embeddings(rows_path, row, heard, reference)
-    append_lines(rows_path, [row.to_json()])
+    append_lines(rows_path, [sealed(row.to_json())])
     return row
 
 

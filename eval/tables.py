@@ -150,13 +150,31 @@ def signed(value: float, digits: int, *, plus: bool = False) -> str:
     return text.replace("-", "−")
 
 
+def inert(text: str) -> str:
+    """A text in one line that Markdown shows without HTML, pictures, links or code, whatever names are in it. Emphasis
+    stays: it is ours."""
+    line = " ".join(text.split()).replace("&", "&amp;").replace("<", "&lt;").replace("`", "\\`")
+    return line.replace("![", "!\\[").replace("](", "]\\(").replace("][", "]\\[")
+
+
 def markdown(table: Table) -> str:
     """The table in Markdown, best values in bold."""
-    lines = ["| " + " | ".join(table.columns) + " |", "|---" * len(table.columns) + "|"]
+
+    def shown(text: str) -> str:
+        return inert(text).replace("|", "\\|").replace("*", "\\*")
+
+    lines = ["| " + " | ".join(map(shown, table.columns)) + " |", "|---" * len(table.columns) + "|"]
     for row in table.rows:
-        cells = [f"**{c.text}**{c.spread}" if c.best else f"{c.text}{c.spread}" for c in row.cells]
-        lines.append("| " + " | ".join(text.replace("|", "\\|") for text in (row.model, *cells)) + " |")
+        cells = [
+            f"**{shown(c.text)}** {shown(c.spread)}".strip() if c.best else shown(c.text + c.spread) for c in row.cells
+        ]
+        lines.append("| " + " | ".join((shown(row.model), *cells)) + " |")
     return "\n".join(lines)
+
+
+def paragraphs(parts: Iterable[str | Table]) -> str:
+    """Headings, sentences and tables in Markdown, each by itself."""
+    return "\n\n".join(markdown(part) if isinstance(part, Table) else inert(part) for part in parts)
 
 
 def _best(summaries: Sequence[Summary], metric: MetricText) -> float | None:

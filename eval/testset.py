@@ -12,6 +12,7 @@ from torch import Tensor
 from eval.clip_judges import ClipJudge, OnsetJudge
 from eval.heard import Heard
 from eval.listeners import Listener, hear
+from eval.rows import check_distinct
 from eval.scorer import Scorer
 from eval.store import FeatureCache, FileDigests, in_parts
 from eval.sweep import PART, Clips
@@ -78,6 +79,7 @@ class TestSet:
             index = _chosen(features.records, index, only, folder)
         elif len(index) > max_clips:
             index = [index[k * len(index) // max_clips] for k in range(max_clips)]
+        check_distinct([features.records[k].id for k in index])
         together = processes or Processes(cache)
         digests = FileDigests(folder=cache, process=together.rank)
         parts = _Reference(

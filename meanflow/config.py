@@ -10,6 +10,7 @@ from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 T = TypeVar("T")
 TAG = "type"
+LONGEST_SHOWN = 200
 
 
 def to_plain(config: Any) -> Any:
@@ -30,22 +31,27 @@ def from_plain(kind: Any, plain: Any, where: str = "config") -> Any:
         return _from_union(kind, plain, where)
     if origin is typing.Literal:
         if plain not in get_args(kind):
-            raise ValueError(f"{where} must be one of {list(get_args(kind))}, got {plain!r}")
+            raise ValueError(f"{where} must be one of {list(get_args(kind))}, got {_shown(plain)}")
         return plain
     if is_dataclass(kind):
         return _from_dataclass(kind, plain, where)
     if origin is tuple:
+        if not isinstance(plain, list | tuple):
+            raise ValueError(f"{where} must be a list, got {_shown(plain)}")
         args = get_args(kind)
         item = args[0] if len(args) == 2 and args[1] is Ellipsis else None
         return tuple(
             from_plain(item or a, v, where) for a, v in zip(args if item is None else plain, plain, strict=True)
         )
-    if kind is Path:
+    if kind is Path and isinstance(plain, str):
         return Path(plain)
     if kind is float and isinstance(plain, int) and not isinstance(plain, bool):
-        return float(plain)
-    if isinstance(kind, type) and not isinstance(plain, kind):
-        raise ValueError(f"{where} must be a {kind.__name__}, got {plain!r}")
+        try:
+            return float(plain)
+        except OverflowError as error:
+            raise ValueError(f"{where} must be a float, got {_shown(plain)}") from error
+    if isinstance(kind, type) and (not isinstance(plain, kind) or (kind is int and isinstance(plain, bool))):
+        raise ValueError(f"{where} must be a {kind.__name__}, got {_shown(plain)}")
     return plain
 
 
@@ -58,22 +64,32 @@ def _from_union(kind: Any, plain: Any, where: str) -> Any:
         for member in tagged:
             if member.__name__ == plain.get(TAG):
                 return _from_dataclass(member, plain, where)
-        raise ValueError(f"{where}.{TAG} must be one of {[m.__name__ for m in tagged]}, got {plain.get(TAG)!r}")
+        raise ValueError(f"{where}.{TAG} must be one of {[m.__name__ for m in tagged]}, got {_shown(plain.get(TAG))}")
     return from_plain(next(m for m in members if m is not type(None)), plain, where)
 
 
 def _from_dataclass(kind: Any, plain: Any, where: str) -> Any:
     if not isinstance(plain, dict) or plain.get(TAG, kind.__name__) != kind.__name__:
-        raise ValueError(f"{where} must be a {kind.__name__}, got {plain!r}")
+        raise ValueError(f"{where} must be a {kind.__name__}, got {_shown(plain)}")
     known = {f.name: f for f in fields(kind)}
     given = {k: v for k, v in plain.items() if k != TAG}
     if unknown := sorted(set(given) - set(known)):
-        raise ValueError(f"{where} has unknown fields {unknown}; {kind.__name__} knows {sorted(known)}")
+        raise ValueError(f"{where} has unknown fields {_shown(unknown)}; {kind.__name__} knows {sorted(known)}")
     required = {n for n, f in known.items() if f.default is MISSING and f.default_factory is MISSING}
     if missing := sorted(required - set(given)):
         raise ValueError(f"{where} lacks {missing}, required by {kind.__name__}")
     hints = get_type_hints(kind)
     return kind(**{k: from_plain(hints[k], v, f"{where}.{k}") for k, v in given.items()})
+
+
+def _shown(value: Any) -> str:
+    """A value in a message, whatever a stranger put there: printable, at most 200 characters."""
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):  # a number of thousands of digits, or a deep nest
+        text = f"a {type(value).__name__}"
+    text = "".join(c if c.isprintable() else "?" for c in text)
+    return text if len(text) <= LONGEST_SHOWN else f"{text[:LONGEST_SHOWN]}..."
 
 
 def dumps(config: Any) -> str:

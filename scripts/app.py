@@ -1,19 +1,26 @@
 """A web page for sampling: drop a video or type words, hear teacher and student side by side."""
 
 import importlib.util
+import math
 import os
-import tempfile
+import signal
+import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Self
 
 import torch
 import tyro
 
 from scripts.app_files import Workspace
-from scripts.app_studio import Model, Setting, Studio
+from scripts.app_studio import Limits, Model, Setting, Studio
 from scripts.errors import one_line_errors
 from teacher.pipeline import Pipeline
 from teacher.sequence import MIN_DURATION_S
+
+CLOSING_S = 10.0
+"""How long a click that is being served may take to reach its next step when the page is closed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +38,12 @@ class App:
     """Longest video that is taken and longest sound that is made."""
     max_megabytes: int = 200
     """Largest file that is taken."""
+    max_gigapixels: float = 4.0
+    """Longest video in billions of pixels, width x height x frames; a minute of 1920 x 1080 at 30/s has 3.7."""
+    max_work: float = 4000.0
+    """Most work of a click: seconds of sound x seeds x steps, twice that under guidance."""
+    allow_host: tuple[str, ...] = ()
+    """Names, besides localhost and --host, under which the page is asked for, as behind a proxy."""
     guidance: float = 1.4
     """What the student's slider starts with."""
     teacher_steps: int = 25
@@ -50,6 +63,14 @@ class App:
             raise ValueError(f"port must be from 1 to 65535, got {self.port}")
         if self.max_megabytes < 1:
             raise ValueError(f"max_megabytes must be at least 1, got {self.max_megabytes}")
+        for name in ("max_gigapixels", "max_work"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must be positive, got {getattr(self, name):g}")
+
+    @property
+    def limits(self) -> Limits:
+        """What one click may ask for."""
+        return Limits(seconds=self.max_seconds, pixels=1e9 * self.max_gigapixels, evaluated_s=self.max_work)
 
     @property
     def settings(self) -> tuple[Setting, ...]:
@@ -76,24 +97,58 @@ def serve(args: App) -> None:
         Model(name=name, pipeline=Pipeline.load(run, weights_dir=args.weights_dir, device=args.device))
         for name, run in runs.items()
     ]
-    with tempfile.TemporaryDirectory(prefix="mf-app-") as folder:
-        workspace = Workspace(root=Path(folder).resolve())
-        workspace.prepare()
+    with Stop() as stop, Workspace.temporary() as workspace:
         # Read by gradio when it is imported and when the page is built.
         os.environ |= {"GRADIO_TEMP_DIR": str(workspace.uploads), "GRADIO_ANALYTICS_ENABLED": "False"}
         from scripts import app_page
 
-        studio = Studio(models=models, workspace=workspace, max_seconds=args.max_seconds)
-        page = app_page.build(studio, starts=starts)
-        options = app_page.launch_options(
-            studio, host=args.host, port=args.port, share=args.share, max_megabytes=args.max_megabytes
-        )
+        studio, visitors = Studio(models=models, workspace=workspace, limits=args.limits), app_page.Visitors()
+        hosts = app_page.Hosts(host=args.host, extra=args.allow_host, share=args.share)
+        page = app_page.build(studio, visitors, starts=starts)
+        options = app_page.launch_options(studio, visitors, hosts, port=args.port, max_megabytes=args.max_megabytes)
         page.launch(prevent_thread_lock=True, **options)
         print(f"http://{args.host}:{args.port} (Ctrl-C ends)", flush=True)
         try:
-            page.block_thread()
+            stop.wait()
         finally:
-            page.close()
+            visitors.closing.set()
+            page.close(verbose=False)
+            studio.finish(CLOSING_S)
+    if stop.signal is not None:
+        # Threads of the server may still be at work; ending the interpreter under them would end in a crash.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(128 + stop.signal)
+
+
+class Stop:
+    """Ctrl-C, SIGTERM and SIGHUP, as a service manager or a closed terminal sends them, while this is entered: the page
+    is closed in order and its files are removed."""
+
+    def __init__(self) -> None:
+        self.signal: int | None = None
+        """What was received first."""
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> Self:
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(number) is not signal.SIG_IGN:  # nohup
+                self._before[number] = signal.signal(number, self._received)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.signal is None:
+            for number, handler in self._before.items():
+                signal.signal(number, handler)
+
+    def _received(self, number: int, frame: object) -> None:
+        if self.signal is None:
+            self.signal = number
+
+    def wait(self) -> None:
+        """Until a signal comes."""
+        while self.signal is None:
+            time.sleep(0.1)
 
 
 if __name__ == "__main__":

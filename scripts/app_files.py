@@ -3,12 +3,22 @@
 import os
 import secrets
 import shutil
+import tempfile
+import threading
 import time
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Self
 
+from teacher.files import FolderLock, LockedError
+from teacher.files.locks import LOCK
+
+PREFIX = "mf-app-"
 KEEP_RESULTS = 24
 """Clicks whose files can still be heard; older ones are removed."""
+KEEP_RESULTS_BYTES = 2 * 2**30
 KEEP_UPLOADS_S = 3600.0
 KEEP_UPLOADS_BYTES = 2 * 2**30
 
@@ -18,6 +28,33 @@ class Workspace:
     """A temporary folder with `uploads`, into which the server writes what visitors send, and `results`."""
 
     root: Path
+    _made: list[Path] = field(default_factory=list)
+    """Folders of results in the order in which they were made, which no clock tells."""
+    _used: dict[Path, float] = field(default_factory=dict)
+    """When an upload was last used, or first seen, by a clock that is never set."""
+    _lock: threading.RLock = field(default_factory=threading.RLock)
+    _closed: threading.Event = field(default_factory=threading.Event)
+
+    @classmethod
+    @contextmanager
+    def temporary(cls) -> Iterator[Self]:
+        """A workspace that is gone at the end. What servers that were killed left behind is removed first."""
+        remove_leftovers()
+        while True:
+            root = Path(tempfile.mkdtemp(prefix=PREFIX)).resolve()
+            owner = FolderLock(root, what="the page")
+            try:
+                owner.take()
+                break
+            except LockedError:  # another server, starting too, took it for a leftover
+                continue
+        workspace = cls(root=root)
+        try:
+            workspace.prepare()
+            yield workspace
+        finally:
+            workspace.remove()
+            owner.release()
 
     @property
     def uploads(self) -> Path:
@@ -32,6 +69,12 @@ class Workspace:
         for folder in (self.uploads, self.results):
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
 
+    def remove(self) -> None:
+        """Remove everything. Nothing is made here afterwards, by no thread."""
+        with self._lock:
+            self._closed.set()
+            _remove(self.root)
+
     def upload(self, sent: object) -> Path | None:
         """The file a visitor sent, None for none. ValueError for anything that is not a regular file in `uploads`: what
         a request names is not opened because it was named."""
@@ -42,26 +85,72 @@ class Workspace:
             raise ValueError("send the video itself; files of the server are not opened")
         if path.is_symlink() or not path.is_file():
             raise ValueError("the video is no longer here; send it again")
-        os.utime(path)
+        with self._lock:
+            self._used[path] = time.monotonic()
         return path
 
     def new_result(self) -> Path:
         """An empty folder for what one click makes, under a name that cannot be guessed; removes the oldest ones."""
-        folders = sorted((f for f in self.results.iterdir() if f.is_dir()), key=lambda f: f.stat().st_mtime_ns)
-        for old in folders[: max(0, len(folders) - KEEP_RESULTS + 1)]:
-            shutil.rmtree(old, ignore_errors=True)
-        folder = self.results / secrets.token_urlsafe(16)
-        folder.mkdir(mode=0o700)
-        return folder
+        with self._lock:
+            if self._closed.is_set():
+                raise ValueError("the page is being closed")
+            sizes = [_size(folder) for folder in self._made]
+            while self._made and (len(sizes) >= KEEP_RESULTS or sum(sizes) > KEEP_RESULTS_BYTES):
+                shutil.rmtree(self._made.pop(0), ignore_errors=True)
+                sizes.pop(0)
+            folder = self.results / secrets.token_urlsafe(16)
+            folder.mkdir(mode=0o700)
+            self._made.append(folder)
+            return folder
+
+    def drop(self, folder: Path) -> None:
+        """Remove a result that was not finished."""
+        with self._lock:
+            self._made.remove(folder)
+            shutil.rmtree(folder, ignore_errors=True)
 
     def sweep(self, *, keep: Path | None = None) -> None:
         """Remove uploads that nobody used for an hour, and the longest unused ones beyond 2 GiB, but not `keep`."""
-        files = [(f, f.stat()) for f in self.uploads.rglob("*") if f.is_file() and f != keep]
-        files.sort(key=lambda item: item[1].st_mtime, reverse=True)
-        total, now = 0 if keep is None else keep.stat().st_size, time.time()
-        for file, status in files:
-            total += status.st_size
-            if now - status.st_mtime > KEEP_UPLOADS_S or total > KEEP_UPLOADS_BYTES:
-                file.unlink(missing_ok=True)
-                if file.parent != self.uploads and not any(file.parent.iterdir()):
-                    file.parent.rmdir()
+        with self._lock:
+            now, sizes = time.monotonic(), {}
+            for file in self.uploads.rglob("*"):
+                try:
+                    if file.is_file():
+                        sizes[file] = file.stat().st_size
+                except OSError:  # another request renamed it meanwhile
+                    continue
+            used = {file: self._used.get(file, now) for file in sizes}
+            total = 0
+            for file in sorted(sizes, key=lambda file: (file == keep, used[file]), reverse=True):
+                total += sizes[file]
+                if file != keep and (now - used[file] > KEEP_UPLOADS_S or total > KEEP_UPLOADS_BYTES):
+                    del used[file]
+                    file.unlink(missing_ok=True)
+                    if file.parent != self.uploads and not any(file.parent.iterdir()):
+                        file.parent.rmdir()
+            self._used.clear()
+            self._used.update(used)
+
+
+def remove_leftovers() -> None:
+    """Remove workspaces of this user whose servers are gone. A living one holds the lock of its folder."""
+    for folder in Path(tempfile.gettempdir()).resolve().glob(f"{PREFIX}*"):
+        try:
+            if folder.is_symlink() or folder.stat().st_uid != os.getuid() or not (folder / LOCK).is_file():
+                continue
+            with FolderLock(folder, what="the page"):
+                _remove(folder)
+        except (LockedError, OSError):
+            continue
+
+
+def _remove(folder: Path) -> None:
+    for _ in range(5):  # a thread of the server may be writing a file meanwhile
+        shutil.rmtree(folder, ignore_errors=True)
+        if not folder.exists():
+            return
+        time.sleep(0.1)
+
+
+def _size(folder: Path) -> int:
+    return sum(file.stat().st_size for file in folder.iterdir() if file.is_file())

@@ -8,7 +8,7 @@ from pathlib import Path
 from eval.budget import Budget
 from eval.budget_text import READING, budget_table, circumstances, totals_table
 from eval.tables import Table
-from scripts.app_studio import Made, Take
+from scripts.app_studio import Limits, Made, Take
 from scripts.app_timing import ENCODING, STAGES
 from teacher.data.media import MediaInfo
 
@@ -57,13 +57,17 @@ def alert(text: str) -> str:
     return f'<p class="mf-alert" role="alert">{escape(text)}</p>'
 
 
-def heading(licences: Mapping[str, str]) -> str:
-    """Title and the licence of every model."""
+def heading(licences: Mapping[str, str], limits: Limits) -> str:
+    """Title, the licence of every model, and what one click may ask for."""
     said = "; ".join(f"{escape(name)}: {escape(text)}" for name, text in licences.items())
     return (
         '<header class="mf-head"><h1>Sound from video and from words, in one step</h1>'
         '<p class="mf-soft">Every sound and film made here carries model, seed, steps, guidance and licence in its '
-        f"metadata (<code>mf-inspect FILE</code> shows them). Licence of the weights: {said}.</p></header>"
+        f"metadata (<code>mf-inspect FILE</code> shows them). Licence of the weights: {said}.</p>"
+        f'<p class="mf-soft">One click may ask for {limits.seconds:g} s of sound, for a video of '
+        f"{limits.pixels / 1e9:g} billion pixels in all its frames, and for {limits.evaluated_s:g} seconds of sound "
+        "times evaluations (seeds x steps, twice that under guidance). One click is served at a time; Stop, or leaving "
+        "the page, ends yours.</p></header>"
     )
 
 

@@ -4,7 +4,7 @@ import hashlib
 import math
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeAlias
@@ -26,7 +26,32 @@ MAX_STEPS, MAX_GUIDANCE, MAX_SEED = 100, 20.0, 2**31 - 1
 GRIDS = (4, 8)
 KEEP_SCENES_S = 600.0
 """Seconds of encoded video kept in memory, 0.15 MB each."""
+BUDGET_RUNS = 5
+"""How often a budget runs every stage: counted, warmed up, timed three times."""
+Going: TypeAlias = Callable[[], None]
+"""Asked before every step and every window; raises StoppedError where the work is to end."""
 Key: TypeAlias = tuple[object, ...]
+
+
+class StoppedError(ValueError):
+    """The visitor pressed Stop or has gone, or the page is being closed."""
+
+
+def go_on() -> None:
+    """Nobody stops this work."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """What one click may ask for, so that the others do not wait for ever."""
+
+    seconds: float = 60.0
+    """Longest video and longest sound."""
+    pixels: float = 4e9
+    """Pixels of a video in all its frames; a minute of 1920 x 1080 at 30 frames a second has 3.7e9."""
+    evaluated_s: float = 4000.0
+    """Seconds of sound times evaluations of the networks: seeds x steps, twice that under guidance. A minute at 25
+    guided steps has 3000."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,8 +124,7 @@ class Studio:
 
     models: Sequence[Model]
     workspace: Workspace
-    max_seconds: float = 60.0
-    """Longest video and longest sound."""
+    limits: Limits = field(default_factory=Limits)
     _clock: Clock = field(default_factory=Clock)
     _scenes: OrderedDict[Key, Scene] = field(default_factory=OrderedDict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
@@ -110,46 +134,74 @@ class Studio:
         info = probe(video)
         if not info.has_video:
             raise MediaError(f"{video}: has no picture to make sound for; type what is to be heard instead")
-        if info.duration_s > self.max_seconds:
-            raise MediaError(f"{video}: lasts {info.duration_s:.1f} s, this page takes up to {self.max_seconds:g} s")
+        if info.duration_s > self.limits.seconds:
+            raise MediaError(f"{video}: lasts {info.duration_s:.1f} s, this page takes up to {self.limits.seconds:g} s")
+        pixels = info.width * info.height * info.fps * info.duration_s
+        if pixels > self.limits.pixels:
+            raise MediaError(
+                f"{video}: {info.width} x {info.height} at {info.fps:.4g} frames/s for {info.duration_s:.1f} s are "
+                f"{pixels / 1e9:.1f} billion pixels, this page takes up to {self.limits.pixels / 1e9:g}; send a "
+                "smaller or shorter one"
+            )
         return info
 
-    def compare(self, ask: Ask, settings: Sequence[Setting], seed: int) -> Made:
+    def compare(self, ask: Ask, settings: Sequence[Setting], seed: int, going: Going = go_on) -> Made:
         """One sound of every model from the same seed, and the video again with each."""
-        return self._make(ask, settings, [_whole("seed", seed, 0, MAX_SEED)], films=True)
+        return self._make(ask, settings, [_whole("seed", seed, 0, MAX_SEED)], going, films=True)
 
-    def grid(self, ask: Ask, setting: Setting, seed: int, count: int) -> Made:
+    def grid(self, ask: Ask, setting: Setting, seed: int, count: int, going: Going = go_on) -> Made:
         """`count` sounds of one model from consecutive seeds, asked of the pipeline in a single call."""
         if count not in GRIDS:
             raise ValueError(f"a grid has {' or '.join(map(str, GRIDS))} sounds, got {count}")
         first = _whole("seed", seed, 0, MAX_SEED)
-        return self._make(ask, [setting], list(range(first, first + count)), films=False)
+        return self._make(ask, [setting], list(range(first, first + count)), going, films=False)
 
-    def budget(self, ask: Ask, setting: Setting) -> Budget:
+    def budget(self, ask: Ask, setting: Setting, going: Going = go_on) -> Budget:
         """Every stage of one window counted and timed on its own, a few times over (eval/measure_budget.py)."""
         pipeline = self._model(setting.model).pipeline
         total_s = self._length_s(ask, pipeline)
+        self._check_work(min(total_s, pipeline.window_s), [setting], BUDGET_RUNS)
         work = Work(
             duration_s=min(total_s, pipeline.window_s),
             captions=(ask.prompt or "",),
             windows=() if ask.video is None else ((ask.video, 0.0),),
         )
         with self._lock:
+            going()
             return measure_budget(
                 Chain.of_pipeline(pipeline, setting.model),
                 work,
                 steps=(setting.steps,),
                 guidance=(Guidance(omega=setting.guidance),),
-                repeats=3,
+                repeats=BUDGET_RUNS - 2,
+                told=lambda line: going(),
             )
 
-    def _make(self, ask: Ask, settings: Sequence[Setting], seeds: list[int], *, films: bool) -> Made:
+    def finish(self, timeout_s: float) -> None:
+        """Wait until nothing is made any more, so long at the most."""
+        if self._lock.acquire(timeout=timeout_s):
+            self._lock.release()
+
+    def _check_work(self, length_s: float, settings: Sequence[Setting], runs: int) -> None:
+        """Raise ValueError where that many runs of so long a sound are more than one click may ask for."""
+        asked = sum(length_s * runs * s.steps * (1 if s.guidance == 1.0 else 2) for s in settings)
+        if asked > self.limits.evaluated_s:
+            raise ValueError(
+                f"{length_s:.3g} s with these steps, guidance and seeds are {asked:.0f} seconds x evaluations; "
+                f"a click may have {self.limits.evaluated_s:.0f}: ask for fewer steps, fewer sounds or less time"
+            )
+
+    def _make(self, ask: Ask, settings: Sequence[Setting], seeds: list[int], going: Going, *, films: bool) -> Made:
         seconds: dict[str, dict[str, float]] = {}
         encoded: dict[Key, dict[str, float]] = {}
         drawn: list[tuple[str, list[Sound]]] = []
         shared = False
+        lengths = {self._length_s(ask, self._model(setting.model).pipeline) for setting in settings}
+        self._check_work(max(lengths), settings, len(seeds))
         with self._lock:
+            self._clock = Clock(going=going)
             for setting in settings:
+                going()
                 pipeline = self._model(setting.model).pipeline
                 key = self._key(ask, pipeline)
                 scene, encoding = self._scene(ask, pipeline, key)
@@ -158,10 +210,22 @@ class Studio:
                 sounds, generation = self._draw(scene, setting, seeds)
                 seconds[setting.model] = encoding | generation
                 drawn.append((setting.model, sounds))
-            folder = self.workspace.new_result()
-            takes = [_write(name, sound, folder, film=films) for name, sounds in drawn for sound in sounds]
+            takes = self._written(drawn, going, films=films)
         audio_s = sum(sound.duration_s for sound in drawn[0][1])
         return Made(takes=tuple(takes), seconds=seconds, shared=shared, audio_s=audio_s)
+
+    def _written(self, drawn: Sequence[tuple[str, list[Sound]]], going: Going, *, films: bool) -> list[Take]:
+        folder = self.workspace.new_result()
+        takes = []
+        try:
+            for name, sounds in drawn:
+                for sound in sounds:
+                    going()
+                    takes.append(_write(name, sound, folder, film=films))
+        except BaseException:
+            self.workspace.drop(folder)
+            raise
+        return takes
 
     def _draw(self, scene: Scene, setting: Setting, seeds: list[int]) -> tuple[list[Sound], dict[str, float]]:
         watched = timed(self._model(setting.model).pipeline, self._clock)
@@ -207,8 +271,8 @@ class Studio:
         if ask.video is not None:
             return self.look(ask.video).duration_s
         length_s = ask.duration_s or pipeline.window_s
-        if length_s > self.max_seconds:
-            raise ValueError(f"{length_s:g} s of sound is too long, this page makes up to {self.max_seconds:g} s")
+        if length_s > self.limits.seconds:
+            raise ValueError(f"{length_s:g} s of sound is too long, this page makes up to {self.limits.seconds:g} s")
         return length_s
 
     def _model(self, name: str) -> Model:

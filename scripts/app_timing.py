@@ -1,11 +1,11 @@
-"""A pipeline whose stages are timed while it works, for the latency of a single click."""
+"""A pipeline whose stages are timed while it works, and which can be stopped between them."""
 
 import copy
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from torch import Tensor
 
@@ -13,6 +13,7 @@ from teacher.audio.codec import AudioCodec
 from teacher.data.media import FrameRequest
 from teacher.encoders.base import Frames, ImageEncoder, SyncEncoder, TextEncoder
 from teacher.encoders.registry import Encoders
+from teacher.network import MMAudio
 from teacher.pipeline import Pipeline
 
 READ, IMAGE, MOTION, TEXT = "decode+resize", "image encoder", "motion encoder", "text encoder"
@@ -23,15 +24,23 @@ STAGES = (*ENCODING, FLOW, DECODE)
 Result = TypeVar("Result")
 
 
+def _go_on() -> None:
+    """Nobody stops this work."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Clock:
     """Seconds by stage, added up until they are taken."""
 
     seconds: dict[str, float] = field(default_factory=dict)
+    going: Callable[[], None] = _go_on
+    """Called before every window that is encoded or decoded and every evaluation of the network; raises where the work
+    is to end."""
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        """Add the time of the block to a stage."""
+        """Add the time of the block to a stage, unless the work is to end."""
+        self.going()
         began = time.perf_counter()
         try:
             yield
@@ -72,7 +81,7 @@ def timed(pipeline: Pipeline, clock: Clock) -> Pipeline:
         text=_Words(pipeline.encoders.text, clock),
         in_worker=pipeline.encoders.in_worker,
     )
-    return replace(pipeline, encoders=encoders, codec=_codec(pipeline.codec, clock))
+    return replace(pipeline, net=_net(pipeline.net, clock), encoders=encoders, codec=_codec(pipeline.codec, clock))
 
 
 @dataclass(frozen=True)
@@ -110,6 +119,19 @@ class _Words:
     def __call__(self, texts: Sequence[str]) -> Tensor:
         with self.clock.stage(TEXT):
             return self.inner(texts)
+
+
+def _net(net: MMAudio, clock: Clock) -> MMAudio:
+    """The same network, parameters shared, asking before every evaluation whether to go on."""
+    twin = copy.copy(net)
+    predict = net.predict
+
+    def asked(*given: Any) -> Tensor:
+        clock.going()
+        return predict(*given)
+
+    object.__setattr__(twin, "predict", asked)
+    return twin
 
 
 def _codec(codec: AudioCodec, clock: Clock) -> AudioCodec:

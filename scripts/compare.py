@@ -9,7 +9,8 @@ Rows already in rows.jsonl with the same configuration are kept, and of an unfin
 import os
 import shlex
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from eval.examples import ExampleWriter, write_examples
 from eval.hygiene import TestFacts, write_facts
 from eval.judges import Judges
 from eval.overlap import find_overlap, read_groups
-from eval.rows import Row, Task
+from eval.rows import Row, Task, check_lines
 from eval.speed import machine_facts
 from eval.sweep import PART, KeptAudio, Origin
 from eval.testset import TestSet, Unreadable
@@ -31,6 +32,8 @@ from scripts.contestants import contestants
 from scripts.errors import one_line_errors
 from teacher.data.dataset import FeatureSet, load_codec
 from teacher.data.processes import Processes
+from teacher.data.store import Record
+from teacher.files import FolderLock
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +54,8 @@ class Compare:
     """Where features of real sound and picture are kept by the digest of the file; OUT/cache unless given."""
     steps: tuple[int, ...] = (1, 2, 4, 8, 25)
     seeds: tuple[int, ...] = (0, 1, 2)
-    tasks: tuple[Task, ...] = ("vta", "tta")
+    tasks: tuple[Task, ...] | None = None
+    """vta: sound from video, tta: sound from text alone. Not given: both, where the data has clips for them."""
     max_clips: int = 96
     """Test clips per task."""
     test_list: Path | None = None
@@ -87,7 +91,8 @@ def cli() -> None:
     """Entry point."""
     args = tyro.cli(Compare, description=__doc__)
     rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
-    with Processes(args.out / "processes", rank, world) as processes:
+    alone = FolderLock(args.out, what="the comparison") if rank == 0 else nullcontext()
+    with alone, Processes(args.out / "processes", rank, world) as processes:
         run(args, processes)
     if processes.lead:
         print(f"rows in {args.out / 'rows.jsonl'}")
@@ -106,10 +111,12 @@ def run(args: Compare, processes: Processes) -> None:
     )
     if not args.seeds:
         raise ValueError("--seeds must hold at least one number")
+    check_lines(args.out)
     networks = entries(args.teacher, args.student, args.also)
     sounds = TrainingSounds.read(args.data)
     cache = args.cache or args.out / "cache"
     features = FeatureSet.open(args.data, "test")
+    tasks = _tasks(args, features.records, told=print if processes.lead else lambda line: None)
     listeners, judges = args.judges.load(
         duration_s=features.duration_s, device=device, cache=cache, process=processes.rank
     )
@@ -121,7 +128,7 @@ def run(args: Compare, processes: Processes) -> None:
         if processes.lead and pipeline.codec.digest != codec.digest:
             print(f"note: {entry.name} was trained with another codec than the data was extracted with (--codec-from)")
     licences = dict.fromkeys(pipeline.licence for pipeline in pipelines.values())
-    comment = f"licence of the weights: {' / '.join(licences)}; {', '.join(str(e.run) for e in networks)}"
+    comment = f"licence of the weights: {' / '.join(licences)}; {', '.join(e.run.resolve().name for e in networks)}"
     comparison = Comparison(
         contestants=contestants(
             pipelines,
@@ -151,9 +158,9 @@ def run(args: Compare, processes: Processes) -> None:
         keep=KeptAudio(folder=args.out / "media", count=args.num_examples, seed=args.seeds[0], comment=comment),
         part_size=args.part,
     )
-    _start_together(comparison, args)
+    _start_together(comparison, tasks, args.steps[0])
     examples: list[dict[str, object]] = []
-    for task in args.tasks:
+    for task in tasks:
         only, missing = listed(args.test_list, features, task, args.unreadable)
         test = TestSet.build(
             args.data,
@@ -182,7 +189,24 @@ def run(args: Compare, processes: Processes) -> None:
             write_examples(args.out / "examples.json", examples)
 
 
-def _start_together(comparison: Comparison, args: Compare) -> None:
+def _tasks(args: Compare, records: Sequence[Record], *, told: Callable[[str], None]) -> tuple[Task, ...]:
+    """The tasks asked for; else those for which the test split has clips. What is left out is told in a line each."""
+    if args.tasks is not None:
+        return args.tasks
+    counts: dict[Task, tuple[int, str]] = {
+        "vta": (sum(record.has_video for record in records), "picture"),
+        "tta": (sum(bool(record.caption) for record in records), "words"),
+    }
+    for task, (count, need) in counts.items():
+        if count < 2:
+            told(f"{task} is left out: {count} test clips of {args.data} with {need}, 2 are needed")
+    tasks = tuple(task for task, (count, _) in counts.items() if count >= 2)
+    if not tasks:
+        raise ValueError(f"{args.data} has {len(records)} test clips, too few for either task; 2 are needed")
+    return tasks
+
+
+def _start_together(comparison: Comparison, tasks: Sequence[Task], steps: int) -> None:
     """Wait for all processes; with several, the lead takes all times while the others rest.
 
     Who finds everything done would else leave before the lead has seen it.
@@ -191,8 +215,8 @@ def _start_together(comparison: Comparison, args: Compare) -> None:
     processes.meet()
     if processes.lead and processes.world > 1:
         for rtf in (one.rtf for one in comparison.contestants if one.rtf is not None):
-            for task in args.tasks:
-                rtf(task, args.steps[0])
+            for task in tasks:
+                rtf(task, steps)
     if processes.lead:
         processes.say("ready")
     processes.wait_for_stage("ready", what="the start of the comparison")

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from eval.budget import Budget, Setting
@@ -98,10 +99,14 @@ def contestants(
 
 def _generator(pipeline: Pipeline, guidance: Guidance) -> Generate:
     def make(conditions: Conditions, steps: int, seeds: Sequence[int]) -> Tensor:
-        frames = pipeline.codec.sequence.latent_frames(pipeline.window_s)
-        e = noise(seeds, frames, pipeline.codec.latent_channels).to(pipeline.device)
-        latents = generate(pipeline.net, conditions.to(pipeline.device), e, num_steps=steps, guidance=guidance)
-        return pipeline.codec.decode(latents.float().cpu())
+        """Clip by clip: in a batch, the sound of a clip would depend on the others (`Pipeline.__call__`)."""
+        frames, conditions = pipeline.codec.sequence.latent_frames(pipeline.window_s), conditions.to(pipeline.device)
+        waves = []
+        for k, seed in enumerate(seeds):
+            e = noise([seed], frames, pipeline.codec.latent_channels).to(pipeline.device)
+            latents = generate(pipeline.net, conditions.rows(slice(k, k + 1)), e, num_steps=steps, guidance=guidance)
+            waves.append(pipeline.codec.decode(latents.float().cpu()))
+        return torch.cat(waves)
 
     return make
 

@@ -5,12 +5,15 @@ import shlex
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import tyro
 
 from distill.loop.faults import INTERRUPTED, SAVED_AND_LEFT
+from eval.ledger import Table, record
+from eval.rows import read_rows
+from eval.summary import over_trainings, what_one_step_is_worth
 from scripts.errors import one_line_errors
 
 
@@ -32,6 +35,12 @@ class Demo:
     """Distillation steps of the student; None keeps the preset's."""
     seeds: tuple[int, ...] = (0, 1, 2)
     """Seeds of the comparison."""
+    training_seeds: tuple[int, ...] = (0,)
+    """Seeds of the two trainings. With several, teacher and student are trained and compared once for each; the first
+    makes the page, the others go into folders of their own (seed-1, ...)."""
+    record: Path | None = None
+    """Also write what came out, over all training seeds, to this file (results/NAME.json), from which `make tables`
+    makes the tables of the documents. Times are those of this run: a command that finds its work done takes none."""
     num_processes: int = 1
     """Processes for the two trainings."""
 
@@ -41,7 +50,7 @@ def cli() -> None:
     """Entry point."""
     args = tyro.cli(Demo, description=__doc__)
     out = args.out or Path("runs") / ("demo" if args.data is None else args.data.stem)
-    began = time.perf_counter()
+    began, seconds = time.perf_counter(), []
     for command in commands(args, out):
         started = time.perf_counter()
         print(f"\n$ {shlex.join(command)}", flush=True)
@@ -54,31 +63,82 @@ def cli() -> None:
             )
             print(f"stopped: the command above ended with status {status}; {again}")
             sys.exit(status)
-        print(f"  ({time.perf_counter() - started:.0f} s)", flush=True)
+        seconds.append((_short(command), time.perf_counter() - started))
+        print(f"  ({seconds[-1][1]:.0f} s)", flush=True)
+    if args.record is not None:
+        _record(args, out, seconds)
     minutes = (time.perf_counter() - began) / 60
     print(f"\n{out / 'report.html'} is ready after {minutes:.1f} minutes; open it in a browser.")
 
 
 def commands(args: Demo, out: Path) -> list[list[str]]:
     """The commands in order, as a user would type them."""
-    world, features, teacher, student = out / "world", out / "features", out / "teacher", out / "student"
+    if not args.training_seeds:
+        raise ValueError("--training-seeds must hold at least one number")
+    world, features = out / "world", out / "features"
     data = args.data or world / "manifest.jsonl"
     length = ["--duration-s", str(args.duration_s)]
     render = _python("scripts.make_world", "--out", world, "--num-clips", args.num_clips, *length)
-    launch = ["accelerate.commands.launch", "--num_processes", args.num_processes, "--num_machines", 1]
-    threads = max(1, (os.cpu_count() or 1) // args.num_processes)  # accelerate's own default is a single thread
-    launch += ["--num_cpu_threads_per_process", threads, "--mixed_precision", "no", "--dynamo_backend", "no", "-m"]
-    learn = [*launch, "scripts.train_teacher", "demo", "--data", features, "--out", teacher]
-    distil = [*launch, "scripts.distill", "demo", "--data", features, "--teacher", teacher, "--out", student]
-    compare = ["scripts.compare", "--data", features, "--teacher", teacher, "--student", student, "--out", out]
+    trained = [
+        command
+        for folder, seed in zip(folders(args, out), args.training_seeds, strict=True)
+        for command in _trained(args, features, folder, seed)
+    ]
     return [
         *([render] if args.data is None else []),
         _python("scripts.extract", "--data", data, "--out", features, *length),
+        *trained,
+        _python("scripts.report", "--rows", out / "rows.jsonl"),
+    ]
+
+
+def folders(args: Demo, out: Path) -> list[Path]:
+    """Where each training seed leaves its runs and rows."""
+    return [out, *(out / f"seed-{seed}" for seed in args.training_seeds[1:])]
+
+
+def _trained(args: Demo, features: Path, folder: Path, seed: int) -> list[list[str]]:
+    """Teacher, student and their comparison, from one training seed."""
+    teacher, student = folder / "teacher", folder / "student"
+    file = "one_gpu_float32" if args.num_processes == 1 else "ddp_float32_8gpu"
+    threads = max(1, (os.cpu_count() or 1) // args.num_processes)  # accelerate's own default is a single thread
+    launch = ["distill.configs.launch", "--config_file", file, "--num_processes", args.num_processes]
+    launch += ["--num_cpu_threads_per_process", threads, "-m"]
+    seeded = ["--loop.seed", str(seed)] if seed else []
+    learn = [*launch, "scripts.train_teacher", "demo", "--data", features, "--out", teacher, *seeded]
+    distil = [*launch, "scripts.distill", "demo", "--data", features, "--teacher", teacher, "--out", student, *seeded]
+    compare = ["scripts.compare", "--data", features, "--teacher", teacher, "--student", student, "--out", folder]
+    return [
         _python(*learn, *_steps(args.teacher_steps)),
         _python(*distil, *_steps(args.student_steps)),
         _python(*compare, "--seeds", *args.seeds, "--timing-batches", 1, 4),
-        _python("scripts.report", "--rows", out / "rows.jsonl"),
     ]
+
+
+def _record(args: Demo, out: Path, seconds: list[tuple[str, float]]) -> None:
+    """Rows of all trainings, a table for each task with what it says of one step, and the time of every command."""
+    assert args.record is not None
+    trainings = [read_rows(folder / "rows.jsonl") for folder in folders(args, out)]
+    tasks = dict.fromkeys(row.task for row in trainings[0])
+    tables: dict[str, Table] = {task: over_trainings(trainings, task) for task in tasks}
+    total = ("in all", sum(taken for _, taken in seconds))
+    tables["times"] = Table(columns=("command", "seconds"), formats=("", ".0f"), rows=(*seconds, total))
+    kept = ("task", "model", "kind", "steps", "seed", "nfe", "guidance", "num_clips", "metrics", "rtf", "config_digest")
+    raw = [
+        {"training": args.training_seeds[k]} | {name: value for name, value in asdict(row).items() if name in kept}
+        for k, rows in enumerate(trainings)
+        for row in rows
+    ]
+    text = {f"{task}-worth": what_one_step_is_worth(trainings, task) for task in tasks}
+    seeds = {"training": args.training_seeds, "noise": args.seeds}
+    record(args.record, tables=tables, text=text, rows=raw, seeds=seeds)
+    print(f"recorded in {args.record}")
+
+
+def _short(command: list[str]) -> str:
+    """What a command does, by the program it runs: scripts.distill demo."""
+    at = next(k for k, word in enumerate(command) if word.startswith("scripts."))
+    return " ".join(word for word in command[at : at + 2] if not word.startswith("--"))
 
 
 def _steps(count: int | None) -> list[str]:

@@ -1,4 +1,4 @@
-"""Distil a trained teacher into a one-step student. Start it with `accelerate launch -m scripts.distill`."""
+"""Distil a teacher into a one-step student: `accelerate launch --config_file FILE -m scripts.distill PRESET`."""
 
 import os
 from collections.abc import Callable

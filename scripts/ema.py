@@ -1,14 +1,15 @@
 """Make an average of any width from the snapshots that a training has kept (post-hoc averaging, arXiv 2312.02696)."""
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
 import tyro
 
-from distill.checkpoint import write_tensors
 from distill.ema import average_name
-from distill.posthoc import reconstruct
+from distill.posthoc import reconstruct, write_average
 from scripts.errors import one_line_errors
+from teacher.files import FolderLock
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,7 +23,8 @@ class Ema:
     step: int | None = None
     """Step at which the average ends; the last snapshot's without it."""
     out: Path | None = None
-    """File to write; without it, ema-<std>.safetensors in the run folder, or at-<step>-ema-<std>.safetensors."""
+    """File to write; without it, ema-<std>.safetensors in the run folder, or at-<step>-ema-<std>.safetensors. While the
+    run is in training, it must lie elsewhere."""
 
 
 @one_line_errors
@@ -31,10 +33,13 @@ def cli() -> None:
     args = tyro.cli(Ema, description=__doc__)
     name = average_name(args.std) if args.step is None else f"at-{args.step:07d}-{average_name(args.std)}"
     out = args.out or args.run / f"{name}.safetensors"
-    if out.exists():
-        raise FileExistsError(f"{out} exists already; give another --out, or remove it first")
-    tensors, combination = reconstruct(args.run, args.std, step=args.step)
-    write_tensors(out, tensors)
+    # A training that writes into the folder owns its files and digests; elsewhere an average can be made beside it.
+    inside = out.resolve().parent == args.run.resolve()
+    with FolderLock(args.run, what="the run") if inside and args.run.is_dir() else nullcontext():
+        if out.exists():
+            raise FileExistsError(f"{out} exists already; give another --out, or remove it first")
+        tensors, combination = reconstruct(args.run, args.std, step=args.step)
+        write_average(out, args.run, args.std, tensors, step=args.step)
     print(f"{len(combination.weights)} snapshots give the profile with an error of {100 * combination.error:.2f} %")
     print(f"{out}" + (f", for --weights {name}" if args.out is None else ""))
 

@@ -4,6 +4,7 @@ The statuses are those of `distill.loop.faults`: 2 wrong input, 70 and 71 traini
 """
 
 import functools
+import io
 import os
 import sys
 import traceback
@@ -13,10 +14,16 @@ from distill.loop.faults import INTERRUPTED, WRONG_INPUT, TrainingError
 
 
 def one_line_errors(command: Callable[[], None]) -> Callable[[], None]:
-    """Decorator for entry points. ValueError, OSError and TrainingError carry messages meant for users."""
+    """Decorator for entry points. ValueError, OSError and TrainingError carry messages meant for users.
+
+    What the console cannot show (captions on one that is not UTF-8, bytes of file names) is printed as an escape.
+    """
 
     @functools.wraps(command)
     def guarded() -> None:
+        for stream in (sys.stdout, sys.stderr):
+            if isinstance(stream, io.TextIOWrapper):
+                stream.reconfigure(errors="backslashreplace")
         try:
             command()
         except TrainingError as error:

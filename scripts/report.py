@@ -10,6 +10,7 @@ import tyro
 from eval.hygiene import look_again
 from eval.paper_table import write_paper
 from eval.report import write_report
+from eval.rows import changed_lines
 from scripts.errors import one_line_errors
 
 
@@ -30,6 +31,9 @@ def report(rows: Path, data: Path | None = None, runs: tuple[Path, ...] = (), ma
     if data is not None:
         for fact in look_again(rows, data, runs, manifest).values():
             print(f"{fact.task}: {' '.join(fact.sentences())}")
+    for path in (rows, rows.with_name("clips.jsonl")):
+        for number in changed_lines(path):
+            print(f"note: {path}, line {number} is not as the comparison wrote it: damaged, or changed by hand")
     page = write_report(rows)
     print(f"wrote {', '.join(map(str, (page, page.with_name('results.md'), *write_paper(rows))))}")
 

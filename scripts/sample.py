@@ -5,6 +5,9 @@ mf-sample --prompt "a glass ball bounces" --seed 1 --format mp3    words alone
 mf-sample --video a.mp4 --best-of 8                                the one of eight whose onsets follow the picture best
 mf-sample --video a.mp4 --stems "footsteps" "rain"                 a sound for each text, and their mix
 
+Results of an earlier call are replaced; a file that this program did not make is not, nor a film that was given. Files
+appear whole, so any number of calls may write into one folder; the last to make a result of one name keeps it.
+
 Exit status: 0 all made, 1 some inputs failed and are named, 2 nothing made or wrong input.
 """
 
@@ -208,7 +211,7 @@ def _one(
     note += f" ({sum(clamped) / len(clamped):.0%} clamped)" if any(clamped) else ""
     for result in results:
         if args.json:
-            print(json.dumps(result.plain() | {"seconds": round(seconds, 3)}, ensure_ascii=False), flush=True)
+            print(json.dumps(result.plain() | {"seconds": round(seconds, 3)}), flush=True)
         elif not args.quiet:
             chosen = f", seed {result.seed} of {args.best_of} by {args.score}" if args.best_of > 1 else ""
             told = f"{result.duration_s:.2f} s of sound, {sampling}{note}{chosen}: {', '.join(map(str, result.files))}"

@@ -1,6 +1,9 @@
 """What the command line asks to be sampled: files, folders, globs and manifests, and words, as one list of jobs."""
 
 import glob
+import hashlib
+import os
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +13,8 @@ from teacher.data.manifest import read_manifest
 TABLES = (".jsonl", ".csv", ".tsv")
 FILMS = (".mp4", ".mkv", ".webm", ".mov", ".avi", ".m4v", ".mpg", ".mpeg", ".ts")
 GLOB = "*?["
+LONGEST = 250
+"""Bytes of a result's name without its suffix; file systems take 255."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,7 +30,9 @@ def jobs(inputs: Iterable[str], prompt: str | None) -> tuple[Job, ...]:
     """One job per video, or one for words alone.
 
     An input is a video, a folder (its videos, not those of folders in it), a pattern with * ? [ ] (** goes into
-    folders), or a manifest, whose captions are the words of its videos unless `prompt` is given.
+    folders), or a manifest, whose captions are the words of its videos unless `prompt` is given. Results are called
+    like their videos; those of rows of a manifest whose videos share a name (several captions of one), like the rows'
+    ids.
 
     Raises:
         ValueError: nothing to do, an input that matches nothing, or two videos whose results would have one name.
@@ -51,7 +58,7 @@ def check_stems(found: Iterable[Job], stems: Sequence[str]) -> None:
     names = {job.name: job for job in found if job.video is not None}
     for job in names.values():
         for text in stems:
-            if other := names.get(f"{job.name}.{name_of(text)}"):
+            if other := names.get(fitting(f"{job.name}.{name_of(text)}")):
                 raise ValueError(f"the stem {text!r} of {job.video} would have the name of {other.video}'s results")
 
 
@@ -61,11 +68,28 @@ def name_of(words: str) -> str:
     return name.encode()[:80].decode(errors="ignore") or "sound"  # file systems count bytes
 
 
+def fitting(name: str) -> str:
+    """The name, or its beginning and eight digits of its digest where a file system would not take it."""
+    raw = os.fsencode(name)
+    if len(raw) <= LONGEST:
+        return name
+    end = f"~{hashlib.sha256(raw).hexdigest()[:8]}"
+    return raw[: LONGEST - len(end)].decode("utf-8", "ignore") + end
+
+
 def _of(text: str, prompt: str | None) -> list[Job]:
     path = Path(text)
     if path.is_file() and path.suffix.lower() in TABLES:
         items = read_manifest(path)
-        return [Job(name=i.path.stem, video=i.path, prompt=i.caption if prompt is None else prompt) for i in items]
+        shared = Counter(item.path.stem for item in items)
+        return [
+            Job(
+                name=fitting(item.path.stem if shared[item.path.stem] == 1 else _as_file_name(item.id)),
+                video=item.path,
+                prompt=item.caption if prompt is None else prompt,
+            )
+            for item in items
+        ]
     if path.is_dir():
         films = _films(path.iterdir())
         if not films:
@@ -76,7 +100,12 @@ def _of(text: str, prompt: str | None) -> list[Job]:
             raise ValueError(f"{text}: matches no video ({', '.join(FILMS)})")
     else:
         films = [path]
-    return [Job(name=film.stem, video=film, prompt=prompt) for film in films]
+    return [Job(name=fitting(film.stem), video=film, prompt=prompt) for film in films]
+
+
+def _as_file_name(identity: str) -> str:
+    name = "".join(c if c.isprintable() and c not in "/\\" else "_" for c in identity)
+    return f"_{name[1:]}" if name.startswith(".") else name
 
 
 def _films(paths: Iterable[Path]) -> Sequence[Path]:

@@ -1,6 +1,8 @@
 """Making, choosing and writing the sounds of one job."""
 
 import json
+import os
+import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,9 +12,10 @@ import torch
 from eval.judges import Judges
 from meanflow.guidance import Guided
 from scripts.sample_best import VIDEO_ONLY, Ranker, Score, best
-from scripts.sample_jobs import Job, name_of
-from teacher.data.media import write_audio
+from scripts.sample_jobs import Job, fitting, name_of
+from teacher.data.media import check_sound_format
 from teacher.pipeline import Pipeline, SamplingConfig
+from teacher.provenance import made_here
 from teacher.scene import Sound
 
 
@@ -66,8 +69,12 @@ class Maker:
     """Films given, resolved: none of them is ever written to."""
 
     def make(self, job: Job) -> Made:
-        """The sound of a job, or the best of several, with its film."""
-        self._check(job, job.name)
+        """The sound of a job, or the best of several, with its film.
+
+        Raises:
+            ValueError, OSError: it cannot be made, or not be written; the latter is found out before it is made.
+        """
+        self._check(job, [job.name])
         sound, scores = self._chosen(job)
         return self._written(job, sound, job.name, scores, film=self.film)
 
@@ -82,10 +89,11 @@ class Maker:
             raise ValueError(f"--stems must differ in more than punctuation, got {', '.join(texts)}")
         made, sounds = [], []
         base = job.name if job.video is not None else name_of(" ".join(names))
-        self._check(job, base)
-        for text, name in zip(texts, names, strict=True):
+        files = [fitting(f"{base}.{name}") for name in names]
+        self._check(job, [base, *files])
+        for text, file in zip(texts, files, strict=True):
             sound, scores = self._chosen(replace(job, prompt=text))
-            made.append(self._written(job, sound, f"{base}.{name}", scores, film=False))
+            made.append(self._written(job, sound, file, scores, film=False))
             sounds.append(sound)
         mix = replace(
             sounds[0],
@@ -98,15 +106,28 @@ class Maker:
         )
         return [*made, self._written(job, mix, base, (), film=self.film)]
 
-    def _check(self, job: Job, name: str) -> None:
-        """ValueError where a result would take the place of a film that was given."""
-        made = [
-            self.folder / f"{name}.{self.suffix}",
-            *([self.folder / f"{name}.mp4"] if self.film and job.video else []),
-        ]
-        for path in made:
+    def _check(self, job: Job, names: Sequence[str]) -> None:
+        """That results of these names, the first with a film, can be written and take the place of nothing but results.
+
+        Raises:
+            ValueError: one of them is a film that was given, or a file that says nothing of this program.
+            OSError: the folder cannot be written to.
+        """
+        files = [self.folder / f"{name}.{self.suffix}" for name in names]
+        check_sound_format(files[0])
+        for path in [*files, *([self.folder / f"{names[0]}.mp4"] if self.film and job.video else [])]:
             if path.resolve() in self.inputs:
                 raise ValueError(f"{path} is one of the films given and would be overwritten; choose another --out")
+            if os.path.lexists(path) and not made_here(path):
+                raise ValueError(
+                    f"{path} is there already and was not made by this program; move it away or choose another --out"
+                )
+        self.folder.mkdir(parents=True, exist_ok=True)
+        try:
+            with tempfile.TemporaryFile(dir=self.folder) as file:
+                file.write(b"room")
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(self.folder)) from error
 
     def _chosen(self, job: Job) -> tuple[Sound, tuple[tuple[int, float], ...]]:
         if self.count > 1 and job.video is None and self.score in VIDEO_ONLY:
@@ -121,6 +142,7 @@ class Maker:
         ranker = None
         if self.count > 1:  # before anything is made: what it needs may not be there
             ranker = Ranker.load(self.score, self.judges, duration_s=scene.total_s, device=self.pipeline.device)
+        _ = self.pipeline.sound(scene, self.sampling, torch.zeros(1)).comment  # what cannot be recorded is not made
         sounds = self.pipeline(scene, seeds=tuple(seeds), sampling=self.sampling, observe=self.observe)
         if ranker is None:
             return sounds[0], ()
@@ -129,8 +151,7 @@ class Maker:
 
     def _written(self, job: Job, sound: Sound, name: str, scores: tuple[tuple[int, float], ...], *, film: bool) -> Made:
         comment = sound.comment
-        files = [self.folder / f"{name}.{self.suffix}"]
-        write_audio(files[0], sound.wave.numpy(), sound.sample_rate, comment=comment)
+        files = [sound.save(self.folder / f"{name}.{self.suffix}")]
         if film and job.video is not None:
             files.append(sound.save_film(self.folder / f"{name}.mp4"))
         return Made(

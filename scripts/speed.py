@@ -8,8 +8,9 @@ from pathlib import Path
 import torch
 import tyro
 
-from eval.budget_text import budget_markdown
+from eval.budget_text import batch_markdown, budget_markdown
 from eval.chain import Chain, Work
+from eval.ledger import record
 from eval.measure_budget import measure_budget
 from eval.random_chain import EncoderSet, random_chain
 from meanflow import Guidance
@@ -55,6 +56,8 @@ class Speed:
     device: str = "cuda" if torch.cuda.is_available() else "cpu"
     out: Path = Path("runs/speed/budget.json")
     """The budget; the same as a table goes beside it with the ending .md."""
+    record: Path | None = None
+    """Also write the tables to this file of the ledger (results/NAME.json)."""
 
 
 @one_line_errors
@@ -83,6 +86,8 @@ def cli() -> None:
     budget.write(args.out)
     text = budget_markdown(budget)
     args.out.with_suffix(".md").write_text(text, encoding="utf-8")
+    if args.record is not None:
+        record(args.record, text={f"batch-{batch}": batch_markdown(budget, batch) for batch in budget.batches})
     print(f"{text}\n{args.out} and {args.out.with_suffix('.md')}")
 
 

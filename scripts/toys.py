@@ -5,12 +5,13 @@ python -m scripts.toys --objectives MeanFlow SplitMeanFlow --problems mixture-2d
 
 import os
 import sys
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated
 
 import tyro
 
+from eval.ledger import record
 from meanflow.toys import (
     PROBLEMS,
     RECIPES,
@@ -50,6 +51,8 @@ class Toys:
     """Trainings at a time, one process and one thread each."""
     out: Path | None = None
     """Also write the tables to this file."""
+    record: Path | None = None
+    """Also write scores and tables to this file of the ledger (results/NAME.json)."""
     budget: Annotated[Budget, tyro.conf.arg(name="")] = field(default_factory=Budget)
 
 
@@ -72,6 +75,9 @@ def cli() -> None:
     if args.out is not None:
         args.out.parent.mkdir(parents=True, exist_ok=True)
         args.out.write_text(text + "\n")
+    if args.record is not None:
+        by_problem = {name: markdown([s for s in scores if s.problem == name]) for name in args.problems}
+        record(args.record, text=by_problem, rows=[asdict(s) for s in scores], seeds={"training": args.seeds})
 
 
 def jobs(args: Toys) -> list[Job]:

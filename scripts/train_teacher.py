@@ -1,4 +1,4 @@
-"""Train the flow-matching teacher on extracted features. Start it with `accelerate launch -m scripts.train_teacher`."""
+"""Train the teacher on extracted features: `accelerate launch --config_file FILE -m scripts.train_teacher PRESET`."""
 
 import os
 from collections.abc import Callable

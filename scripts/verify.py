@@ -18,7 +18,7 @@ import tyro
 
 from eval.hygiene import facts_of
 from eval.judges import Judges
-from eval.rows import Row, Task
+from eval.rows import Row, Task, changed_lines
 from eval.verify import Check, Kept
 from eval.verify_sound import Sounds
 from scripts.errors import one_line_errors
@@ -62,7 +62,12 @@ def cli() -> None:
         raise ValueError("--judges.* need --data: published models hear the sounds themselves")
     kept = Kept.read(args.rows)
     checks = _cell(args, kept, args.cell) if args.cell is not None else _all(args, kept)
-    if _told(checks, verbose=args.verbose or args.cell is not None):
+    different = _told(checks, verbose=args.verbose or args.cell is not None)
+    for path in (args.rows, args.rows.with_name("clips.jsonl")) if args.all else ():
+        for number in changed_lines(path):
+            different = True
+            print(f"{path}, line {number} is not as the comparison wrote it")
+    if different:
         sys.exit(DIFFERENT)
 
 

@@ -3,6 +3,7 @@
     config.json         network, licence, recipe, teacher, digests       model.safetensors   weights
     codec.safetensors   audio codec                                      features.json       window, encoders, codec
     README.md           model card                                       weights/            published parts, on request
+    digests.json        length and SHA-256 of each, compared whenever weights are read
 
 `Pipeline.from_pretrained` reads it, as it reads run folders. Nothing in it runs code, and no path of the machine it was
 made on is in it.
@@ -23,7 +24,7 @@ from meanflow.config import to_plain
 from teacher.audio.codec_file import write_codec_file
 from teacher.audio.mmaudio_codec import STACKS
 from teacher.encoders.registry import CLIP_FILE, SYNCHFORMER_FILE
-from teacher.files import file_sha256, replacing
+from teacher.files import LOCK, file_sha256, new_folder, replacing, write_digests
 from teacher.weights import WeightsError, read_features_info, read_run_config, weight_file
 from teacher.weights.files import file_digest
 
@@ -87,12 +88,7 @@ def save_pretrained(pipeline: "Pipeline", folder: Path, card: Card, *, parts: bo
         WeightsError: parts asked for that are not there.
     """
     folder = Path(folder)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ValueError(f"{folder} exists already; choose another folder, or remove it first")
-    staging = folder.with_name(f".{folder.name}.part")
-    shutil.rmtree(staging, ignore_errors=True)
-    staging.mkdir(parents=True)
-    try:
+    with new_folder(folder) as staging:
         _save_weights(pipeline, staging / "model.safetensors")
         _save_codec(pipeline, staging / "codec.safetensors")
         about = _about(pipeline, file_digest(staging / "model.safetensors"))
@@ -100,12 +96,9 @@ def save_pretrained(pipeline: "Pipeline", folder: Path, card: Card, *, parts: bo
         _write(staging / "features.json", _features(pipeline, parts))
         if parts:
             _copy_parts(pipeline, staging / PARTS)
+            write_digests(staging / PARTS, [path.name for path in (staging / PARTS).iterdir()])
         (staging / "README.md").write_text(model_card(about, card), encoding="utf-8")
-        if folder.exists():
-            folder.rmdir()
-        staging.rename(folder)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
+        write_digests(staging, [path.name for path in staging.iterdir() if path.is_file() and path.name != LOCK])
     return folder
 
 
@@ -181,9 +174,12 @@ def _save_weights(pipeline: "Pipeline", path: Path) -> None:
             same = set(kept.keys()) == set(state) and all(t.cpu().equal(kept.get_tensor(n)) for n, t in state.items())
         if same and file_sha256(file) == pipeline.identity.digest:  # not where the network was changed or replaced
             shutil.copyfile(file, path)
+            if file_sha256(path) != pipeline.identity.digest:
+                raise WeightsError(f"{file} changed while it was copied; the disk may be failing")
             return
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in pipeline.net.state_dict().items()}
-    save_file(tensors, path, metadata={"format": "pt"})
+    with replacing(path) as temporary:  # save_file lets nobody but the owner read its files
+        save_file(tensors, temporary, metadata={"format": "pt"})
 
 
 def _save_codec(pipeline: "Pipeline", path: Path) -> None:

@@ -132,10 +132,13 @@ def make_scene(
 ) -> Scene:
     """A scene whose windows are encoded when they are asked for.
 
+    Bytes of a prompt that are no UTF-8 (from a command line, say) count as U+FFFD, the character for the unreadable.
+
     Raises:
         MediaError: a video that is unreadable, without picture, or shorter than 0.64 s.
         ValueError: neither video nor prompt, or too short a duration.
     """
+    prompt, negative_prompt = _readable(prompt), _readable(negative_prompt)
     if video is None and prompt is None:
         raise ValueError("give a video, a prompt or both")
     total_s, cut = _duration(video, duration_s, window_s)
@@ -154,6 +157,10 @@ def make_scene(
         starts=starts,
         conditions=lambda first, last: _conditions(encoders, video, words, seconds[first:last], length_s, cache),
     )
+
+
+def _readable(text: str | None) -> str | None:
+    return None if text is None else "".join("\ufffd" if "\ud800" <= c <= "\udfff" else c for c in text)
 
 
 def _duration(video: Path | None, duration_s: float | None, window_s: float) -> tuple[float, bool]:

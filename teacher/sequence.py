@@ -22,6 +22,25 @@ SYNC_DIM = 768
 TEXT_DIM = 1024
 MIN_DURATION_S = SEGMENT_FRAMES / SYNC_FPS
 """Shortest usable clip: one segment of 16 frames at 25 fps, 0.64 s."""
+MAX_WINDOW_S = 120.0
+"""Longest window of a network. Published ones have 8 s; attention within a window costs its square, and longer sounds
+are made of several windows, so a longer one is a mistake or an attack."""
+MAX_SAMPLE_RATE = 384_000
+MAX_LATENT_RATE = 1000.0
+"""Most latent frames a second; published codecs have 31.25 and 43.07."""
+
+
+def check_whole(name: str, value: object, least: int, most: int) -> None:
+    """A whole number from `least` to `most`, else ValueError. True is no number."""
+    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+        rule = f"at least {least}" if isinstance(value, int) and value < least else f"from {least} to {most}"
+        raise ValueError(f"{name} must be a whole number, {rule}, got {str(value)[:40]}")
+
+
+def check_window(name: str, seconds: float) -> None:
+    """A duration that a network's window may have, else ValueError."""
+    if not MIN_DURATION_S <= seconds <= MAX_WINDOW_S:
+        raise ValueError(f"{name} must lie between {MIN_DURATION_S} and {MAX_WINDOW_S:g} s, got {seconds:g}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,9 +52,12 @@ class SequenceConfig:
     latent_downsample: int = 2
 
     def __post_init__(self) -> None:
-        for name in ("sample_rate", "hop_length", "latent_downsample"):
-            if getattr(self, name) <= 0:
-                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
+        for name, most in (("sample_rate", MAX_SAMPLE_RATE), ("hop_length", 65_536), ("latent_downsample", 1024)):
+            check_whole(name, getattr(self, name), 1, most)
+        if self.latent_rate > MAX_LATENT_RATE:
+            raise ValueError(
+                f"at most {MAX_LATENT_RATE:g} latent frames a second are possible, got {self.latent_rate:g}"
+            )
 
     @property
     def samples_per_latent(self) -> int:
@@ -81,5 +103,5 @@ def sync_frames(duration_s: float) -> int:
 
 
 def _check(duration_s: float) -> None:
-    if not duration_s >= MIN_DURATION_S:
+    if not MIN_DURATION_S <= duration_s < math.inf:
         raise ValueError(f"duration_s must be at least {MIN_DURATION_S} s (one 16-frame segment), got {duration_s}")

@@ -1,5 +1,6 @@
 """Sizes of the MMAudio network: the five published ones and small ones for a CPU (arXiv 2412.15322, table 7)."""
 
+import math
 from dataclasses import dataclass, field, replace
 from typing import Literal, get_args, get_origin, get_type_hints
 
@@ -11,6 +12,7 @@ from teacher.sequence import (
     TEXT_DIM,
     TEXT_TOKENS,
     SequenceConfig,
+    check_whole,
 )
 
 RMS_NORM_EPS = 1.1920929e-07
@@ -18,6 +20,24 @@ RMS_NORM_EPS = 1.1920929e-07
 RMS_NORM_EPS_BFLOAT16 = 2.0**-7
 """Machine epsilon of bfloat16: what PyTorch up to 2.6 put in its place when the activations were bfloat16, and so most
 likely what the published networks were trained with. Pass it as `rms_norm_eps` to repeat that."""
+
+BOUNDS: dict[str, tuple[int, int]] = {
+    "num_heads": (1, 256),
+    "head_dim": (1, 1024),
+    "joint_depth": (1, 256),
+    "fused_depth": (0, 256),
+    "velocity_head": (0, 256),
+    "latent_channels": (1, 4096),
+    "mlp_multiple_of": (1, 65_536),
+    "clip_dim": (1, 65_536),
+    "sync_dim": (1, 65_536),
+    "text_dim": (1, 65_536),
+    "text_tokens": (1, 4096),
+}
+"""Least and largest values of whole numbers. The largest published network has 14 heads, 7 and 14 blocks; the upper
+ends are there so that a configuration from a stranger is refused before anything of absurd size is built."""
+LARGEST_HIDDEN = 32_768
+LARGEST_FACTOR = 1e6
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,11 +107,16 @@ class MMAudioConfig:
         for name, hint in get_type_hints(type(self)).items():
             if get_origin(hint) is Literal and getattr(self, name) not in get_args(hint):
                 raise ValueError(f"{name} must be one of {', '.join(get_args(hint))}, got {getattr(self, name)!r}")
-        for name in ("num_heads", "head_dim", "joint_depth", "latent_channels", "mlp_multiple_of"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if self.fused_depth < 0:
-            raise ValueError(f"fused_depth must be at least 0, got {self.fused_depth}")
+        for name, (least, most) in BOUNDS.items():
+            check_whole(name, getattr(self, name), least, most)
+        if self.hidden_dim > LARGEST_HIDDEN:
+            raise ValueError(f"num_heads * head_dim must be at most {LARGEST_HIDDEN}, got {self.hidden_dim}")
+        if self.rope != "none" and self.head_dim % 2:
+            raise ValueError(f"head_dim must be even for rotary positions, got {self.head_dim}")
+        if not 0 <= self.rms_norm_eps < 1:
+            raise ValueError(f"rms_norm_eps must lie in [0, 1), got {self.rms_norm_eps}")
+        if not (math.isfinite(self.condition_scale) and abs(self.condition_scale) <= LARGEST_FACTOR):
+            raise ValueError(f"condition_scale must lie within {LARGEST_FACTOR:g} of 0, got {self.condition_scale}")
         if not 0 <= self.velocity_head <= self.fused_depth:
             raise ValueError(
                 f"velocity_head must lie in [0, fused_depth = {self.fused_depth}], got {self.velocity_head}"

@@ -239,7 +239,7 @@ def test_files_that_do_not_fit_are_refused_in_one_line(package, tmp_path, change
 def test_settings_beside_the_tensors_are_needed(package, tmp_path):
     path = shared(tmp_path)
     (tmp_path / "config.json").write_text("[]")
-    with pytest.raises(WeightsError, match=r"config\.json holds no settings"):
+    with pytest.raises(WeightsError, match=r"config\.json is not a JSON object"):
         Aesthetics.load(path)
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(WeightsError, match=r"config\.json, which belongs to the weights beside it, cannot be read"):

@@ -29,9 +29,9 @@ def drawn(seed, n, d, *, scale=1.0, shift=0.0):
 @pytest.fixture(scope="module")
 def fidelity():
     """torch-fidelity's arithmetic on features; it imports torchvision for its image networks."""
-    from teacher.encoders.torchvision_compat import ensure_torchvision
+    from mf_mjt_torchvision import guard_torchvision
 
-    ensure_torchvision()
+    guard_torchvision()
     return pytest.importorskip("torch_fidelity")
 
 

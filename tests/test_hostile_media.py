@@ -16,9 +16,21 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+import soundfile
 
 from teacher.data import media_open, media_read
-from teacher.data.media import FrameRequest, MediaError, probe, read_audio, read_frames, remux, write_audio, write_video
+from teacher.data.media import (
+    FrameRequest,
+    MediaError,
+    open_media,
+    probe,
+    read_audio,
+    read_frames,
+    remux,
+    stream_infos,
+    write_audio,
+    write_video,
+)
 
 ROOT = Path(__file__).resolve().parents[1]
 TIME_S = 25.0
@@ -326,3 +338,220 @@ def test_too_many_streams_are_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(media_open, "MAX_STREAMS", 1)
     with pytest.raises(MediaError, match=r"a\.mp4: "):
         read_audio(path, sample_rate=16_000)
+
+
+def film(path: Path, *, tracks: int = 1, pictures: int = 1) -> bytes:
+    """A second of picture and sound; every further stream is another recording."""
+    with av.open(str(path), "w") as output:
+        videos = [output.add_stream("libx264", rate=25) for _ in range(pictures)]
+        sounds = [output.add_stream("aac", rate=16_000, layout="mono") for _ in range(tracks)]
+        for video in videos:
+            video.width, video.height, video.pix_fmt = 96, 64, "yuv420p"
+        for number, video in enumerate(videos):
+            for k in range(25):
+                level = 40 + 100 * number + k
+                frame = av.VideoFrame.from_ndarray(np.full((64, 96, 3), level, np.uint8), format="rgb24")
+                output.mux(video.encode(frame))
+            output.mux(video.encode(None))
+        for number, sound in enumerate(sounds):
+            for start in range(0, 16_000, 1024):
+                tone = np.sin(2 * np.pi * 500 * (number + 1) * np.arange(start, start + 1024) / 16_000)
+                frame = av.AudioFrame.from_ndarray(0.3 * tone[None].astype(np.float32), format="fltp", layout="mono")
+                frame.sample_rate, frame.pts = 16_000, start
+                output.mux(sound.encode(frame))
+            output.mux(sound.encode(None))
+    return path.read_bytes()
+
+
+SHOWN = [FrameRequest(fps=5, height=8, width=8)]
+SILENCE = np.zeros(16_000, np.float32)
+
+
+@pytest.mark.parametrize(
+    ("name", "tags", "codec"),
+    [
+        ("a.mp4", ((b"avc1", b"zzzz"), (b"avcC", b"zzzC")), "zzzz"),
+        ("a.mkv", ((b"V_MPEG4/ISO/AVC", b"V_MPEG9/ISO/XXX"),), "unknown"),
+    ],
+)
+def test_a_picture_without_a_decoder_is_named_and_its_sound_read(tmp_path, name, tags, codec):
+    path = tmp_path / name
+    content = film(path)
+    for old, new in tags:
+        content = content.replace(old, new)
+    path.write_bytes(content)
+    for use in (
+        probe,
+        lambda p: read_frames(p, SHOWN, duration_s=1.0),
+        lambda p: remux(p, SILENCE, 16_000, tmp_path / "out.mp4"),
+    ):
+        with pytest.raises(MediaError, match=rf"{name}: there is no decoder for its picture \(codec: {codec}\)"):
+            use(path)
+    assert len(read_audio(path, sample_rate=16_000, duration_s=1.0)) == 16_000
+    with open_media(path) as container:
+        assert [(s.kind, s.codec) for s in stream_infos(container)] == [("video", codec), ("audio", "aac")]
+    assert [p.name for p in tmp_path.iterdir()] == [name]
+
+
+def test_sound_without_a_decoder_is_named_and_the_film_goes_without(tmp_path):
+    path = tmp_path / "a.mp4"
+    path.write_bytes(film(path).replace(b"mp4a", b"ac-4").replace(b"esds", b"zzzC"))
+    info = probe(path)
+    assert (info.has_video, info.has_audio, info.width) == (True, False, 96)
+    with pytest.raises(MediaError, match=r"a\.mp4: there is no decoder for its sound \(codec: ac4\)"):
+        read_audio(path, sample_rate=16_000)
+    remux(path, SILENCE, 16_000, tmp_path / "out.mp4")
+    assert probe(tmp_path / "out.mp4").has_audio
+    alone = tmp_path / "alone.mp4"
+    alone.write_bytes(film(alone, pictures=0).replace(b"mp4a", b"zzzz").replace(b"esds", b"zzzC"))
+    with pytest.raises(MediaError, match=r"alone\.mp4: there is no decoder for its sound \(codec: zzzz\)"):
+        probe(alone)
+
+
+def test_the_first_streams_that_can_be_decoded_are_used(tmp_path):
+    path = tmp_path / "a.mp4"
+    content = film(path, tracks=2, pictures=2)
+    for old, new in ((b"avc1", b"zzzz"), (b"avcC", b"zzzC"), (b"mp4a", b"zzzz"), (b"esds", b"zzzC")):
+        at = content.index(old, content.index(b"moov"))
+        content = content[:at] + new + content[at + 4 :]
+    path.write_bytes(content)
+    info = probe(path)
+    assert (info.has_video, info.has_audio) == (True, True)
+    (frames,) = read_frames(path, SHOWN, duration_s=1.0)
+    assert frames.min() > 120  # the second picture is brighter by 100
+    heard = read_audio(path, sample_rate=16_000, duration_s=1.0)
+    assert np.abs(np.fft.rfft(heard)).argmax() == 1000  # Hz, as the second tone
+    remux(path, SILENCE, 16_000, tmp_path / "b.mp4")
+    (frames,) = read_frames(tmp_path / "b.mp4", SHOWN, duration_s=1.0)
+    assert frames.min() > 120
+
+
+def fails_inside(file: str, error: BaseException) -> None:
+    """Raise `error` as code of that file does."""
+    space = {"error": error}
+    exec(compile("def fail():\n    raise error.with_traceback(None)\nfail()", file, "exec"), space)
+
+
+KINDS = [
+    AttributeError("no attribute"),
+    IndexError("list index out of range"),
+    KeyError("key"),
+    RuntimeError("two\nlines"),
+    NotImplementedError("not yet"),
+    ValueError("Conversion to numpy array with format `x` is not yet supported"),
+    TypeError("an integer is required"),
+    AssertionError("Container is not open"),
+    OverflowError("int too large to convert"),
+    ZeroDivisionError("Fraction(1, 0)"),
+    BufferError("memoryview"),
+    UnicodeDecodeError("utf-8", b"\xe9", 0, 1, "invalid"),
+]
+
+
+@pytest.mark.parametrize("error", KINDS, ids=lambda error: type(error).__name__)
+def test_every_kind_of_error_of_the_libraries_becomes_one_line_and_ours_stay(tmp_path, error):
+    """PyAV's compiled code names its files like the first, its Python code like the second."""
+    path = tmp_path / "a.mp4"
+    encode(path, "libx264", "yuv420p")
+    for file in ("av/container/input.py", av.__file__, soundfile.__file__):
+        with pytest.raises(MediaError, match=r"a\.mp4: cannot be decoded: ") as caught, open_media(path):
+            fails_inside(file, error)
+        assert "\n" not in str(caught.value)
+    with pytest.raises(type(error)) as passed, open_media(path):
+        fails_inside(__file__, error)
+    assert passed.value is error
+
+
+@pytest.mark.parametrize("error", [MemoryError(), EOFError("end"), av.error.InvalidDataError(1, "Invalid data")])
+def test_what_only_the_libraries_raise_becomes_one_line_wherever_it_arises(tmp_path, error):
+    path = tmp_path / "a.mp4"
+    encode(path, "libx264", "yuv420p")
+    with pytest.raises(MediaError, match=r"a\.mp4: "), open_media(path):
+        raise error
+
+
+def test_a_transport_stream_that_gains_a_stream_on_the_way_is_read_to_its_end(tmp_path):
+    """PyAV 18 fails with an IndexError after the last packet of such a file."""
+    path = tmp_path / "a.ts"
+    encode(path, "mpeg2video", "yuv420p", count=25)
+
+    class Growing:
+        def __init__(self, container):
+            self.container = container
+
+        def demux(self, stream):
+            yield from self.container.demux(stream)
+            raise IndexError("list index out of range")
+
+    with open_media(path) as container:
+        assert len(list(media_open.decode(Growing(container), container.streams.video[0]))) == 25
+
+
+CONTAINERS = {
+    "mp4": ("libx264", "aac"),
+    "mkv": ("libx264", "aac"),
+    "webm": ("libvpx", "libopus"),
+    "avi": ("mpeg4", "mp2"),
+    "ts": ("mpeg2video", "mp2"),
+    "mov": ("mjpeg", "pcm_s16le"),
+}
+
+
+def damaged(content: bytes, random: np.random.Generator) -> bytes:
+    """One of: bytes of the header replaced, bytes anywhere, a run of zeros, a part left out or doubled, cut off."""
+    block = bytearray(content)
+    size = len(block)
+    kind = random.integers(6)
+    if kind <= 1:
+        reach = min(size, 1500) if kind == 0 else size
+        for at in random.integers(0, reach, random.integers(1, 12)):
+            block[at] = random.integers(256)
+        return bytes(block)
+    begin = int(random.integers(size))
+    end = min(size, begin + int(random.integers(1, 400)))
+    if kind == 2:
+        block[begin:end] = bytes(end - begin)
+    elif kind == 3:
+        del block[begin:end]
+    elif kind == 4:
+        block[begin:begin] = block[begin:end]
+    else:
+        del block[max(1, begin) :]
+    return bytes(block)
+
+
+def fuzz(folder: Path, suffix: str, count: int, seed: int) -> None:
+    picture, sound = CONTAINERS[suffix]
+    whole = folder / f"whole.{suffix}"
+    with av.open(str(whole), "w") as output:
+        video, audio = output.add_stream(picture, rate=25), output.add_stream(sound, rate=48_000, layout="mono")
+        video.width, video.height, video.pix_fmt = 64, 48, "yuvj420p" if picture == "mjpeg" else "yuv420p"
+        for k in range(10):
+            frame = av.VideoFrame.from_ndarray(np.full((48, 64, 3), 20 * k, np.uint8), format="rgb24")
+            output.mux(video.encode(frame))
+        step = audio.codec_context.frame_size or 960
+        for start in range(0, 19_200 // step * step, step):
+            frame = av.AudioFrame.from_ndarray(np.zeros((1, step), np.int16), format="s16", layout="mono")
+            frame.sample_rate, frame.pts = 48_000, start
+            output.mux(audio.encode(av.AudioResampler(audio.format, "mono", 48_000).resample(frame)[0]))
+        output.mux(video.encode(None))
+        output.mux(audio.encode(None))
+    content = whole.read_bytes()
+    random = np.random.default_rng(seed)
+    made = [folder / f"f{k}.{suffix}" for k in range(count)]
+    for path in made:
+        path.write_bytes(damaged(content, random))
+    read_all(folder, whole, *made)  # every answer is "fine" or one line that names the file
+
+
+@LOCAL
+@pytest.mark.parametrize("suffix", CONTAINERS)
+def test_damaged_films_of_every_container_end_in_one_line(tmp_path, suffix):
+    fuzz(tmp_path, suffix, count=25, seed=3)
+
+
+@LOCAL
+@pytest.mark.slow
+@pytest.mark.parametrize("suffix", CONTAINERS)
+def test_hundreds_of_damaged_films_of_every_container_end_in_one_line(tmp_path, suffix):
+    fuzz(tmp_path, suffix, count=400, seed=4)

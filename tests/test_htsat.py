@@ -26,7 +26,7 @@ from eval.extractors.htsat_front_end import (
     laion_length,
     ms_length,
 )
-from teacher.encoders.torchvision_compat import ensure_torchvision
+from mf_mjt_torchvision import guard_torchvision
 from teacher.weights.errors import WeightsError
 
 # Maps of 32, 16, 8 and 4 tokens a side, the last no larger than the window, as in the published sizes.
@@ -211,7 +211,7 @@ def in_transformers_names(network: Htsat) -> dict[str, Tensor]:
 
 def test_network_agrees_with_transformers(small: Htsat):
     """ClapAudioModel, not fused, from bn0 to the pooled latent: same weights, same log mel, same embedding."""
-    ensure_torchvision()  # transformers imports it where it is installed
+    guard_torchvision()  # transformers imports it where it is installed
     from transformers import ClapAudioConfig, ClapAudioModel
 
     c = SMALL
@@ -244,7 +244,7 @@ def test_laion_front_end_agrees_with_transformers():
     It transforms in float64, the file's weights in float32: rounding of 1e-7 of the power is 4e-7 dB, and more in the
     frame across the border to silence (measured: 3e-5 dB).
     """
-    ensure_torchvision()  # transformers imports it where it is installed
+    guard_torchvision()  # transformers imports it where it is installed
     from transformers import ClapFeatureExtractor
 
     theirs = ClapFeatureExtractor(

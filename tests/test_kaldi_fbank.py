@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from eval.extractors.kaldi_fbank import ENERGY_FLOOR, KaldiFbank, mel, mel_filters
+from tests.rounding import UNIT, log_energy
 
 PASST = {"sample_rate": 32_000, "n_fft": 1024, "num_mels": 128, "fmin_hz": 0.0, "fmax_hz": 15_000.0}
 IMAGEBIND = {"sample_rate": 16_000, "n_fft": 512, "num_mels": 128, "fmin_hz": 20.0, "fmax_hz": 8000.0}
@@ -40,26 +41,28 @@ def test_mel_scale():
 
 @pytest.mark.parametrize("settings", SETTINGS)
 def test_filters_are_triangles_in_mel(settings):
-    """Filter m is 1 - |mel - centre| / step where that is positive; float32 leaves 2e-5 of the height."""
+    """Filter m is 1 - |mel - centre| / step where that is positive: float64, rounded once."""
     corners, bins = points(settings), bin_mels(settings)
     step = corners[1] - corners[0]
     expected = (1.0 - (bins - corners[1:-1, None]).abs() / step).clamp_min(0.0)
     made = mel_filters(**settings)
     assert made.shape == (128, settings["n_fft"] // 2 + 1)
     assert made.dtype == torch.float32
-    torch.testing.assert_close(made[:, :-1].double(), expected, atol=5e-5, rtol=0)
+    # Weights are at most 1, so that the one rounding is at most UNIT; float64 leaves 1e-16 * 3504 mel / 22 mel more.
+    torch.testing.assert_close(made[:, :-1].double(), expected, atol=UNIT + 1e-12, rtol=0)
     assert bool((made[:, -1] == 0).all())  # the bin of the Nyquist frequency
 
 
 @pytest.mark.parametrize("settings", SETTINGS)
 def test_filters_add_up_to_one_between_the_outer_centres(settings):
-    corners, bins, total = points(settings), bin_mels(settings), mel_filters(**settings).sum(0)[:-1]
+    corners, bins, total = points(settings), bin_mels(settings), mel_filters(**settings).double().sum(0)[:-1]
     inside = (bins >= corners[1]) & (bins <= corners[-2])
     assert int(inside.sum()) > 200
-    torch.testing.assert_close(total[inside], torch.ones(int(inside.sum())), atol=1e-4, rtol=0)
+    # Two rounded weights in every bin.
+    torch.testing.assert_close(total[inside], torch.ones_like(total[inside]), atol=2 * UNIT, rtol=0)
     outside = (bins <= corners[0]) | (bins >= corners[-1])
-    # 15 000 Hz is the frequency of a bin, where float32 leaves 9e-6, there and in the trainings.
-    assert float(total[outside].max()) < 2e-5
+    # 15 000 Hz is the frequency of a bin, where float64 leaves 3504 * 2^-52 / 27 of a difference of mels.
+    assert float(total[outside].max()) < 1e-12
     edge = ~inside & ~outside
     assert bool(((total[edge] > 0) & (total[edge] < 1)).all())
 
@@ -82,7 +85,19 @@ def test_filters_narrower_than_a_bin_may_be_empty():
     assert held.count(False) == 1
 
 
-# Recorded with the kaldi module of torchaudio 2.11 on torch 2.13, all of which agreed to the last bit:
+def recorded_rounding(settings: dict, place: int) -> float:
+    """Bound on the error of a weight that was computed in float32 throughout, as the recorded ones were.
+
+    A bin's mel 1127 ln(1 + f / 700) is off by UNIT (2 * 1127 + 3 mel): f / 700 and the sum are rounded, the logarithm
+    is good to a last bit, two roundings, and the product is rounded. Each corner low + k step is off by 3 UNIT mel,
+    and three of them meet in the weight, one in the numerator and two in the denominator. All is divided by a step.
+    """
+    at = mel(place * settings["sample_rate"] / settings["n_fft"])
+    step = (mel(settings["fmax_hz"]) - mel(settings["fmin_hz"])) / (settings["num_mels"] + 1)
+    return UNIT * (2 * 1127.0 + (3 + 3 * 3) * at) / step
+
+
+# Recorded with the kaldi module of torchaudio 2.11 on torch 2.13 and one processor:
 # get_mel_banks(128, n_fft, rate, fmin, fmax, 100, -500, 1), and
 # fbank(wave - mean, htk_compat=True, window_type="hanning", num_mel_bins=128, dither=0).
 @pytest.mark.parametrize(
@@ -99,19 +114,30 @@ def test_filters_narrower_than_a_bin_may_be_empty():
     ],
 )
 def test_recorded_filters(settings, filter_, place, value):
-    assert float(mel_filters(**settings)[filter_, place]) == pytest.approx(value, abs=1e-6)
+    tolerance = recorded_rounding(settings, place)
+    assert tolerance < 1.3e-4
+    assert float(mel_filters(**settings)[filter_, place]) == pytest.approx(value, abs=tolerance)
 
 
 def test_recorded_energies():
     wave = chirps(16_000, 2.0)
-    made = KaldiFbank()(wave - wave.mean())[0]
+    wave = wave - wave.mean()
+    made, areas = KaldiFbank()(wave)[0], mel_filters(**IMAGEBIND).sum(1)
     recorded = [
         (0, 0, -2.4992971420288086), (0, 20, -10.776091575622559), (50, 31, -0.4716452956199646),
         (100, 60, 4.877125263214111), (197, 70, -9.391669273376465),
     ]  # fmt: skip
     for frame, band, value in recorded:
-        assert float(made[frame, band]) == pytest.approx(value, abs=2e-3)
-    assert float(made.mean()) == pytest.approx(-12.36922550201416, abs=1e-3)
+        # The window is at most 1, and so the norm of the differences bounds that of the frame. A weight's error is at
+        # most recorded_rounding of the last bin, twice that where energy lies evenly in a triangle of mean 1 / 2.
+        samples = wave[0, 160 * frame : 160 * frame + 400]
+        tolerance = log_energy(
+            math.exp(value), floor=0.0, frame_norm=float((samples[1:] - 0.97 * samples[:-1]).norm()), n_fft=512,
+            area=float(areas[band]), filters=2 * recorded_rounding(IMAGEBIND, 255),
+        )  # fmt: skip
+        assert float(made[frame, band]) == pytest.approx(value, abs=tolerance + 2 * UNIT * abs(value))
+    # 198 * 128 values, whose errors of both signs average out; the recorded sum rounded 15 times on its way.
+    assert float(made.double().mean()) == pytest.approx(-12.36922550201416, abs=15 * UNIT * 12.37)
 
 
 def test_frames_of_two_seconds():

@@ -1,6 +1,8 @@
 """Media files: what is read from healthy and from broken ones, presentation times, and what is written."""
 
 import os
+import subprocess
+import sys
 import time
 from fractions import Fraction
 from pathlib import Path
@@ -11,6 +13,7 @@ import pytest
 import soundfile
 from scipy.signal import correlate
 
+from teacher.data import media_write
 from teacher.data.media import (
     FrameRequest,
     MediaError,
@@ -24,6 +27,7 @@ from teacher.data.media import (
 
 REFUSED = "is not a media file|is not supported"
 PLAYLIST = b"#EXTM3U\n#EXT-X-TARGETDURATION:5\n#EXTINF:5,\nclip.mp4\n#EXT-X-ENDLIST\n"
+ROOT = Path(__file__).resolve().parents[1]
 SHARED = Path(__file__).parents[2] / "shared" / "data" / "av"
 
 
@@ -61,10 +65,11 @@ def encode(
     pix_fmt: str = "yuv420p",
     degrees: int = 0,
     options: dict[str, str] | None = None,
+    stream_options: dict[str, str] | None = None,
 ) -> Path:
     """A silent video with the given presentation times."""
     with av.open(str(path), "w", options=options or {}) as output:
-        stream = output.add_stream(codec, rate=25)
+        stream = output.add_stream(codec, rate=25, options=stream_options)
         stream.width, stream.height, stream.pix_fmt = frames.shape[2], frames.shape[1], pix_fmt
         stream.codec_context.time_base = Fraction(1, 1000)
         if pix_fmt == "gray":
@@ -351,6 +356,106 @@ def test_remux_of_a_codec_the_container_cannot_hold_encodes_anew(tmp_path: Path)
     remux(source, clicks(1.0, 16_000, (0.3,)), 16_000, tmp_path / "b.mp4")
     (frames,) = read_frames(tmp_path / "b.mp4", [FrameRequest(fps=25, height=64, width=96)], duration_s=1.0)
     assert np.abs(np.array(index_of(frames)) - np.arange(25)).max() <= 1
+
+
+COPIED = {
+    "av1": ("libsvtav1", "yuv420p", (".mp4", ".mkv")),
+    "vp9": ("libvpx-vp9", "yuv420p", (".mp4", ".mkv")),
+    "vp8": ("libvpx", "yuv420p", (".mkv",)),
+    "hevc": ("libx265", "yuv420p", (".mp4", ".mkv")),
+    "mpeg4": ("mpeg4", "yuv420p", (".mp4", ".mkv")),
+    "mjpeg": ("mjpeg", "yuvj420p", (".mov", ".mkv")),
+    "ffv1": ("ffv1", "bgr0", (".mkv",)),
+}
+"""Encoder, pixel format and containers that hold the coding, by its name; decoders may go by another name."""
+
+
+@pytest.mark.parametrize("coding", COPIED)
+def test_remux_copies_every_coding_that_the_container_holds(tmp_path: Path, coding: str) -> None:
+    codec, pix_fmt, suffixes = COPIED[coding]
+    options = {"preset": "12", "svtav1-params": "lp=1"} if codec == "libsvtav1" else {"threads": "1"}
+    times = [k / 25 for k in range(25)]
+    for suffix in suffixes:
+        source = encode(
+            tmp_path / f"a{suffix}", grey_ramp(25), times, codec=codec, pix_fmt=pix_fmt, stream_options=options
+        )
+        for target in suffixes:
+            out = tmp_path / f"out{target}"
+            remux(source, clicks(1.0, 16_000, (0.3,)), 16_000, out)
+            assert packets(out) == packets(source)
+            assert probe(out).duration_s == pytest.approx(1.0, abs=2e-3)
+            assert lag(read_audio(out, sample_rate=16_000, duration_s=1.0), clicks(1.0, 16_000, (0.3,))) == 0
+
+
+def test_packets_that_a_container_refuses_are_encoded_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two packets of one time, as damaged or joined films have: MP4 takes none that is not later than the last."""
+    source = encode(tmp_path / "a.mkv", grey_ramp(25), [k / 25 for k in range(25)])
+    steady = media_write._in_decoding_order
+
+    def stumbling(packets):
+        for number, packet in enumerate(steady(packets)):
+            packet.dts = 0 if number == 5 else packet.dts
+            yield packet
+
+    monkeypatch.setattr(media_write, "_in_decoding_order", stumbling)
+    remux(source, clicks(1.0, 16_000, (0.3,)), 16_000, tmp_path / "b.mp4")
+    (frames,) = read_frames(tmp_path / "b.mp4", [FrameRequest(fps=25, height=64, width=96)], duration_s=1.0)
+    assert np.abs(np.array(index_of(frames)) - np.arange(25)).max() <= 1
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.mkv", "b.mp4"]
+
+
+FULL = """
+import resource, signal, sys
+from pathlib import Path
+import numpy as np
+from teacher.data.media import remux, write_audio, write_video
+folder, size = Path(sys.argv[1]), int(sys.argv[2])
+sound = np.random.default_rng(0).uniform(-0.5, 0.5, 32_000).astype(np.float32)
+pictures = np.random.default_rng(0).integers(0, 255, (20, 64, 64, 3), dtype=np.uint8)
+source, out = folder / "a.mp4", folder / "out"
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+for path, write in (
+    *((out / f"a{suffix}", lambda p: write_audio(p, sound, 16_000)) for suffix in (".wav", ".flac", ".ogg", ".mp3")),
+    *((out / f"a{suffix}", lambda p: remux(source, sound, 16_000, p)) for suffix in (".mp4", ".mkv")),
+    (out / "cut.mp4", lambda p: remux(source, sound, 16_000, p, duration_s=0.5)),
+    (out / "new.mp4", lambda p: write_video(p, pictures, 25.0, sound, 16_000)),
+):
+    try:
+        write(path)
+        raise SystemExit(f"{path} was written")
+    except OSError as error:
+        assert error.strerror == "File too large" and str(path) in str(error), error
+"""
+
+
+@pytest.mark.parametrize("size", [50, 1000, 7000])
+def test_a_disk_that_takes_no_more_is_named_and_nothing_is_left(tmp_path: Path, size: int) -> None:
+    """A limit on the size of files stands for the full disk: both fail while writing, and this needs no disk of its
+    own."""
+    noise = np.random.default_rng(0).integers(0, 255, (25, 64, 64, 3), dtype=np.uint8)
+    write_video(tmp_path / "a.mp4", noise, 25.0, clicks(1.0, 16_000), 16_000)
+    done = subprocess.run(
+        [sys.executable, "-c", FULL, str(tmp_path), str(size)], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["2024-05-01T12:30:00", os.fsdecode(b"caf\xe9"), "x" * 250, "a b\nc'\"%d"])
+def test_names_of_any_kind_are_written_and_read(
+    tmp_path: Path, clip: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    source = Path(f"{name}.mp4")
+    source.write_bytes(clip.read_bytes())
+    (tmp_path / "out").mkdir()
+    for suffix in (".wav", ".flac", ".ogg", ".mp3"):
+        for folder in (Path(), tmp_path / "out"):
+            write_audio(folder / f"{name}{suffix}", clicks(1.0, 16_000), 16_000)
+            assert len(read_audio(folder / f"{name}{suffix}", sample_rate=16_000, duration_s=1.0)) == 16_000
+    remux(source, clicks(1.0, 16_000), 16_000, tmp_path / "out" / f"{name}.mp4")
+    assert probe(tmp_path / "out" / f"{name}.mp4").has_audio
 
 
 @pytest.mark.parametrize("suffix", [".wav", ".flac"])

@@ -1,15 +1,33 @@
-"""The README keeps its promises: its Python runs, its commands and presets exist."""
+"""The README keeps its promises: its Python runs, its commands and presets exist, and what it launches starts."""
 
 import re
+import shlex
 import tomllib
 from pathlib import Path
 
+import pytest
+import tyro
+from accelerate.commands.launch import launch_command_parser
+
+from distill.configs.launch import configuration
 from scripts.distill import PRESETS as STUDENT_PRESETS
 from scripts.train_teacher import PRESETS as TEACHER_PRESETS
+from tests.distill.test_configs import precision_of, refusal
 from tests.saved_student import save_student
 
 ROOT = Path(__file__).resolve().parents[1]
 TEXT = (ROOT / "README.md").read_text()
+LAUNCHERS = ("accelerate launch", "python -m distill.configs.launch")
+PAGES = ("README.md", "docs/training.md", "docs/methods/recipes.md")
+
+
+def launched(page):
+    """Every command that a page launches by one of the launchers, in a block or within a line, without its comment."""
+    text = re.sub(r"\\\n\s*", "", (ROOT / page).read_text())
+    lines = [line.partition("  #")[0] for line in text.splitlines() if not line.startswith("|")]
+    commands = [line for line in lines if line.startswith(LAUNCHERS) or re.match(r"[A-Z_]+=\S+ python -m", line)]
+    commands += [quoted for quoted in re.findall(r"`([^`\n]+)`", text) if quoted.startswith(LAUNCHERS)]
+    return [command.strip() for command in commands if "-m scripts." in command or "--config_file" in command]
 
 
 def test_python_example_runs(tmp_path, monkeypatch):
@@ -35,3 +53,25 @@ def test_commands_exist():
 def test_presets_named_in_the_readme_exist():
     assert set(re.findall(r"scripts\.train_teacher ([a-z0-9-]+)", TEXT)) <= set(TEACHER_PRESETS)
     assert set(re.findall(r"scripts\.distill ([a-z0-9-]+)", TEXT)) <= set(STUDENT_PRESETS)
+
+
+@pytest.mark.parametrize(("page", "command"), [(page, command) for page in PAGES for command in launched(page)])
+def test_what_is_launched_starts(page, command):
+    """A file is named, is there and understood; preset and flags are known, and the preset trains in its precision.
+    "..." stands for anything."""
+    words = [word for word in shlex.split(command[re.search("|".join(LAUNCHERS), command).end() :]) if word != "..."]
+    shipped, placeholder = "accelerate" not in command, [] if "-m" in words else ["-m", "scripts.distill", "mf-mjt"]
+    parsed = launch_command_parser().parse_args([*words, *placeholder])
+    assert parsed.config_file is not None, "a launch file says in which precision and how many processes"
+    file = Path(configuration(parsed.config_file)) if shipped else ROOT / parsed.config_file
+    kind, table = {
+        "scripts.distill": ("distill", STUDENT_PRESETS),
+        "scripts.train_teacher": ("train_teacher", TEACHER_PRESETS),
+    }[parsed.training_script]
+    preset, *flags = parsed.training_script_args
+    assert isinstance(tyro.extras.overridable_config_cli(table, args=[preset, *flags]), type(table[preset][1]))
+    assert refusal(kind, preset, precision_of(file)) is None
+
+
+def test_the_readme_launches():
+    assert sum(command.startswith("accelerate launch --config_file") for command in launched("README.md")) >= 5

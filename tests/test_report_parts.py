@@ -13,6 +13,7 @@ from eval.estimates import Estimate
 from eval.hygiene import TestFacts, write_facts
 from eval.metric_text import METRICS, metric, metrics_of
 from eval.paired import settings
+from eval.paper_table import write_paper
 from eval.recipes import DIVERGENCES, RECIPES
 from eval.report import write_report
 from eval.report_budget import read_budgets
@@ -23,6 +24,7 @@ from eval.roofline import Roofline
 from eval.rows import Row, append_lines, json_line
 from eval.speed import STAGES, Machine, Timing, with_totals
 from eval.svg_chart import DASHES, MARKERS, Level, Point, Series, line_chart, round_values
+from eval.tables import inert, paragraphs
 
 CLIP_SCORES = ("kl", "desync", "ib_score", "clap_laion", "clap_ms", "pam", "gh_accuracy", "gh_ap", "gh_f1", "aes_pq",
                "aes_pc", "aes_ce", "aes_cu", *ONSETS, *DIVERGENCES.values())  # fmt: skip
@@ -234,7 +236,7 @@ def test_names_from_outside_are_escaped(tmp_path, three):
     assert "<i>x" not in page
     assert "<b>new" not in page
     assert "<i>x|y</i>, 1 step, against" in unescape(page)
-    assert "| <i>x\\|y</i> | 1 |" in markdown
+    assert "| &lt;i>x\\|y&lt;/i> | 1 |" in markdown
 
 
 def test_excluded_clips_are_listed_with_their_reason(tmp_path):
@@ -287,3 +289,26 @@ def test_budgets_are_found_by_the_name_their_file_can_bear(tmp_path):
 
     budget("x").write(tmp_path / f"budget-{safe_name('a b/c')}-tta.json")
     assert [(kept.model, kept.task) for kept in read_budgets(tmp_path, ["teacher", "a b/c"])] == [("a b/c", "tta")]
+
+
+HOSTILE = "<script>alert(1)</script><img src=x>|`x`![p](http://h/p.png) [l](javascript:x)\n\n[d]: http://h\n# head"
+
+
+def test_names_from_outside_are_words_in_markdown(tmp_path, three):
+    rows = [dataclasses.replace(r, model=HOSTILE, command=HOSTILE) if r.kind == "student" else r for r in three]
+    rows = [dataclasses.replace(r, metrics=dict(r.metrics) | {HOSTILE: 1.0}) for r in rows]
+    append_lines(tmp_path / "rows.jsonl", [r.to_json() for r in rows])
+    write_report(tmp_path / "rows.jsonl")
+    write_paper(tmp_path / "rows.jsonl")
+    for name in ("results.md", "paper.md"):
+        text = (tmp_path / name).read_text()
+        assert "alert(1)" in text
+        for part in ("<script", "<img", "![p](", "[l](", "\n[d]:", "\n# head", " `x`"):
+            assert part not in text, (name, part)
+        shown = [line for line in text.splitlines() if line.startswith("| ") and "alert" in line]
+        assert shown
+
+
+def test_our_own_markdown_stays():
+    assert inert("**bold** and 1 < 2") == "**bold** and 1 &lt; 2"
+    assert paragraphs(["## a", "b\nc"]) == "## a\n\nb c"

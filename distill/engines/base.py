@@ -26,6 +26,11 @@ class TogetherError(RuntimeError):
     """What went wrong in one or several processes, raised in all of them."""
 
 
+def precision_name(precision: torch.dtype) -> str:
+    """As people read it."""
+    return "float32" if precision == torch.float32 else "bfloat16 autocast"
+
+
 class Engine(ABC):
     """A started engine. Methods marked collective must be called by every process, in the same order."""
 
@@ -59,8 +64,7 @@ class Engine(ABC):
 
     def describe(self) -> str:
         """One line for the log: strategy, processes, device, precision."""
-        precision = "float32" if self.precision == torch.float32 else "bfloat16 autocast"
-        return f"{self.name}, {self.processes} process(es), {self.device}, {precision}"
+        return f"{self.name}, {self.processes} process(es), {self.device}, {precision_name(self.precision)}"
 
     def autocast(self) -> AbstractContextManager[object]:
         """The precision of forward passes, with a graph or without."""

@@ -1,5 +1,6 @@
 """Which engine runs: read from what `accelerate launch` configured, checked before anything is trained."""
 
+import atexit
 import os
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
@@ -17,9 +18,14 @@ PRECISIONS = {"no": torch.float32, "bf16": torch.bfloat16}
 def start(*, timeout_s: float = 1800.0) -> Engine:
     """The engine that `accelerate launch` configured; a single process without it.
 
-    Raises ValueError for precisions other than no and bf16, and where fewer processes started than were asked for
-    (`accelerate launch --cpu --num_processes 2` silently runs one).
+    Raises ValueError for precisions other than no and bf16, and where fewer processes started than were asked for.
     """
+    if _one_for_several():
+        raise ValueError(
+            "several processes were asked for and accelerate launch started one, as it does with --cpu and for a file "
+            "of distributed_type NO: use --config_file distill/configs/ddp_8gpu.yaml (or ddp_float32_8gpu.yaml), which "
+            "needs no GPU; or unset MASTER_PORT if one process is wanted"
+        )
     wanted = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
     if wanted not in PRECISIONS:
         raise ValueError(
@@ -34,6 +40,7 @@ def start(*, timeout_s: float = 1800.0) -> Engine:
         Settings.from_environment()  # refused before accelerate acts on them
     # Later than the loop's watchdog, which says more than a collective that gives up.
     accelerator = _accelerator(timedelta(seconds=2 * timeout_s + 60), deepspeed)
+    atexit.register(_leave)
     expected = int(os.environ.get("WORLD_SIZE", "1"))
     if accelerator.num_processes != expected:
         raise ValueError(f"expected {expected} processes, accelerate started {accelerator.num_processes}")
@@ -74,6 +81,21 @@ def _without_shared_memory() -> None:
     import deepspeed.ops
 
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+
+
+def _one_for_several() -> bool:
+    """Whether accelerate's launcher of a single process ran for several: it then gives an address to meet at, which a
+    launcher of several (torchrun, mpirun, srun) accompanies with numbers of processes."""
+    launched = "ACCELERATE_USE_CPU" in os.environ and "MASTER_PORT" in os.environ
+    counted = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
+    return launched and not any(name in os.environ for name in counted)
+
+
+def _leave() -> None:
+    """Ends the process group before the interpreter does: gloo's threads abort a process that ends with them running,
+    and a finished training would be reported as failed. Processes that leave early by os._exit do not come here."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 def _asked_for(variable: str) -> bool:

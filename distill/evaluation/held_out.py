@@ -79,6 +79,15 @@ class HeldOut:
         self.heard = False
         """Whether the reference's sounds are in TensorBoard already."""
 
+    @property
+    def measured(self) -> dict[str, int]:
+        """Settings on which the numbers that choose the best checkpoint depend; with others, they cannot be compared.
+
+        A student is held against the teacher's steps; a teacher's loss does not depend on them.
+        """
+        steps = {} if self.teacher is None else {"teacher_steps": self.config.teacher_steps}
+        return {"num_clips": self.config.num_clips} | steps
+
     @torch.no_grad()
     def __call__(self, net: MMAudio, engine: Engine) -> Evaluated | None:
         """Evaluate a network that is whole in every process; None except in the main process. Collective.

@@ -3,6 +3,7 @@
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 from teacher.files import replacing, split_lines
 
@@ -15,13 +16,31 @@ def drop_later(path: Path, first: int | None) -> int:
     """
     if not path.exists():
         return 0
-    text, last = path.read_text(errors="replace"), math.inf if first is None else first
+    text, last = _text(path), math.inf if first is None else first
     kept = [line for line in split_lines(text) if _step(line) <= last]
     whole = "".join(f"{line}\n" for line in kept)
     if whole != text:
         with replacing(path) as staging:
-            staging.write_text(whole)
+            staging.write_text(whole, encoding="utf-8", newline="")
     return len(kept)
+
+
+def last_line(path: Path) -> dict[str, Any] | None:
+    """The last whole line; None where there is none."""
+    if not path.exists():
+        return None
+    return next((json.loads(line) for line in reversed(split_lines(_text(path))) if not math.isnan(_step(line))), None)
+
+
+def append(path: Path, line: dict[str, Any]) -> None:
+    """Add a line."""
+    with path.open("a", encoding="utf-8") as stream:
+        stream.write(json.dumps(line, ensure_ascii=False) + "\n")
+
+
+def _text(path: Path) -> str:
+    with path.open(encoding="utf-8", errors="replace", newline="") as stream:
+        return stream.read()
 
 
 def _step(line: str) -> float:

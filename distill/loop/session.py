@@ -2,22 +2,26 @@
 
 import filecmp
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from distill import checkpoint
 from distill.averages import SharedAverages, holding
 from distill.ema import PowerEMA, trained_names
 from distill.engines import Engine, Tensors
-from distill.engines.base import TogetherError
+from distill.engines.base import TogetherError, precision_name
 from distill.evaluation import Evaluated
 from distill.loop.faults import CANNOT_GO_ON, WRONG_INPUT, TrainingError
+from distill.loop.lines import append, drop_later, last_line
 from distill.loop.memory import prepare_blocks
 from distill.loop.task import Task
 from distill.posthoc import write_snapshot
-from teacher.files import replacing
-from teacher.weights import load_strictly
+from distill.saving.run_folder import package_version
+from teacher.files import DIGESTS, read_digests, replacing, write_digests
+from teacher.weights import load_strictly, read_run_config
 
 
 @contextmanager
@@ -57,9 +61,14 @@ class Session:
         """Step of the last checkpoint written or read."""
         self.log: dict[str, list[float]] = {}
         """Sums of logged values since the last line of the log, as the checkpoint holds them."""
+        self.measured = task.evaluate.measured
+        """What `best` was measured with."""
+        self.finished = False
+        """Whether there is nothing to do: the last step is made, and the checkpoints are gone."""
         with everywhere(engine, status=WRONG_INPUT):
             if engine.main:
                 self._describe()
+        self.finished = engine.gather(self.finished)[0]
 
     def begin(self, *, micro_batch: int, accumulation: int) -> None:
         """Everything in its place on the device, as the checkpoint left it."""
@@ -87,11 +96,16 @@ class Session:
             with ending(WRONG_INPUT):
                 task.evaluate.open(engine)
         self._greet()
+        with everywhere(engine):
+            if engine.main and self.first < loop.steps:
+                self._begin_stretch()
 
     def save(self, step: int, log: dict[str, list[float]], bad_in_a_row: int) -> None:
         """A checkpoint after `step` steps, and the weights for use; `log` and `bad_in_a_row` as when resuming."""
         moments, engine = self.engine.moments(), self.engine
-        best = None if self.best is None else {"step": self.best[0], "metric": self.task.best, "value": self.best[1]}
+        best: dict[str, object] | None = None
+        if self.best is not None:
+            best = {"step": self.best[0], "metric": self.task.best, "value": self.best[1], "measured": self.measured}
         state = {"step": step, "bad_in_a_row": bad_in_a_row, "best": best, "log": log}
         averages = [self.averages.whole(i) for i in range(len(self.averages.parts))]
         with everywhere(engine):
@@ -134,23 +148,95 @@ class Session:
         return found, True
 
     def _describe(self) -> None:
+        """config.json and what lies beside the weights, each recorded in digests.json; nothing in a finished run."""
         task, run = self.task, self.run
-        checkpoint.write_config(run, task.kind, task.config, task.net.config, task.digests, task.licence)
+        described = (run, task.kind, task.config, task.net.config, task.digests, task.licence)
+        _mend_record(run)
+        if (run / "config.json").exists():
+            checkpoint.write_config(*described)
+        self.finished = checkpoint.finished_without_checkpoints(run, task.loop.steps)
+        if self.finished:
+            print(
+                f"{run} is finished (step {task.loop.steps}); its checkpoints in trainer/ were removed, and nothing is "
+                "left to do",
+                flush=True,
+            )
+            return
+        if not (run / "config.json").exists():
+            checkpoint.write_config(*described)
         if task.codec.digest == task.data.info["codec"]["digest"]:
             _copy(task.features / "codec.safetensors", run / "codec.safetensors")
         else:
+            write_digests(run, (), forget=["codec.safetensors"])
             task.codec.save(run / "codec.safetensors")
         _copy(task.features / "features.json", run / "features.json")
+        # A configuration that is recorded already may have been edited since, which mf-check tells.
+        config = [] if "config.json" in read_digests(run) else ["config.json"]
+        write_digests(run, ["codec.safetensors", "features.json", *config])
 
     def _take_up(self, found: checkpoint.Checkpoint) -> None:
         best = found.state["best"]
         self.first = self.saved = found.step
         self.bad_in_a_row, self.log = int(found.state["bad_in_a_row"]), found.state["log"]
         self.best = None if best is None else (int(best["step"]), float(best["value"]))
+        if best is not None:
+            self._compare_evaluation(best.get("measured") or self._first_evaluation())
         with everywhere(self.engine):  # a kill may have come between the checkpoint and this
             if self.engine.main:
                 self._publish(found.folder)
                 checkpoint.drop_later(self.run, found.step)
+
+    def _first_evaluation(self) -> object:
+        """What a run was evaluated with at its start: checkpoints of earlier versions do not say."""
+        plain: Any = read_run_config(self.run)["run"]
+        return {name: plain["loop"]["evaluation"].get(name) for name in self.measured}
+
+    def _compare_evaluation(self, measured: object) -> None:
+        """Evaluations of other clips, or against other steps of the teacher, cannot be compared: the best starts anew.
+
+        These settings are not decisive for the run (`distill.config.NEUTRAL`), since they change no weights.
+        """
+        if not self.task.loop.evaluation.every and isinstance(measured, dict):
+            self.measured = measured  # nothing else will be measured
+        if measured == self.measured:
+            return
+        if self.engine.main and self.best is not None:
+            print(
+                f"evaluation: {_told(self.measured)} from now on, {_told(measured)} before: they cannot be compared, "
+                f"so the best evaluation so far (step {self.best[0]}) no longer counts, and the best starts anew",
+                flush=True,
+            )
+        self.best = None
+
+    def _begin_stretch(self) -> None:
+        """A line in history.jsonl for the steps from here on; what it says of steps that come again is dropped.
+
+        Another precision than before is allowed, as another number of processes is: weights, gradients and moments are
+        float32 in both (`Engine.precision`), and a training begun on one machine may have to end on another. The result
+        is not that of either precision alone, however, so the log says which steps were made in which.
+        """
+        path = self.run / checkpoint.HISTORY
+        drop_later(path, self.first - 1)
+        before, precision = last_line(path), precision_name(self.engine.precision)
+        append(
+            path,
+            {
+                "step": self.first,
+                "precision": precision,
+                "engine": self.engine.name,
+                "processes": self.engine.processes,
+                "device": str(self.engine.device),
+                "save_every": self.task.loop.save_every,
+                "package_version": package_version(),
+                "begun": time.strftime("%Y-%m-%d %H:%M:%S"),
+            },
+        )
+        if before is not None and before.get("precision") != precision:
+            print(
+                f"precision: {precision} from step {self.first + 1} on, {before.get('precision')} before; {path} says "
+                "which steps were made in which",
+                flush=True,
+            )
 
     def _publish(self, folder: Path) -> None:
         checkpoint.publish(self.run, folder, ["model", *self.averages.names], self.task.publish)
@@ -168,5 +254,21 @@ class Session:
 def _copy(source: Path, target: Path) -> None:
     """A copy in one piece, or what was there; nothing if it is the same already."""
     if not (target.is_file() and filecmp.cmp(source, target, shallow=False)):
+        write_digests(target.parent, (), forget=[target.name])
         with replacing(target) as staging:
             shutil.copyfile(source, staging)
+
+
+def _mend_record(run: Path) -> None:
+    """A damaged digests.json is written anew by the training that owns the folder."""
+    try:
+        read_digests(run)
+    except ValueError as error:
+        print(f"{str(error).split(';')[0]}; it is written anew", flush=True)
+        (run / DIGESTS).unlink()
+
+
+def _told(measured: object) -> str:
+    if not isinstance(measured, dict):
+        return "others"
+    return ", ".join(f"{name} {value}" for name, value in measured.items())

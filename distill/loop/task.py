@@ -42,6 +42,8 @@ class Task:
     """Called by every process; what the main process gets goes into the log."""
     best: str
     """The number of an evaluation of which the smallest marks the best checkpoint."""
+    float32_only: bool = False
+    """Whether the step is refused under mixed precision, because it takes differences of the network."""
     frozen: tuple[MMAudio, ...] = ()
     """Networks the step uses but does not train; moved to the device."""
     digests: dict[str, str]

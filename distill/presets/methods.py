@@ -88,7 +88,7 @@ METHODS: dict[str, Method] = {
         ),
     ),
     "transition": Method(
-        says="Transition model (2509.04394): central differences; float32 only.",
+        says="Transition model (2509.04394): central differences; for the float32 launch files alone.",
         method=Distillation(
             objective=TransitionModel(),
             times=PUBLISHED["transition"],
@@ -97,7 +97,7 @@ METHODS: dict[str, Method] = {
         ),
     ),
     "terminal": Method(
-        says="Terminal velocity matching (2511.19797): four rows through the network for each; float32 only.",
+        says="Terminal velocity matching (2511.19797): four rows through the network for each; float32 launch files.",
         method=Distillation(
             objective=TerminalVelocity(), times=PUBLISHED["terminal_velocity"], loss=SQUARED, velocity=SCALE_3
         ),

@@ -29,8 +29,8 @@ def teacher_demo() -> TeacherRun:
 def teacher_published(name: str) -> TeacherRun:
     """MMAudio as published (arXiv 2412.15322, appendix H), one of the five sizes.
 
-    Batch 512, 300,000 steps, learning rate 1e-4 falling to 1e-5 and 1e-6; use it with bfloat16 mixed precision
-    (`accelerate launch --mixed_precision bf16`). The second version drops image and sync independently.
+    Batch 512, 300,000 steps, learning rate 1e-4 falling to 1e-5 and 1e-6; use it with bfloat16 mixed precision,
+    that of the launch file ddp_8gpu. The second version drops image and sync independently.
     """
     network = variant(name)
     return TeacherRun(

@@ -8,7 +8,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +71,7 @@ def read_manifest(folder: Path) -> dict[str, Written]:
 
 def manifest(step: int, files: Mapping[str, Written]) -> bytes:
     """The one way of writing a manifest, with a digest of its own: no byte can change unnoticed."""
-    plain: dict[str, object] = {"format": FORMAT, "step": step, "files": {n: asdict(w) for n, w in files.items()}}
+    plain: dict[str, object] = {"format": FORMAT, "step": step, "files": {n: w._asdict() for n, w in files.items()}}
     plain["sha256"] = hashlib.sha256(json.dumps(plain).encode()).hexdigest()
     return json.dumps(plain, indent=2).encode()
 

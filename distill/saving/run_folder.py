@@ -3,7 +3,7 @@
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from itertools import chain
 from pathlib import Path
@@ -12,10 +12,18 @@ from typing import Any, TypeAlias
 from safetensors import SafetensorError, safe_open
 
 from distill.config import NEUTRAL, decisive
-from distill.saving.manifest import read_manifest
-from distill.saving.writing import Tensors, write_tensors
+from distill.saving.manifest import read_manifest, step_of
+from distill.saving.writing import Tensors, Written, write_tensors
 from meanflow.config import from_plain, to_plain
-from teacher.files import flush_folder, remove_temporaries, replacing
+from teacher.files import (
+    check_digests,
+    flush_folder,
+    read_digests,
+    recorded_steps,
+    remove_temporaries,
+    replacing,
+    write_digests,
+)
 from teacher.variants import MMAudioConfig
 from teacher.weights import read_run_config, read_tensors
 
@@ -38,7 +46,7 @@ def write_config(
         "run": to_plain(config),
         "network": to_plain(network),
         "digests": digests,
-        "package_version": _package_version(),
+        "package_version": package_version(),
     } | ({} if licence is None else {"licence": licence})
     path = run / "config.json"
     if path.exists():
@@ -69,21 +77,32 @@ def write_json(path: Path, plain: object) -> None:
 def publish(run: Path, checkpoint: Path, names: Iterable[str], transform: Transform | None = None) -> None:
     """Make the weights for use, run/<name>.safetensors, those of a checkpoint's folder; each is replaced atomically.
 
-    Main process only. They are hard links to the checkpoint's files, and stay when the checkpoint is removed; where
-    the file system has no links, copies. With `transform` its results are written. To repeat it costs nothing unless
-    they are copies. Raises OSError, in one line, where a file cannot be written.
+    Main process only, with the run's lock held. They are hard links to the checkpoint's files, and stay when the
+    checkpoint is removed; where the file system has no links, copies. With `transform` its results are written. Their
+    lengths and digests, which are known, are recorded in run/digests.json with the step. The averages come first:
+    whenever the process stops, none of them is older than model.safetensors. To repeat it writes nothing. Raises
+    OSError, in one line, where a file cannot be written.
     """
     try:
         # What a killed process left may be a link to the file of another checkpoint, never to be written into.
         remove_temporaries(run)
         remove_temporaries(run / "ema_ckpts")
-        for name in names:
+        known, step = read_manifest(checkpoint), step_of(checkpoint)
+        ordered = sorted(names, key=lambda name: name == "model")
+        todo = [n for n in ordered if not _published(run, checkpoint, n, known, step, made=transform is not None)]
+        if not todo:
+            return
+        write_digests(run, (), forget=[f"{name}.safetensors" for name in todo])
+        written: dict[str, Written] = {}
+        for name in todo:
             source = checkpoint / f"{name}.safetensors"
             if transform is None:
                 _link(source, run / source.name)
+                written[source.name] = known[source.name]
             else:
-                _make(run, name, source, transform)
+                written |= _make(run, name, source, transform)
         flush_folder(run)
+        write_digests(run, written, known=written, step=step)
     except OSError as error:
         raise OSError(
             f"the weights for use in {run} could not be brought to {checkpoint.name}: {error}; that checkpoint is "
@@ -101,14 +120,27 @@ def _link(source: Path, target: Path) -> None:
             shutil.copyfile(source, staging)
 
 
-def _make(run: Path, name: str, source: Path, transform: Transform) -> None:
+def _published(run: Path, checkpoint: Path, name: str, known: Mapping[str, Written], step: int, *, made: bool) -> bool:
+    """Whether the weights for use are those of the checkpoint already, undamaged and recorded."""
+    file = f"{name}.safetensors"
+    recorded, target = read_digests(run).get(file), run / file
+    if recorded is None or recorded_steps(run).get(file) != step or not target.is_file():
+        return False
+    if made:
+        return _metadata(target) == {"made_from": known[file].sha256} and not check_digests(run, [file])
+    if recorded != known[file]:
+        return False
+    return target.samefile(checkpoint / file) or not check_digests(run, [file])
+
+
+def _make(run: Path, name: str, source: Path, transform: Transform) -> dict[str, Written]:
     """Written files carry the digest of what they were made from; the one called `name` comes last."""
     origin = {"made_from": read_manifest(source.parent)[source.name].sha256}
-    if _metadata(run / source.name) == origin:
-        return
-    made = transform(name, read_tensors(source))
-    for file, tensors in sorted(made.items(), key=lambda item: item[0] == name):
-        write_tensors(run / f"{file}.safetensors", tensors, origin)
+    made = sorted(transform(name, read_tensors(source)).items(), key=lambda item: item[0] == name)
+    write_digests(run, (), forget=[f"{file}.safetensors" for file, _ in made])
+    return {
+        f"{file}.safetensors": write_tensors(run / f"{file}.safetensors", tensors, origin) for file, tensors in made
+    }
 
 
 def _metadata(path: Path) -> dict[str, str] | None:
@@ -136,7 +168,8 @@ def _same(config: Any, plain: object) -> bool:
         return False
 
 
-def _package_version() -> str:
+def package_version() -> str:
+    """Version of the installed package, or "source tree"."""
     try:
         return version("mf-mjt")
     except PackageNotFoundError:

@@ -9,10 +9,9 @@ import json
 import os
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
@@ -39,19 +38,20 @@ BLOCK = 2**24
 """Bytes hashed and written at a time."""
 
 
-@dataclass(frozen=True)
-class Written:
+class Written(NamedTuple):
     """What a file holds, by its length in bytes and its SHA-256."""
 
     bytes: int
     sha256: str
 
 
-def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
-    """Write a safetensors file under a temporary name, then rename it into place; access as the user's umask says."""
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> Written:
+    """Write a safetensors file under a temporary name, then rename it into place; its size and digest.
+
+    Access is as the user's umask says.
+    """
     with replacing(path) as staging:
-        staging.unlink(missing_ok=True)
-        stream_tensors(staging, tensors, metadata)
+        return stream_tensors(staging, tensors, metadata)
 
 
 def stream_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> Written:

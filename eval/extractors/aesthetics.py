@@ -32,6 +32,7 @@ from torch.nn import functional
 
 from eval.extractors.base import check_waves, exact_float32
 from eval.extractors.official import LoadedFile, OfficialFile, read_official
+from teacher.files import read_json
 from teacher.weights.checkpoint import is_safetensors, load_untrusted
 from teacher.weights.errors import WeightsError
 from teacher.weights.files import file_digest, load_strictly
@@ -99,7 +100,7 @@ class AestheticsSettings:
         if path.is_file() and path.stat().st_size and is_safetensors(path):
             path = path.with_name("config.json")
             try:
-                content = json.loads(path.read_text(encoding="utf-8"))
+                content = read_json(path)
             except (OSError, ValueError) as error:
                 raise WeightsError(
                     f"{path}, which belongs to the weights beside it, cannot be read: {error}"

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from eval.extractors.embedded_classifier import EmbeddedClassifier, pseudo_labels
+from teacher.audio.mel import hann_window
 
 __all__ = ["EmbeddedAudioFeatures", "EmbeddedClassifier", "pseudo_labels"]
 
@@ -85,7 +86,7 @@ class EmbeddedAudioFeatures:
 
     def _power(self, waves: Tensor) -> Tensor:
         """Power spectrogram (batch, frames, bins), a full-scale sine giving about 1 in its bin."""
-        window = torch.hann_window(2 * round(WINDOW_S * self.sample_rate / 2), dtype=waves.dtype, device=waves.device)
+        window = hann_window(2 * round(WINDOW_S * self.sample_rate / 2), like=waves)
         spectrum = torch.stft(
             waves,
             n_fft=len(window),
@@ -98,24 +99,25 @@ class EmbeddedAudioFeatures:
         return (spectrum.abs() * (2.0 / window.sum())).square().transpose(1, 2)
 
     def _frequencies(self, power: Tensor) -> Tensor:
-        return torch.linspace(0.0, self.sample_rate / 2, power.shape[2], dtype=power.dtype, device=power.device)
+        """Of the bins in Hz, float64."""
+        return torch.linspace(0.0, self.sample_rate / 2, power.shape[2], dtype=torch.float64, device=power.device)
 
     def _bands(self, count: int, power: Tensor) -> Tensor:
         """Triangular mel-spaced weights (bins, count), each column summing to 1, at least two bins wide."""
         top = min(MAX_HZ, 0.48 * self.sample_rate)
         low_mel, top_mel = (2595.0 * math.log10(1.0 + f / 700.0) for f in (MIN_HZ, top))
-        mels = torch.linspace(low_mel, top_mel, count + 2, dtype=power.dtype, device=power.device)
+        mels = torch.linspace(low_mel, top_mel, count + 2, dtype=torch.float64, device=power.device)
         edges = 700.0 * (10.0 ** (mels / 2595.0) - 1.0)
         frequencies = self._frequencies(power)
         width = (edges[2:] - edges[1:-1]).clamp_min(2.0 * float(frequencies[1]))
         weights = (1.0 - (frequencies[:, None] - edges[1:-1]).abs() / width).clamp_min(0.0)
-        return weights / weights.sum(dim=0)
+        return (weights / weights.sum(dim=0)).to(power)
 
     def _shape(self, power: Tensor) -> Tensor:
         """Loudness-weighted centroid (octaves re 1 kHz), its spread over time, bandwidth, flatness: 6 numbers."""
         frequencies = self._frequencies(power)
         inside = (frequencies >= MIN_HZ) & (frequencies <= MAX_HZ)
-        octaves = torch.log2(frequencies[inside] / 1000.0)
+        octaves = torch.log2(frequencies[inside] / 1000.0).to(power)
         bins = power[:, :, inside] + POWER_FLOOR
         total = bins.sum(dim=2)
         centroid = (bins * octaves).sum(dim=2) / total
@@ -143,7 +145,7 @@ def _groups(values: Tensor) -> Tensor:
 def _modulation(level: Tensor) -> Tensor:
     """ln of the modulation power of the log band energies, in 6 groups x 4 rates: (batch, 24)."""
     centred = level - level.mean(dim=1, keepdim=True)
-    taper = torch.hann_window(level.shape[1], dtype=level.dtype, device=level.device)[:, None]
+    taper = hann_window(level.shape[1], like=level)[:, None]
     spectrum = torch.fft.rfft(centred * taper, dim=1).abs().square() / taper.square().sum()
     rates = torch.fft.rfftfreq(level.shape[1], HOP_S, dtype=level.dtype, device=level.device)
     parts = []

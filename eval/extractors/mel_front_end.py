@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
-from teacher.audio.mel import hz_to_mel, mel_to_hz
+from teacher.audio.mel import hann_window, hz_to_mel, mel_to_hz
 
 MelScale = Literal["htk", "slaney"]
 
@@ -86,8 +86,7 @@ def spectrum(framed: Float[Tensor, "batch frames length"], n_fft: int) -> Float[
 
     The window is periodic. Where the zeros stand turns phases only, so powers equal those of centred windows.
     """
-    window = torch.hann_window(framed.shape[2], periodic=True, dtype=framed.dtype, device=framed.device)
-    return torch.fft.rfft(framed * window, n=n_fft)
+    return torch.fft.rfft(framed * hann_window(framed.shape[2], like=framed), n=n_fft)
 
 
 def centred(waves: Float[Tensor, "batch samples"], n_fft: int) -> Float[Tensor, "batch padded"]:

@@ -21,6 +21,7 @@ from torch.nn import functional
 from eval.extractors.base import Embeddings, check_waves, exact_float32
 from eval.extractors.kaldi_fbank import PREEMPHASIS, mel_filters
 from eval.extractors.official import LoadedFile, OfficialFile, load_official
+from teacher.audio.mel import hann_window
 from teacher.encoders.synchformer_blocks import Mlp, attend
 
 PASST_S = OfficialFile(
@@ -54,7 +55,7 @@ def passt_spectrogram(waves: Float[Tensor, "batch 320000"]) -> Float[Tensor, "ba
     lie every 320 samples, centred with reflection. Kaldi's 128 filters span 0 to 15 000 Hz.
     """
     emphasised = waves[:, 1:] - PREEMPHASIS * waves[:, :-1]
-    window = torch.hann_window(WINDOW, periodic=False, dtype=waves.dtype, device=waves.device)
+    window = hann_window(WINDOW, like=waves, periodic=False)
     spectrum = torch.stft(
         emphasised, FFT, hop_length=HOP, win_length=WINDOW, window=window, center=True, pad_mode="reflect",
         return_complex=True,

@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from teacher.files import parts_digest, replacing
+from teacher.files import compare_recorded, parts_digest, replacing
 from teacher.weights.errors import WeightsError
 
 FITTED = "embedded"
@@ -31,9 +31,13 @@ def write_codec_file(path: Path, tensors: Mapping[str, Tensor], metadata: Mappin
 
 
 def read_codec_file(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors and metadata; WeightsError when the file is missing or damaged."""
+    """Tensors and metadata; WeightsError when the file is missing or damaged, by digests.json beside it too."""
     if not path.is_file():
         raise WeightsError(f"{path}: no such codec file")
+    try:
+        compare_recorded(path)
+    except ValueError as error:
+        raise WeightsError(str(error)) from error
     try:
         with safe_open(path, framework="pt") as file:
             metadata = dict(file.metadata() or {})

@@ -27,11 +27,12 @@ from teacher.audio.codec import Posterior, check_statistics
 from teacher.audio.codec_file import FITTED, read_codec_file, write_codec_file
 from teacher.audio.griffin_lim import griffin_lim
 from teacher.audio.mel import MEL_16K, MelConfig, log_mel
-from teacher.sequence import SequenceConfig
+from teacher.sequence import SequenceConfig, check_whole
 
 KIND = "embedded-pca"
 VERSION = 1
 PATCH_FRAMES = 2
+MOST_ITERATIONS = 1000
 LOUDEST_MEL = 100.0
 """Ceiling of a decoded mel magnitude; a full-scale sine reaches about 10 and full-scale noise 4."""
 
@@ -65,8 +66,8 @@ class EmbeddedCodec:
             raise ValueError("component_std must be positive, with one number per channel")
         if self.statistics is not None:
             check_statistics(*self.statistics, self.latent_channels)
-        if self.num_iterations < 0:
-            raise ValueError(f"num_iterations must be at least 0, got {self.num_iterations}")
+        check_whole("num_iterations", self.num_iterations, 0, MOST_ITERATIONS)
+        _ = self.sequence  # refuses rates that are out of bounds
 
     @property
     def sequence(self) -> SequenceConfig:
@@ -199,7 +200,7 @@ class EmbeddedCodec:
                 statistics=(tensors[_MEAN], tensors[_STD]) if _MEAN in tensors else None,
                 **{field: tensors[name] for name, field in _TENSORS.items()},
             )
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError, AttributeError) as error:
             raise ValueError(f"{path}: not a usable {KIND} codec ({error})") from error
 
     def with_statistics(self, mean: Float[Tensor, "channels"], std: Float[Tensor, "channels"]) -> "EmbeddedCodec":
@@ -237,9 +238,9 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     tensors, metadata = read_codec_file(path)
     try:
         described = json.loads(metadata.get("codec", "{}"))
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: damaged description ({error})") from error
-    if described.get("kind") != KIND or described.get("version") != VERSION:
+    if not isinstance(described, dict) or described.get("kind") != KIND or described.get("version") != VERSION:
         raise ValueError(
             f"{path}: expected a codec of kind {KIND!r} version {VERSION}, found kind {described.get('kind')!r} "
             f"version {described.get('version')!r}"

@@ -14,8 +14,13 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
+from teacher.sequence import MAX_SAMPLE_RATE, check_whole
+
 MAGNITUDE_EPS = 1e-9
 MEL_FLOOR = 1e-5
+LARGEST = {"sample_rate": MAX_SAMPLE_RATE, "n_fft": 16_384, "hop_length": 16_384, "num_mels": 4096}
+LARGEST_OVERLAP = 32
+"""Frames that cover one sample; 4 in every published front end. More would make spectra of absurd size."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,9 +39,10 @@ class MelConfig:
     log: Literal["log10", "ln"]
 
     def __post_init__(self) -> None:
-        for name in ("sample_rate", "n_fft", "hop_length", "num_mels"):
-            if getattr(self, name) <= 0:
-                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
+        for name, most in LARGEST.items():
+            check_whole(name, getattr(self, name), 1, most)
+        if self.n_fft > LARGEST_OVERLAP * self.hop_length:
+            raise ValueError(f"n_fft must be at most {LARGEST_OVERLAP} * hop_length, got {self.n_fft}")
         if self.n_fft % self.hop_length or (self.n_fft - self.hop_length) % 2:
             raise ValueError(f"n_fft must be a multiple of hop_length with an even excess, got {self.n_fft}")
         if not 0 <= self.fmin < self.fmax <= self.sample_rate / 2:
@@ -91,10 +97,18 @@ def mel_filterbank(config: MelConfig) -> Float[Tensor, "mels bins"]:
     return (triangle * 2.0 / (right - left)).float()
 
 
+def hann_window(length: int, *, like: Tensor, periodic: bool = True) -> Float[Tensor, "length"]:
+    """Hann window, periodic or symmetric, on the device of `like` and in its precision.
+
+    Computed in float64 and rounded once: a float32 cosine is another last bit on another processor.
+    """
+    return torch.hann_window(length, periodic=periodic, dtype=torch.float64, device="cpu").to(like)
+
+
 @functools.lru_cache(maxsize=8)
 def window(config: MelConfig) -> Float[Tensor, "n_fft"]:
     """Periodic Hann window, float32."""
-    return torch.hann_window(config.n_fft, periodic=True)
+    return hann_window(config.n_fft, like=torch.empty(0))
 
 
 def log_mel(wave: Float[Tensor, "batch samples"], config: MelConfig) -> Float[Tensor, "batch mels frames"]:

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from teacher.audio.vae_blocks import Downsample, Level, Middle, MPConv1d, Upsample, mp_silu
 from teacher.weights.errors import WeightsError
-from teacher.weights.files import check_fit, load_strictly
+from teacher.weights.files import check_fit, compare_weights, load_strictly
 
 Part: TypeAlias = Literal["both", "encoder", "decoder"]
 LOGVAR_RANGE = (-30.0, 20.0)
@@ -209,6 +209,7 @@ def load_vae(path: Path, config: VAEConfig | None = None, *, part: Part = "both"
     The tensors of `part` must be there with exactly these shapes; of the others only those of the other half may be.
     Raises WeightsError naming the file and what does not fit.
     """
+    compare_weights(path)
     try:
         with safe_open(path, framework="pt") as file:
             heads = {name: torch.empty(file.get_slice(name).get_shape(), device="meta") for name in file.keys()}  # noqa: SIM118

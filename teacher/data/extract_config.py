@@ -10,7 +10,7 @@ from teacher.audio.registry import CODECS
 from teacher.data.store import Skipped
 from teacher.data.windows import WindowReader
 from teacher.encoders.registry import frame_requests
-from teacher.sequence import MIN_DURATION_S
+from teacher.sequence import check_window
 
 SPLITS = ("train", "val", "test")
 WHERE_AND_HOW = ("workers", "device", "weights_dir", "codec_from")
@@ -51,8 +51,7 @@ class ExtractConfig:
     """Processes that read files; 0 reads in this process."""
 
     def __post_init__(self) -> None:
-        if not self.duration_s >= MIN_DURATION_S:
-            raise ValueError(f"duration_s must be at least {MIN_DURATION_S} s, got {self.duration_s}")
+        check_window("duration_s", self.duration_s)
         if self.codec not in CODECS:
             raise ValueError(f"codec must be one of {', '.join(CODECS)}, got {self.codec!r}")
         frame_requests(self.encoders)

@@ -5,7 +5,7 @@ from teacher.data.media_open import MediaError, MediaInfo, check_wave, open_medi
 from teacher.data.media_read import FrameRequest, read_frames
 from teacher.data.media_sound import read_audio
 from teacher.data.media_write import VIDEO_SUFFIXES, remux, write_video
-from teacher.data.media_write_sound import SOUND_SUFFIXES, write_audio
+from teacher.data.media_write_sound import SOUND_SUFFIXES, check_sound_format, write_audio
 
 __all__ = [
     "FrameRequest",
@@ -14,6 +14,7 @@ __all__ = [
     "SOUND_SUFFIXES",
     "StreamInfo",
     "VIDEO_SUFFIXES",
+    "check_sound_format",
     "check_wave",
     "open_media",
     "probe",

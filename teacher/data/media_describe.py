@@ -7,6 +7,8 @@ from av.audio.stream import AudioStream
 from av.container import InputContainer
 from av.video.stream import VideoStream
 
+from teacher.data.media_open import codec_name
+
 
 @dataclass(frozen=True, kw_only=True)
 class StreamInfo:
@@ -28,22 +30,17 @@ def stream_infos(container: InputContainer) -> list[StreamInfo]:
     """What the header says of every stream; nothing is decoded."""
     infos = []
     for stream in container.streams:
-        codec = stream.codec_context.name if stream.codec_context is not None else "unknown"
         duration_s = 0.0
         if stream.duration is not None and stream.time_base is not None:
             duration_s = float(stream.duration * stream.time_base)
-        info = StreamInfo(kind=stream.type or "data", codec=codec, duration_s=duration_s)
-        if isinstance(stream, AudioStream):
-            info = replace(info, sample_rate=stream.sample_rate, channels=stream.channels)
-        elif isinstance(stream, VideoStream):
+        info = StreamInfo(kind=stream.type or "data", codec=codec_name(container, stream), duration_s=duration_s)
+        if isinstance(stream, VideoStream):
             cover = bool(stream.disposition & av.stream.Disposition.attached_pic)
-            info = replace(
-                info,
-                kind="picture" if cover else "video",
-                width=stream.codec_context.width,
-                height=stream.codec_context.height,
-                fps=float(stream.average_rate or 0.0),
-            )
+            info = replace(info, kind="picture" if cover else "video", fps=float(stream.average_rate or 0.0))
+        if stream.codec_context is not None and isinstance(stream, AudioStream):
+            info = replace(info, sample_rate=stream.sample_rate, channels=stream.channels)
+        elif stream.codec_context is not None and isinstance(stream, VideoStream):
+            info = replace(info, width=stream.codec_context.width, height=stream.codec_context.height)
         infos.append(info)
     return infos
 

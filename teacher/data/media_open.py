@@ -2,6 +2,7 @@
 
 import math
 import os
+import re
 import stat
 import time
 from collections.abc import Iterator
@@ -11,8 +12,12 @@ from pathlib import Path
 
 import av
 import numpy as np
+import soundfile
+import soxr
+from av.audio.stream import AudioStream
 from av.container import InputContainer
 from av.frame import Frame
+from av.packet import Packet
 from av.stream import Stream
 from av.video.stream import VideoStream
 
@@ -36,6 +41,8 @@ PROBE_TIMEOUT_S = 20.0
 """Longest search of `probe` for a first frame."""
 MAX_HOLES = 256 * 2**20
 """Most bytes of a file that were never written. A sparse file of terabytes is quickly made and takes hours to read."""
+LIBRARIES = ("av/", str(soundfile.__file__), *(f"{Path(m.__file__ or '').parent}/" for m in (av, soxr)))
+"""Where the code of the libraries lies that read and write media; the compiled parts of PyAV call themselves av/..."""
 MAX_ASPECT = 32
 """Largest ratio of the long to the short edge; filling a square from a thinner picture would need a huge resize."""
 
@@ -49,6 +56,7 @@ class MediaInfo:
     """What `probe` found out. `duration_s` is when the last picture ends if there is one, else that of the sound.
 
     `width` and `height` are as displayed (rotation applied) and `fps` is the average rate; all 0 without a picture.
+    Sound that cannot be decoded, beside a picture, counts as none.
     """
 
     path: Path
@@ -65,7 +73,8 @@ def open_media(path: Path) -> Iterator[InputContainer]:
     """Open a local regular file for reading.
 
     Only the `file` protocol and the formats in `FORMATS` are allowed, so a file cannot make the library read another
-    file or the network. Every failure of the library inside the `with` block becomes a MediaError of one line.
+    file or the network. Streams without a decoder are there, with a `codec_context` of None. Every failure of PyAV,
+    soundfile and soxr inside the `with` block becomes a MediaError of one line; other errors pass.
     """
     path = Path(path)
     try:
@@ -97,13 +106,24 @@ def open_media(path: Path) -> Iterator[InputContainer]:
             timeout=READ_TIMEOUT_S,
         ) as container:
             for picture in container.streams.video:
-                picture.codec_context.options = limits
-            for sound in container.streams.audio:
-                if sound.sample_rate and not SAMPLE_RATES[0] <= sound.sample_rate <= SAMPLE_RATES[1]:
-                    raise MediaError(f"{path}: sound at {sound.sample_rate} Hz is not one that can be read")
+                if picture.codec_context is not None:
+                    picture.codec_context.options = limits
             yield container
-    except (av.error.FFmpegError, OSError, EOFError, MemoryError) as error:
+    except (av.error.FFmpegError, EOFError, MemoryError) as error:
         raise MediaError(f"{path}: {_reason(error)}") from error
+    except Exception as error:  # damage leads the libraries into errors of every kind; ours keep their traceback
+        if not raised_by_library(error):
+            raise
+        raise MediaError(f"{path}: cannot be decoded: {type(error).__name__}: {_one_line(error)}") from error
+
+
+def raised_by_library(error: BaseException) -> bool:
+    """Whether an error arose inside PyAV, soundfile or soxr, by the last entry of its traceback."""
+    entry = error.__traceback__
+    while entry is not None and entry.tb_next is not None:
+        entry = entry.tb_next
+    file = "" if entry is None else entry.tb_frame.f_code.co_filename
+    return file.startswith(LIBRARIES)
 
 
 def _holes(path: Path, size: int) -> int:
@@ -133,16 +153,89 @@ def _reason(error: Exception) -> str:
         return "its header asks for more memory or streams than it is given"
     if isinstance(error, av.error.ArgumentError):
         return "its format is not supported or its header is damaged"
-    return f"cannot be decoded: {getattr(error, 'strerror', None) or error}".replace("\n", " ")
+    return f"cannot be decoded: {_one_line(getattr(error, 'strerror', None) or error)}"
+
+
+def _one_line(error: object) -> str:
+    return " ".join(str(error).split())
+
+
+def _pictures(container: InputContainer) -> list[VideoStream]:
+    """Picture streams that are not cover art."""
+    attached = av.stream.Disposition.attached_pic
+    return [stream for stream in container.streams.video if not stream.disposition & attached]
 
 
 def video_stream(container: InputContainer) -> VideoStream | None:
-    """The first picture stream that is not cover art; None without one."""
-    for stream in container.streams.video:
-        if stream.disposition & av.stream.Disposition.attached_pic:
-            continue
-        return stream
+    """The first picture stream that can be decoded and is not cover art; None without one."""
+    return next((stream for stream in _pictures(container) if stream.codec_context is not None), None)
+
+
+def audio_stream(container: InputContainer) -> AudioStream | None:
+    """The first sound that can be decoded and whose rate is between SAMPLE_RATES; None without one."""
+    for stream in container.streams.audio:
+        if stream.codec_context is not None and _usable_rate(stream.sample_rate):
+            return stream
     return None
+
+
+def _usable_rate(sample_rate: int) -> bool:
+    return not sample_rate or SAMPLE_RATES[0] <= sample_rate <= SAMPLE_RATES[1]  # 0: not stated before decoding
+
+
+def without_picture(container: InputContainer, path: Path) -> MediaError:
+    """Why `video_stream` finds nothing."""
+    if pictures := _pictures(container):
+        codec = codec_name(container, pictures[0])
+        return MediaError(f"{path}: there is no decoder for its picture (codec: {codec}); convert it to H.264")
+    return MediaError(f"{path}: has no picture; give a video file, or use it for its sound only")
+
+
+def without_sound(container: InputContainer, path: Path) -> MediaError:
+    """Why `audio_stream` finds nothing."""
+    for stream in container.streams.audio:
+        if stream.codec_context is None:
+            codec = codec_name(container, stream)
+            return MediaError(f"{path}: there is no decoder for its sound (codec: {codec}); convert it to AAC")
+        return MediaError(f"{path}: sound at {stream.sample_rate} Hz is not one that can be read")
+    return MediaError(f"{path}: has no sound")
+
+
+def codec_name(container: InputContainer, stream: Stream) -> str:
+    """Name of a stream's codec, else the container's tag for it, else "unknown". Streams without a decoder know no
+    name; the library tells it in what it prints of the file."""
+    if stream.codec_context is not None:
+        return stream.codec_context.name
+    level = av.logging.get_level()
+    av.logging.set_level(av.logging.INFO)
+    try:
+        said = container.dumps_format()
+    finally:
+        av.logging.set_level(level)
+    found = re.search(rf"Stream #0:{stream.index}\b.*?: \w+: (\w+)[^,(\n]*(?:\((\S+) / 0x)?", said)
+    names = [] if found is None else [name for name in found.groups() if name and name != "none"]
+    return names[0] if names else "unknown"
+
+
+def demux(container: InputContainer, stream: Stream) -> Iterator[Packet]:
+    """The packets of one stream, and an empty one at the end, with which its decoder gives out what it holds back.
+
+    Streams that appear on the way (transport streams may add some) are unknown to PyAV 18, which fails on them with an
+    IndexError after everything of `stream` was handed out; that is the end here.
+    """
+    packets = container.demux(stream)
+    while True:
+        try:
+            packet = next(packets)
+        except (StopIteration, IndexError):
+            return
+        yield packet
+
+
+def decode(container: InputContainer, stream: Stream) -> Iterator[Frame]:
+    """The frames of one stream."""
+    for packet in demux(container, stream):
+        yield from packet.decode()
 
 
 def check_picture(path: Path, width: int, height: int) -> None:
@@ -186,14 +279,20 @@ def check_wave(wave: np.ndarray, sample_rate: int) -> np.ndarray:
 def probe(path: Path) -> MediaInfo:
     """Read the header, and one frame of picture or sound to prove that it can be decoded.
 
-    Raises MediaError for files that are missing, empty, damaged, of an unsupported kind, or without picture and sound.
+    Raises MediaError for files that are missing, empty, damaged, of an unsupported kind, or without picture and sound,
+    and for those with a picture of which no stream can be decoded.
     """
     path = Path(path)
     with open_media(path) as container:
-        video = video_stream(container)
-        audio = container.streams.audio[0] if container.streams.audio else None
+        video, audio = video_stream(container), audio_stream(container)
+        if video is None and _pictures(container):
+            raise without_picture(container, path)
         if video is None and audio is None:
-            raise MediaError(f"{path}: holds neither picture nor sound")
+            raise (
+                without_sound(container, path)
+                if container.streams.audio
+                else MediaError(f"{path}: holds neither picture nor sound")
+            )
         width = height = 0
         fps = 0.0
         if video is not None:
@@ -224,7 +323,7 @@ def probe(path: Path) -> MediaInfo:
 def _first_frame(container: InputContainer, stream: Stream, path: Path) -> Frame | None:
     """The first frame that can be decoded; None at the end of the file."""
     began = time.monotonic()
-    for packet in container.demux(stream):
+    for packet in demux(container, stream):
         for frame in packet.decode():
             if isinstance(frame, Frame):
                 return frame
@@ -243,7 +342,7 @@ def _last_end_s(container: InputContainer, video: VideoStream) -> float:
     began = time.monotonic()
     try:
         container.seek(container.duration or 0, backward=True)
-        for packet in container.demux(video):
+        for packet in demux(container, video):
             if packet.pts is not None and packet.size and not packet.is_discard and video.time_base is not None:
                 end = packet.pts + (packet.duration or 0)
                 end_s = max(end_s, float(end * video.time_base) - origin)

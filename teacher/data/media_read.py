@@ -13,7 +13,16 @@ from av.video.frame import VideoFrame
 from av.video.reformatter import Interpolation, VideoReformatter
 from av.video.stream import VideoStream
 
-from teacher.data.media_open import MediaError, check_picture, check_window, open_media, origin_s, video_stream
+from teacher.data.media_open import (
+    MediaError,
+    check_picture,
+    check_window,
+    decode,
+    open_media,
+    origin_s,
+    video_stream,
+    without_picture,
+)
 
 TIME_TOLERANCE_S = 1e-6
 """Slack when a time stamp is compared with k / fps; stamps are exact fractions, sums of floats are not."""
@@ -133,7 +142,7 @@ def read_frames(
     with open_media(path) as container:
         stream = video_stream(container)
         if stream is None:
-            raise MediaError(f"{path}: has no picture; give a video file, or use it for its sound only")
+            raise without_picture(container, path)
         for frame, time_s in decode_video(container, stream, start_s, path):
             for collector in collectors:
                 collector.offer(frame, time_s)
@@ -157,12 +166,12 @@ def decode_video(
     origin = origin_s(container)
     if start_s > PREROLL_S:
         container.seek(int((start_s + origin) * av.time_base), backward=True)
-        frame = next(container.decode(stream), None)
+        frame = next(_frames(container, stream), None)
         # Some indexes land behind the target; then the file is read from its start.
         landed = frame is not None and frame.time is not None and frame.time - origin <= start_s + TIME_TOLERANCE_S
         container.seek(int((start_s + origin) * av.time_base) if landed else 0, backward=True)
     previous_s = first_s = -math.inf
-    for count, frame in enumerate(container.decode(stream)):
+    for count, frame in enumerate(_frames(container, stream)):
         if count > MAX_FPS * (1.0 + max(0.0, previous_s - first_s)):
             raise MediaError(f"{path}: has more than {MAX_FPS} frames a second; its time stamps are damaged")
         if frame.time is None or frame.is_corrupt:
@@ -172,6 +181,10 @@ def decode_video(
             first_s = time_s if first_s == -math.inf else first_s
             previous_s = time_s
             yield frame, time_s
+
+
+def _frames(container: InputContainer, stream: VideoStream) -> Iterator[VideoFrame]:
+    return (frame for frame in decode(container, stream) if isinstance(frame, VideoFrame))
 
 
 def frame_duration_s(frame: VideoFrame, stream: VideoStream) -> float:

@@ -12,7 +12,15 @@ import soxr
 from av.container import InputContainer
 from av.stream import Stream
 
-from teacher.data.media_open import MediaError, check_window, open_media, origin_s
+from teacher.data.media_open import (
+    MediaError,
+    audio_stream,
+    check_window,
+    decode,
+    open_media,
+    origin_s,
+    without_sound,
+)
 
 PREROLL_S = 0.5
 """Sound is decoded from this much earlier: overlapping transforms and bit reservoirs need what came before."""
@@ -41,9 +49,9 @@ def read_audio(path: Path, *, sample_rate: int, start_s: float = 0.0, duration_s
     chunks: list[np.ndarray] = []
     read = 0
     with open_media(path) as container:
-        if not container.streams.audio:
-            raise MediaError(f"{path}: has no sound")
-        stream = container.streams.audio[0]
+        stream = audio_stream(container)
+        if stream is None:
+            raise without_sound(container, path)
         resampler: soxr.ResampleStream | None = None
         if container.format.name in SOUND_FILES and not container.streams.video and _is_sound_file(path):
             pieces = _sound_file_chunks(path, start_s, duration_s)
@@ -101,7 +109,7 @@ def _mono_chunks(
         container.seek(int((start_s - PREROLL_S + origin) * av.time_base), backward=True)
     rate = 0
     position = 0  # samples handed out since start_s
-    for frame in container.decode(stream):
+    for frame in decode(container, stream):
         assert isinstance(frame, av.AudioFrame)
         if rate == 0:
             rate = frame.sample_rate

@@ -2,6 +2,8 @@
 
 import math
 from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 
@@ -9,12 +11,29 @@ import av
 import numpy as np
 import soxr
 from av.audio.stream import AudioStream
-from av.container import OutputContainer
+from av.container import InputContainer, OutputContainer
 from av.video.stream import VideoStream
 
-from teacher.data.media_open import MAX_DURATION_S, MediaError, check_wave, open_media, origin_s, video_stream
+from teacher.data.media_open import (
+    MAX_DURATION_S,
+    MediaError,
+    check_wave,
+    demux,
+    open_media,
+    origin_s,
+    video_stream,
+    without_picture,
+)
 from teacher.data.media_read import TIME_TOLERANCE_S, decode_video, frame_duration_s
-from teacher.data.media_write_sound import check_comment, encode_sound, next_rate, replacing_media, set_comment
+from teacher.data.media_write_sound import (
+    CannotHoldError,
+    check_comment,
+    encode_sound,
+    next_rate,
+    open_output,
+    set_comment,
+    writing,
+)
 
 AAC_RATES = (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000, 64000, 88200, 96000)
 MAX_WAITING = 64
@@ -45,11 +64,11 @@ def write_video(
     wave = check_wave(wave, sample_rate)
     check_comment(comment)
     frames = np.pad(frames, ((0, 0), (0, frames.shape[1] % 2), (0, frames.shape[2] % 2), (0, 0)), mode="edge")
-    with replacing_media(path) as temporary, _open_film(temporary, sample_rate) as output:
+    with _open_film(path, sample_rate) as output, writing(path):
         set_comment(output, comment)
         rate = Fraction(fps).limit_denominator(1001)
         video = _add_h264(output, frames.shape[2], frames.shape[1], rate, 1 / rate)
-        audio, wave = _add_aac(output, wave, sample_rate)
+        audio, wave = _add_aac(output, _Sound(wave=wave, sample_rate=sample_rate, comment=comment))
         for index, picture in enumerate(frames):
             frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
             frame.pts, frame.time_base = index, 1 / rate
@@ -70,9 +89,10 @@ def remux(
 ) -> None:
     """Put new sound under a video. The sound is cut, or filled with silence, to the length of the picture.
 
-    Without a window the video packets are copied bit by bit; with one (or when the container cannot hold the codec) the
+    Without a window the video packets are copied bit by bit; with one (or when the container does not take them) the
     frames of [start_s, start_s + duration_s) are encoded anew with their own time stamps. `comment` goes into the
-    metadata of the container. Raises MediaError.
+    metadata of the container. Raises MediaError for a film that cannot be used, OSError where the disk does not take
+    the new one.
     """
     video_path, out_path = Path(video_path), Path(out_path)
     _check_video_suffix(out_path)
@@ -80,47 +100,61 @@ def remux(
     wave = check_wave(wave, sample_rate)
     if start_s < 0 or (duration_s is not None and not duration_s > 0):
         raise ValueError(f"start_s must be at least 0 and duration_s positive, got {start_s} and {duration_s}")
-    with (
-        replacing_media(out_path) as temporary,
-        _open_film(temporary, sample_rate) as output,
-        open_media(video_path) as source,
-    ):
-        set_comment(output, comment)
-        stream = video_stream(source)
-        if stream is None:
-            raise MediaError(f"{video_path}: has no picture to put the sound under")
-        whole = start_s == 0 and duration_s is None
-        if whole and stream.codec_context.name in output.supported_codecs:
-            _copy_with_sound(source, stream, output, wave, sample_rate, video_path)
+    sound = _Sound(wave=wave, sample_rate=sample_rate, comment=comment)
+    if start_s == 0 and duration_s is None:
+        try:
+            _copy_with_sound(video_path, sound, out_path)
+        except CannotHoldError:  # a codec the container has no place for, or packets it refuses
+            pass
         else:
-            _encode_with_sound(source, stream, output, wave, sample_rate, video_path, start_s, duration_s or math.inf)
+            return
+    _encode_with_sound(video_path, sound, out_path, start_s, duration_s or math.inf)
 
 
-def _copy_with_sound(
-    source: av.container.InputContainer,
-    stream: VideoStream,
-    output: OutputContainer,
-    wave: np.ndarray,
-    sample_rate: int,
-    path: Path,
-) -> None:
-    copy = output.add_stream_from_template(stream)
-    audio, wave = _add_aac(output, wave, sample_rate)
-    assert stream.time_base is not None
-    shift = round(origin_s(source) / stream.time_base)
-    end_s = 0.0
-    for packet in _in_decoding_order(source.demux(stream)):
-        assert packet.dts is not None
-        packet.dts -= shift
-        if packet.pts is not None:
-            packet.pts -= shift
-            end_s = max(end_s, float((packet.pts + (packet.duration or 0)) * stream.time_base))
-            _check_end(path, end_s)
-        packet.stream = copy
-        output.mux(packet)
-    if end_s <= 0:
-        raise MediaError(f"{path}: holds no video packets; the file is damaged or cut off")
-    encode_sound(output, audio, wave, round(end_s * audio.rate))
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Sound:
+    """What goes under a film."""
+
+    wave: np.ndarray
+    sample_rate: int
+    comment: str | None
+
+
+def _picture(source: InputContainer, path: Path) -> VideoStream:
+    stream = video_stream(source)
+    if stream is None:
+        raise without_picture(source, path)
+    return stream
+
+
+def _copy_with_sound(path: Path, sound: _Sound, out_path: Path) -> None:
+    """Raises CannotHoldError where the packets cannot be copied into this container."""
+    with _open_film(out_path, sound.sample_rate) as output, open_media(path) as source:
+        stream = _picture(source, path)
+        assert stream.time_base is not None
+        with writing(out_path):
+            set_comment(output, sound.comment)
+            if stream.codec_context.name not in output.supported_codecs:
+                raise CannotHoldError(f"{out_path}: this container does not hold {stream.codec_context.name}")
+            # Opaque: the codec is known by its decoder, of which there may be no encoder of the same name (AV1).
+            copy = output.add_stream_from_template(stream, opaque=True)
+            audio, wave = _add_aac(output, sound)
+        shift = round(origin_s(source) / stream.time_base)
+        end_s = 0.0
+        for packet in _in_decoding_order(demux(source, stream)):
+            assert packet.dts is not None
+            packet.dts -= shift
+            if packet.pts is not None:
+                packet.pts -= shift
+                end_s = max(end_s, float((packet.pts + (packet.duration or 0)) * stream.time_base))
+                _check_end(path, end_s)
+            packet.stream = copy
+            with writing(out_path):
+                output.mux(packet)
+        if end_s <= 0:
+            raise MediaError(f"{path}: holds no video packets; the file is damaged or cut off")
+        with writing(out_path):
+            encode_sound(output, audio, wave, round(end_s * audio.rate))
 
 
 def _in_decoding_order(packets: Iterable[av.Packet]) -> Iterator[av.Packet]:
@@ -148,42 +182,39 @@ def _in_decoding_order(packets: Iterable[av.Packet]) -> Iterator[av.Packet]:
         yield early
 
 
-def _encode_with_sound(
-    source: av.container.InputContainer,
-    stream: VideoStream,
-    output: OutputContainer,
-    wave: np.ndarray,
-    sample_rate: int,
-    path: Path,
-    start_s: float,
-    duration_s: float,
-) -> None:
+def _encode_with_sound(path: Path, sound: _Sound, out_path: Path, start_s: float, duration_s: float) -> None:
     video: VideoStream | None = None
     audio: AudioStream | None = None
     shown: dict[int, int] = {}
     end_s = 0.0
-    for frame, time_s in decode_video(source, stream, start_s, path):
-        at_s = time_s - start_s
-        if at_s < -TIME_TOLERANCE_S:
-            continue
-        if at_s >= duration_s - TIME_TOLERANCE_S:
-            break
-        picture: np.ndarray = np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90) % 4)
-        picture = np.ascontiguousarray(picture[: len(picture) // 2 * 2, : picture.shape[1] // 2 * 2])
-        if video is None:
-            rate = Fraction(stream.average_rate or 25)
-            video = _add_h264(output, picture.shape[1], picture.shape[0], rate, Fraction(1, CLOCK), IN_ORDER)
-            audio, wave = _add_aac(output, wave, sample_rate)
-        new = av.VideoFrame.from_ndarray(picture, format="rgb24")
-        new.pts, new.time_base = round(at_s * CLOCK), Fraction(1, CLOCK)
-        end_s = min(at_s + frame_duration_s(frame, stream), duration_s)
-        _check_end(path, end_s)
-        shown[new.pts] = round(end_s * CLOCK) - new.pts
-        _mux_shown(output, video.encode(new), shown)
-    if video is None or audio is None:
-        raise MediaError(f"{path}: has no video after {start_s:g} s")
-    _mux_shown(output, video.encode(None), shown)
-    encode_sound(output, audio, wave, round(end_s * audio.rate))
+    with _open_film(out_path, sound.sample_rate) as output, open_media(path) as source:
+        set_comment(output, sound.comment)
+        stream = _picture(source, path)
+        for frame, time_s in decode_video(source, stream, start_s, path):
+            at_s = time_s - start_s
+            if at_s < -TIME_TOLERANCE_S:
+                continue
+            if at_s >= duration_s - TIME_TOLERANCE_S:
+                break
+            picture: np.ndarray = np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90) % 4)
+            picture = np.ascontiguousarray(picture[: len(picture) // 2 * 2, : picture.shape[1] // 2 * 2])
+            if video is None:
+                rate = Fraction(stream.average_rate or 25)
+                with writing(out_path):
+                    video = _add_h264(output, picture.shape[1], picture.shape[0], rate, Fraction(1, CLOCK), IN_ORDER)
+                    audio, wave = _add_aac(output, sound)
+            new = av.VideoFrame.from_ndarray(picture, format="rgb24")
+            new.pts, new.time_base = round(at_s * CLOCK), Fraction(1, CLOCK)
+            end_s = min(at_s + frame_duration_s(frame, stream), duration_s)
+            _check_end(path, end_s)
+            shown[new.pts] = round(end_s * CLOCK) - new.pts
+            with writing(out_path):
+                _mux_shown(output, video.encode(new), shown)
+        if video is None or audio is None:
+            raise MediaError(f"{path}: has no video after {start_s:g} s")
+        with writing(out_path):
+            _mux_shown(output, video.encode(None), shown)
+            encode_sound(output, audio, wave, round(end_s * audio.rate))
 
 
 def _mux_shown(output: OutputContainer, packets: Iterable[av.Packet], shown: dict[int, int]) -> None:
@@ -194,12 +225,11 @@ def _mux_shown(output: OutputContainer, packets: Iterable[av.Packet], shown: dic
         output.mux(packet)
 
 
-def _open_film(temporary: Path, sample_rate: int) -> OutputContainer:
+def _open_film(path: Path, sample_rate: int) -> AbstractContextManager[OutputContainer]:
     """An output whose edit lists count in samples: in the milliseconds of FFmpeg's default, sound and picture would end
     up to 1 ms beside each other."""
     rate = next_rate(sample_rate, AAC_RATES)
-    options = {} if temporary.suffix.lower() == ".mkv" else {"movie_timescale": str(rate)}
-    return av.open(str(temporary), mode="w", container_options=options)
+    return open_output(path, {} if path.suffix.lower() == ".mkv" else {"movie_timescale": str(rate)})
 
 
 def _add_h264(
@@ -216,11 +246,11 @@ def _add_h264(
     return stream
 
 
-def _add_aac(output: OutputContainer, wave: np.ndarray, sample_rate: int) -> tuple[AudioStream, np.ndarray]:
+def _add_aac(output: OutputContainer, sound: _Sound) -> tuple[AudioStream, np.ndarray]:
     """A mono AAC stream and the wave at its rate: the next higher one that AAC knows, or 48 kHz."""
-    rate = next_rate(sample_rate, AAC_RATES)
-    if rate != sample_rate:
-        wave = soxr.resample(wave, sample_rate, rate)
+    rate, wave = next_rate(sound.sample_rate, AAC_RATES), sound.wave
+    if rate != sound.sample_rate:
+        wave = soxr.resample(wave, sound.sample_rate, rate)
     stream = output.add_stream("aac", rate=rate, layout="mono")
     stream.bit_rate = min(128_000, 5 * rate)
     return stream, wave

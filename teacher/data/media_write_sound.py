@@ -1,7 +1,8 @@
 """Writing sound, and what sound and video share: always to a temporary file that is renamed when complete."""
 
+import io
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from fractions import Fraction
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import soxr
 from av.audio.stream import AudioStream
 from av.container import OutputContainer
 
-from teacher.data.media_open import MediaError, check_wave
+from teacher.data.media_open import MediaError, check_wave, raised_by_library
 from teacher.files import replacing
 
 MP3_ENCODER = "libmp3lame"
@@ -26,14 +27,44 @@ MAX_COMMENT = 32_000
 """Longest comment in bytes; libsndfile leaves out one of 60,000 without a word."""
 
 
+class CannotHoldError(MediaError):
+    """The container or a coding does not take what it is given; there is room on the disk."""
+
+
 @contextmanager
-def replacing_media(path: Path) -> Iterator[Path]:
-    """`replacing` for what PyAV writes, whose errors name no file."""
+def writing(path: Path) -> Iterator[None]:
+    """Failures of PyAV inside the block become an OSError that names `path` where the disk is the reason (full, read
+    only, not there), else a CannotHoldError."""
     try:
-        with replacing(path) as temporary:
-            yield temporary
+        yield
     except av.error.FFmpegError as error:
-        raise MediaError(f"{path}: cannot be written: {error.strerror}") from error
+        if isinstance(error, OSError):
+            raise OSError(error.errno, error.strerror, str(path)) from error
+        raise CannotHoldError(f"{path}: cannot be written: {error.strerror}") from error
+    except Exception as error:
+        if isinstance(error, MediaError) or not raised_by_library(error):
+            raise
+        raise CannotHoldError(f"{path}: cannot be written: {' '.join(str(error).split())}") from error
+
+
+@contextmanager
+def open_output(path: Path, options: dict[str, str] | None = None) -> Iterator[OutputContainer]:
+    """A container for writing that takes the place of `path` once it is closed whole.
+
+    The block writes inside `writing`, as what it reads may fail too. FFmpeg is given the name as that of a file: it
+    would take what stands before a colon for a protocol.
+    """
+    with replacing(path) as temporary:
+        with writing(path):
+            output = av.open(f"file:{temporary.absolute()}", mode="w", container_options=options or {})
+        try:
+            yield output
+            with writing(path):
+                output.close()
+        except BaseException:
+            with suppress(Exception):  # what is half written goes anyway
+                output.close()
+            raise
 
 
 def write_audio(path: Path, wave: np.ndarray, sample_rate: int, comment: str | None = None) -> None:
@@ -43,35 +74,41 @@ def write_audio(path: Path, wave: np.ndarray, sample_rate: int, comment: str | N
     (192 kbit/s, lower where its rate allows no more) and at the next rate that MP3 knows; its header tells players how
     much padding to leave out at both ends, and those that ignore it play up to 0.1 s of silence around the sound.
     `comment` goes into the file's tags: ICMT in WAV, COMMENT in FLAC and Ogg, ID3v2 in MP3. Raises ValueError for
-    other suffixes and for an MP3 where this build of PyAV has no encoder.
+    other suffixes and for an MP3 where this build of PyAV has no encoder, OSError where the disk does not take it.
     """
     path = Path(path)
-    suffix = path.suffix.lower()
-    if suffix not in SOUND_SUFFIXES:
-        raise ValueError(f"{path}: the suffix must be one of {', '.join(SOUND_SUFFIXES)}")
+    check_sound_format(path)
     wave = check_wave(wave, sample_rate)
     check_comment(comment)
+    suffix = path.suffix.lower()
     if suffix == ".mp3":
         _write_mp3(path, wave, sample_rate, comment)
         return
     container, coding = SOUND_FORMATS[suffix]
-    with (
-        replacing(path) as temporary,
-        soundfile.SoundFile(temporary, "w", sample_rate, channels=1, subtype=coding, format=container) as file,
-    ):
+    held = io.BytesIO()  # libsndfile says of a full disk no more than "System error", and of some not even that
+    with soundfile.SoundFile(held, "w", sample_rate, channels=1, subtype=coding, format=container) as file:
         if comment is not None:
             file.comment = comment
         for start in range(0, len(wave), BLOCK):  # libvorbis puts a whole call on the stack
             file.write(wave[start : start + BLOCK])
+    with replacing(path) as temporary:
+        temporary.write_bytes(held.getbuffer())
+
+
+def check_sound_format(path: Path) -> None:
+    """ValueError where `write_audio` cannot write files of this suffix."""
+    suffix = path.suffix.lower()
+    if suffix not in SOUND_SUFFIXES:
+        raise ValueError(f"{path}: the suffix must be one of {', '.join(SOUND_SUFFIXES)}")
+    if suffix == ".mp3" and MP3_ENCODER not in av.codecs_available:
+        raise ValueError(f"{path}: this build of PyAV cannot write MP3 (it has no {MP3_ENCODER}); use .flac or .wav")
 
 
 def _write_mp3(path: Path, wave: np.ndarray, sample_rate: int, comment: str | None) -> None:
-    if MP3_ENCODER not in av.codecs_available:
-        raise ValueError(f"{path}: this build of PyAV cannot write MP3 (it has no {MP3_ENCODER}); use .flac or .wav")
     rate = next_rate(sample_rate, MP3_RATES)
     if rate != sample_rate:
         wave = soxr.resample(wave, sample_rate, rate)
-    with replacing_media(path) as temporary, av.open(str(temporary), mode="w") as output:
+    with open_output(path) as output, writing(path):
         set_comment(output, comment)
         stream = output.add_stream(MP3_ENCODER, rate=rate, layout="mono", format="fltp")
         assert isinstance(stream, AudioStream)

@@ -136,12 +136,16 @@ class TensorFile:
                     raise ValueError("no safetensors header")
                 if 8 + length > len(head):
                     head += stream.read(8 + length - len(head))
-                header = json.loads(head[8 : 8 + length])
+                header = json.loads(head[8 : 8 + length], object_pairs_hook=_distinct)
                 found = os.fstat(stream.fileno())
             size = found.st_size
             metadata = json.loads(header.pop("__metadata__", {}).get("json", "{}"))
             entries = {name: _entry(described, 8 + length) for name, described in header.items()}
-            end = max((entry.end for entry in entries.values()), default=8 + length)
+            end = 8 + length
+            for entry in sorted(entries.values(), key=lambda entry: (entry.begin, entry.end)):
+                if entry.begin < end:
+                    raise ValueError("tensors overlap")
+                end = entry.end
             if end != size:
                 raise ValueError(f"{size} bytes, its header says {end}")
             if not isinstance(metadata, dict):
@@ -236,6 +240,13 @@ def _check_checks(entries: Mapping[str, Entry], metadata: Mapping[str, Any]) -> 
         count = 1 if of in WHOLE else entries[of].shape[0]
         if entries[name].dtype != torch.int64 or entries[name].shape != (count,):
             raise ValueError(f"{name} does not fit {of}")
+
+
+def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("its header names something twice")
+    return found
 
 
 def _entry(described: dict[str, Any], data_begin: int) -> Entry:

@@ -16,10 +16,10 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 from torch.nn import functional
 
+from mf_mjt_torchvision import guard_torchvision
 from teacher.data.media import FrameRequest
 from teacher.encoders.base import Frames, checked_frames
 from teacher.encoders.tensors import count_blocks, shape_of, tensors_digest
-from teacher.encoders.torchvision_compat import ensure_torchvision
 from teacher.sequence import IMAGE_FPS
 from teacher.weights.errors import WeightsError
 from teacher.weights.files import load_strictly, read_tensors
@@ -113,7 +113,7 @@ class ClipConfig:
 
 def build_clip(config: ClipConfig) -> "CLIP":
     """open_clip's CLIP of these sizes, made from the sizes alone: no model list, no hub, no pretrained tag."""
-    ensure_torchvision()
+    guard_torchvision()
     import open_clip
 
     return open_clip.CLIP(**config.open_clip())
@@ -121,7 +121,7 @@ def build_clip(config: ClipConfig) -> "CLIP":
 
 def clip_tokenizer(positions: int = 77) -> "SimpleTokenizer":
     """CLIP's byte-pair encoding, whose vocabulary comes with open_clip: lower case, zero-padded, cut to `positions`."""
-    ensure_torchvision()
+    guard_torchvision()
     from open_clip.tokenizer import SimpleTokenizer
 
     return SimpleTokenizer(context_length=positions)

@@ -5,6 +5,7 @@ six features in order of time are left of each segment (arXiv 2401.16423, sectio
 """
 
 import functools
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Self
@@ -15,6 +16,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
+from teacher.audio.mel import hann_window
 from teacher.encoders.synchformer_blocks import TokenPool, attend
 from teacher.encoders.tensors import count_blocks, shape_of
 
@@ -49,7 +51,7 @@ def sync_spectrogram(wave: Float[Tensor, "*batch samples"]) -> Float[Tensor, "*b
     Frames are centred with reflection at both ends; the periodic Hann window of 400 samples sits in the middle of the
     1024-point transform. The 66th frame is zero after the logarithm and before the normalisation, as in training.
     """
-    window = torch.hann_window(WINDOW, dtype=wave.dtype, device=wave.device)
+    window = hann_window(WINDOW, like=wave)
     spectrum = torch.stft(
         wave.flatten(0, -2), FFT, hop_length=HOP, win_length=WINDOW, window=window, center=True, pad_mode="reflect",
         return_complex=True,
@@ -64,15 +66,16 @@ def sync_spectrogram(wave: Float[Tensor, "*batch samples"]) -> Float[Tensor, "*b
 def htk_filterbank() -> Float[Tensor, "128 513"]:
     """Triangles of height 1 between 130 points equally spaced in mel = 2595 log10(1 + f / 700) from 0 to 8000 Hz.
 
-    Made in float32, as those of the training were; float64 filters differ by 1e-5 of their height.
+    Made in float64 and rounded once, so that they are the same on every processor; those of the training were made in
+    float32 and differ by 1e-5 of their height.
     """
-    frequencies = torch.linspace(0, SAMPLE_RATE // 2, FFT // 2 + 1)
-    top = 2595.0 * torch.log10(torch.tensor(1.0 + SAMPLE_RATE / 2 / 700.0, dtype=torch.float64)).item()
-    edges = 700.0 * (10.0 ** (torch.linspace(0.0, top, MELS + 2) / 2595.0) - 1.0)
+    frequencies = torch.linspace(0, SAMPLE_RATE // 2, FFT // 2 + 1, dtype=torch.float64)
+    top = 2595.0 * math.log10(1.0 + SAMPLE_RATE / 2 / 700.0)
+    edges = 700.0 * (10.0 ** (torch.linspace(0.0, top, MELS + 2, dtype=torch.float64) / 2595.0) - 1.0)
     gaps = edges[1:] - edges[:-1]
     rising = (frequencies - edges[:-2, None]) / gaps[:-1, None]
     falling = (edges[2:, None] - frequencies) / gaps[1:, None]
-    return torch.minimum(rising, falling).clamp_min(0.0)
+    return torch.minimum(rising, falling).clamp_min(0.0).float()
 
 
 @dataclass(frozen=True, kw_only=True)

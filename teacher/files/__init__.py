@@ -4,15 +4,17 @@ from teacher.files.digests import (
     DIGEST,
     DIGESTS,
     check_digests,
+    compare_recorded,
     file_sha256,
     parts_digest,
     read_digests,
+    recorded_steps,
     same_digest,
     write_digests,
 )
 from teacher.files.locks import LOCK, FolderLock, LockedError
 from teacher.files.moved import Moved
-from teacher.files.replace import flush_folder, remove_temporaries, replacing
+from teacher.files.replace import flush_folder, new_folder, remove_temporaries, replacing
 from teacher.files.text import JSON_LIMIT, read_json, split_lines
 
 __all__ = [
@@ -24,11 +26,14 @@ __all__ = [
     "LockedError",
     "Moved",
     "check_digests",
+    "compare_recorded",
     "file_sha256",
     "flush_folder",
+    "new_folder",
     "parts_digest",
     "read_digests",
     "read_json",
+    "recorded_steps",
     "remove_temporaries",
     "replacing",
     "same_digest",

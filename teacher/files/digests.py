@@ -1,6 +1,8 @@
 """SHA-256 of files, and digests.json: what the files of a folder held when they were written.
 
 digests.json = {"format": 1, "files": {relative name: {"bytes": n, "sha256": hexadecimal}}}
+
+An entry of a training's weights also has "step", the step at which they were saved.
 """
 
 import functools
@@ -8,7 +10,8 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Mapping
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+from typing import Any
 
 from teacher.files.replace import replacing
 from teacher.files.text import read_json
@@ -53,32 +56,62 @@ def read_digests(folder: Path) -> dict[str, tuple[int, str]]:
 
     Raises ValueError, naming the file, where it is damaged.
     """
-    path = Path(folder) / DIGESTS
-    try:
-        plain = read_json(path)
-    except FileNotFoundError:
-        return {}
-    try:
-        if plain["format"] != FORMAT:
-            raise ValueError(f"its format is {plain['format']!r}, this version reads {FORMAT}")
-        return {str(name): (int(entry["bytes"]), str(entry["sha256"])) for name, entry in plain["files"].items()}
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise ValueError(f"{path} is damaged: {error}") from error
+    return {name: (entry["bytes"], entry["sha256"]) for name, entry in _entries(Path(folder)).items()}
 
 
-def write_digests(folder: Path, names: Iterable[str], *, known: Mapping[str, tuple[int, str]] | None = None) -> None:
+def recorded_steps(folder: Path) -> dict[str, int]:
+    """The step at which each file of weights was saved, of those that digests.json knows it of."""
+    return {name: entry["step"] for name, entry in _entries(Path(folder)).items() if "step" in entry}
+
+
+def write_digests(
+    folder: Path,
+    names: Iterable[str],
+    *,
+    known: Mapping[str, tuple[int, str]] | None = None,
+    step: int | None = None,
+    forget: Iterable[str] = (),
+) -> None:
     """Record the files `names` of a folder, beside what is recorded already and still there.
 
+    Whoever replaces a recorded file lets it be forgotten first and records it afterwards: should it be killed between
+    the two, no whole file looks damaged.
+
     known: length and SHA-256 of files that were digested while they were written; the others are read once.
+    step: the step of the training that the files belong to.
+    forget: files whose entries are dropped.
     """
-    folder, known = Path(folder), known or {}
-    files = {name: entry for name, entry in read_digests(folder).items() if (folder / name).is_file()}
+    folder, known, dropped = Path(folder), known or {}, set(forget)
+    before = _entries(folder)
+    files = {n: entry for n, entry in before.items() if n not in dropped and (folder / n).is_file()}
     for name in names:
         path = folder / name
-        files[name] = known[name] if name in known else (path.stat().st_size, file_sha256(path))
-    plain = {"format": FORMAT, "files": {n: {"bytes": b, "sha256": s} for n, (b, s) in sorted(files.items())}}
+        size, digest = known[name] if name in known else (path.stat().st_size, file_sha256(path))
+        files[name] = {"bytes": size, "sha256": digest} | ({} if step is None else {"step": step})
+    if files == before:
+        return
     with replacing(folder / DIGESTS) as temporary:
+        plain = {"format": FORMAT, "files": dict(sorted(files.items()))}
         temporary.write_text(json.dumps(plain, indent=1) + "\n", encoding="utf-8")
+
+
+def compare_recorded(path: Path) -> None:
+    """Compare a file that is about to be read with digests.json beside it; nothing where that does not record it.
+
+    The file is read once to the end (`file_sha256`). Raises ValueError, in one line that says what was found and what
+    to do, where it is not what was recorded.
+    """
+    path = Path(path)
+    while True:
+        recorded = read_digests(path.parent).get(path.name)
+        faults = check_digests(path.parent, [path.name])
+        if not faults:
+            return
+        if read_digests(path.parent).get(path.name) == recorded:  # else it was replaced while we looked
+            raise ValueError(
+                f"{faults[0]}: restore the file, or, if you replaced it on purpose, remove its entry from "
+                f"{path.parent / DIGESTS}"
+            )
 
 
 def check_digests(folder: Path, names: Iterable[str] | None = None) -> list[str]:
@@ -99,3 +132,29 @@ def check_digests(folder: Path, names: Iterable[str] | None = None) -> list[str]
         elif file_sha256(path) != digest:
             faults.append(f"{path} is damaged: its SHA-256 is not the recorded one")
     return faults
+
+
+def _entries(folder: Path) -> dict[str, dict[str, Any]]:
+    """What digests.json says of each file, in known types. Names stay inside the folder."""
+    path = folder / DIGESTS
+    try:
+        plain = read_json(path)
+    except FileNotFoundError:
+        return {}
+    except ValueError as error:
+        raise ValueError(f"{error}; {_REMEDY}") from error
+    try:
+        if plain["format"] != FORMAT:
+            raise ValueError(f"its format is {plain['format']!r}, this version reads {FORMAT}")
+        entries = {}
+        for name, entry in plain["files"].items():
+            if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts or "\0" in name:
+                raise ValueError(f"it names {name!r}, which is outside the folder")
+            step = {"step": int(entry["step"])} if "step" in entry else {}
+            entries[name] = {"bytes": int(entry["bytes"]), "sha256": str(entry["sha256"])} | step
+        return entries
+    except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
+        raise ValueError(f"{path} is damaged: {error}; {_REMEDY}") from error
+
+
+_REMEDY = "restore it, or remove it, and the folder's files are read without being compared"

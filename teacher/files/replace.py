@@ -1,12 +1,19 @@
 """Replacing a file whole: whoever reads it finds the old bytes or the new ones, also after a kill or a power cut."""
 
 import errno
+import glob
 import os
 import re
+import shutil
+import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from safetensors import SafetensorError
+
+from teacher.files.locks import FolderLock, LockedError
 
 LONGEST_NAME = 200
 """Bytes of a temporary name; file systems allow 255, and long titles of films come close to that."""
@@ -22,14 +29,15 @@ def replacing(path: Path) -> Iterator[Path]:
     the file that remains has the access that the umask gives to new files. Missing parent folders are made.
 
     Raises:
-        OSError: the file cannot be written; `path` is as it was and no temporary file is left.
+        OSError: the file cannot be written, safetensors' own error for that included; it names `path`, which is as it
+            was, and no temporary file is left.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     suffix = path.suffix if len(path.suffix) <= 16 else ""
     temporary = path.with_name(f".{_shortened(path.name)}.{uuid.uuid4().hex[:12]}~{suffix}")
-    mode = _new_file_mode(temporary)
     try:
+        mode = _new_file_mode(temporary)
         yield temporary
         if not temporary.is_symlink():
             _set_mode(temporary, mode)
@@ -37,8 +45,73 @@ def replacing(path: Path) -> Iterator[Path]:
                 os.fsync(stream.fileno())
         temporary.replace(path)
         flush_folder(path.parent)
+    except OSError as error:
+        if error.errno is None or error.filename not in (None, str(temporary)):
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error
+    except SafetensorError as error:
+        if (number := re.search(r"\(os error (\d+)\)", str(error))) is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """A temporary folder beside `path`, with a name of its own; at the end its files are flushed and it becomes `path`.
+
+    When something is raised inside, it is removed and `path` is as it was. What killed processes left of the same
+    folder goes as well, but nothing that a living process writes.
+
+    Raises:
+        ValueError: `path` is something already, other than an empty folder, at the beginning or at the end.
+    """
+    path = Path(path)
+    _check_free(path)
+    _remove_staging(path)
+    staging = path.with_name(f".{_shortened(path.name)}.{uuid.uuid4().hex[:12]}.part")
+    staging.mkdir(parents=True)
+    try:
+        with FolderLock(staging, what=str(path)):
+            yield staging
+        for file in sorted(staging.rglob("*")):
+            if file.is_dir():
+                flush_folder(file)
+            elif not file.is_symlink():
+                with file.open("rb") as stream:
+                    os.fsync(stream.fileno())
+        flush_folder(staging)
+        _check_free(path)
+        try:
+            os.replace(staging, path)
+        except OSError:
+            _check_free(path)  # made by another process in the meantime
+            raise
+        flush_folder(path.parent)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def _check_free(path: Path) -> None:
+    if path.is_symlink() or (path.exists() and (not path.is_dir() or any(path.iterdir()))):
+        raise ValueError(f"{path} exists already; choose another folder, or remove it first")
+
+
+def _remove_staging(path: Path) -> None:
+    """Unfinished folders that nobody writes. The newest are left alone: their owners may not hold their locks yet."""
+    for left in path.parent.glob(f".{glob.escape(_shortened(path.name))}.*.part"):
+        token = left.name.split(".")[-2]
+        try:
+            if re.fullmatch(r"[0-9a-f]{12}", token) and time.time() - left.stat().st_mtime > NEW_S:
+                with FolderLock(left):
+                    shutil.rmtree(left, ignore_errors=True)
+        except (LockedError, OSError):
+            continue
+
+
+NEW_S = 60.0
+"""Seconds for which an unfinished folder counts as new."""
 
 
 def flush_folder(folder: Path) -> None:

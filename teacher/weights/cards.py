@@ -12,6 +12,8 @@ from teacher.weights.errors import WeightsError
 MIB = 2**20
 CLOSE = 0.1
 """Relative difference that a rounded size may have from the true one."""
+UNSTATED = 8 * MIB
+"""Most bytes of a file whose size is not published: a configuration of a kilobyte, and features of 0.3 MB."""
 MMAUDIO = "https://huggingface.co/hkchengrex/MMAudio/resolve/main/weights"
 RELEASE = "https://github.com/hkchengrex/MMAudio/releases/download/v0.1"
 BIGVGAN_V2 = "https://huggingface.co/nvidia/bigvgan_v2_44khz_128band_512x/resolve/main"
@@ -51,7 +53,7 @@ class Card:
     def size_text(self) -> str:
         """The size as published, rounded up: 655M or 2.4G."""
         if self.size is None:
-            return "size not stated"
+            return f"size not stated, at most {UNSTATED // MIB}M"
         mebibytes = self.size / MIB
         return f"{math.ceil(mebibytes)}M" if mebibytes < 1000 else f"{math.ceil(10 * mebibytes / 1024) / 10:g}G"
 
@@ -64,7 +66,12 @@ class Card:
 
     def plausible(self, size: int) -> bool:
         """Whether a file of `size` bytes can be this one."""
-        return self.size is None or abs(size - self.size) <= CLOSE * self.size
+        return size <= self.largest and (self.size is None or size >= (1 - CLOSE) * self.size)
+
+    @property
+    def largest(self) -> int:
+        """Most bytes that the file can have."""
+        return UNSTATED if self.size is None else int((1 + CLOSE) * self.size)
 
 
 def _network(name: str, size: int, md5: str) -> Card:

@@ -12,8 +12,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from teacher.files import write_digests
 from teacher.weights.cards import COMPONENTS, card
-from teacher.weights.checkpoint import read_checkpoint
+from teacher.weights.checkpoint import check_volume, read_checkpoint
 from teacher.weights.errors import WeightsError
 from teacher.weights.files import ComponentInfo, check_fit, read_component_info
 from teacher.weights.layouts import TABLES, Layout, canonical, identify, layouts
@@ -62,6 +63,7 @@ def convert_file(
     """
     tensors = read_checkpoint(source)
     component = _recognise(source, {name: tuple(tensor.shape) for name, tensor in tensors.items()}, component)
+    check_volume(source, tensors)
     target = component_path(weights_dir, component)
     if target.exists() and target.samefile(source):
         raise WeightsError(f"{source} lies where its component goes; move it to another folder first")
@@ -81,7 +83,9 @@ def convert_file(
         sha256=digests.sha256,
         md5=digests.md5,
     )
+    write_digests(weights_dir, (), forget=[target.name])
     write_component(target, made, info, progress=progress)
+    write_digests(weights_dir, [target.name])
     return target
 
 

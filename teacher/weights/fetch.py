@@ -113,7 +113,14 @@ class Fetcher:
             _check_space(part, (total or card.size or 0) - have)
             _tag(part).write_text(_version(response))
             with part.open("ab" if have else "wb") as out:
-                done = _copy(response, out, have, lambda done: report(done, total or card.size or done))
+                told = total or card.size
+                done = _copy(response, out, have, card.largest, lambda done: report(done, told or done))
+            if done > card.largest:
+                _discard(part)
+                raise WeightsError(
+                    f"{url}: holds more than {card.largest} bytes, the most that {card.file} can have "
+                    f"({card.size_text}); it was not kept"
+                )
         return total is None or done == total
 
     def _request(self, url: str, part: Path) -> urllib.request.Request:
@@ -155,9 +162,10 @@ def _start(response: HTTPResponse, part: Path) -> int:
     return have
 
 
-def _copy(response: IO[bytes], out: IO[bytes], have: int, report: Callable[[int], None]) -> int:
+def _copy(response: IO[bytes], out: IO[bytes], have: int, largest: int, report: Callable[[int], None]) -> int:
+    """What has arrived in all. A server that goes on beyond `largest` is not listened to any longer."""
     done = have
-    while block := response.read(BLOCK):
+    while done <= largest and (block := response.read(BLOCK)):
         out.write(block)
         done += len(block)
         report(done)

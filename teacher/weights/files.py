@@ -14,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from teacher.files import compare_recorded
 from teacher.weights.errors import WeightsError
 
 LISTED = 8
@@ -41,11 +42,20 @@ class ComponentInfo:
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Tensors of a safetensors file; WeightsError if it is absent or damaged."""
+    """Tensors of a safetensors file; WeightsError if it is absent or damaged, by digests.json beside it too."""
+    compare_weights(path)
     try:
         return load_file(path)
     except (OSError, SafetensorError) as error:
         raise WeightsError(f"cannot read weights {path}: {error}") from error
+
+
+def compare_weights(path: Path) -> None:
+    """As `compare_recorded`, with a WeightsError."""
+    try:
+        compare_recorded(path)
+    except (OSError, ValueError) as error:
+        raise WeightsError(f"cannot read weights: {error}") from error
 
 
 def read_component(path: Path) -> tuple[dict[str, Tensor], ComponentInfo]:
@@ -61,21 +71,35 @@ def read_component_info(path: Path) -> ComponentInfo:
         return ComponentInfo(**{name: str(plain[name]) for name in ComponentInfo.__dataclass_fields__})
     except (OSError, SafetensorError) as error:
         raise WeightsError(f"cannot read weights {path}: {error}") from error
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise WeightsError(
             f"{path} is not a component made by mf-convert; move it away and give it to mf-convert --file"
         ) from error
+
+
+def read_shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of a safetensors file, from its header alone; WeightsError if it is absent or damaged."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 - not a dict
+    except (OSError, SafetensorError) as error:
+        raise WeightsError(f"cannot read weights {path}: {error}") from error
 
 
 def load_strictly(module: nn.Module, tensors: Mapping[str, Tensor] | Path) -> None:
     """Load tensors, or a safetensors file, whose names and shapes must be exactly those of `module`.
 
     Values are converted to the module's dtype. A module built on the meta device takes the tensors over as its own.
+    A file's values are read only if its header fits.
     """
-    where = "the set of tensors" if isinstance(tensors, Mapping) else str(tensors)
-    given = tensors if isinstance(tensors, Mapping) else read_tensors(tensors)
     expected = module.state_dict()
-    check_fit({n: tuple(t.shape) for n, t in expected.items()}, {n: tuple(t.shape) for n, t in given.items()}, where)
+    shapes = {n: tuple(t.shape) for n, t in expected.items()}
+    if isinstance(tensors, Mapping):
+        given = tensors
+        check_fit(shapes, {n: tuple(t.shape) for n, t in given.items()}, "the set of tensors")
+    else:
+        check_fit(shapes, read_shapes(tensors), str(tensors))
+        given = read_tensors(tensors)
     if any(tensor.is_meta for tensor in expected.values()):
         owned = {n: given[n].to(t.dtype, copy=True, memory_format=torch.contiguous_format) for n, t in expected.items()}
         module.load_state_dict(owned, strict=True, assign=True)

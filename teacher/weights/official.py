@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from meanflow.config import to_plain
-from teacher.files import replacing
+from teacher.files import replacing, write_digests
 from teacher.weights.cards import bundle, bundle_licence, card
 from teacher.weights.convert import Note, component_path, ensure_component, find_source
 from teacher.weights.errors import WeightsError
@@ -26,6 +26,8 @@ from teacher.weights.run_folder import read_run_config
 KIND = "official"
 WINDOW_S = 8.0
 """Every published network was trained on windows of 8 s."""
+RECORDED = ("config.json", "model.safetensors", "codec.safetensors", "features.json")
+"""What digests.json records of the run folder."""
 NEEDED_FOR = {
     "vae": "every sound: sampling, and features for training",
     "vocoder": "every sound: sampling, and features for training",
@@ -89,7 +91,7 @@ def make_run(
         )
         if made is not None:
             components[component] = made
-    run.mkdir(parents=True, exist_ok=True)
+    write_digests(run, (), forget=RECORDED)
     linked = _link(components[names[0]], run / "model.safetensors")
     _write_codec(run / "codec.safetensors", variant, weights_dir, components)
     features = {
@@ -107,6 +109,7 @@ def make_run(
         "package_version": _package_version(),
     }
     _write_json(run / "config.json", document)
+    write_digests(run, RECORDED)
     missing = tuple(component for component in names if component not in components)
     return OfficialRun(run=run, components=components, missing=missing, linked=linked)
 

@@ -1,29 +1,43 @@
 """Run folders: config.json, the weights of a network, and what it was trained on."""
 
 import json
+import math
+import re
+import sys
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+from safetensors import SafetensorError, safe_open
 
 from meanflow.config import from_plain
-from teacher.files import Moved
+from teacher.files import DIGEST, Moved, check_digests, file_sha256, read_json, recorded_steps, same_digest
+from teacher.sequence import check_window
 from teacher.weights.errors import WeightsError
-from teacher.weights.files import load_strictly
+from teacher.weights.files import load_strictly, read_shapes
 
 if TYPE_CHECKING:
     from teacher.network import MMAudio
+    from teacher.variants import MMAudioConfig
 
 UNSPECIFIED = "unspecified"
 """Licence of a run that states none."""
+LONGEST_LICENCE, LONGEST_NAME = 2000, 100
+"""Characters that are read of a licence, and of the name of encoders or of a codec."""
+BLOCK = re.compile(r"(joint|fused|velocity)_blocks\.(\d+)\.")
 
 
 def load_network(run: Path, *, weights: str = "auto") -> "MMAudio":
     """The network of a run folder, rebuilt from its config.json and loaded strictly, in evaluation mode.
 
-    weights: "model" (last step), "ema-0.05" and so on, or "auto": the narrowest average, else the last step. Raises
-    WeightsError naming what is missing, and the names that do not match.
+    weights: "model" (last step), "ema-0.05" and so on, or "auto": the narrowest average that the training keeps, else
+    the last step (`automatic_weights`). What the folder records of its weights is compared. A line on standard error
+    says where "auto" is not what it should be, and where config.json or features.json, which people edit, were changed.
+
+    Raises WeightsError naming what is missing or damaged, and the names that do not match.
     """
     from teacher.network import MMAudio  # models import this package for its files; only this function needs a network
     from teacher.variants import MMAudioConfig
@@ -31,30 +45,62 @@ def load_network(run: Path, *, weights: str = "auto") -> "MMAudio":
     config = read_run_config(run)
     if "network" not in config:
         raise WeightsError(f"{run / 'config.json'} describes no network; is {run} the run folder of a training?")
+    try:
+        network = from_plain(MMAudioConfig, config["network"], "network")
+    except (ValueError, TypeError, OverflowError, RecursionError) as error:
+        raise WeightsError(f"{run / 'config.json'}: {error}") from error
     path = weight_file(run, weights)
+    _check_size(path, network, run)
+    _compare_stated(run, path, config)
+    for line in _notes(run, weights):
+        print(line, file=sys.stderr, flush=True)
     with torch.device("meta"):  # initial values would be thrown away
-        net = MMAudio(from_plain(MMAudioConfig, config["network"], "network"))
+        net = MMAudio(network)
     load_strictly(net, path)
     return net.eval().requires_grad_(False)
 
 
+def _check_size(path: Path, network: "MMAudioConfig", run: Path) -> None:
+    """Whether the file can hold the weights of such a network: as many blocks of each kind, and as wide. Told from the
+    header alone, before anything is built, however large the configuration says the network is."""
+    shapes = read_shapes(path)
+    found = Counter({kind: 1 + max(numbers) for kind, numbers in _block_numbers(shapes).items()})
+    wanted = {"joint": network.joint_depth, "fused": network.fused_depth, "velocity": network.velocity_head}
+    for kind, depth in wanted.items():
+        if found[kind] != depth:
+            raise WeightsError(
+                f"{path} holds {found[kind]} {kind} blocks, {run / 'config.json'} describes {depth}: they do not "
+                "belong together"
+            )
+    held, least = sum(math.prod(shape) for shape in shapes.values()), network.hidden_dim * network.mlp_dim
+    if held < least:
+        raise WeightsError(
+            f"{path} holds {held:,} numbers, the network that {run / 'config.json'} describes needs more than {least:,}"
+        )
+
+
+def _block_numbers(shapes: dict[str, tuple[int, ...]]) -> dict[str, set[int]]:
+    numbers: dict[str, set[int]] = {}
+    for name in shapes:
+        if (block := BLOCK.match(name)) and len(block[2]) < 6:
+            numbers.setdefault(block[1], set()).add(int(block[2]))
+    return numbers
+
+
 def read_run_config(run: Path) -> dict[str, object]:
     """config.json of a run folder as plain values."""
-    path = run / "config.json"
     try:
-        plain = json.loads(path.read_text(encoding="utf-8"))
+        return read_json(run / "config.json")
     except (FileNotFoundError, NotADirectoryError) as error:
         raise WeightsError(f"{run} is not a run folder: it has no config.json") from error
     except ValueError as error:
-        raise WeightsError(f"{path} is not valid JSON: {error}") from error
-    if not isinstance(plain, dict):
-        raise WeightsError(f"{path} is not a JSON object")
-    return plain
+        raise WeightsError(str(error)) from error
 
 
 def read_licence(run: Path) -> str:
     """The line in config.json that says under which licence the weights are; "unspecified" where there is none."""
-    return " ".join(str(read_run_config(run).get("licence") or UNSPECIFIED).split())
+    said = " ".join(str(read_run_config(run).get("licence") or UNSPECIFIED)[: 2 * LONGEST_LICENCE].split())
+    return "".join(c for c in said if c.isprintable())[:LONGEST_LICENCE]
 
 
 @dataclass(frozen=True)
@@ -72,26 +118,135 @@ def read_features_info(run: Path) -> FeaturesInfo:
     """Window duration, encoders, codec and weights folder from the features.json of a run folder."""
     path = run / "features.json"
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
+        document = read_json(path)
         config, folder = document["config"], document.get("weights_dir")
+        duration_s = float(config["duration_s"])
+        check_window("duration_s", duration_s)
         return FeaturesInfo(
-            duration_s=float(config["duration_s"]),
-            encoders=str(config["encoders"]),
-            codec=str(config.get("codec", "embedded")),
+            duration_s=duration_s,
+            encoders=str(config["encoders"])[:LONGEST_NAME],
+            codec=str(config.get("codec", "embedded"))[:LONGEST_NAME],
             weights_dir=None if folder is None else Moved(run)(run / folder),
         )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise WeightsError(f"{path} cannot be used: {error}; is {run} the run folder of a training?") from error
 
 
 def weight_file(run: Path, weights: str) -> Path:
     """The safetensors file that `weights` names in a run folder; WeightsError lists what is there."""
-    averages = sorted(run.glob("ema-*.safetensors"))
-    if weights == "auto":
-        path = averages[0] if averages else run / "model.safetensors"
-    else:
-        path = run / f"{weights}.safetensors"
+    path = automatic_weights(run)[0] if weights == "auto" else run / f"{weights}.safetensors"
     if not path.is_file():
         found = ", ".join(sorted(p.stem for p in run.glob("*.safetensors"))) or "none; has training saved yet?"
         raise WeightsError(f"no weights {path.stem!r} in {run}; found: {found}")
     return path
+
+
+def automatic_weights(run: Path) -> tuple[Path, str | None]:
+    """What "auto" means in a run folder, and a line where that is not the average it should be.
+
+    It is the narrowest average that the run's own configuration keeps (loop.ema_std), as the last save left it. Never
+    one that mf-ema made, and never one of an earlier save than model.safetensors: then it is model.safetensors. Where
+    config.json says nothing of averages, it is the narrowest one there. The file need not exist.
+    """
+    model = run / "model.safetensors"
+    config = read_run_config(run) if (run / "config.json").exists() else {}
+    if model.is_file() and WHOLE & set(config):
+        return model, None
+    kept = _kept_averages(config)
+    if kept is None:
+        there = [path for path in run.glob("ema-*.safetensors") if made_afterwards(path) is None]
+        return min(there, key=width, default=model), None
+    if not kept:
+        return model, None
+    path = run / f"{average_name(min(kept))}.safetensors"
+    fault = _fault(path, model)
+    if fault is None or not model.is_file():
+        return path, None
+    return model, f"{run}: {path.name} {fault}, so the weights are those of {model.name}; name others if you want them"
+
+
+WHOLE = frozenset({"consolidated", "digest"})
+"""Entries of config.json in folders that hold one file of weights, taken out of a run or saved to be given away."""
+
+
+def average_name(std: float) -> str:
+    """Name of the weights averaged with relative width `std`: ema-0.05."""
+    return f"ema-{std:g}"
+
+
+def made_afterwards(path: Path) -> int | None:
+    """The step at which an average ends that mf-ema made of snapshots; None for weights that training saved."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            made = json.loads((file.metadata() or {})["json"])["made_afterwards"]
+        return int(made["step"])
+    except (OSError, SafetensorError, ValueError, KeyError, TypeError, RecursionError):
+        return None
+
+
+def published(names: Iterable[str]) -> list[str]:
+    """Of names of files in a run folder, those of trained weights."""
+    return sorted(n for n in names if n.endswith(".safetensors") and "/" not in n and n not in NO_WEIGHTS)
+
+
+NO_WEIGHTS = ("codec.safetensors", "held_out.safetensors")
+
+
+def _fault(path: Path, model: Path) -> str | None:
+    """Why an average is not what the last save left; None where nothing speaks against it."""
+    if not path.is_file():
+        return "is missing"
+    if (step := made_afterwards(path)) is not None:
+        return f"was made afterwards by mf-ema, up to step {step}"
+    try:
+        steps = recorded_steps(path.parent)
+    except ValueError:  # a damaged digests.json, which is refused where weights are read
+        return None
+    last, own = steps.get(model.name), steps.get(path.name)
+    if last is not None and own is None:
+        return f"is not of the last save (step {last})"
+    if last is not None and own is not None and own < last:
+        return f"is of step {own} and {model.name} of step {last}"
+    return None
+
+
+def _kept_averages(config: dict[str, object]) -> list[float] | None:
+    """Widths of the averages that a run keeps; None where its configuration does not say."""
+    plain: object = config
+    for name in ("run", "loop", "ema_std"):
+        plain = plain.get(name) if isinstance(plain, dict) else None
+    if not isinstance(plain, list) or not all(isinstance(std, int | float) for std in plain):
+        return None
+    return [float(std) for std in plain]
+
+
+def width(path: Path) -> tuple[float, str]:
+    """Key by which files of averages are sorted, the narrowest first: ema-5e-05 before ema-0.05."""
+    try:
+        return float(path.stem.removeprefix("ema-")), path.name
+    except ValueError:
+        return float("inf"), path.name
+
+
+def _compare_stated(run: Path, path: Path, config: dict[str, object]) -> None:
+    """Saved folders of earlier versions have no digests.json; their config.json states the digest of the weights."""
+    stated = config.get("digest")
+    if path.stem != "model" or not isinstance(stated, str) or not DIGEST.fullmatch(stated):
+        return
+    if not same_digest(file_sha256(path), stated):
+        raise WeightsError(
+            f"cannot read weights: {path} is damaged: its SHA-256 is not the one in config.json ({stated[:12]}): "
+            'restore the file, or, if you replaced it on purpose, remove "digest" from config.json'
+        )
+
+
+def _notes(run: Path, weights: str) -> list[str]:
+    notes = []
+    if weights == "auto" and (note := automatic_weights(run)[1]) is not None:
+        notes.append(note)
+    try:
+        faults = check_digests(run, ("config.json", "features.json"))
+    except ValueError as error:
+        raise WeightsError(str(error)) from error
+    told = "if you did not edit it, restore it; if you did, remove its entry from digests.json"
+    return notes + [f"{fault}; {told}" for fault in faults]

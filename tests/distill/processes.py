@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
@@ -114,6 +115,21 @@ def launch(
     """Call `module:function` in `count` processes; what each returned (it must be JSON), in order of rank."""
     with Processes(target, arguments, count=count, environment=environment) as processes:
         return processes.answers(timeout_s)
+
+
+def installed(folder: Path) -> dict[str, str]:
+    """An environment whose programs find this checkout as an installed project: on the path, with its entry points."""
+    described = folder / "checkout-0.dist-info"
+    described.mkdir(parents=True)
+    (described / "METADATA").write_text("Metadata-Version: 2.1\nName: checkout\nVersion: 0\n")
+    groups = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["entry-points"]
+    lines = [line for group, points in groups.items() for line in (f"[{group}]", *_assignments(points))]
+    (described / "entry_points.txt").write_text("\n".join(lines) + "\n")
+    return _inherited() | {"PYTHONPATH": f"{ROOT}{os.pathsep}{folder}"}
+
+
+def _assignments(points: Mapping[str, str]) -> list[str]:
+    return [f"{name} = {value}" for name, value in points.items()]
 
 
 def _rendezvous(rank: int, count: int, port: int) -> dict[str, str]:

@@ -18,6 +18,7 @@ from distill import checkpoint
 from distill.checkpoint import at, drop_later, newest, publish, save
 from distill.saving import writing
 from distill.saving.writing import write_tensors
+from teacher.files import check_digests, recorded_steps
 
 FILES = ("model.safetensors", "optimizer.safetensors", "ema-0.05.safetensors", "state.json", "manifest.json")
 
@@ -286,6 +287,9 @@ def test_a_kill_at_any_moment_leaves_the_old_or_the_new_one(tmp_path, unflushed)
         assert holds(found, 1) or holds(found, 2)
         assert not lines  # what a kill leaves is no damage
         assert all(load_file(run / f"{name}.safetensors") for name in NAMES)
+        assert check_digests(run) == []  # and what is recorded of the weights for use is never of others
+        ages = [load_file(run / f"{name}.safetensors") for name in NAMES]
+        assert ages[1]["weight"][0, 0] >= ages[0]["scalar"], "an average older than the weights"
         seen.append(found.step)
         # The next start brings the weights for use up to date, and the next save leaves no trace of the kill.
         publish(run, found.folder, NAMES)
@@ -294,7 +298,10 @@ def test_a_kill_at_any_moment_leaves_the_old_or_the_new_one(tmp_path, unflushed)
         publish(run, save(run, 3, tensors(3), {}, keep_last=1), NAMES)
         assert holds(newest(run), 3)
         assert steps_of(run) == ["step-0000003"]
-        assert sorted(p.name for p in run.iterdir()) == ["ema-0.05.safetensors", "model.safetensors", "trainer"]
+        left = ["digests.json", "ema-0.05.safetensors", "model.safetensors", "trainer"]
+        assert sorted(p.name for p in run.iterdir()) == left
+        assert check_digests(run) == []
+        assert recorded_steps(run) == {"ema-0.05.safetensors": 3, "model.safetensors": 3}
         if not hit:
             break
     assert not hit

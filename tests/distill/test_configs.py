@@ -1,7 +1,10 @@
-"""What ships to launch with: every configuration is understood, the launcher keeps signals and statuses, and the Slurm
-script requeues what stopped on request and nothing else."""
+"""What ships to launch with: every configuration is understood, `accelerate launch` starts it as typed, every preset
+trains under the files meant for it, the launcher keeps signals and statuses, and the Slurm script requeues what stopped
+on request and nothing else."""
 
+import functools
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -9,21 +12,39 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.commands.launch import launch_command_parser
 
-from distill.configs import FOLDER
+from distill.config import DistillConfig, GuidedInput
+from distill.configs import FOLDER, check
 from distill.configs.launch import configuration
+from distill.engines.start import PRECISIONS, start
 from distill.engines.zero_settings import check_settings
+from distill.runs import train, train_teacher
+from distill.step import train_step
+from distill.student import student_from_teacher, takes_differences
+from distill.train import check_precision
+from scripts.distill import PRESETS as STUDENTS
+from scripts.train_teacher import PRESETS as TEACHERS
+from teacher.data.dataset import Batch
+from teacher.network import MMAudio
+from teacher.train import flow_matching_step
+from tests.distill import tiny
+from tests.distill.processes import installed
+from tests.teacher.test_network import conditions, small
 
 ROOT = Path(__file__).parents[2]
 NAMES = (
     "one_gpu",
+    "one_gpu_float32",
     "ddp_8gpu",
+    "ddp_float32_8gpu",
     "fsdp2_8gpu",
     "zero1_8gpu",
     "zero2_8gpu",
+    "zero2_float32_8gpu",
     "zero3_8gpu",
     "zero2_offload_8gpu",
     "zero3_offload_8gpu",
@@ -53,9 +74,10 @@ def test_accelerate_understands_the_file(name):
     """Its own loader refuses unknown keys outside of sections; inside, an unknown one would be set and never read."""
     config = load_config_from_file(str(FOLDER / f"{name}.yaml"))
     assert str(config.distributed_type.value) == KINDS[name.split("_")[0]]
-    assert config.num_processes == (1 if name == "one_gpu" else 8)
+    assert config.num_processes == (1 if name.startswith("one_gpu") else 8)
     assert config.num_machines == 1
-    assert config.mixed_precision == "bf16"  # autocast of the engine's own: float32 weights
+    # bf16 is autocast of the engine's own: weights are float32 in either case.
+    assert config.mixed_precision == ("no" if "float32" in name else "bf16")
     known = set(vars(launch_command_parser().parse_args(["x.py"])))
     for section in ("deepspeed_config", "fsdp_config"):
         assert set(plain(name).get(section, {})) <= known
@@ -100,15 +122,148 @@ def test_a_configuration_is_found_by_name_or_path(tmp_path):
         configuration("zero4_8gpu")
 
 
-def test_a_shipped_file_starts_two_processes(tmp_path):
-    """End to end through accelerate's own launcher."""
+@pytest.mark.parametrize("name", [name for name in NAMES if "float32" in name])
+def test_a_float32_file_differs_in_its_precision_alone(name):
+    assert plain(name) == plain(name.replace("_float32", "")) | {"mixed_precision": "no"}
+
+
+DESCRIBE = """
+import atexit, os, torch
+say = lambda text: os.write(1, (text + "\\n").encode())  # in one piece, which print does not promise
+atexit.register(lambda: say("in the group" if torch.distributed.is_initialized() else "left"))
+from distill.engines import start
+say(start().describe())
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("ddp_8gpu", "DDP, 2 process(es), cpu, bfloat16 autocast"),
+        ("zero2_8gpu", "ZeRO-2, 2 process(es), cpu, bfloat16 autocast"),
+        ("zero2_float32_8gpu", "ZeRO-2, 2 process(es), cpu, float32"),
+    ],
+)
+def test_accelerate_launch_starts_two_processes_as_typed(tmp_path, name, told):
+    """The console command itself, without a flag that says there is no GPU. The process group is left before the
+    interpreter ends: gloo's threads abort a process that ends first, now and then."""
     script = tmp_path / "describe.py"
-    script.write_text("from distill.engines import start\nengine = start()\nprint(engine.describe(), flush=True)\n")
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(FOLDER / "ddp_8gpu.yaml")]
-    ended = subprocess.run([*command, "--num_processes", "2", str(script)], env=ENV, capture_output=True, text=True)
+    script.write_text(DESCRIBE)
+    command = [check.console_command(), "launch", "--config_file", f"distill/configs/{name}.yaml"]
+    command += ["--num_processes", "2", str(script)]
+    ended = subprocess.run(command, cwd=ROOT, env=installed(tmp_path / "site"), capture_output=True, text=True)
     assert ended.returncode == 0, ended.stderr
-    assert ended.stdout.count("DDP, 2 process(es), cpu") == 2
-    assert ended.stdout.count("bfloat16 autocast") == 2
+    lines = re.sub(r"cpu:\d", "cpu", ended.stdout).splitlines()
+    assert lines.count(told) == lines.count("left") == 2
+
+
+@pytest.mark.parametrize("arguments", [["--cpu"], ["--config_file", str(FOLDER / "one_gpu.yaml")]])
+def test_one_process_in_place_of_several_is_an_error(tmp_path, arguments):
+    """accelerate starts one process then, and says nothing."""
+    script = tmp_path / "describe.py"
+    script.write_text(DESCRIBE)
+    command = [check.console_command(), "launch", *arguments, "--num_processes", "2", str(script)]
+    ended = subprocess.run(command, env=installed(tmp_path / "site"), capture_output=True, text=True)
+    assert ended.returncode != 0
+    assert "ValueError: several processes were asked for and accelerate launch started one" in ended.stderr
+
+
+def test_one_process_beside_a_port_of_somebody_elses_is_none(monkeypatch):
+    """mpirun's processes are counted by mpirun, and a program that accelerate did not launch is not asked."""
+    monkeypatch.setenv("MASTER_PORT", "29500")
+    assert start().processes == 1
+
+
+def stand_in(tmp_path, monkeypatch, text):
+    (tmp_path / "accelerate").write_text(f"#!/bin/bash\n{text}\n")
+    (tmp_path / "accelerate").chmod(0o755)
+    monkeypatch.setattr(check, "console_command", lambda: str(tmp_path / "accelerate"))
+
+
+def test_the_proof_of_set_up_passes_on_what_the_processes_say(tmp_path, monkeypatch):
+    stand_in(tmp_path, monkeypatch, "echo noise; echo 'ZeRO-2, 2 process(es), cpu; 2 processes answered'")
+    assert check.check() == "ZeRO-2, 2 process(es), cpu"
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        (
+            "echo Traceback >&2; echo 'RuntimeError: operator torchvision::nms does not exist' >&2; exit 1",
+            "(RuntimeError: operator torchvision::nms does not exist)",
+        ),
+        ("echo 'torch.distributed.ChildFailedError: ' >&2; echo ' exitcode: -6' >&2; exit 1", "(exitcode: -6)"),
+        ("echo 'ZeRO-2; 1 processes answered'", "(nothing was said)"),
+        ("sleep 60", "did not start within 1 s"),
+    ],
+)
+def test_the_proof_of_set_up_fails_in_one_line(tmp_path, monkeypatch, capsys, text, told):
+    stand_in(tmp_path, monkeypatch, text)
+    monkeypatch.setattr(check, "LIMIT_S", 1.0)
+    monkeypatch.setattr(sys, "argv", ["check"])
+    with pytest.raises(SystemExit) as left:
+        check.cli()
+    assert left.value.code == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert told in line
+    assert line.startswith("error: ")
+    assert line.endswith("--num_processes 2 -m distill.configs.check --answer")
+
+
+KINDS_OF_RUN = {"distill": STUDENTS, "train_teacher": TEACHERS}
+
+
+@functools.cache
+def refusal(kind, preset, precision):
+    """What the loop, or one step of a small network, says against a preset's method in a precision; None for nothing.
+    Engines differ in where they enter autocast, not in whether."""
+    method = KINDS_OF_RUN[kind][preset][1].run.method
+    torch.manual_seed(0)
+    net, g = MMAudio(small()), torch.Generator().manual_seed(0)
+    latents = torch.randn(8, 9, 4, generator=g)
+    batch = Batch(latents=latents, conditions=conditions(small(), 8).to("cpu", torch.float32), indices=torch.arange(8))
+    try:
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=precision != torch.float32):
+            if kind == "train_teacher":
+                terms = flow_matching_step(net, batch, method, generator=g)
+            else:
+                check_precision(takes_differences(method.objective), precision)
+                guided, head = isinstance(method.velocity, GuidedInput), min(method.velocity_head, 1)
+                student = student_from_teacher(net, guidance_embedding=guided, velocity_head=head)
+                terms = train_step(student, student, net, batch, method, generator=g)
+        terms.loss.mean().backward()
+    except ValueError as error:
+        return str(error)
+    assert torch.isfinite(terms.loss).all()
+    return None
+
+
+def precision_of(file):
+    return PRECISIONS[load_config_from_file(str(file)).mixed_precision]
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    ("kind", "preset"), [(kind, preset) for kind, table in KINDS_OF_RUN.items() for preset in table]
+)
+def test_a_preset_trains_under_every_file_meant_for_it(kind, preset, name):
+    """The two whose derivative is a difference are meant for the float32 files, the others for all."""
+    refused = refusal(kind, preset, precision_of(FOLDER / f"{name}.yaml"))
+    if preset in ("transition", "terminal") and "float32" not in name:
+        assert "need float32: launch with a file of distill/configs that has float32 in its name" in refused
+    else:
+        assert refused is None
+
+
+def test_the_loop_refuses_a_difference_in_bfloat16_before_it_writes(tmp_path, monkeypatch):
+    """Before the first step, and before anything is in the run folder."""
+    data = tiny.features(tmp_path)
+    teacher = train_teacher(tiny.teacher_run(data), tmp_path / "teacher")
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    run = DistillConfig(data=(data,), teacher=teacher, method=STUDENTS["terminal"][1].run.method, loop=tiny.LOOP)
+    with pytest.raises(ValueError, match=r"need float32: launch with .* --mixed_precision no"):
+        train(run, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 WORKER = """

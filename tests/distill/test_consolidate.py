@@ -20,7 +20,7 @@ from teacher.pipeline import Pipeline
 from teacher.weights import load_network
 from tests.distill import tiny
 
-FILES = ["codec.safetensors", "config.json", "features.json", "model.safetensors"]
+FILES = ["codec.safetensors", "config.json", "digests.json", "features.json", "model.safetensors"]
 
 
 @pytest.fixture(scope="module")

@@ -1,72 +1,80 @@
 """Reproduce every recording of a folder: `python -m tests.golden DIR`.
 
-Dispatches on each recording's `kind`, prints the largest deviation relative to the largest recorded value beside its
-tolerance, and leaves with status 1 if one is beyond it or if a kind has no implementation here yet.
+Dispatches on each recording's `kind` (a document that names a `manifest` lists the tensors of a full-size model and is
+of kind `manifest`), and prints the largest deviation relative to the largest recorded value beside its tolerance.
+Cases, splits, sizes and names are those of the recording. A recording that cannot be read or computed is one line and
+the next one follows; JSON without a kind, an index for instance, is passed over. The exit status is 1 if a recording is
+beyond its tolerance or could not be reproduced, or if a kind has no implementation here.
 """
 
 import json
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
-from teacher.audio.mel import MEL_16K, MEL_44K, log_mel
-from teacher.sequence import SEQUENCE_16K, SEQUENCE_44K, image_frames, sync_frames
-from tests.golden import audio, meanflow, metrics, network, sync
+from tests.golden import audio, inputs, manifests, meanflow, metrics, network, sync
 from tests.golden.deviation import Deviation
-from tests.golden.recipe import Recording
+from tests.golden.recipe import Recording, recipe
 
+Check = Callable[[Recording], Iterator[Deviation]]
 
-def sequence_lengths(recording: Recording) -> Iterator[Deviation]:
-    """Lengths as a function of the duration, exact."""
-    wrong = 0
-    for duration_s, mode, *recorded in recording.document["rows"]:
-        sequence = SEQUENCE_16K if mode == "16k" else SEQUENCE_44K
-        lengths = (sequence.latent_frames(duration_s), image_frames(duration_s), sync_frames(duration_s))
-        wrong += [*lengths, sequence.num_samples(duration_s)] != recorded
-    yield Deviation("rows that differ", float(wrong), 0.0)
-
-
-def mel(recording: Recording) -> Iterator[Deviation]:
-    """Log-mel spectrogram, absolute deviation in log units."""
-    config = MEL_16K if recording.document["config"]["mode"] == "16k" else MEL_44K
-    made = log_mel(recording.tensors["in.waveform"], config)
-    yield Deviation("log_mel", float((made - recording.tensors["out.log_mel"]).abs().max()), 7e-5)
-
-
-CHECKS: tuple[Callable[[Recording], Iterator[Deviation]], ...] = (
-    audio.vae, audio.vocoder, meanflow.meanflow_jax, meanflow.meanflow_meanaudio, meanflow.meanflow_py,
-    meanflow.time_samplers, mel, metrics.metric_cosine, metrics.metric_desync, metrics.metric_evaluate,
-    metrics.metric_fd, metrics.metric_isc, metrics.metric_kl, network.mmaudio_network, sequence_lengths,
-    sync.sync_full, sync.sync_visual,
+CHECKS: tuple[Check, ...] = (
+    audio.vae, audio.vocoder, inputs.clip_tokens, inputs.film_lengths, inputs.mel, inputs.sequence_lengths,
+    manifests.manifest, meanflow.meanflow_jax, meanflow.meanflow_meanaudio, meanflow.meanflow_py,
+    meanflow.time_samplers, metrics.metric_cosine, metrics.metric_desync, metrics.metric_evaluate, metrics.metric_fd,
+    metrics.metric_isc, metrics.metric_kl, network.mmaudio_network, recipe, sync.sync_full, sync.sync_visual,
 )  # fmt: skip
 KINDS = {check.__name__: check for check in CHECKS}
 
 
 def main(folder: Path) -> int:
-    """Print one line per recording; the exit status."""
-    documents = {p.stem: json.loads(p.read_text()) for p in sorted(folder.glob("*.json"))}
-    kinds = {name: str(d["kind"]) for name, d in documents.items() if isinstance(d, dict) and "kind" in d}
-    if not kinds:
-        print(f"{folder} holds no recordings")
+    """Print one line per recording and a summary; the exit status."""
+    if not folder.is_dir():
+        print(f"{folder} is not a folder of recordings")
         return 1
-    failed = missing = 0
-    for name, kind in kinds.items():
-        if kind not in KINDS:
-            missing += 1
-            print(f"{name:32s} not implemented: {kind}")
-            continue
-        deviations = list(KINDS[kind](Recording.read(folder, name)))
-        worst = max(deviations, key=_share)
-        beyond = [d.name for d in deviations if not d.value <= d.tolerance]
-        failed += bool(beyond)
-        state = "FAILED" if beyond else "ok"
-        print(
-            f"{name:32s} {state}  {len(deviations)} quantities, largest deviation {worst.value:.1e} ({worst.name}, at "
-            f"most {worst.tolerance:.0e}){'; beyond: ' + ', '.join(beyond) if beyond else ''}",
-            flush=True,
-        )
-    print(f"{len(kinds) - failed - missing} reproduced, {failed} failed, {missing} of kinds not implemented here")
-    return 1 if failed or missing else 0
+    results = dict.fromkeys(("reproduced", "failed", "with errors", "of kinds not implemented here"), 0)
+    for path in sorted(folder.glob("*.json")):
+        try:
+            document = json.loads(path.read_text())
+            kind = kind_of(document)
+            if kind is None:
+                continue
+            if kind not in KINDS:
+                result, line = "of kinds not implemented here", f"not implemented here: {kind}"
+            else:
+                result, line = judged(list(KINDS[kind](Recording.read(folder, path.stem))))
+        except Exception as error:  # whatever one recording does, the next ones are still reproduced
+            result, line = (
+                "with errors",
+                f"ERROR  {type(error).__name__}: {' '.join(str(error).split()) or 'no message'}",
+            )
+        results[result] += 1
+        print(f"{path.stem:32s} {line}", flush=True)
+    print(", ".join(f"{count} {result}" for result, count in results.items()))
+    if not sum(results.values()):
+        print(f"{folder} holds no recordings: no JSON file there names a kind")
+    return 0 if sum(results.values()) == results["reproduced"] > 0 else 1
+
+
+def kind_of(document: Any) -> str | None:
+    """The kind that a document names, or None for one that is no recording."""
+    if not isinstance(document, dict):
+        return None
+    return str(document["kind"]) if "kind" in document else ("manifest" if "manifest" in document else None)
+
+
+def judged(deviations: list[Deviation]) -> tuple[str, str]:
+    """The result of one recording, and its line. Nothing compared is nothing reproduced."""
+    if not deviations:
+        return "failed", "FAILED  it holds nothing to compare"
+    worst = max(deviations, key=_share)
+    beyond = [d.name for d in deviations if not d.value <= d.tolerance]
+    return (
+        "failed" if beyond else "reproduced",
+        f"{'FAILED' if beyond else 'ok'}  {len(deviations)} quantities, largest deviation {worst.value:.1e} "
+        f"({worst.name}, at most {worst.tolerance:.0e}){'; beyond: ' + ', '.join(beyond) if beyond else ''}",
+    )
 
 
 def _share(d: Deviation) -> float:

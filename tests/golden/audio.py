@@ -82,4 +82,4 @@ def _compare(recording: Recording, made: dict[str, Tensor], tolerances: dict[str
         if name in made:
             yield relative(name, made[name], recording.tensors[f"out.{name}"], tolerance)
         else:
-            yield Deviation(f"{name}: not made here", float("inf"), tolerance)
+            yield Deviation.missing(name)

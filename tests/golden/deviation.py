@@ -12,6 +12,11 @@ class Deviation(NamedTuple):
     value: float
     tolerance: float
 
+    @classmethod
+    def missing(cls, name: str) -> "Deviation":
+        """What stands for a recorded quantity that nothing here makes."""
+        return cls(f"{name}: not made here", float("inf"), 0.0)
+
 
 def relative(name: str, made: Tensor, recorded: Tensor, tolerance: float) -> Deviation:
     """max |made - recorded| / max |recorded|; infinite where the shapes differ."""

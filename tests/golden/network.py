@@ -1,5 +1,6 @@
 """Every recorded output of the flow network, made again through the functions that training and sampling use."""
 
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -38,6 +39,15 @@ class Case:
     def config(self) -> dict[str, Any]:
         return self.recording.document["config"]
 
+    def numbers_after(self, prefix: str) -> list[tuple[str, str]]:
+        """The names of recorded outputs up to the number that follows this prefix, and that number."""
+        found = (re.match(rf"({re.escape(prefix)}(\d+(?:\.\d+)?(?:e-?\d+)?))(?:\.\D|$)", n) for n in self.outputs)
+        return list(dict.fromkeys((m[1], m[2]) for m in found if m))
+
+    @property
+    def outputs(self) -> list[str]:
+        return list(self.recording.document["outputs"])
+
     @property
     def frames(self) -> int:
         return self.given("latent").shape[1]
@@ -75,13 +85,13 @@ class Case:
 def mmaudio_network(recording: Recording) -> Iterator[Deviation]:
     """One deviation for every output of the recording, infinite where nothing here makes it, and a few facts."""
     case = Case(recording, *recorded_network(recording))
-    names = list(recording.document["outputs"])
+    names = case.outputs
     made: Made = {}
     for part in dict.fromkeys(PARTS[prefix] for prefix in PARTS if any(name.startswith(prefix) for name in names)):
         made |= part(case)
     for name in names:
         if name not in made:
-            yield Deviation(f"{name}: nothing makes it", float("inf"), 0.0)
+            yield Deviation.missing(name)
         else:
             yield relative(name, made[name], recording.tensors[f"out.{name}"], tolerance(name, case.net))
     yield from other_facts(case)
@@ -148,7 +158,7 @@ def encodings(case: Case) -> Made:
 def guided(case: Case) -> Made:
     """The guided velocity at one time, for every strength."""
     x, tau = case.given("latent"), case.given("ode_t")
-    return {f"ode_wrapper.cfg{s}": case.guided(s)(x, tau) for s in case.config["cfg_strengths"]}
+    return {name: case.guided(float(s))(x, tau) for name, s in case.numbers_after("ode_wrapper.cfg")}
 
 
 @torch.no_grad()
@@ -181,8 +191,8 @@ def training(case: Case) -> Made:
     x = (case.given("x1_raw") - net.latent_mean) / net.latent_std
     kept = case.conditions.drop(video=case.given("null_video").bool(), text=case.given("null_text").bool())
     made: Made = {}
-    for sigma in case.config["min_sigmas"]:
-        name = f"fm.sigma{sigma:g}"
+    for name, number in case.numbers_after("fm.sigma"):
+        sigma = float(number)
         x_t = interpolate(x, e, 1 - tau) + sigma * tau[:, None, None] * e
         v = -net(x_t, tau, kept)
         loss = (v - (velocity(x, e) - sigma * e)).pow(2).flatten(1).mean(1)

@@ -4,6 +4,7 @@ import hashlib
 import json
 import math
 import zlib
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from torch import Tensor
 from teacher.conditions import Conditions
 from teacher.network import MMAudio
 from teacher.variants import MMAudioConfig
+from tests.golden.deviation import Deviation
 
 
 def recipe_tensor(key: str, name: str, shape: list[int], half_range: float, offset: float) -> Tensor:
@@ -22,6 +24,14 @@ def recipe_tensor(key: str, name: str, shape: list[int], half_range: float, offs
     g = torch.Generator().manual_seed(zlib.crc32(f"{key}/{name}".encode()))
     u = torch.rand(math.prod(shape), generator=g, dtype=torch.float32) * 2 - 1
     return (u * torch.tensor(half_range) + torch.tensor(offset)).reshape(shape)
+
+
+def digest(tensors: Iterable[Tensor]) -> str:
+    """SHA-256 of all numbers as little-endian float32."""
+    sha = hashlib.sha256()
+    for tensor in tensors:
+        sha.update(tensor.numpy().astype("<f4").tobytes())
+    return sha.hexdigest()
 
 
 @dataclass(frozen=True)
@@ -40,19 +50,31 @@ class Recording:
         """Every parameter, from the recipe or stored; the recipe's digest is checked first."""
         described = self.document["parameters"]
         made = {e[0]: recipe_tensor(described["key"], *e) for e in described.get("recipe", [])}
-        if made:
-            sha = hashlib.sha256()
-            for tensor in made.values():
-                sha.update(tensor.numpy().astype("<f4").tobytes())
-            assert sha.hexdigest() == described["recipe_sha256"]
+        if made and digest(made.values()) != described["recipe_sha256"]:
+            raise ValueError("the weights made by the recipe have another digest than the recorded ones")
         stored = {n.removeprefix("param."): t for n, t in self.tensors.items() if n.startswith("param.")}
         return made | stored
+
+
+def recipe(recording: Recording) -> Iterator[Deviation]:
+    """Tensors of the recipe, exact: seed, first values, digest."""
+    for test in recording.document["tests"]:
+        key, name = test["key"], test["name"]
+        made = recipe_tensor(key, name, test["shape"], test["half_range"], test["offset"])
+        first = torch.tensor(test["first_values"], dtype=torch.float32)
+        wrong = {
+            "seed": zlib.crc32(f"{key}/{name}".encode()) != test["seed"],
+            "first values": not torch.equal(made.flatten()[: len(first)], first),
+            "digest": digest([made]) != test["sha256"],
+        }
+        yield from (Deviation(f"{key}/{name}: {what}", float(differs), 0.0) for what, differs in wrong.items())
 
 
 def recorded_network(recording: Recording) -> tuple[MMAudio, Conditions]:
     """The flow network of a recording with its weights, and the recorded conditions.
 
-    A modality whose input is not stored was absent: its length is in the configuration, its mask false.
+    A modality whose input is not stored was absent: its length is in the configuration, its mask false. Lengths are no
+    part of the network: one that was re-sized (`update_seq_lengths`) has the same weights.
     """
     net = MMAudio(recorded_config(recording.document["config"]))
     net.load_state_dict(recording.parameters(), strict=True)
@@ -75,13 +97,31 @@ def recorded_config(c: dict[str, Any]) -> MMAudioConfig:
     )
 
 
+def recorded_lengths(c: dict[str, Any]) -> dict[str, int]:
+    """Lengths of the latent and of the conditions: those the network was built with, or was re-sized to since.
+
+    `update_seq_lengths` holds the arguments of MMAudio's method of that name, latent, clip and sync, by position or by
+    name; a list of several calls ends with the one that counts.
+    """
+    lengths = {name: c[f"{name}_seq_len"] for name in ("latent", "clip", "sync", "text")}
+    resized = c.get("update_seq_lengths")
+    if isinstance(resized, list) and resized and isinstance(resized[-1], list | dict):
+        resized = resized[-1]
+    if isinstance(resized, dict):
+        return lengths | {name.removesuffix("_seq_len"): length for name, length in resized.items()}
+    return (
+        lengths | dict(zip(("latent", "clip", "sync"), resized, strict=True)) if isinstance(resized, list) else lengths
+    )
+
+
 def recorded_conditions(recording: Recording) -> Conditions:
     """Stored features, and zeros of the configured length marked absent where a modality is missing."""
     c, stored = recording.document["config"], recording.tensors
+    lengths = recorded_lengths(c)
     batch = len(stored["in.latent"])
     features, present = {}, {}
     for name in ("clip", "sync", "text"):
         found = stored.get(f"in.{name}_f")
-        features[name] = torch.zeros(batch, c[f"{name}_seq_len"], c[f"{name}_dim"]) if found is None else found
+        features[name] = torch.zeros(batch, lengths[name], c[f"{name}_dim"]) if found is None else found
         present[f"has_{name}"] = torch.full((batch,), found is not None)
     return Conditions(**features, **present)

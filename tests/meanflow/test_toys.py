@@ -88,11 +88,11 @@ def test_velocity_of_a_problem_is_the_mean_of_e_minus_x():
 
 @pytest.mark.parametrize(("name", "points", "counts"), [("gaussian-64d", 64, (1, 2, 4, 8)), ("mixture-2d", 8, (1, 2))])
 def test_exact_average_velocity_scores_zero_at_every_step_count(name, points, counts):
-    """Float32 states: 8 steps add about 8 roundings of 1e-7, and the mixture's quadrature, which is slow, stops at
-    1e-7."""
+    """Float32 states: each of 8 steps rounds the velocity, its product and the state, numbers of up to 4, to half a
+    last bit of them, 2.4e-7, and the mixture's quadrature, which is slow, stops at 1e-7: 8 * 3 * 2.4e-7 at most."""
     toy = problem(name)
     at = reference(name, points)
-    assert max(flow_errors(toy.u, at, counts).values()) < 2e-6
+    assert max(flow_errors(toy.u, at, counts).values()) < 6e-6
     assert velocity_error(toy.v, at) < 1e-6
 
 

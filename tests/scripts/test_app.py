@@ -1,5 +1,6 @@
 """The web page: what its buttons do as plain functions, the files it keeps, and the page itself in a browser."""
 
+import functools
 import importlib.util
 import json
 import os
@@ -8,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.error
 import urllib.request
@@ -19,10 +21,10 @@ import pytest
 import torch
 
 from scripts import app_files
-from scripts.app import App, serve
+from scripts.app import App, Stop, serve
 from scripts.app_files import Workspace
 from scripts.app_html import alert, comparison, grid, latency
-from scripts.app_studio import Ask, Model, Setting, Studio
+from scripts.app_studio import Ask, Limits, Model, Setting, StoppedError, Studio
 from scripts.app_timing import DECODE, ENCODING, FLOW, TEXT
 from teacher.audio.embedded_codec import EmbeddedCodec
 from teacher.data.media import MediaError, probe, write_video
@@ -69,7 +71,7 @@ def models(runs):
 def studio(models, tmp_path):
     workspace = Workspace(root=tmp_path / "page")
     workspace.prepare()
-    return Studio(models=models, workspace=workspace, max_seconds=3.0)
+    return Studio(models=models, workspace=workspace, limits=Limits(seconds=3.0))
 
 
 @pytest.fixture(scope="module")
@@ -186,7 +188,7 @@ def test_wrong_wishes_are_refused_in_one_line(studio, wrong, said):
 
 def test_videos_that_are_too_long_or_no_videos_are_refused(studio, film):
     video = sent(studio, film)
-    studio.max_seconds = 1.0
+    studio.limits = Limits(seconds=1.0)
     with pytest.raises(MediaError, match=r"lasts 1\.5 s, this page takes up to 1 s"):
         studio.compare(Ask(video=video, prompt=None, negative_prompt=None, duration_s=1.0), [STUDENT], 0)
     video.write_text("not a film")
@@ -212,10 +214,11 @@ def test_old_results_and_uploads_are_removed(studio, film, monkeypatch):
     monkeypatch.setattr(app_files, "KEEP_RESULTS", 2)
     made = [studio.compare(words(), [STUDENT], seed).takes[0].audio for seed in range(3)]
     assert [path.exists() for path in made] == [False, True, True]
-    workspace, now = studio.workspace, time.time()
+    workspace, now = studio.workspace, 100_000.0
+    monkeypatch.setattr(app_files.time, "monotonic", lambda: now)
     old, middle, new = (sent(studio, film, f"{k}.mp4") for k in range(3))
-    for path, age_s in ((old, 4000), (middle, 20), (new, 10)):
-        os.utime(path, (now - age_s, now - age_s))
+    for path, at in ((old, 96_000.0), (middle, 99_980.0), (new, 99_990.0)):
+        workspace._used[path] = at
     workspace.sweep(keep=old)
     assert old.exists()
     workspace.sweep()
@@ -223,6 +226,184 @@ def test_old_results_and_uploads_are_removed(studio, film, monkeypatch):
     monkeypatch.setattr(app_files, "KEEP_UPLOADS_BYTES", int(1.5 * film.stat().st_size))
     workspace.sweep()
     assert [path.exists() for path in (middle, new)] == [False, True]
+
+
+def test_results_beyond_their_bytes_are_removed(studio, monkeypatch):
+    first = studio.compare(words(), [STUDENT], 0).takes[0].audio
+    monkeypatch.setattr(app_files, "KEEP_RESULTS_BYTES", 1)
+    second = studio.compare(words(), [STUDENT], 1).takes[0].audio
+    assert (first.exists(), second.exists()) == (False, True)
+
+
+def test_a_clock_that_is_set_back_removes_nothing_that_is_new(tmp_path, monkeypatch):
+    workspace = Workspace(root=tmp_path)
+    workspace.prepare()
+    for _ in range(app_files.KEEP_RESULTS):
+        os.utime(workspace.new_result(), (time.time() + 3600,) * 2)
+    new, newer = workspace.new_result(), workspace.new_result()
+    assert new.exists()
+    assert newer.exists()
+    upload = workspace.uploads / "a.mp4"
+    upload.write_bytes(b"x")
+    os.utime(upload, (time.time() - 7200,) * 2)
+    workspace.sweep()
+    assert upload.exists()
+
+
+def test_a_workspace_is_removed_and_so_are_those_of_servers_that_were_killed(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    code = "from scripts.app_files import Workspace; import os, signal\nwith Workspace.temporary() as w:\n"
+    code += "    (w.uploads / 'private.mp4').write_text('x'); os.kill(os.getpid(), signal.SIGKILL)"
+    environment = os.environ | {"TMPDIR": str(tmp_path), "PYTHONPATH": str(ROOT)}
+    subprocess.run([sys.executable, "-c", code], env=environment, check=False)
+    assert len(list(tmp_path.glob("mf-app-*/uploads/private.mp4"))) == 1
+    (tmp_path / "mf-app-of-something-else").mkdir()
+    with Workspace.temporary() as living:
+        assert sorted(tmp_path.iterdir()) == sorted([living.root, tmp_path / "mf-app-of-something-else"])
+        with Workspace.temporary() as other:
+            assert living.uploads.is_dir()
+            assert other.uploads.is_dir()
+    assert not living.root.exists()
+    with pytest.raises(ValueError, match="being closed"):
+        living.new_result()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_signals_end_the_wait_and_are_given_back(number):
+    before = signal.getsignal(number)
+    with Stop() as stop:
+        os.kill(os.getpid(), number)
+        stop.wait()
+    assert stop.signal == number
+    signal.signal(number, before)
+    with Stop():
+        pass
+    assert signal.getsignal(number) == before
+
+
+def test_a_closed_terminal_is_nothing_to_a_server_that_was_told_so():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with Stop():
+            assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_work_ends_at_the_next_step_and_leaves_nothing(studio):
+    """Asked at the start, before the text, 2 steps of 3 windows together, their decoding, and the files: 6 times."""
+    asked = []
+
+    def going(limit):
+        asked.append(1)
+        if len(asked) > limit:
+            raise StoppedError("stopped")
+
+    studio.compare(words(duration_s=2.5), [TEACHER], 0, going=lambda: going(10**6))
+    whole = len(asked)
+    assert whole == 6
+    results = list(studio.workspace.results.iterdir())
+    for limit in range(whole):
+        asked.clear()
+        with pytest.raises(StoppedError):
+            studio.compare(words(f"new {limit}", duration_s=2.5), [TEACHER], 0, going=lambda: going(limit))  # noqa: B023
+        assert len(asked) == limit + 1
+    assert list(studio.workspace.results.iterdir()) == results
+    assert studio.compare(words(), [STUDENT], 0).takes
+    with pytest.raises(StoppedError):
+        studio.budget(words(), STUDENT, going=lambda: going(0))
+
+
+def test_what_a_click_may_ask_for_is_bounded(studio, film):
+    info = probe(film)
+    pixels = info.width * info.height * info.fps * info.duration_s
+    video = sent(studio, film)
+    studio.limits = Limits(pixels=0.9 * pixels)
+    with pytest.raises(MediaError, match="billion pixels, this page takes up to"):
+        studio.look(video)
+    studio.limits = Limits(pixels=1.1 * pixels, evaluated_s=3.0)
+    assert studio.look(video).width == info.width
+    guided = Setting(model="teacher", steps=2, guidance=2.0)
+    for refused in (
+        lambda: studio.compare(words(), [guided], 0),  # 1 s x 2 steps x 2
+        lambda: studio.compare(words(), [STUDENT, TEACHER], 0),  # 2 + 2
+        lambda: studio.grid(words(), Setting(model="student", steps=1, guidance=1.0), 0, 4),
+        lambda: studio.budget(words(), TEACHER),
+    ):
+        with pytest.raises(ValueError, match=r"seconds x evaluations; a click may have 3"):
+            refused()
+    assert studio.compare(words(), [TEACHER], 0).takes
+    assert not list(studio.workspace.uploads.glob("*.tmp"))
+
+
+@needs_gradio
+def test_work_nobody_waits_for_ends_and_stop_ends_its_own(monkeypatch):
+    from scripts import app_page
+
+    now = 0.0
+    monkeypatch.setattr(app_page.time, "monotonic", lambda: now)
+    visitors = app_page.Visitors()
+    with visitors.waiting("a"), visitors.working("a") as going, visitors.working("b") as other:
+        now = 100.0
+        going()
+        with pytest.raises(StoppedError, match="nobody waits"):
+            other()
+        assert visitors.stop("a")
+        with pytest.raises(StoppedError, match="stopped"):
+            going()
+    assert not visitors.stop("a")
+    with visitors.working("a") as going:  # it has left just now
+        now = 100.0 + app_page.GRACE_S
+        going()
+        now += 0.1
+        with pytest.raises(StoppedError, match="nobody waits"):
+            going()
+    with pytest.raises(StoppedError, match="nobody waits"), visitors.working("a"):
+        pass
+    visitors.closing.set()
+    with pytest.raises(StoppedError, match="being closed"), visitors.waiting("c"), visitors.working("c"):
+        pass
+    assert app_page.EVENTS.search("/gradio_api/queue/data")
+    assert app_page.EVENTS.search("/gradio_api/call/make/abc123")[2] == "abc123"
+
+
+@needs_gradio
+@pytest.mark.parametrize(
+    ("hosts", "headers", "answered"),
+    [
+        ({}, {"host": "localhost:7860"}, True),
+        ({}, {"host": "[::1]:7860"}, True),
+        ({}, {"host": "evil.example"}, False),
+        ({}, {"host": "localhost.evil.example"}, False),
+        ({}, {"host": ""}, False),
+        ({}, {"host": "[::1"}, False),
+        ({}, {}, False),
+        ({}, {"host": "192.168.0.9:7860"}, False),
+        ({"host": "0.0.0.0"}, {"host": "192.168.0.9:7860"}, True),
+        ({"host": "0.0.0.0"}, {"host": "evil.example"}, False),
+        ({"host": "192.168.0.9"}, {"host": "192.168.0.9:7860"}, True),
+        ({"extra": ("studio.example",)}, {"host": "studio.example"}, True),
+        ({"share": True}, {"host": "abc.gradio.live"}, True),
+        ({}, {"host": "abc.gradio.live"}, False),
+        ({}, {"host": "localhost:7860", "origin": "http://localhost:7860"}, True),
+        ({}, {"host": "localhost:7860", "origin": "http://localhost:3000"}, False),
+        ({}, {"host": "localhost:7860", "origin": "http://evil.example"}, False),
+        ({}, {"host": "localhost:7860", "origin": "null"}, False),
+        ({"extra": ("studio.example",)}, {"host": "localhost:7860", "origin": "https://studio.example"}, True),
+        ({}, {"host": "localhost", "sec-fetch-site": "cross-site", "sec-fetch-mode": "no-cors"}, False),
+        ({}, {"host": "localhost", "sec-fetch-site": "cross-site", "sec-fetch-mode": "navigate"}, True),
+        ({}, {"host": "localhost", "sec-fetch-site": "same-origin", "sec-fetch-mode": "cors"}, True),
+    ],
+)
+def test_the_page_answers_under_its_own_names_only(hosts, headers, answered):
+    from starlette.datastructures import Headers
+
+    from scripts.app_page import Hosts
+
+    refusal = Hosts(**({"host": "127.0.0.1"} | hosts)).refusal("GET", Headers(headers))
+    assert (refusal is None) == answered
+    navigated = {"host": "localhost", "sec-fetch-site": "cross-site", "sec-fetch-mode": "navigate"}
+    assert Hosts(host="localhost").refusal("POST", Headers(navigated)) is not None
 
 
 def test_what_comes_from_outside_is_escaped(studio, film):
@@ -237,9 +418,10 @@ def test_what_comes_from_outside_is_escaped(studio, film):
 
 
 def test_the_command_refuses_wrong_numbers_and_a_missing_gradio(monkeypatch):
-    for wrong in ({"max_seconds": 0.1}, {"port": 0}, {"max_megabytes": 0}):
+    for wrong in ({"max_seconds": 0.1}, {"port": 0}, {"max_megabytes": 0}, {"max_gigapixels": 0}, {"max_work": -1}):
         with pytest.raises(ValueError, match=next(iter(wrong))):
             App(**wrong)
+    assert App(max_gigapixels=2, max_work=7).limits == Limits(seconds=60.0, pixels=2e9, evaluated_s=7)
     assert [s.model for s in App(teacher=None).settings] == ["student"]
     assert App(teacher_steps=9, teacher_guidance=4.5).settings[1] == Setting(model="teacher", steps=9, guidance=4.5)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
@@ -249,9 +431,10 @@ def test_the_command_refuses_wrong_numbers_and_a_missing_gradio(monkeypatch):
 
 @needs_gradio
 def test_callbacks_show_one_line_and_no_folder_of_the_server(studio, film, capsys, monkeypatch):
-    from scripts.app_page import actions, launch_options
+    from scripts.app_page import Hosts, Visitors, actions, launch_options
 
-    do = actions(studio)
+    visitors = Visitors()
+    do = {name: functools.partial(call, None) for name, call in actions(studio, visitors).items()}
     bad = sent(studio, film, "bad.mp4")
     bad.write_text("nothing")
     numbers = (1, 1.4, 2, 1.4)
@@ -266,7 +449,8 @@ def test_callbacks_show_one_line_and_no_folder_of_the_server(studio, film, capsy
     assert "no fault of yours" in shown
     assert "Zero" not in shown
     assert "ZeroDivisionError" in capsys.readouterr().err
-    options = launch_options(studio, host="127.0.0.1", port=1, share=True, max_megabytes=7)
+    hosts = Hosts(host="127.0.0.1", share=True)
+    options = launch_options(studio, visitors, hosts, port=1, max_megabytes=7)
     assert (options["share"], options["max_file_size"], options["server_port"]) == (True, "7mb", 1)
     assert options["allowed_paths"] == [str(studio.workspace.results)]
 
@@ -357,10 +541,33 @@ def test_the_api_of_the_served_page(served, film, runs):
             urllib.request.urlopen(f"{url}/gradio_api/file={hidden}", timeout=30)
     with pytest.raises(urllib.error.HTTPError, match="413"):
         upload(url, "large.mp4", bytes(2 << 20))
+    with pytest.raises(urllib.error.HTTPError, match="413"):
+        post(f"{url}/gradio_api/call/make", b" " * (2 << 20))
+    for name, value in (("Host", "evil.example"), ("Origin", "http://evil.example"), ("Sec-Fetch-Site", "cross-site")):
+        foreign = {"Content-Type": "application/json", "Sec-Fetch-Mode": "cors", name: value}
+        for method in ("GET", "POST", "OPTIONS"):
+            request = urllib.request.Request(f"{url}/config", headers=foreign, method=method)
+            with pytest.raises(urllib.error.HTTPError, match="403") as refused:
+                urllib.request.urlopen(request, timeout=30)
+            assert refused.value.headers["Access-Control-Allow-Origin"] is None
+            assert refused.value.headers["X-Frame-Options"] == "DENY"
     [page] = upload(url, "page.html", b"<script>alert(1)</script>")
     with urllib.request.urlopen(f"{url}/gradio_api/file={page}", timeout=30) as answer:
         assert answer.headers["Content-Disposition"].startswith("attachment")
         assert "default-src 'self'" in answer.headers["Content-Security-Policy"]
+        assert "frame-ancestors 'none'" in answer.headers["Content-Security-Policy"]
+        assert answer.headers["X-Frame-Options"] == "DENY"
+    numbers = (50, 8.0, 50, 8.0)  # nobody waits for these: the next visitor does not either
+    for _ in range(3):
+        post(
+            f"{url}/gradio_api/call/grid",
+            json.dumps({"data": (None, "x", "", 2.0, 0, "teacher", 8, *numbers)}).encode(),
+        )
+    began = time.monotonic()
+    event, [made] = called(url, "make", None, "a bell", "", 1.0, 3, 1, 1.4, 2, 1.0)
+    assert event == "complete"
+    assert "<audio" in made
+    assert time.monotonic() - began < 30
 
 
 @pytest.mark.slow

@@ -195,7 +195,16 @@ def test_demo_is_the_documented_commands_in_a_row():
     made = [" ".join(command) for command in commands(Demo(), Path("runs/demo"))]
     modules = ["make_world", "extract", "train_teacher", "distill", "compare", "report"]
     assert [next(m for m in modules if f"scripts.{m}" in line) for line in made] == modules
-    assert all("accelerate" in line for line in made[2:4])
+    assert all("distill.configs.launch --config_file one_gpu_float32" in line for line in made[2:4])
     own = [" ".join(command) for command in commands(Demo(data=Path("clips.csv")), Path("runs/clips"))]
     assert len(own) == 5
     assert "--data clips.csv" in own[0]
+
+
+def test_demo_trains_once_for_each_training_seed():
+    made = [" ".join(command) for command in commands(Demo(training_seeds=(0, 3)), Path("runs/demo"))]
+    assert len(made) == 2 + 2 * 3 + 1
+    for line in made[5:8]:
+        assert "runs/demo/seed-3" in line
+    assert [("--loop.seed 3" in line) for line in made] == [False] * 5 + [True, True] + [False] * 2
+    assert made[6].count("runs/demo/seed-3/teacher") == 1

@@ -18,11 +18,12 @@ from eval.extractors.embedded_classifier import EmbeddedClassifier
 from eval.heard import Heard
 from eval.kept_embeddings import KeptEmbeddings, embeddings_path, keep_embeddings
 from eval.listeners import EmbeddedListener
-from eval.rows import Row, append_lines, ids_digest, read_rows
+from eval.rows import Row, append_lines, check_lines, ids_digest, read_rows
 from eval.scorer import Scorer
 from eval.speed import STAGES, TOTALS, with_totals
 from eval.sweep import Origin, record
 from eval.verify import Kept
+from scripts import report
 from scripts.verify import cli
 from teacher.data.store import Record
 
@@ -183,10 +184,57 @@ def test_a_changed_score_of_a_clip_or_feature_is_found(folder, monkeypatch, caps
 
 
 def with_facts(path, tensors):
-    """Write tensors under the metadata that are there."""
+    """Write tensors under the metadata that are there, without the digest, as older versions did."""
     with safe_open(path, framework="pt") as file:
-        facts = file.metadata()
-    save_file(tensors, path, metadata=facts)
+        about = json.loads(file.metadata()["json"])
+    about.pop("sha256")
+    save_file(tensors, path, metadata={"json": json.dumps(about)})
+
+
+def test_a_flipped_bit_is_found_in_features_and_in_lines(folder, monkeypatch, capsys):
+    path, clips = folder / "rows.jsonl", folder / "clips.jsonl"
+    check_lines(folder)
+    for line_file, digit in ((path, b'"run_id": "'), (clips, b'"kl": ')):
+        whole = line_file.read_bytes()
+        at = whole.rindex(digit) + len(digit)
+        changed = bytearray(whole)
+        changed[at] ^= 1  # another digit or letter: the line is as valid as before
+        line_file.write_bytes(bytes(changed))
+        number = whole[:at].count(b"\n") + 1
+        with pytest.raises(ValueError, match=f"{line_file.name}, line {number} is not as it was written"):
+            check_lines(folder)
+        assert command(monkeypatch, "--rows", path, "--all") == 1
+        assert f"{line_file.name}, line {number} is not as the comparison wrote it" in capsys.readouterr().out
+        monkeypatch.setattr("sys.argv", ["mf-report", "--rows", str(path)])
+        if line_file == path:
+            report.cli()
+            assert f"line {number} is not as the comparison wrote it" in capsys.readouterr().out
+        line_file.write_bytes(whole)
+    kept = embeddings_path(path, read_rows(path)[-1])
+    whole = kept.read_bytes()
+    for at in (-1, -1000, len(whole) // 2):
+        changed = bytearray(whole)
+        changed[at] ^= 4
+        kept.write_bytes(bytes(changed))
+        with pytest.raises(ValueError, match=f"{kept.name} cannot be read"):
+            Heard.read(kept)
+
+
+def test_a_reference_is_written_once_for_all_rows_and_again_where_it_is_damaged(folder, monkeypatch):
+    written, write = [], Heard.write
+    monkeypatch.setattr(
+        Heard, "write", lambda self, path, *facts: (written.append(path.name), write(self, path, *facts))[1]
+    )
+    row = read_rows(folder / "rows.jsonl")[-1]
+    kept = KeptEmbeddings.open(folder / "rows.jsonl", row)
+    for _ in range(3):
+        keep_embeddings(folder / "rows.jsonl", row, kept.generated, kept.reference)
+    assert [name.startswith(".reference") for name in written] == [True, False, False, False]
+    reference = next((folder / "embeddings").glob("reference-*"))
+    whole = reference.read_bytes()
+    reference.write_bytes(whole[:-1])
+    keep_embeddings(folder / "rows.jsonl", row, kept.generated, kept.reference)
+    assert reference.read_bytes() == whole
 
 
 def test_a_changed_reference_is_refused(folder, monkeypatch, capsys):

@@ -32,6 +32,7 @@ from safetensors.torch import load_file
 from distill import checkpoint
 from distill.config import Distillation, DistillConfig, EvaluationConfig
 from distill.runs import train, train_teacher
+from eval.ledger import Table, record
 from meanflow.time_sampling import TimePairs
 from teacher.weights import load_network
 from tests.distill import tiny
@@ -197,11 +198,19 @@ def main() -> None:
     parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--minutes", type=float, default=30.0, help="stop after this long, however many kills")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--record", type=Path, help="also write the counts to this file of the ledger")
     args = parser.parse_args()
     began = time.monotonic()
     folder = Path(tempfile.mkdtemp(prefix="kill-"))  # left behind when something differs
     found = besiege(folder, kills=args.kills, seed=args.seed, processes=args.processes, deadline_s=60 * args.minutes)
     shutil.rmtree(folder)
+    if args.record:
+        table = Table(
+            columns=("processes", "kills", "left a checkpoint", "left an unfinished one", "runs that ended, all equal"),
+            formats=("d",) * 5,
+            rows=((args.processes, found.kills, found.resumed, found.while_saving, found.runs),),
+        )
+        record(args.record, tables={"kills": table}, seeds={"kills": [args.seed]})
     print(
         f"{found.kills} kills of {args.processes} process(es) in {(time.monotonic() - began) / 60:.1f} min: "
         f"{found.resumed} left a checkpoint, {found.while_saving} an unfinished one; {found.runs} runs ended, "

@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from mf_mjt_torchvision import guard_torchvision
 from teacher.encoders.clip import (
     PIXEL_MEAN,
     PIXEL_STD,
@@ -22,7 +23,6 @@ from teacher.encoders.clip import (
     load_clip,
     text_features,
 )
-from teacher.encoders.torchvision_compat import ensure_torchvision
 from teacher.weights.errors import WeightsError
 
 SMALL = ClipConfig(
@@ -54,7 +54,7 @@ def frames(count: int, size: int = 384, seed: int = 0) -> torch.Tensor:
 
 
 def test_sizes_are_those_of_the_published_model():
-    ensure_torchvision()
+    guard_torchvision()
     import open_clip
 
     with torch.device("meta"):

@@ -4,8 +4,10 @@ import hashlib
 import io
 import os
 import pickle
+import resource
 import tarfile
 import zipfile
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,9 +15,10 @@ from safetensors.torch import save_file
 
 import teacher.audio.vocoder as vocoder
 from teacher.audio.vocoder import BigVGAN, VocoderConfig
+from teacher.files import check_digests, read_digests
 from teacher.weights import WeightsError, layouts, read_component
 from teacher.weights.cards import COMPONENTS, card
-from teacher.weights.checkpoint import read_checkpoint
+from teacher.weights.checkpoint import check_volume, load_untrusted, read_checkpoint
 from teacher.weights.convert import Digests, convert_file, ensure_component
 from teacher.weights.write import write_component
 from tests.teacher import official
@@ -379,6 +382,99 @@ def test_values_stay_on_disk_until_they_are_used(tmp_path):
     assert read_checkpoint(tmp_path / "x.pth")["a"].shape == (500_000, 500_000)
 
 
+def test_more_numbers_than_a_file_has_are_not_written_out(tmp_path, weights):
+    shapes = layouts.layouts("vae_16k")[0]
+    torch.save({n: torch.zeros(()).expand(s) for n, s in shapes.items()}, tmp_path / "x.pth")
+    refused(tmp_path / "x.pth", weights, "fewer numbers than its tensors claim; repeated are those of")
+    same = torch.zeros(100_000)
+    torch.save({str(k): same for k in range(20)}, tmp_path / "y.pth")
+    with pytest.raises(WeightsError, match="its tensors claim 8,000,000"):
+        check_volume(tmp_path / "y.pth", read_checkpoint(tmp_path / "y.pth"))
+    torch.save({"a": same, "tied": same}, tmp_path / "z.pth")
+    check_volume(tmp_path / "z.pth", read_checkpoint(tmp_path / "z.pth"))
+
+
+class Bytes:
+    """Pickled as a call that makes many bytes out of a number."""
+
+    def __reduce__(self):
+        return bytearray, (3 << 30,)
+
+
+def within_256_mib(work):
+    """Do something with at most 256 MiB of address space more than now."""
+    before = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    limits = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (before + (256 << 20), limits[1]))
+    try:
+        work()
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, limits)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_call_that_makes_gigabytes_is_not_made(tmp_path, weights, zipped):
+    torch.save({"w": Bytes()}, tmp_path / "x.pth", _use_new_zipfile_serialization=zipped)
+    assert (tmp_path / "x.pth").stat().st_size < 2000
+    within_256_mib(lambda: refused(tmp_path / "x.pth", weights, r"asks for code \(\w+\.bytearray\)"))
+
+
+def test_an_archive_that_unpacks_to_more_than_it_has_is_not_unpacked(tmp_path, weights):
+    with zipfile.ZipFile(tmp_path / "x.pth", "w", zipfile.ZIP_DEFLATED) as archive:
+        with archive.open("archive/data.pkl", "w", force_zip64=True) as stream:
+            for _ in range(100):
+                stream.write(bytes(1 << 20))
+        archive.writestr("archive/version", "3")
+    within_256_mib(
+        lambda: refused(tmp_path / "x.pth", weights, "archive/data.pkl is compressed, which PyTorch never does")
+    )
+
+
+def test_a_listing_is_not_longer_than_tensors_need(tmp_path, weights):
+    torch.save({"w" * (17 << 20): torch.zeros(1)}, tmp_path / "x.pth")
+    refused(tmp_path / "x.pth", weights, "listing of tensors is longer than 16 MiB")
+    (tmp_path / "y.pth").write_bytes(b"\x80\x02X" + (2**31 - 1).to_bytes(4, "little") + b"a")
+    within_256_mib(lambda: refused(tmp_path / "y.pth", weights, "longer than 16 MiB"))
+
+
+def test_arrays_are_encoded_once_where_they_are_expected(tmp_path):
+    """A text of 5 MB that is encoded over and over: 100 bytes of pickle for every 5 MB in memory."""
+    text = b"X" + (5_000_000).to_bytes(4, "little") + b"a" * 5_000_000 + b"q\x01X\x06\x00\x00\x00latin1q\x02"
+    call = b"c_codecs\nencode\nq\x00(h\x01h\x02tR"
+    again = b"h\x00(h\x01h\x02tR"
+    pickled = b"\x80\x02](" + text + call + 100 * again + b"e."
+    for name, content in (("once", b"\x80\x02](" + text + call + b"e."), ("often", pickled)):
+        with zipfile.ZipFile(tmp_path / f"{name}.pth", "w") as archive:
+            archive.writestr("archive/data.pkl", content)
+            archive.writestr("archive/version", "3")
+    with pytest.raises(WeightsError, match=r"asks for code \(_codecs.encode\)"):
+        load_untrusted(tmp_path / "once.pth")
+    with torch.serialization.safe_globals([(Bytes, "numpy.ndarray")]):
+        assert len(load_untrusted(tmp_path / "once.pth")) == 3
+        with pytest.raises(WeightsError, match="longer than 256 MiB"):
+            load_untrusted(tmp_path / "often.pth")
+
+
+def test_tensors_without_values_are_refused(tmp_path, weights):
+    shapes = layouts.layouts("vae_16k")[0]
+    torch.save({n: torch.empty(s, device="meta") for n, s in shapes.items()}, tmp_path / "meta.pth")
+    refused(tmp_path / "meta.pth", weights, "not plain floating-point numbers.*meta_tensor")
+    torch.save({"w": torch.sparse_coo_tensor([[0], [0]], [1.0], (10**9, 10**9))}, tmp_path / "sparse.pth")
+    refused(tmp_path / "sparse.pth", weights, "not plain floating-point numbers.*sparse")
+
+
 def _network(folder):
     torch.save(official.network_tensors(), folder / "net.pth")
     return folder / "net.pth"
+
+
+def test_the_converted_file_is_recorded_and_damage_is_noticed(tiny, tmp_path, weights):
+    torch.save(official.network_tensors(), tmp_path / "net.pth")
+    made = convert_file(tmp_path / "net.pth", weights)
+    assert check_digests(weights) == []
+    assert set(read_digests(weights)) == {made.name}
+    content = bytearray(made.read_bytes())
+    content[-2] ^= 4
+    made.write_bytes(content)
+    with pytest.raises(WeightsError, match=r"is damaged: its SHA-256 is not the recorded one: restore the file"):
+        read_component(made)

@@ -1,7 +1,5 @@
 """Encoders by name: what is loaded, what is missing, and that reading and encoding can happen apart."""
 
-import importlib
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +8,6 @@ import torch
 from safetensors.torch import save_file
 
 from teacher.data.media import MediaError, probe, write_video
-from teacher.encoders import torchvision_compat
 from teacher.encoders.registry import (
     CLIP_FILE,
     KNOWN_ENCODERS,
@@ -130,37 +127,3 @@ def test_features_of_another_width_are_refused(weights_dir, tmp_path):
     save_file(narrow.state_dict(), tmp_path / SYNCHFORMER_FILE)
     with pytest.raises(WeightsError, match="synchronisation features of width 64, the networks take 768"):
         assert load_encoders("mmaudio", weights_dir=tmp_path).names
-
-
-def test_torchvision_can_be_imported_and_transforms():
-    torchvision_compat.ensure_torchvision()
-    torchvision = importlib.import_module("torchvision")
-    torchvision_compat.ensure_torchvision()
-    assert sys.modules["torchvision"] is torchvision  # a second call changes nothing
-    import torchvision.transforms.v2.functional as transforms
-
-    assert transforms.center_crop(torch.arange(16).view(1, 4, 4), [2, 2]).tolist() == [[[5, 6], [9, 10]]]
-
-
-@pytest.mark.parametrize(
-    ("message", "error", "told"),
-    [
-        ("operator torchvision::nms does not exist", ImportError, r"does not fit the installed torch .*operator nms"),
-        (
-            "operator torchvision::new_op does not exist",
-            ImportError,
-            r"does not fit the installed torch .*operator new_op",
-        ),
-        ("out of memory", RuntimeError, "out of memory"),
-    ],
-)
-def test_import_that_cannot_be_helped_is_an_error(monkeypatch, message, error, told):
-    """nms is there by now, declared by torchvision itself or by the first call: to miss it again is not our case."""
-    torchvision_compat.ensure_torchvision()
-
-    def fail(_):
-        raise RuntimeError(message)
-
-    monkeypatch.setattr(importlib, "import_module", fail)
-    with pytest.raises(error, match=told):
-        torchvision_compat.ensure_torchvision()

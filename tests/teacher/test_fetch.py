@@ -41,10 +41,17 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self.send_header("Content-Range", f"bytes {begin + server.shift}-{len(content) - 1}/{len(content)}")
         else:
             self.send_response(200)
-        self.send_header("Content-Length", str(len(content) - begin))
+        if not server.endless:
+            self.send_header("Content-Length", str(len(content) - begin))
         if server.tag:
             self.send_header("ETag", server.tag)
         self.end_headers()
+        while server.endless:
+            try:
+                self.wfile.write(bytes(1 << 18))
+            except OSError:
+                self.close_connection = True
+                return
         end = server.cuts.pop(0) if server.cuts else len(content)
         self.wfile.write(content[begin:end])
         self.close_connection = True
@@ -58,7 +65,7 @@ def server(monkeypatch):
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     made = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     made.content, made.tag, made.ranges, made.shift = CONTENT, TAG, True, 0
-    made.cuts, made.errors, made.asked = [], [], []
+    made.cuts, made.errors, made.asked, made.endless = [], [], [], False
     made.url = f"http://127.0.0.1:{made.server_port}"
     thread = threading.Thread(target=made.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
@@ -88,6 +95,19 @@ def fetcher(server, folder, **changes):
 
 def names(folder):
     return sorted(p.name for p in folder.iterdir())
+
+
+@pytest.mark.parametrize("published", [True, False])
+def test_a_server_that_never_ends_is_left_after_the_published_size(server, known, tmp_path, published):
+    """Without a stated length too; what has no published size is a configuration of a few kilobytes."""
+    server.endless = True
+    asked = known if published else card("bigvgan_v2_44k_config")
+    most, seen = (int(1.1 * len(CONTENT)), []) if published else (8 << 20, [])
+    with pytest.raises(WeightsError, match=f"holds more than {most} bytes"):
+        fetcher(server, tmp_path)(asked, progress=lambda done, total: seen.append(done))
+    assert max(seen) <= most + (1 << 20)
+    assert names(tmp_path) == []
+    assert len(server.asked) == 1
 
 
 def test_a_file_is_fetched_whole_and_then_left_alone(server, known, tmp_path):

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import shutil
 import stat
 import subprocess
 import sys
@@ -16,9 +17,13 @@ from teacher.files import (
     FolderLock,
     LockedError,
     check_digests,
+    compare_recorded,
     file_sha256,
     locks,
+    new_folder,
+    read_digests,
     read_json,
+    recorded_steps,
     remove_temporaries,
     replacing,
     split_lines,
@@ -180,3 +185,51 @@ def test_damage_is_named_and_nothing_else(tmp_path):
     assert [line.split()[0].rpartition("/")[2] for line in found] == ["a", "b", "c"]
     assert ["damaged" in found[0], "1 bytes instead of 10" in found[1], "missing" in found[2]] == [True] * 3
     assert check_digests(tmp_path, ["new"]) == []
+
+
+def test_a_new_folder_is_whole_or_absent_and_leaves_what_others_write(tmp_path):
+    out, old = tmp_path / "out", time.time() - 3600
+    living, dead = (tmp_path / f".out.{token * 12}.part" for token in "ab")
+    for folder in (living, dead):
+        folder.mkdir()
+        (folder / "half").write_text("x")
+    with FolderLock(living):
+        for folder in (living, dead):
+            os.utime(folder, (old, old))
+        with new_folder(out) as staging:
+            (staging / "sub").mkdir()
+            (staging / "sub" / "file").write_text("x")
+            assert not out.exists()
+        assert sorted(p.name for p in tmp_path.iterdir()) == [living.name, "out"]
+    assert [p.name for p in out.rglob("*")] == ["sub", "file"]
+    with pytest.raises(ValueError, match="exists already"), new_folder(out):
+        pass
+    with pytest.raises(ZeroDivisionError), new_folder(tmp_path / "no"):
+        1 / 0  # noqa: B018
+    with pytest.raises(ValueError, match="exists already"), new_folder(tmp_path / "raced"):
+        shutil.copytree(out, tmp_path / "raced")
+    assert not list(tmp_path.glob(".no.*")) + list(tmp_path.glob(".raced.*"))
+
+
+def test_a_file_is_compared_with_its_record_when_it_is_opened(tmp_path):
+    path = tmp_path / "a.bin"
+    path.write_bytes(b"12345678")
+    compare_recorded(path)  # nothing is recorded
+    write_digests(tmp_path, ["a.bin"], step=3)
+    compare_recorded(path)
+    assert recorded_steps(tmp_path) == {"a.bin": 3}
+    path.write_bytes(b"12345679")
+    with pytest.raises(
+        ValueError, match=r"a.bin is damaged.*restore the file, or, if you replaced it on purpose, remove"
+    ):
+        compare_recorded(path)
+    write_digests(tmp_path, (), forget=["a.bin"])
+    compare_recorded(path)
+    assert read_digests(tmp_path) == {}
+
+
+@pytest.mark.parametrize("name", ["../a", "/etc/passwd", "a/../../b"])
+def test_a_record_that_leaves_its_folder_is_refused(tmp_path, name):
+    (tmp_path / "digests.json").write_text(json.dumps({"format": 1, "files": {name: {"bytes": 1, "sha256": "0" * 64}}}))
+    with pytest.raises(ValueError, match="outside the folder"):
+        check_digests(tmp_path)

@@ -70,7 +70,11 @@ def test_rows_that_do_not_move_never_enter():
 @pytest.mark.parametrize("name", ["debug_16k", "tiny_16k"])
 def test_autocast_error_and_whole_gradients(name):
     """bfloat16 autocast against float64, then the gradients of a forward in the same region against those without
-    a derivative before it: to the bit."""
+    a derivative before it: to the bit.
+
+    Each of at most five blocks rounds some twelve tensors and their tangents to 2^-9, which add up like independent
+    errors: sqrt(5 * 24) 2^-9 = 0.021, and processors round in other places, half as much again.
+    """
     exact_net = _network(name)
     encoded, point = _point(exact_net)
     exact = ForwardAD()(_u(exact_net, encoded), *point)
@@ -86,7 +90,7 @@ def test_autocast_error_and_whole_gradients(name):
         loss.backward()
         gradients.append([p.grad for p in net.parameters()])
     error = ((made.double() - exact).norm() / exact.norm()).item()
-    assert error < 0.02, error
+    assert error < 0.032, error
     assert sum(g is not None for g in gradients[0]) == sum(g is not None for g in gradients[1])
     for a, b in zip(*gradients, strict=True):
         assert (a is None) == (b is None)

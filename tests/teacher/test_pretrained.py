@@ -1,11 +1,14 @@
 """A pipeline written to a folder and read again makes the same sound, says what it is and names no place on a disk."""
 
 import json
+import os
 from dataclasses import replace
 
 import pytest
 import torch
 
+from teacher import pretrained
+from teacher.files import check_digests, read_digests
 from teacher.pipeline import Card, Pipeline
 from teacher.pretrained import folder_of
 from teacher.weights import WeightsError
@@ -94,3 +97,29 @@ def test_a_hub_name_is_fetched_as_data_only(tmp_path, monkeypatch):
     assert all(pattern.endswith((".json", ".safetensors", ".md")) for pattern in asked["patterns"])
     with pytest.raises(WeightsError, match="cannot be fetched: 404 not found"):
         folder_of("me/gone")
+
+
+def test_every_file_can_be_read_by_whom_the_umask_lets_and_is_recorded(pipeline, tmp_path):
+    before = os.umask(0o022)
+    try:
+        folder = pipeline.save_pretrained(tmp_path / "bells", CARD)
+    finally:
+        os.umask(before)
+    assert {p.stat().st_mode & 0o777 for p in folder.iterdir()} == {0o644}
+    assert set(read_digests(folder)) == {p.name for p in folder.iterdir()} - {"digests.json"}
+
+
+def test_two_who_save_into_one_folder_do_not_spoil_each_other(pipeline, tmp_path, monkeypatch):
+    real, folder = pretrained.model_card, tmp_path / "bells"
+
+    def meanwhile(*arguments):
+        monkeypatch.setattr(pretrained, "model_card", real)
+        pipeline.save_pretrained(folder, CARD)
+        return real(*arguments)
+
+    monkeypatch.setattr(pretrained, "model_card", meanwhile)
+    with pytest.raises(ValueError, match="exists already"):
+        pipeline.save_pretrained(folder, CARD)
+    assert check_digests(folder) == []
+    assert [p.name for p in tmp_path.iterdir()] == ["bells"]
+    Pipeline.from_pretrained(folder)

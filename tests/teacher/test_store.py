@@ -379,3 +379,32 @@ def test_memory_of_a_batch_that_is_gone_is_taken_again():
     zeros = buffers.zeros((2, 3))
     assert not zeros.any()
     assert buffers.zeros((2, 3)).ctypes.data == zeros.ctypes.data
+
+
+def _header(described, data=b""):
+    text = described if isinstance(described, bytes) else json.dumps(described).encode()
+    return len(text).to_bytes(8, "little") + text + data
+
+
+ONE = '{"dtype":"F32","shape":[1],"data_offsets":[0,4]}'
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        _header(b'{"w":{"dtype":"F32","shape":[1],"data_offsets":[0,1e400]}}', bytes(4)),
+        _header(b'{"w":{"dtype":"F32","shape":[1e400],"data_offsets":[0,4]}}', bytes(4)),
+        _header(b"[" * 200_000 + b"]" * 200_000),
+        _header(f'{{"__metadata__":{{"json":"{"[" * 100_000}"}},"w":{ONE}}}'.encode(), bytes(4)),
+        _header(f'{{"w":{ONE},"w":{ONE}}}'.encode(), bytes(4)),
+        _header(f'{{"w":{ONE},"v":{ONE}}}'.encode(), bytes(4)),
+        _header(b"[]"),
+        _header({"__metadata__": "x"}),
+    ],
+    ids=["offset", "shape", "deep header", "deep metadata", "a name twice", "overlapping", "a list", "metadata"],
+)
+def test_headers_that_no_writer_writes_are_refused_in_one_line(tmp_path, content):
+    (tmp_path / "x.safetensors").write_bytes(content)
+    with pytest.raises(FeatureError, match="cannot be read") as caught:
+        TensorFile.open(tmp_path / "x.safetensors")
+    assert "\n" not in str(caught.value)

@@ -1,6 +1,7 @@
 """Run folders and component files: what is read, what is said when something does not fit, what an import brings in."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -64,11 +65,12 @@ def tiny(monkeypatch):
 
 
 def test_importing_this_package_brings_in_no_model():
-    """Models import this package for its files, so the package must not import models."""
+    """Models import this package for its files, so the package must not import models: only files and rates."""
     parts = "cards, checkpoint, convert, errors, fetch, files, layouts, official, run_folder, write"
     code = (
         f"import sys; from teacher.weights import {parts}; "
-        "print([m for m in sys.modules if m.startswith('teacher.') and not m.startswith('teacher.weights')])"
+        "known = ('teacher.weights', 'teacher.files', 'teacher.sequence'); "
+        "print([m for m in sys.modules if m.startswith('teacher.') and not m.startswith(known)])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
@@ -216,7 +218,7 @@ def test_a_published_network_becomes_a_run_folder(tiny, tmp_path):
     assert net.config == official.TINY
     assert all(torch.equal(tensor, tensors[name]) for name, tensor in net.state_dict().items())
     assert sorted(p.name for p in run.iterdir()) == [
-        "codec.safetensors", "config.json", "features.json", "model.safetensors",
+        "codec.safetensors", "config.json", "digests.json", "features.json", "model.safetensors",
     ]  # fmt: skip
     assert read_features_info(run) == FeaturesInfo(8.0, "mmaudio", "mmaudio_16k", weights.resolve())
     config = read_run_config(run)
@@ -313,9 +315,97 @@ def test_a_published_network_makes_sound(tmp_path, monkeypatch):
     assert float(wave.std()) > 0
 
 
+# --- folders of strangers --------------------------------------------------------------------------------------------
+
+
+HUGE = {
+    "joint_depth": 10**7,
+    "fused_depth": 10**5,
+    "num_heads": 10**9,
+    "head_dim": 10**18,
+    "latent_channels": 10**12,
+    "mlp_multiple_of": 10**15,
+    "text_tokens": -5,
+    "clip_dim": 0,
+    "sync_dim": 10**9,
+    "rms_norm_eps": float("nan"),
+    "condition_scale": float("inf"),
+    "version": ["v1"],
+    "sequence": {"type": "SequenceConfig", "sample_rate": 44_100, "hop_length": 1, "latent_downsample": 1},
+}
+
+
+@pytest.mark.parametrize("name", [*HUGE, "num_heads true"])
+def test_an_absurd_configuration_is_refused_before_anything_is_built(run, name, monkeypatch):
+    config = json.loads((run / "config.json").read_text())
+    config["network"][name.split()[0]] = HUGE.get(name, True)
+    (run / "config.json").write_text(json.dumps(config))
+    monkeypatch.setattr(MMAudio, "__init__", lambda *_: pytest.fail("it was built"))
+    with pytest.raises(WeightsError, match=r"config\.json: ") as caught:
+        load_network(run)
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 1000
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"joint_depth": 200}, "holds 1 joint blocks, .*config.json describes 200"),
+        ({"fused_depth": 0}, "holds 1 fused blocks, .*describes 0"),
+        ({"num_heads": 256, "head_dim": 128}, "needs more than"),
+    ],
+)
+def test_a_file_of_another_size_is_refused_before_anything_is_built(run, changed, said, monkeypatch):
+    config = json.loads((run / "config.json").read_text())
+    config["network"] |= changed
+    (run / "config.json").write_text(json.dumps(config))
+    monkeypatch.setattr(MMAudio, "__init__", lambda *_: pytest.fail("it was built"))
+    with pytest.raises(WeightsError, match=said):
+        load_network(run)
+
+
+def test_values_are_not_read_where_the_header_does_not_fit(run, monkeypatch):
+    monkeypatch.setattr("teacher.weights.files.read_tensors", lambda path: pytest.fail("its values were read"))
+    with pytest.raises(WeightsError, match="does not fit: 2 missing"):
+        load_strictly(nn.Linear(2, 2), run / "model.safetensors")
+
+
+@pytest.mark.parametrize("name", ["config.json", "features.json"])
+def test_files_that_never_end_or_nest_are_not_followed(run, name):
+    (run / "features.json").write_text(json.dumps({"config": {"duration_s": 2.0, "encoders": "embedded"}}))
+    read = {"config.json": read_run_config, "features.json": read_features_info}[name]
+    for make in (
+        lambda path: os.mkfifo(path),
+        lambda path: path.symlink_to("/dev/zero"),
+        lambda path: path.write_bytes(b'{"config":' * 100_000),
+        lambda path: path.write_bytes(b"[1]"),
+        lambda path: path.write_bytes(b'{"config": ' + b"9" * 10_000 + b"}"),
+    ):
+        (run / name).unlink()
+        make(run / name)
+        with pytest.raises(WeightsError, match=name) as caught:
+            read(run)
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("seconds", [float("nan"), 0, -3, 1e9, 3600.0, 10**400, "x"])
+def test_a_window_no_network_has_is_refused_when_it_is_loaded(run, seconds):
+    (run / "features.json").write_text(json.dumps({"config": {"duration_s": seconds, "encoders": "embedded"}}))
+    with pytest.raises(WeightsError, match=r"features\.json cannot be used"):
+        read_features_info(run)
+
+
+def test_a_licence_stays_one_line_of_text(run):
+    config = json.loads((run / "config.json").read_text())
+    (run / "config.json").write_text(json.dumps(config | {"licence": "\x1b]0;x\x07\x1b[2J MIT\n" + "y" * 5_000_000}))
+    assert read_licence(run).startswith("]0;x[2J MIT yyy")
+    assert len(read_licence(run)) <= 2000
+
+
 @pytest.mark.slow
-def test_the_smallest_published_network_at_full_size(tmp_path):
+def test_the_smallest_published_network_at_full_size(tmp_path, monkeypatch):
     """157 million parameters through a checkpoint, a component and a run folder."""
+    monkeypatch.setattr("teacher.weights.convert.check_volume", lambda *_: None)  # one number stands for all of them
     weights = tmp_path / "weights"
     weights.mkdir()
     torch.save(official.full_size("mmaudio_small_16k"), weights / "mmaudio_small_16k.pth")

@@ -1,0 +1,37 @@
+"""Compare run folders, features, comparisons and saved models with the digests they carry: has a byte changed?"""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+
+from distill.saving.check import Checked, check_folder
+from scripts.errors import one_line_errors
+
+
+@dataclass(frozen=True, kw_only=True)
+class Check:
+    """Read every file that something is recorded of, in these folders and all folders in them; exit status 1 where any
+    is damaged or missing."""
+
+    folders: tyro.conf.Positional[tuple[Path, ...]]
+    """Run folders, feature folders, saved models, comparisons, or folders that hold several of these."""
+
+
+@one_line_errors
+def cli() -> None:
+    """Entry point."""
+    folders = tyro.cli(Check, description=__doc__).folders
+    if not folders:
+        raise ValueError("name at least one folder to check")
+    found = Checked()
+    for folder in folders:
+        check_folder(folder, found, report=lambda fault: print(" ".join(fault.split()), flush=True))
+    damaged = f"{len(found.faults)} damaged" if found.faults else "none damaged"
+    print(f"{found.files} files ({found.bytes:,} bytes) compared, {damaged}; {found.unrecorded} carry no record")
+    sys.exit(1 if found.faults else 0)
+
+
+if __name__ == "__main__":
+    cli()
