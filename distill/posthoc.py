@@ -96,9 +96,10 @@ def write_snapshot(run: Path, average: PowerEMA, step: int) -> Path:
     path = run / SNAPSHOTS / f"{average.name}.{step:07d}.safetensors"
     path.parent.mkdir(parents=True, exist_ok=True)
     described = {"std": average.std, "step": step, "corrected": average.corrected}
-    write_digests(path.parent, (), forget=[path.name])
+    name = f"{SNAPSHOTS}/{path.name}"
+    write_digests(run, (), forget=[name])
     written = write_tensors(path, average.shadow, {"json": json.dumps(described)})
-    write_digests(path.parent, [path.name], known={path.name: written}, step=step)
+    write_digests(run, [name], known={name: written}, step=step)
     return path
 
 
@@ -125,7 +126,7 @@ def combined_tensors(snapshots: list[Snapshot], weights: np.ndarray) -> dict[str
     """sum_i x_i theta_i of every trained tensor, summed in float64, returned in float32. One tensor is held at a time
     beside the result, so that averages larger than memory are no obstacle."""
     for snapshot in snapshots:
-        compare_weights(snapshot.path)
+        compare_weights(snapshot.path, folder=snapshot.path.parents[1])
     with ExitStack() as stack:
         files = [stack.enter_context(safe_open(s.path, framework="pt")) for s in snapshots]
         names = set(files[0].keys())

@@ -80,7 +80,7 @@ def check_folder(folder: Path, found: Checked, *, report: Callable[[str], None] 
             for name in names:
                 compared(place / name)
                 for line in check_digests(place, [name]):
-                    fault(line, kind)
+                    fault(line, "snapshots" if name.startswith("ema_ckpts/") else kind)
         if "config.json" in files and "model.safetensors" in files and place / "model.safetensors" not in recorded:
             stated = _stated(place / "config.json")
             if stated is not None:
@@ -99,8 +99,6 @@ def _walk(folder: Path) -> Iterator[tuple[Path, list[str]]]:
 
 def _kind(folder: Path) -> str:
     """What a folder is, for what to do about damage in it."""
-    if folder.name == "ema_ckpts":
-        return "snapshots"
     if (folder / "trainer").is_dir():
         return "run"
     if (folder / "rows.jsonl").is_file() or folder.name == "embeddings":

@@ -95,22 +95,25 @@ def write_digests(
         temporary.write_text(json.dumps(plain, indent=1) + "\n", encoding="utf-8")
 
 
-def compare_recorded(path: Path) -> None:
-    """Compare a file that is about to be read with digests.json beside it; nothing where that does not record it.
+def compare_recorded(path: Path, *, folder: Path | None = None) -> None:
+    """Compare a file that is about to be read with digests.json in `folder`, by default the one that the file lies in;
+    nothing where that does not record it.
 
     The file is read once to the end (`file_sha256`). Raises ValueError, in one line that says what was found and what
     to do, where it is not what was recorded.
     """
     path = Path(path)
+    folder = path.parent if folder is None else folder
+    name = path.relative_to(folder).as_posix()
     while True:
-        recorded = read_digests(path.parent).get(path.name)
-        faults = check_digests(path.parent, [path.name])
+        recorded = read_digests(folder).get(name)
+        faults = check_digests(folder, [name])
         if not faults:
             return
-        if read_digests(path.parent).get(path.name) == recorded:  # else it was replaced while we looked
+        if read_digests(folder).get(name) == recorded:  # else it was replaced while we looked
             raise ValueError(
                 f"{faults[0]}: restore the file, or, if you replaced it on purpose, remove its entry from "
-                f"{path.parent / DIGESTS}"
+                f"{folder / DIGESTS}"
             )
 
 

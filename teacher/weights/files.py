@@ -50,10 +50,10 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         raise WeightsError(f"cannot read weights {path}: {error}") from error
 
 
-def compare_weights(path: Path) -> None:
+def compare_weights(path: Path, *, folder: Path | None = None) -> None:
     """As `compare_recorded`, with a WeightsError."""
     try:
-        compare_recorded(path)
+        compare_recorded(path, folder=folder)
     except (OSError, ValueError) as error:
         raise WeightsError(f"cannot read weights: {error}") from error
 

@@ -11,6 +11,7 @@ from distill import checkpoint
 from distill.config import DistillConfig, EvaluationConfig, FromWeights
 from distill.consolidate import consolidate
 from distill.loop.lines import last_line
+from distill.posthoc import reconstruct
 from distill.runs import student_task, train_teacher
 from distill.saving.manifest import manifest, read_manifest
 from distill.saving.writing import write_new
@@ -173,10 +174,15 @@ WEIGHTS = ("model", "ema-0.1", "ema-0.2")
 
 def test_weights_are_recorded_and_damage_is_noticed_when_they_are_opened(data, run):
     assert check_digests(run) == []
-    assert set(read_digests(run)) == {
+    snapshots = {f"ema_ckpts/{path.name}" for path in (run / "ema_ckpts").iterdir()}
+    assert len(snapshots) == 6
+    assert set(read_digests(run)) - snapshots == {
         "config.json", "features.json", "codec.safetensors", *(f"{name}.safetensors" for name in WEIGHTS),
     }  # fmt: skip
-    assert recorded_steps(run) == {f"{name}.safetensors": 3 for name in WEIGHTS}
+    steps = recorded_steps(run)
+    assert {name: step for name, step in steps.items() if name not in snapshots} == {
+        f"{name}.safetensors": 3 for name in WEIGHTS
+    }
     for name in WEIGHTS:
         flip(run / f"{name}.safetensors")
         with pytest.raises(WeightsError, match=rf"{name}.safetensors is damaged: .* restore the file, or, if you repl"):
@@ -365,3 +371,9 @@ def test_a_folder_without_records_is_said_to_have_none(tmp_path, monkeypatch, ca
     with pytest.raises(SystemExit) as left:
         check.cli()
     assert left.value.code == 2
+
+
+def test_a_damaged_snapshot_is_noticed_by_whoever_averages_it(run):
+    flip(run / "ema_ckpts" / "ema-0.1.0000002.safetensors")
+    with pytest.raises(WeightsError, match=r"ema-0.1.0000002.safetensors is damaged"):
+        reconstruct(run, 0.15)
