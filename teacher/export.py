@@ -9,6 +9,7 @@ with Griffin-Lim, which does not export (complex spectra, a random starting phas
 gives normalised latents. The duration is fixed, the batch is free or fixed; nothing is drawn inside.
 """
 
+import io
 import json
 import os
 import shutil
@@ -84,8 +85,8 @@ def export_generator(pipeline: Pipeline, out: Path, config: ExportConfig | None 
 
     The written files are loaded again and compared with `generate` and the codec's `decode`. Raises ValueError for a
     pipeline that is not float32 on the CPU, a network that is no student's, packages that are not installed, and a file
-    that deviates by more than the tolerance (or gives NaN); FileExistsError for a folder that is not empty. Then
-    nothing is left behind.
+    that deviates by more than the tolerance (or gives NaN); FileExistsError for a folder that is not empty, OSError
+    where the disk does not take the files. Then nothing is left behind.
     """
     config, out = config or ExportConfig(), Path(out)
     _check(pipeline, config, out)
@@ -162,7 +163,9 @@ def _write(
     program = torch.export.export(module, inputs, dynamic_shapes=tuple(free for _ in inputs))
     runners: dict[str, Runner] = {}
     if "torch" in config.kinds:
-        torch.export.save(program, folder / FILES["torch"])
+        held = io.BytesIO()  # its own writer of files ends the process where the disk is full
+        torch.export.save(program, held)
+        (folder / FILES["torch"]).write_bytes(held.getbuffer())
         runners["torch"] = open_torch(folder / FILES["torch"])
     if "onnx" in config.kinds:
         made = torch.onnx.export(
@@ -203,6 +206,10 @@ def _whole(out: Path) -> Iterator[Path]:
     try:
         yield temporary
         temporary.replace(out)
+    except OSError as error:
+        if error.errno is None or error.filename is not None:
+            raise
+        raise OSError(error.errno, error.strerror, str(out)) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 

@@ -46,7 +46,11 @@ class OneStep(nn.Module):
         self.two_rows = not net.config.guidance_embedding and (guidance == "input" or guidance.active)
         empty = Conditions.empty(1, duration_s)
         with torch.no_grad():
-            nothing = net.encode_conditions(empty, self.frames) if self.two_rows else Encoded(*(empty.text[:, :0],) * 4)
+            nothing = (
+                net.encode_conditions(empty, self.frames)
+                if self.two_rows
+                else Encoded(*(empty.text[:, :0].clone(),) * 4)
+            )
         for name, part in nothing._asdict().items():
             self.register_buffer(f"nothing_{name}", part, persistent=False)
 

@@ -5,6 +5,7 @@ import re
 import textwrap
 from dataclasses import replace
 from importlib.util import find_spec
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -215,6 +216,23 @@ def test_the_decoder_shares_its_weights(tmp_path):
     own = {p.data_ptr() for p in codec.models.vocoder.parameters()}
     kept = {p.data_ptr() for p in Decoder(codec).vocoder.parameters()}
     assert kept < own  # the activations' own numbers are taken over into buffers
+
+
+@pytest.mark.slow
+def test_an_unguided_archive_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
+    made = pipeline(fitted_codec())
+    config = ExportConfig(formats="torch")
+    with monkeypatch.context() as patch:  # torch's own writer of files would abort the process on a full disk
+
+        def full(path, data):
+            raise OSError(28, "No space left on device")
+
+        patch.setattr(Path, "write_bytes", full)
+        with pytest.raises(OSError, match=r"No space left on device: '.*/out'"):
+            export_generator(made, tmp_path / "out", config)
+        assert list(tmp_path.iterdir()) == []
+    export_generator(made, tmp_path / "out", config)
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["export.json", "generator.pt2"]
 
 
 def test_a_file_that_deviates_is_not_kept(tmp_path, monkeypatch):

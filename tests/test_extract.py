@@ -112,7 +112,7 @@ def test_video_without_sound_is_left_out_by_name(features, items, tmp_path):
         container.mux(stream.encode())
     item = Item(id="noaudio", path=silent, caption="x", split="train")
     report = extract([*items[:7], item], tmp_path / "out", CONFIG)
-    assert report.skipped == [("noaudio", "no audio stream")]
+    assert report.skipped == [("noaudio", "no audio stream that can be decoded")]
 
 
 def test_rows_belong_together(items, features):

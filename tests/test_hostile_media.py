@@ -385,7 +385,7 @@ def test_a_picture_without_a_decoder_is_named_and_its_sound_read(tmp_path, name,
         lambda p: read_frames(p, SHOWN, duration_s=1.0),
         lambda p: remux(p, SILENCE, 16_000, tmp_path / "out.mp4"),
     ):
-        with pytest.raises(MediaError, match=rf"{name}: there is no decoder for its picture \(codec: {codec}\)"):
+        with pytest.raises(MediaError, match=rf"{name}: there is no decoder for its picture: codec {codec}"):
             use(path)
     assert len(read_audio(path, sample_rate=16_000, duration_s=1.0)) == 16_000
     with open_media(path) as container:
@@ -398,13 +398,13 @@ def test_sound_without_a_decoder_is_named_and_the_film_goes_without(tmp_path):
     path.write_bytes(film(path).replace(b"mp4a", b"ac-4").replace(b"esds", b"zzzC"))
     info = probe(path)
     assert (info.has_video, info.has_audio, info.width) == (True, False, 96)
-    with pytest.raises(MediaError, match=r"a\.mp4: there is no decoder for its sound \(codec: ac4\)"):
+    with pytest.raises(MediaError, match=r"a\.mp4: there is no decoder for its sound: codec ac4"):
         read_audio(path, sample_rate=16_000)
     remux(path, SILENCE, 16_000, tmp_path / "out.mp4")
     assert probe(tmp_path / "out.mp4").has_audio
     alone = tmp_path / "alone.mp4"
     alone.write_bytes(film(alone, pictures=0).replace(b"mp4a", b"zzzz").replace(b"esds", b"zzzC"))
-    with pytest.raises(MediaError, match=r"alone\.mp4: there is no decoder for its sound \(codec: zzzz\)"):
+    with pytest.raises(MediaError, match=r"alone\.mp4: there is no decoder for its sound: codec zzzz"):
         probe(alone)
 
 

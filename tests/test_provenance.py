@@ -1,6 +1,7 @@
 """Provenance: what is written into every kind of file comes back, what is not ours is told apart, damage is named."""
 
 import datetime
+import hashlib
 import json
 import subprocess
 import sys
@@ -22,7 +23,15 @@ from teacher.data.media_write_sound import MAX_COMMENT
 from teacher.files import file_sha256, same_digest
 from teacher.identity import identify, which_weights
 from teacher.pipeline import SamplingConfig
-from teacher.provenance import Provenance, ProvenanceError, describe, guidance_words, parse_line, read_provenance
+from teacher.provenance import (
+    Provenance,
+    ProvenanceError,
+    describe,
+    guidance_words,
+    made_here,
+    parse_line,
+    read_provenance,
+)
 from teacher.weights import WeightsError
 
 RATE = 16_000
@@ -51,6 +60,7 @@ SAID = Provenance(
     torch="2.8.0",
     date="2026-11-21",
 )
+MADE = {"duration_s": 1.0, "precision": "float32", "device": "cpu"}
 SOUNDS = (".wav", ".flac", ".ogg", ".mp3")
 FILMS = (".mp4", ".mov", ".m4v", ".mkv")
 
@@ -178,6 +188,49 @@ def test_places_on_a_machine_are_refused(name):
     with pytest.raises(ValueError, match="model must be a name"):
         replace(SAID, model=name)
     assert replace(SAID, model="owner/student").model == "owner/student"
+
+
+@pytest.mark.parametrize(
+    ("name", "written"),
+    [
+        ("student", "student"),
+        ("owner/student", "owner/student"),
+        ("~home", "%7Ehome"),
+        ("..odd", "%2E.odd"),
+        ("C:\\run", "%43:\\run"),
+        ("a\n\x1b[31m\u2028b", "a%0A%1B[31m%E2%80%A8b"),
+        ("caf\udce9 \ud800", "caf%E9 %ED%A0%80"),
+        ("", "unnamed"),
+    ],
+)
+def test_names_of_any_kind_are_written_printable(run, tmp_path, name, written):
+    said = describe(replace(identify(run), name=name, teacher=name), SamplingConfig(), **MADE)
+    assert (said.model, said.teacher) == (written, written)
+    assert parse_line(said.to_line()) == said
+
+
+def test_prompts_too_long_for_the_tags_are_shortened_and_shorter_ones_are_not(run):
+    for prompt in ("é" * 5000, "x" * 30_000):
+        assert describe(identify(run), SamplingConfig(), prompt=prompt, **MADE).prompt == prompt
+    prompts = {"prompt": "音" * 45_000, "negative_prompt": "hum " * 20_000}
+    said = describe(replace(identify(run), licence="x" * 50_000), SamplingConfig(), **prompts, **MADE)
+    assert len(said.to_line()) <= MAX_COMMENT
+    for name, prompt in prompts.items():
+        begin, _, note = getattr(said, name).partition(" ... (shortened; ")
+        assert prompt.startswith(begin)
+        assert len(begin) > 1500
+        assert note == f"{len(prompt):,} characters, SHA-256 {hashlib.sha256(prompt.encode()).hexdigest()})"
+
+
+@pytest.mark.parametrize("suffix", [*SOUNDS, *FILMS])
+def test_files_of_this_project_are_known_in_every_version(tmp_path, suffix):
+    later = SAID.to_line().replace('"mf-mjt": 1', '"mf-mjt": 9', 1)
+    for comment in (SAID.to_line(), later, later[:60], "licence of the weights: MIT; 1 step(s), guidance 1, seed 0"):
+        assert made_here(write(tmp_path / f"a{suffix}", comment))
+    for comment in (None, "my holiday", '{"made": "elsewhere"}', 'the "mf-mjt": 1 of it'):
+        assert not made_here(write(tmp_path / f"a{suffix}", comment))
+    (tmp_path / f"a{suffix}").write_bytes(b"my notes")
+    assert not made_here(tmp_path / f"a{suffix}")
 
 
 def test_a_run_folder_is_identified_by_its_files(run, tmp_path):

@@ -187,7 +187,7 @@ def without_picture(container: InputContainer, path: Path) -> MediaError:
     """Why `video_stream` finds nothing."""
     if pictures := _pictures(container):
         codec = codec_name(container, pictures[0])
-        return MediaError(f"{path}: there is no decoder for its picture (codec: {codec}); convert it to H.264")
+        return MediaError(f"{path}: there is no decoder for its picture: codec {codec}; convert it to H.264")
     return MediaError(f"{path}: has no picture; give a video file, or use it for its sound only")
 
 
@@ -196,7 +196,7 @@ def without_sound(container: InputContainer, path: Path) -> MediaError:
     for stream in container.streams.audio:
         if stream.codec_context is None:
             codec = codec_name(container, stream)
-            return MediaError(f"{path}: there is no decoder for its sound (codec: {codec}); convert it to AAC")
+            return MediaError(f"{path}: there is no decoder for its sound: codec {codec}; convert it to AAC")
         return MediaError(f"{path}: sound at {stream.sample_rate} Hz is not one that can be read")
     return MediaError(f"{path}: has no sound")
 

@@ -104,7 +104,7 @@ class WindowReader:
         except MediaError as error:
             return _without_path(error, path)
         if not info.has_audio:
-            return "no audio stream"
+            return "no audio stream that can be decoded"
         whole = int(info.duration_s / duration_s + 1e-6)
         spread = self.spread and not info.has_video
         shortest_sound_s = max(MIN_DURATION_S, SHORTEST_SOUND_SHARE * duration_s)

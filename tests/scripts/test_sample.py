@@ -300,5 +300,5 @@ def test_a_film_that_no_decoder_reads_is_named_and_the_rest_are_made(folder, tmp
     (tmp_path / "in" / "b.mp4").write_bytes(content.replace(b"avc1", b"zzzz").replace(b"avcC", b"zzzC"))
     (tmp_path / "in" / "c.mp4").write_bytes(content.replace(b"mp4a", b"zzzz").replace(b"esds", b"zzzC"))
     assert command(monkeypatch, folder, "--video", tmp_path / "in", "--out", tmp_path / "out") == 1
-    assert "b.mp4: there is no decoder for its picture (codec: zzzz)" in capsys.readouterr().err
+    assert "b.mp4: there is no decoder for its picture: codec zzzz" in capsys.readouterr().err
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["a.flac", "a.mp4", "c.flac", "c.mp4"]

@@ -8,6 +8,7 @@ import stat
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -233,3 +234,43 @@ def test_a_record_that_leaves_its_folder_is_refused(tmp_path, name):
     (tmp_path / "digests.json").write_text(json.dumps({"format": 1, "files": {name: {"bytes": 1, "sha256": "0" * 64}}}))
     with pytest.raises(ValueError, match="outside the folder"):
         check_digests(tmp_path)
+
+
+FULL = """
+import resource, signal, sys
+from pathlib import Path
+import torch
+from safetensors.torch import save_file
+from teacher.files import replacing
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+path = Path(sys.argv[1])
+for write in (lambda t: save_file({"a": torch.zeros(1000)}, t), lambda t: t.write_bytes(bytes(5000))):
+    try:
+        with replacing(path) as temporary:
+            write(temporary)
+    except OSError as error:
+        assert (error.strerror, error.filename) == ("File too large", str(path)), error
+    else:
+        raise SystemExit("written")
+"""
+
+
+def test_a_disk_that_takes_no_more_is_an_oserror_that_names_the_file(tmp_path):
+    """safetensors has an error class of its own, which is no OSError. A limit on the size of files stands for the full
+    disk."""
+    (tmp_path / "a").write_text("old")
+    done = subprocess.run(
+        [sys.executable, "-c", FULL, str(tmp_path / "a")],
+        cwd=Path(__file__).resolve().parents[2],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert [(p.name, p.read_text()) for p in tmp_path.iterdir()] == [("a", "old")]
+
+
+def test_a_folder_that_cannot_be_written_to_names_the_file_and_not_the_temporary_one():
+    with pytest.raises(OSError, match=r"'/proc/a\.json'"), replacing(Path("/proc/a.json")):
+        pass
