@@ -134,5 +134,5 @@ def _digest(about: Mapping[str, object], tensors: Mapping[str, Tensor]) -> str:
     for name, tensor in sorted(tensors.items()):
         values = tensor.detach().cpu().contiguous()
         sha.update(f"{name} {values.dtype} {tuple(values.shape)}".encode())
-        sha.update(values.flatten().view(torch.uint8).numpy())
+        sha.update(values.flatten().view(torch.uint8).numpy().tobytes())
     return sha.hexdigest()

@@ -70,7 +70,7 @@ def read_facts(path: Path) -> dict[Task, TestFacts]:
     if not path.exists():
         return {}
     try:
-        document = read_json(path)
+        document: dict[Any, Any] = read_json(path)
         found = {task: _fact(entry) for task, entry in document.items()}
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise ValueError(f"{path} does not hold the facts of a test set: {error!r}") from error

@@ -39,8 +39,10 @@ def check_whole(name: str, value: object, least: int, most: int) -> None:
 
 def check_window(name: str, seconds: float) -> None:
     """A duration that a network's window may have, else ValueError."""
-    if not MIN_DURATION_S <= seconds <= MAX_WINDOW_S:
-        raise ValueError(f"{name} must lie between {MIN_DURATION_S} and {MAX_WINDOW_S:g} s, got {seconds:g}")
+    if not seconds >= MIN_DURATION_S:
+        raise ValueError(f"{name} must be at least {MIN_DURATION_S} s, got {seconds:g}")
+    if seconds > MAX_WINDOW_S:
+        raise ValueError(f"{name} must be at most {MAX_WINDOW_S:g} s, got {seconds:g}")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -99,13 +99,14 @@ class AestheticsSettings:
         """
         if path.is_file() and path.stat().st_size and is_safetensors(path):
             path = path.with_name("config.json")
+            content: Any
             try:
                 content = read_json(path)
             except (OSError, ValueError) as error:
                 raise WeightsError(
                     f"{path}, which belongs to the weights beside it, cannot be read: {error}"
                 ) from error
-            parts = [content]
+            parts: list[Any] = [content]
         else:
             content = load_untrusted(path)
             parts = [content.get("model_cfg"), content] if isinstance(content, Mapping) else [content]

@@ -3,9 +3,10 @@
 import json
 import math
 
+import pytest
 import torch
 
-from distill.tracking import Means, Pace, Tracker
+from distill.tracking import Means, Pace, Tracker, _literal
 
 
 def test_means_count_finite_rows_only():
@@ -63,3 +64,16 @@ def test_means_go_on_from_a_checkpoint():
     main.add({"x": torch.tensor([7.0])})
     straight.add({"x": torch.tensor([7.0])})
     assert main.take(lambda sums: sums + sent[0]) == straight.take() == {"x": 10 / 3}
+
+
+@pytest.mark.parametrize(
+    "caption", ["![x](http://h/p.png)", "rain\n\n![x](http://h/p.png)", "<img src=http://h/p>", "[l](http://h)"]
+)
+def test_captions_are_words_in_tensorboard(caption):
+    """A picture in a caption would be fetched from its host by whoever looks."""
+    from tensorboard.plugin_util import markdown_to_safe_html
+
+    shown = markdown_to_safe_html(_literal(caption))
+    assert "<img" not in shown
+    assert "<a" not in shown
+    assert shown.startswith("<pre><code>")
