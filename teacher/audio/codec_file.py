@@ -46,7 +46,7 @@ def read_codec_file(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise WeightsError(f"{path}: damaged or not a safetensors file ({error})") from error
     recorded = metadata.pop(CONTENT, None)
     if recorded is not None and recorded != _content(tensors, metadata):
-        raise WeightsError(f"{path}: is damaged, its content is not what was written; restore it from a copy")
+        raise WeightsError(f"{path} is damaged: its content is not what was written; restore it from a copy")
     return tensors, metadata
 
 

@@ -226,6 +226,8 @@ def _remove_damaged(out: Path, items: Sequence[Item], tell: Progress) -> list[st
             name = path.relative_to(out).as_posix()
             if not path.is_file() and name not in named:
                 found.append(f"{name}: missing")
+    if found:  # what it says is right again once the folder is complete
+        (out / DIGESTS).unlink(missing_ok=True)
     if found and info is not None:
         finished.unlink(missing_ok=True)
     return found

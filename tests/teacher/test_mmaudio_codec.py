@@ -180,7 +180,7 @@ def test_a_file_says_which_codec_it_holds(tmp_path):
     assert metadata.pop("kind") == "embedded"
     assert open_codec(path).digest == fitted.digest
     save_file(tensors | {"basis": tensors["basis"] + 1e-6}, path, metadata=metadata | {"kind": "embedded"})
-    with pytest.raises(WeightsError, match=r"codec\.safetensors: is damaged, its content is not what was written"):
+    with pytest.raises(WeightsError, match=r"codec\.safetensors is damaged: its content is not what was written"):
         open_codec(path)
     del metadata["content"]
     save_file(tensors, path, metadata=metadata)  # written before there were kinds
