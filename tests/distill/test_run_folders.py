@@ -333,7 +333,7 @@ def test_evaluations_of_other_clips_start_the_best_anew(data, tmp_path, capsys, 
         said = capsys.readouterr().out
         assert ("num_clips 2 from now on, num_clips 1 before: they cannot be compared" in said) == told
     same, new = (checkpoint.newest(tmp_path / name).state["best"] for name in ("1", "2"))
-    assert (same["step"], same["value"], same["measured"]) == (2, -1.0, {"num_clips": 1})
+    assert (same["step"], same["value"], same["measured"]) == (best["step"], -1.0, {"num_clips": 1})
     assert (new["step"], new["measured"]) == (3, {"num_clips": 2})
 
 
