@@ -4,12 +4,14 @@ import json
 import os
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from distill import checkpoint
 from distill.config import DistillConfig, EvaluationConfig, FromWeights
 from distill.consolidate import consolidate
+from distill.loop.faults import TrainingError
 from distill.loop.lines import last_line
 from distill.posthoc import reconstruct
 from distill.runs import student_task, train_teacher
@@ -21,6 +23,7 @@ from teacher.lora import LoRAConfig
 from teacher.pipeline import Card, Pipeline
 from teacher.weights import WeightsError, load_network, weight_file
 from tests.distill import tiny
+from tests.distill.processes import launch
 
 LOOP = replace(tiny.LOOP, save_every=1, ema_snapshot_every=1)
 
@@ -104,6 +107,26 @@ def test_an_average_is_made_inside_the_folder_only_when_nobody_trains(run, tmp_p
     command()
     assert check_digests(run, ["ema-0.15.safetensors"]) == []
     assert recorded_steps(run)["ema-0.15.safetensors"] == 3
+
+
+def status_of(data, run):
+    """In one of several processes: the status that a training ends with."""
+    try:
+        again(Path(data), Path(run))
+    except TrainingError as error:
+        return error.status, str(error)
+    return 0, ""
+
+
+def test_every_process_of_a_second_training_is_told_and_of_a_finished_one_ends(data, run):
+    target, arguments = "tests.distill.test_run_folders:status_of", {"data": str(data), "run": str(run)}
+    with FolderLock(run, what="the run"):
+        found = launch(target, arguments)
+    assert [status for status, _ in found] == [2, 2]
+    assert all("process 0: " in told and "the run is being written by" in told for _, told in found)
+    shutil.rmtree(run / "trainer")
+    assert [status for status, _ in launch(target, arguments)] == [0, 0]
+    assert not (run / "trainer").exists()
 
 
 # ------------------------------------------------------------------ never started anew
@@ -306,22 +329,22 @@ def test_evaluations_of_other_clips_start_the_best_anew(data, tmp_path, capsys, 
     path = max((run / "trainer").iterdir()) / "state.json"
     best = json.loads(path.read_text())["best"]
     assert best["measured"] == {"num_clips": 1}
-    if earlier:
-        _without_measured(path)
+    _put_best(path, {"value": -1.0} | ({"measured": None} if earlier else {}))  # no loss can be better
     for clips, told in ((1, False), (2, True)):
         copied = tmp_path / str(clips)
         shutil.copytree(run, copied)
         again(data, copied, evaluation=replace(looks, num_clips=clips))
         said = capsys.readouterr().out
         assert ("num_clips 2 from now on, num_clips 1 before: they cannot be compared" in said) == told
-    state = checkpoint.newest(tmp_path / "2").state["best"]
-    assert (state["step"], state["measured"]) == (3, {"num_clips": 2})
+    same, new = (checkpoint.newest(tmp_path / name).state["best"] for name in ("1", "2"))
+    assert (same["step"], same["value"], same["measured"]) == (best["step"], -1.0, {"num_clips": 1})
+    assert (new["step"], new["measured"]) == (3, {"num_clips": 2})
 
 
-def _without_measured(path):
-    """A checkpoint as earlier versions wrote it."""
+def _put_best(path, changes):
+    """Another best evaluation in a checkpoint; earlier versions did not say what it was measured with."""
     state = json.loads(path.read_text())
-    del state["best"]["measured"]
+    state["best"] = {name: value for name, value in (state["best"] | changes).items() if value is not None}
     step, files = state["step"], read_manifest(path.parent)
     path.unlink()
     files["state.json"] = write_new(path, json.dumps(state).encode())
