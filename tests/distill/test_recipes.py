@@ -1,5 +1,6 @@
 """Recipes of students: what they start from, what they train, what they refuse, and where their numbers come from."""
 
+import copy
 import json
 import re
 from dataclasses import replace
@@ -92,16 +93,26 @@ def task_of(data, teacher, tmp_path, **changes):
 
 
 def predictions(net, data, r_of=lambda t: 0 * t):
-    """u(x_t, r, t) at four fixed states of the data's shape."""
+    """u(x_t, r, t) at four fixed states of the data's shape, in float64.
+
+    Teacher and student put other numbers of rows into a product, and processors may round its rows in another way then:
+    equal networks agree to the rounding of float64 (`same`), which nothing that is wrong does.
+    """
+    net = copy.deepcopy(net).double()
     g = torch.Generator().manual_seed(3)
-    x = torch.randn(4, 31, 20, generator=g)
-    t = torch.tensor([0.1, 0.4, 0.7, 1.0])
-    c = task_batch(data)
+    x = torch.randn(4, 31, 20, generator=g, dtype=torch.float64)
+    t = torch.tensor([0.1, 0.4, 0.7, 1.0], dtype=torch.float64)
+    c = task_batch(data).to("cpu", torch.float64)
     with torch.no_grad():
         encoded = net.encode_conditions(c, 31)
         if not net.config.interval_embedding:
             return teacher_velocity(net, x, t, encoded)
         return student_velocity(net, x, r_of(t), t, encoded)
+
+
+def same(a, b):
+    """Values of about 1 after some hundred sums of float64: 2^-53 times a thousand is 1e-13."""
+    return float((a - b).abs().max()) < 1e-12
 
 
 def task_batch(data):
@@ -117,7 +128,7 @@ def task_batch(data):
 def test_v1_starts_at_its_teacher_to_the_bit_whatever_is_asked(data, teachers, tmp_path, time_embedding):
     task = task_of(data, teachers["v1"], tmp_path, method={"time_embedding": time_embedding})
     teacher = load_network(teachers["v1"])
-    assert torch.equal(predictions(task.net, data), predictions(teacher, data))
+    assert same(predictions(task.net, data), predictions(teacher, data))
     assert task.net.config == replace(teacher.config, interval_embedding=True)
     assert time_note(task.config, task) == []
 
@@ -127,8 +138,8 @@ def test_v2_gets_a_smooth_embedding_unless_told_otherwise(data, teachers, tmp_pa
     task = task_of(data, teachers["v2"], tmp_path, method={"time_embedding": time_embedding})
     teacher = load_network(teachers["v2"])
     assert task.net.t_embed.fastest == task.net.interval_embed.fastest == fastest
-    same = torch.equal(predictions(task.net, data), predictions(teacher, data))
-    assert same == (time_embedding == "teacher")
+    at_its_teacher = same(predictions(task.net, data), predictions(teacher, data))
+    assert at_its_teacher == (time_embedding == "teacher")
     kept = {n for n, p in teacher.state_dict().items() if torch.equal(p, task.net.state_dict()[n])}
     assert set(teacher.state_dict()) - kept <= {f"t_embed.mlp.{k}.{p}" for k in (0, 2) for p in ("weight", "bias")}
     assert task.frozen[0].t_embed.fastest == 1e4
@@ -214,7 +225,7 @@ def test_adapted_students_train_adapters_and_what_is_new(data, teachers, tmp_pat
     assert adapters
     assert not any(n.startswith(in_full) for n in adapters)
     assert trained - adapters == {n for n, _ in plain.net.named_parameters() if n.startswith(in_full)}
-    assert torch.equal(predictions(task.net, data), predictions(plain.net, data))
+    assert same(predictions(task.net, data), predictions(plain.net, data))
 
 
 @pytest.mark.parametrize("version", ["v1", "v2"])
@@ -267,7 +278,7 @@ def test_going_on_from_a_student_reproduces_it_to_the_bit(data, teachers, tmp_pa
     start = FromWeights(run=folder(tmp_path / "earlier", earlier, data))
     task = task_of(data, teachers[version], tmp_path, student=start, lora=lora)
     for r_of in (lambda t: t, lambda t: 0.3 * t, lambda t: 0 * t):
-        assert torch.equal(predictions(task.net, data, r_of), predictions(earlier, data, r_of))
+        assert same(predictions(task.net, data, r_of), predictions(earlier, data, r_of))
     assert not torch.equal(predictions(earlier, data), predictions(earlier, data, lambda t: t))  # it heard the interval
     trained = {n for n, p in task.net.named_parameters() if p.requires_grad}
     assert "interval_embed.mlp.2.weight" in trained
@@ -410,7 +421,7 @@ def test_published_files_hold_what_the_network_of_the_run_folder_takes(data, tea
     """The smooth embedding is in config.json's network, so that a run folder's weights load strictly."""
     net = shaken(task_of(data, teachers["v2"], tmp_path).net)
     loaded = load_network(folder(tmp_path / "student", net, data))
-    assert torch.equal(predictions(loaded, data), predictions(net, data))
+    assert same(predictions(loaded, data), predictions(net, data))
     assert set(load_file(tmp_path / "student" / "model.safetensors")) == set(loaded.state_dict())
 
 

@@ -18,12 +18,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from scripts.check import faults
-
 from distill import checkpoint
 from eval.kept_embeddings import KeptEmbeddings, embeddings_path
 from eval.ledger import Table, record
 from eval.rows import read_rows
+from scripts.check import faults
 from teacher.data.dataset import FeatureSet, load_codec
 from teacher.pipeline import Card, Pipeline
 
