@@ -144,7 +144,9 @@ def test_v2_gets_a_smooth_embedding_unless_told_otherwise(data, teachers, tmp_pa
     assert set(teacher.state_dict()) - kept <= {f"t_embed.mlp.{k}.{p}" for k in (0, 2) for p in ("weight", "bias")}
     assert task.frozen[0].t_embed.fastest == 1e4
     (line,) = time_note(task.config, task)
-    assert line.startswith("time embedding: kept" if same else "time embedding: 10,000 rad per unit in the teacher")
+    assert line.startswith(
+        "time embedding: kept" if at_its_teacher else "time embedding: 10,000 rad per unit in the teacher"
+    )
 
 
 @pytest.mark.parametrize("seed", [0, 1])
