@@ -5,6 +5,11 @@ agree within the conditioning of a quantity, and no further.
 """
 
 import math
+from typing import TypeVar
+
+from torch import Tensor
+
+Number = TypeVar("Number", float, Tensor)
 
 UNIT = 2.0**-24
 """Largest relative error of one rounding to float32."""
@@ -14,7 +19,7 @@ HANN = (math.pi + 1) * UNIT
 """Error of a Hann window 1/2 - cos(x) / 2 made in float32, where x, up to 2 pi, the cosine and the rest are rounded."""
 
 
-def transform(frame_norm: float, n_fft: int) -> float:
+def transform(frame_norm: Number, n_fft: int) -> Number:
     """Error of every bin of a fast transform: each of its log2(n_fft) levels rounds once, in every bin alike.
 
     The norm of the windowed frame is the root mean square of the bins, so that a quiet bin beside a loud one is as
@@ -33,12 +38,12 @@ def two_ways(layers: int, terms: int, size: float) -> float:
 
 
 def log_energy(
-    energy: float, *, floor: float, frame_norm: float, n_fft: int, area: float, filters: float = 0.0
-) -> float:
-    """Bound on the rounding of ln(E + floor), with E = sum_k f_k |X_k|^2 the energy of one filter.
+    energy: Number, *, floor: float, frame_norm: Number, n_fft: int, area: Number, filters: float = 0.0
+) -> Number:
+    """Bound on the rounding of ln(E + floor), with E = sum_k f_k |X_k|^2 the energy of one filter; numbers or tensors.
 
     With d = `transform`, by Cauchy and Schwarz dE <= 2 sqrt(E area) d + area d^2, where area = sum_k f_k; `filters` is
     the relative error of E that the weights f themselves bring.
     """
     d = transform(frame_norm, n_fft)
-    return (2.0 * math.sqrt(energy * area) * d + area * d**2 + energy * filters) / (energy + floor) + UNIT
+    return (2.0 * (energy * area) ** 0.5 * d + area * d**2 + energy * filters) / (energy + floor) + UNIT

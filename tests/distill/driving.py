@@ -21,7 +21,7 @@ def prepared(
     optim: OptimConfig = OPTIM,
 ) -> Engine:
     """A fresh engine with a copy of `net`."""
-    engine = start(timeout_s=60.0)
+    engine = start(timeout_s=600.0)
     engine.precision = precision
     micro_batch = batch // engine.processes // accumulation
     engine.prepare(copy.deepcopy(net), optim, micro_batch=micro_batch, accumulation=accumulation)

@@ -19,6 +19,8 @@ from types import TracebackType
 from typing import Any, Self
 
 ROOT = Path(__file__).parents[2]
+HANG_S = 900.0
+"""What runs longer than this hangs. The longest takes a minute on two quiet cores and six where others are at work."""
 LAUNCHERS = ("ACCELERATE_", "FSDP_", "RANK", "WORLD_SIZE", "LOCAL_", "GROUP_RANK", "MASTER_", "TORCHELASTIC_", "DS_")
 """Beginnings of the variables that launchers set; none of the caller's reach the processes."""
 
@@ -110,7 +112,7 @@ def launch(
     *,
     count: int | None = 2,
     environment: Mapping[str, str] | None = None,
-    timeout_s: float = 120.0,
+    timeout_s: float = HANG_S,
 ) -> list[Any]:
     """Call `module:function` in `count` processes; what each returned (it must be JSON), in order of rank."""
     with Processes(target, arguments, count=count, environment=environment) as processes:

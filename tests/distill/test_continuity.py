@@ -64,15 +64,13 @@ def test_one_curve(given, tmp_path, engine):
         return {"run": str(run), "until": until}
 
     first = [leg(straight), leg(stopped, 10), leg(stopped), leg(changing, 7)]
-    statuses = launch("tests.distill.legs:run", start | {"legs": first}, environment=ENGINES[engine], timeout_s=400)
+    statuses = launch("tests.distill.legs:run", start | {"legs": first}, environment=ENGINES[engine])
     assert statuses == [[0, SAVED_AND_LEFT, 0, SAVED_AND_LEFT]] * 2
     assert curve(straight) == pytest.approx(alone, rel=SPREAD)
     assert curve(stopped) == curve(straight)
     assert tensors(stopped) == tensors(straight)
 
     assert legs.run(**start, legs=[leg(changing, 14)]) == [SAVED_AND_LEFT]  # alone, and without that engine
-    last = launch(
-        "tests.distill.legs:run", start | {"legs": [leg(changing)]}, environment=ENGINES[engine], timeout_s=400
-    )
+    last = launch("tests.distill.legs:run", start | {"legs": [leg(changing)]}, environment=ENGINES[engine])
     assert last == [[0], [0]]
     assert curve(changing) == pytest.approx(alone, rel=SPREAD)

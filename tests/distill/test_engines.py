@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from distill.engines.fsdp import Settings
-from tests.distill.processes import Processes, launch
+from tests.distill.processes import HANG_S, Processes, launch
 
 SHARDED = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
 
@@ -25,7 +25,6 @@ def test_trains_as_one_process_does(engine: str, count: int | None, environment:
         {"engine": engine},
         count=count,
         environment=environment,
-        timeout_s=240,
     )
     assert all(answer == found[0] for answer in found)
     assert max(error for fact, error in found[0].items() if fact.startswith("gradients")) < 1e-5
@@ -69,7 +68,7 @@ def test_a_failed_process_ends_the_others_and_shows_all_outputs() -> None:
     program = "import os, sys, time; sys.exit('no space left') if os.environ['RANK'] == '1' else time.sleep(300)"
     with Processes(command=[sys.executable, "-c", program]) as processes:
         with pytest.raises(AssertionError, match=r"(?s)exit codes \[-9, 1\].*process 0.*process 1.*no space left"):
-            processes.answers(timeout_s=60)
+            processes.answers(timeout_s=HANG_S)
         assert all(process.poll() is not None for process in processes.running)
 
 

@@ -185,7 +185,7 @@ def test_compiled_gradients_agree(checkpoint):
     In a process of its own, in which shape annotations are not checked, since those checks cannot be traced.
     """
     target = "tests.distill.test_memory:compiled_gradients"
-    assert launch(target, {"checkpoint": checkpoint}, count=None, timeout_s=900.0) == [2]
+    assert launch(target, {"checkpoint": checkpoint}, count=None) == [2]
 
 
 def traced_graphs() -> dict[str, int]:
@@ -217,7 +217,7 @@ def test_blocks_of_a_kind_share_a_compilation_and_none_is_refused():
     """Five blocks of three kinds: joint, the last joint one, fused. Each kind is traced once for gradients, once for
     one size without, once for all further sizes, and twice under autocast. The joint ones' ten versions are above
     torch's limit of eight, beyond which they would silently run as written."""
-    (graphs,) = launch("tests.distill.test_memory:traced_graphs", count=None, timeout_s=400.0)
+    (graphs,) = launch("tests.distill.test_memory:traced_graphs", count=None)
     assert graphs["with a graph"] == 3
     assert graphs[f"{ROWS} rows"] == 6
     assert graphs[f"{2 * ROWS} rows"] == graphs[f"{7 * ROWS} rows"] == 9
@@ -227,7 +227,7 @@ def test_blocks_of_a_kind_share_a_compilation_and_none_is_refused():
 
 def ddp_gradients() -> dict[str, float]:
     """Two steps under DDP: how far from the gradients of the whole batch, and from those without checkpointing."""
-    engine = start(timeout_s=60.0)
+    engine = start(timeout_s=600.0)
     assert engine.name == "DDP"
     found: dict[bool, list[Tensor]] = {}
     for checkpoint in (False, True):
