@@ -520,7 +520,8 @@ def damaged(content: bytes, random: np.random.Generator) -> bytes:
     return bytes(block)
 
 
-def fuzz(folder: Path, suffix: str, count: int, seed: int) -> None:
+def fuzz(folder: Path, suffix: str, count: int, seed: int) -> list[dict[str, str]]:
+    """What every reader says of so many damaged films; each answer is "fine" or one line that names the file."""
     picture, sound = CONTAINERS[suffix]
     whole = folder / f"whole.{suffix}"
     with av.open(str(whole), "w") as output:
@@ -541,7 +542,7 @@ def fuzz(folder: Path, suffix: str, count: int, seed: int) -> None:
     made = [folder / f"f{k}.{suffix}" for k in range(count)]
     for path in made:
         path.write_bytes(damaged(content, random))
-    read_all(folder, whole, *made)  # every answer is "fine" or one line that names the file
+    return read_all(folder, whole, *made)[1:]
 
 
 @LOCAL
