@@ -30,9 +30,10 @@ check: setup
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+# make test KERNELS=default      the same under the plain kernels of torch (or avx2)
 # Two workers of one thread each: most tests are small, and many wait for processes they started.
 test: check
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow and not gpu" -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(if $(KERNELS),ATEN_CPU_CAPABILITY=$(KERNELS)) $(BIN)/python -m pytest -m "not slow and not gpu" -n 2 --dist loadfile
 
 # make tables                    tables of README, docs and benchmarks from results/, where the commands wrote them
 tables: setup
