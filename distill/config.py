@@ -255,3 +255,17 @@ def decisive(config: object) -> object:
         return config
     usual = LoopConfig()
     return replace(config, loop=replace(config.loop, **{name: getattr(usual, name) for name in NEUTRAL}))
+
+
+def without_places(config: object) -> object:
+    """`decisive`, without where the folders lie that a run reads: features, teacher, starting weights. What was in them
+    is a matter of their digests, which are compared by themselves, so that a run goes on after they were moved."""
+    found = decisive(config)
+    if not isinstance(found, TeacherRun | DistillConfig):
+        return found
+    data = tuple(Path(str(k)) for k in range(len(found.data)))
+    if isinstance(found, TeacherRun):
+        start = replace(found.start, run=Path()) if isinstance(found.start, FromWeights) else found.start
+        return replace(found, data=data, start=start)
+    student = None if found.student is None else replace(found.student, run=Path())
+    return replace(found, data=data, teacher=Path(), student=student)

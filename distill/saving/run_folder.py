@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 
 from safetensors import SafetensorError, safe_open
 
-from distill.config import NEUTRAL, decisive
+from distill.config import NEUTRAL, decisive, without_places
 from distill.saving.manifest import read_manifest, step_of
 from distill.saving.writing import Tensors, Written, write_tensors
 from meanflow.config import from_plain, to_plain
@@ -39,7 +39,8 @@ def write_config(
 ) -> None:
     """config.json before step 0; a folder that already holds another configuration is refused.
 
-    Configurations are compared as values, so that a field added later, at its default, changes nothing.
+    Configurations are compared as values, so that a field added later, at its default, changes nothing. Folders that
+    the run reads may have been moved: what counts is their digests.
     """
     document = {
         "kind": kind,
@@ -55,7 +56,7 @@ def write_config(
             raise ValueError(f"{run} holds weights taken out of a run, not a run; choose another --out")
         same = {
             "kind": kept.get("kind") == kind,
-            "run": _same(config, kept.get("run")),
+            "run": _same(config, kept.get("run"), moved=kept.get("digests") == digests),
             "network": _same(network, kept.get("network")),
             "digests": kept.get("digests") == digests,
         }
@@ -157,13 +158,15 @@ def _told(name: str, kept: object, wanted: object) -> list[str]:
     if isinstance(kept, dict) and isinstance(wanted, dict):
         neutral = NEUTRAL if name == "run.loop" else ()
         keys = [key for key in wanted if key in kept and key not in neutral and kept[key] != wanted[key]]
-        return [told for key in keys for told in _told(f"{name}.{key}", kept[key], wanted[key])] or [name]
+        told = [line for key in keys for line in _told(f"{name}.{key}", kept[key], wanted[key])]
+        return told if told or neutral else [name]
     return [f"{name} {wanted} instead of {kept}"]
 
 
-def _same(config: Any, plain: object) -> bool:
+def _same(config: Any, plain: object, *, moved: bool = False) -> bool:
+    compared = without_places if moved else decisive
     try:
-        return bool(decisive(from_plain(type(config), plain)) == decisive(config))
+        return bool(compared(from_plain(type(config), plain)) == compared(config))
     except (ValueError, TypeError):
         return False
 

@@ -404,3 +404,19 @@ def test_a_damaged_snapshot_is_noticed_by_whoever_averages_it(run):
     flip(run / "ema_ckpts" / "ema-0.1.0000002.safetensors")
     with pytest.raises(WeightsError, match=r"ema-0.1.0000002.safetensors is damaged"):
         reconstruct(run, 0.15)
+
+
+def test_a_run_goes_on_after_what_it_reads_was_moved(tmp_path, capsys):
+    """What counts is what is in the folders, by their digests, not where they lie."""
+    features, out = tiny.features(tmp_path / "data"), tmp_path / "run"
+    train_teacher(tiny.teacher_run(features), out)
+    (tmp_path / "data").rename(tmp_path / "elsewhere")
+    moved = tmp_path / "elsewhere" / features.name
+    before = content(out)
+    train_teacher(tiny.teacher_run(moved), out)
+    assert "going on from step 3" in capsys.readouterr().out
+    assert {k: v for k, v in content(out).items() if "tensorboard" not in str(k)} == {
+        k: v for k, v in before.items() if "tensorboard" not in str(k)
+    }
+    with pytest.raises(ValueError, match=r"another configuration .*digests"):
+        train_teacher(tiny.teacher_run(tiny.features(tmp_path / "other", seed=1)), out)
