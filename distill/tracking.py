@@ -2,6 +2,7 @@
 
 import json
 import math
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -61,11 +62,19 @@ class Tracker:
         self.board.flush()
 
     def __enter__(self) -> Self:
+        self._before, threading.excepthook = threading.excepthook, self._uncaught
         return self
+
+    def _uncaught(self, failed: threading.ExceptHookArgs) -> None:
+        """What TensorBoard's writing thread could not write, on a full disk, is raised again where the next value is
+        handed over, and said there in one line; its traceback would only hide that."""
+        if not (isinstance(failed.exc_value, OSError) and type(failed.thread).__module__.startswith("tensorboard.")):
+            self._before(failed)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        threading.excepthook = self._before
         try:
             self.stream.close()
             self.board.close()

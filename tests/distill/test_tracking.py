@@ -1,7 +1,10 @@
 """The log: means over rows, steps and processes, and one line per step however often a run is resumed."""
 
+import errno
 import json
 import math
+import threading
+import time
 
 import pytest
 import torch
@@ -77,3 +80,27 @@ def test_captions_are_words_in_tensorboard(caption):
     assert "<img" not in shown
     assert "<a" not in shown
     assert shown.startswith("<pre><code>")
+
+
+def test_a_full_disk_is_said_by_the_training_not_by_a_thread_of_tensorboard(tmp_path, monkeypatch):
+    """The thread that writes for TensorBoard would print its traceback beside the one line of the training."""
+    seen = []
+    monkeypatch.setattr(threading, "excepthook", seen.append)
+
+    def fail(data):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    def log_on_a_full_disk():
+        with Tracker(tmp_path) as tracker:
+            tracker.board.file_writer.event_writer._async_writer._writer.write = fail
+            for step in range(200):
+                tracker.scalars(step, {"loss": 1.0})
+                time.sleep(0.01)
+
+    with pytest.raises(OSError, match="No space left"):
+        log_on_a_full_disk()
+    assert seen == []
+    other = threading.Thread(target=fail, args=(b"",))
+    other.start()
+    other.join()
+    assert [failed.thread for failed in seen] == [other]
