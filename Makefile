@@ -19,7 +19,7 @@ $(STAMP): pyproject.toml constraints-cpu.txt
 	$(BIN)/python -m distill.configs.check
 	@touch $(STAMP)
 
-# make demo                      the procedural world, about twenty minutes on two cores
+# make demo                      the procedural world, about 25 minutes on two cores
 # make demo DATA=path            your videos: a folder, or a JSONL/CSV manifest with captions
 demo: setup
 	$(BIN)/python -m scripts.demo $(if $(DATA),--data $(DATA)) $(ARGS)
