@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal, Self, cast, get_args
 
 from eval.estimates import Estimate
+from teacher.files import wait_for_lock
 
 Task = Literal["vta", "tta"]
 Kind = Literal["teacher", "student", "codec", "reference"]
@@ -171,11 +172,15 @@ def _crc(line: str) -> str:
 
 
 def append_lines(path: Path, lines: Iterable[str]) -> None:
-    """Append whole lines with a single write and wait for the disk; an unfinished last line is cut off first."""
+    """Append whole lines with a single write and wait for the disk; an unfinished last line is cut off first.
+
+    Several processes may append to one file: each waits until the other is done.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     block = "".join(f"{line}\n" for line in lines).encode()
     with path.open("ab+") as file:
-        size = file.tell()
+        wait_for_lock(file.fileno())
+        size = file.seek(0, os.SEEK_END)
         file.seek(0)
         content = file.read()
         if size and not content.endswith(b"\n"):

@@ -11,8 +11,6 @@ gives normalised latents. The duration is fixed, the batch is free or fixed; not
 
 import io
 import json
-import os
-import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -29,6 +27,7 @@ from teacher.audio.mmaudio_codec import MMAudioCodec
 from teacher.encoders.tensors import tensors_digest
 from teacher.export_check import INPUTS, Runner, eager, open_onnx, open_torch, parity, random_inputs, take_turns
 from teacher.exportable import Decoder, Generator, GivenGuidance, OneStep
+from teacher.files import new_folder
 from teacher.pipeline import Pipeline
 
 Format: TypeAlias = Literal["onnx", "torch", "both"]
@@ -200,18 +199,14 @@ def _check(pipeline: Pipeline, config: ExportConfig, out: Path) -> None:
 
 @contextmanager
 def _whole(out: Path) -> Iterator[Path]:
-    """A temporary folder beside `out`, renamed to it at the end, removed if the block fails or is interrupted."""
-    temporary = out.with_name(f".{out.name}.{os.getpid()}.part")
-    temporary.mkdir(parents=True)
+    """A temporary folder that becomes `out` at the end (`teacher.files.new_folder`); errors of the disk name `out`."""
     try:
-        yield temporary
-        temporary.replace(out)
+        with new_folder(out) as temporary:
+            yield temporary
     except OSError as error:
         if error.errno is None or error.filename is not None:
             raise
         raise OSError(error.errno, error.strerror, str(out)) from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _version(package: str) -> str:

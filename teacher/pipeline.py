@@ -10,6 +10,7 @@ What is seen and said is encoded once by `encode`; new seeds, steps and guidance
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Literal, Self, get_args
 
@@ -90,6 +91,7 @@ class Pipeline:
                 f"{run}: its network makes {net.config.latent_channels} latent channels, its codec.safetensors takes "
                 f"{codec.latent_channels}: they do not belong together"
             )
+        _check_codec(run, codec, net, info.codec_digests)
         return cls(
             net=net.to(device),
             codec=codec,
@@ -291,6 +293,22 @@ class Pipeline:
 
     def _samples(self, scene: Scene) -> int:
         return round(scene.total_s * self.codec.sequence.sample_rate)
+
+
+def _check_codec(run: Path, codec: AudioCodec, net: MMAudio, stated: Sequence[str]) -> None:
+    """Whether the codec is the one that features.json states, or the same one with the statistics of the network, which
+    a training from another one's weights keeps. Folders that state none are taken as they are."""
+    if not stated or codec.digest in stated:
+        return
+    own = [net.latent_mean.detach().float().cpu().flatten(), net.latent_std.detach().float().cpu().flatten()]
+    if all(map(partial(torch.allclose, rtol=1e-2, atol=1e-2), own, [codec.latent_mean, codec.latent_std])):
+        channels = codec.latent_channels
+        if codec.with_statistics(torch.zeros(channels), torch.ones(channels)).digest in stated:
+            return
+    raise WeightsError(
+        f"{run / 'codec.safetensors'} is not the codec that features.json states ({stated[0][:12]}): it belongs to "
+        "another model; restore the file"
+    )
 
 
 def as_in_the_demo(net: MMAudio) -> MMAudio:

@@ -161,6 +161,7 @@ def _features(pipeline: "Pipeline", parts: bool) -> dict[str, Any]:
             "encoders": "embedded" if source is None else source.encoders,
             "codec": "embedded" if source is None else source.codec,
         },
+        "codec": {"digest": pipeline.codec.digest},
         "weights_dir": PARTS if parts else None,
     }
 

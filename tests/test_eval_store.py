@@ -1,6 +1,7 @@
 """What is heard and seen on disk: round trips, what a file is named after, damage; and parts dealt to processes."""
 
 import os
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -13,8 +14,10 @@ from safetensors.torch import save_file
 
 from eval.extractors.base import Embeddings
 from eval.heard import Heard
+from eval.rows import append_lines
 from eval.store import FeatureCache, FileDigests, in_parts
 from eval.sweep import part_path
+from teacher.files import wait_for_lock
 
 # What was heard
 
@@ -239,3 +242,17 @@ def test_who_does_not_wait_looks_for_no_part_of_another(tmp_path):
     assert len(parts_of(tmp_path, 10, 3, processes, made, wait=False)) == 4
     assert made == [(3, 6), (9, 10)]
     assert processes.waited == []
+
+
+def test_whoever_appends_waits_for_a_line_that_is_being_written(tmp_path):
+    path, done = tmp_path / "files-0.jsonl", threading.Event()
+    with path.open("ab") as other:
+        wait_for_lock(other.fileno())
+        other.write(b'["a", 1')
+        other.flush()
+        mine = threading.Thread(target=lambda: (append_lines(path, ["mine"]), done.set()))
+        mine.start()
+        assert not done.wait(0.3)
+        other.write(b', 2, "d"]\n')
+    mine.join(10)
+    assert path.read_text() == '["a", 1, 2, "d"]\nmine\n'

@@ -12,7 +12,7 @@ from teacher.files.digests import (
     same_digest,
     write_digests,
 )
-from teacher.files.locks import LOCK, FolderLock, LockedError
+from teacher.files.locks import LOCK, FolderLock, LockedError, wait_for_lock
 from teacher.files.moved import Moved
 from teacher.files.replace import flush_folder, new_folder, remove_temporaries, replacing
 from teacher.files.text import JSON_LIMIT, read_json, split_lines
@@ -38,5 +38,6 @@ __all__ = [
     "replacing",
     "same_digest",
     "split_lines",
+    "wait_for_lock",
     "write_digests",
 ]

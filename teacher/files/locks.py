@@ -12,6 +12,7 @@ import json
 import os
 import shlex
 import socket
+import stat
 import sys
 import threading
 import time
@@ -28,6 +29,7 @@ RENEWED_EVERY_S = 5.0
 STALE_AFTER_S = 60.0
 """Without the kernel's locks, the silence after which an owner on another machine counts as dead."""
 LONGEST_COMMAND = 200
+LONGEST_NOTE = 1 << 16
 
 
 class LockedError(ValueError):
@@ -64,12 +66,13 @@ class FolderLock:
         """Take the lock, making the folder if need be. Raises LockedError, or OSError where nothing can be written."""
         self.folder.mkdir(parents=True, exist_ok=True)
         while True:
-            descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+            descriptor = self._open()
             try:
                 self._kernel = _flock(descriptor)
                 if not self._kernel and self._note_is_fresh():
                     raise BlockingIOError(errno.EAGAIN, "a fresh note")
                 if self._still_named(descriptor):
+                    self._check_own(descriptor)
                     break
                 os.close(descriptor)  # its last owner removed the name between our opening and locking it
             except BlockingIOError as error:
@@ -98,9 +101,44 @@ class FolderLock:
             self.path.unlink(missing_ok=True)
         os.close(descriptor)
 
+    def _open(self) -> int:
+        """The lock file, made if need be. Links are not followed, and pipes not waited for."""
+        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+        try:
+            descriptor = os.open(self.path, flags, 0o666)
+        except PermissionError as error:
+            if not os.path.lexists(self.path):
+                raise  # nobody writes here, and we may not either
+            told = self._refusal("a process of another account")
+            raise LockedError(f"{told}; if that process has ended, have {self.path} removed") from error
+        except OSError as error:
+            if error.errno not in (errno.ELOOP, errno.EISDIR, errno.ENXIO):
+                raise
+            raise self._foreign("is a link, a folder or a socket") from error
+        found = os.fstat(descriptor)
+        if not stat.S_ISREG(found.st_mode) or found.st_nlink > 1:
+            os.close(descriptor)
+            raise self._foreign("has other names too" if stat.S_ISREG(found.st_mode) else "is no regular file")
+        return descriptor
+
+    def _check_own(self, descriptor: int) -> None:
+        """What is written over and removed is empty or a note of ours, never somebody's file of that name."""
+        content = os.pread(descriptor, LONGEST_NOTE + 1, 0)
+        try:
+            note = json.loads(content) if 0 < len(content) <= LONGEST_NOTE else None
+        except (ValueError, RecursionError):
+            note = None
+        if content and not (isinstance(note, dict) and {"pid", "host"} <= set(note)):
+            raise self._foreign("holds something else")
+
+    def _foreign(self, fault: str) -> LockedError:
+        return LockedError(
+            f"{self.path} {fault}, so it is not the lock of a folder; move it elsewhere or remove it, and run again"
+        )
+
     def _still_named(self, descriptor: int) -> bool:
         try:
-            return os.path.samestat(os.fstat(descriptor), self.path.stat())
+            return os.path.samestat(os.fstat(descriptor), self.path.lstat())
         except OSError:
             return False
 
@@ -108,6 +146,7 @@ class FolderLock:
         note = {
             "host": socket.gethostname(),
             "pid": os.getpid(),
+            "started": _started(os.getpid()),
             "since": time.strftime("%Y-%m-%d %H:%M:%S"),
             "command": shlex.join(sys.argv)[:LONGEST_COMMAND],
         }
@@ -116,15 +155,15 @@ class FolderLock:
 
     def _note(self) -> dict[str, Any]:
         try:
-            return read_json(self.path, limit=1 << 16)
+            return read_json(self.path, limit=LONGEST_NOTE)
         except (OSError, ValueError):
             return {}
 
     def _note_is_fresh(self) -> bool:
         note = self._note()
         if note.get("host") == socket.gethostname() and note.get("pid") != os.getpid():
-            return _runs(note.get("pid"))
-        return bool(note) and time.time() - self.path.stat().st_mtime < STALE_AFTER_S
+            return _runs(note.get("pid"), note.get("started"))
+        return bool(note) and abs(time.time() - self.path.stat().st_mtime) < STALE_AFTER_S
 
     def _renew(self) -> None:
         while not self._done.wait(RENEWED_EVERY_S):
@@ -133,9 +172,9 @@ class FolderLock:
             except OSError:
                 return
 
-    def _refusal(self) -> str:
+    def _refusal(self, owner: str = "another process") -> str:
+        """owner: what is said of it where its note cannot be read."""
         note = self._note()
-        owner = "another process"
         if note:
             owner = f"process {note.get('pid')} on {note.get('host')} since {note.get('since')} ({note.get('command')})"
         owner = "".join(c if c.isprintable() else "?" for c in owner)
@@ -157,14 +196,32 @@ def _flock(descriptor: int) -> bool:
     return True
 
 
-def _runs(pid: object) -> bool:
-    """Whether a process of this machine runs."""
+def wait_for_lock(descriptor: int) -> None:
+    """Lock an open file until it is closed, waiting for whoever has it; nothing where the file system has no locks."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise
+
+
+def _runs(pid: object, started: object) -> bool:
+    """Whether a process of this machine runs; not another one that got its number (`started`, where it is known)."""
     if not isinstance(pid, int) or pid < 1:
         return False
     try:
         os.kill(pid, 0)
-    except ProcessLookupError:
+    except (ProcessLookupError, OverflowError):
         return False
     except PermissionError:
-        return True
-    return True
+        pass
+    now = _started(pid)
+    return started is None or now is None or started == now
+
+
+def _started(pid: int) -> int | None:
+    """When a process started, in the kernel's ticks; None where the system does not say."""
+    try:
+        return int(Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[19])
+    except (OSError, ValueError, IndexError):
+        return None

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from teacher.files import write_digests
+from teacher.files import FolderLock, write_digests
 from teacher.weights.cards import COMPONENTS, card
 from teacher.weights.checkpoint import check_volume, read_checkpoint
 from teacher.weights.errors import WeightsError
@@ -59,7 +59,8 @@ def convert_file(
 ) -> Path:
     """Convert one official file; the path of the component file, which is left alone if it came from the same bytes.
 
-    component None recognises it by names and shapes. Raises WeightsError in one line; nothing is written then.
+    component None recognises it by names and shapes. Raises WeightsError in one line, and LockedError where
+    another conversion writes there; nothing is written then.
     """
     tensors = read_checkpoint(source)
     component = _recognise(source, {name: tuple(tensor.shape) for name, tensor in tensors.items()}, component)
@@ -83,9 +84,10 @@ def convert_file(
         sha256=digests.sha256,
         md5=digests.md5,
     )
-    write_digests(weights_dir, (), forget=[target.name])
-    write_component(target, made, info, progress=progress)
-    write_digests(weights_dir, [target.name])
+    with FolderLock(weights_dir, what="the folder of components"):
+        write_digests(weights_dir, (), forget=[target.name])
+        write_component(target, made, info, progress=progress)
+        write_digests(weights_dir, [target.name])
     return target
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from meanflow.config import to_plain
-from teacher.files import replacing, write_digests
+from teacher.files import FolderLock, replacing, write_digests
 from teacher.weights.cards import bundle, bundle_licence, card
 from teacher.weights.convert import Note, component_path, ensure_component, find_source
 from teacher.weights.errors import WeightsError
@@ -91,25 +91,27 @@ def make_run(
         )
         if made is not None:
             components[component] = made
-    write_digests(run, (), forget=RECORDED)
-    linked = _link(components[names[0]], run / "model.safetensors")
-    _write_codec(run / "codec.safetensors", variant, weights_dir, components)
-    features = {
-        "duration_s": WINDOW_S,
-        "encoders": "mmaudio",
-        "codec": _codec_name(variant),
-    }
-    _write_json(run / "features.json", {"config": features, "weights_dir": str(weights_dir.resolve())})
-    document = {
-        "kind": KIND,
-        "run": {"variant": variant, "weights_dir": str(weights_dir.resolve())},
-        "network": to_plain(network_config(variant)),
-        "licence": bundle_licence(variant),
-        "digests": {component: read_component_info(path).sha256 for component, path in components.items()},
-        "package_version": _package_version(),
-    }
-    _write_json(run / "config.json", document)
-    write_digests(run, RECORDED)
+    with FolderLock(run, what="the run folder"):
+        _check_free(run, variant)  # another conversion may have made it in the meantime
+        write_digests(run, (), forget=RECORDED)
+        linked = _link(components[names[0]], run / "model.safetensors")
+        _write_codec(run / "codec.safetensors", variant, weights_dir, components)
+        features = {
+            "duration_s": WINDOW_S,
+            "encoders": "mmaudio",
+            "codec": _codec_name(variant),
+        }
+        _write_json(run / "features.json", {"config": features, "weights_dir": str(weights_dir.resolve())})
+        document = {
+            "kind": KIND,
+            "run": {"variant": variant, "weights_dir": str(weights_dir.resolve())},
+            "network": to_plain(network_config(variant)),
+            "licence": bundle_licence(variant),
+            "digests": {component: read_component_info(path).sha256 for component, path in components.items()},
+            "package_version": _package_version(),
+        }
+        _write_json(run / "config.json", document)
+        write_digests(run, RECORDED)
     missing = tuple(component for component in names if component not in components)
     return OfficialRun(run=run, components=components, missing=missing, linked=linked)
 

@@ -112,6 +112,8 @@ class FeaturesInfo:
     codec: str = "embedded"
     weights_dir: Path | None = None
     """Folder of the official components, where encoders or codec need them; named relative to the run folder or not."""
+    codec_digests: tuple[str, ...] = ()
+    """Digest of the codec that made the features, and of the same codec without statistics; none where not stated."""
 
 
 def read_features_info(run: Path) -> FeaturesInfo:
@@ -127,9 +129,17 @@ def read_features_info(run: Path) -> FeaturesInfo:
             encoders=str(config["encoders"])[:LONGEST_NAME],
             codec=str(config.get("codec", "embedded"))[:LONGEST_NAME],
             weights_dir=None if folder is None else Moved(run)(run / folder),
+            codec_digests=_codec_digests(document.get("codec")),
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise WeightsError(f"{path} cannot be used: {error}; is {run} the run folder of a training?") from error
+
+
+def _codec_digests(stated: object) -> tuple[str, ...]:
+    if not isinstance(stated, dict):
+        return ()
+    said = (stated.get("digest"), stated.get("latent_space"))
+    return tuple(one for one in said if isinstance(one, str) and DIGEST.fullmatch(one))
 
 
 def weight_file(run: Path, weights: str) -> Path:

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 
 import teacher.audio.vocoder as vocoder
 from teacher.audio.vocoder import BigVGAN, VocoderConfig
-from teacher.files import check_digests, read_digests
+from teacher.files import FolderLock, LockedError, check_digests, read_digests
 from teacher.weights import WeightsError, layouts, read_component
 from teacher.weights.cards import COMPONENTS, card
 from teacher.weights.checkpoint import check_volume, load_untrusted, read_checkpoint
@@ -478,3 +478,13 @@ def test_the_converted_file_is_recorded_and_damage_is_noticed(tiny, tmp_path, we
     made.write_bytes(content)
     with pytest.raises(WeightsError, match=r"is damaged: its SHA-256 is not the recorded one: restore the file"):
         read_component(made)
+
+
+def test_of_two_conversions_at_once_the_second_is_refused(tiny, tmp_path, weights):
+    torch.save(official.network_tensors(), tmp_path / "net.pth")
+    with FolderLock(weights), pytest.raises(LockedError, match="the folder of components is being written by process"):
+        convert_file(tmp_path / "net.pth", weights)
+    assert list(weights.iterdir()) == []
+    made = convert_file(tmp_path / "net.pth", weights)
+    with FolderLock(weights):
+        assert convert_file(tmp_path / "net.pth", weights) == made  # nothing to write

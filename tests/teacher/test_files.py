@@ -145,6 +145,68 @@ def test_where_the_file_system_has_no_locks_a_note_stands_in(tmp_path, monkeypat
         pass
 
 
+@pytest.mark.parametrize("kind", ["link", "dangling", "hard link", "file", "folder", "pipe"])
+def test_what_is_no_lock_is_neither_followed_nor_destroyed(tmp_path, kind):
+    victim, out = tmp_path / "victim", tmp_path / "out"
+    victim.write_text("precious")
+    out.mkdir()
+    make = {
+        "link": lambda at: at.symlink_to(victim),
+        "dangling": lambda at: at.symlink_to(tmp_path / "new"),
+        "hard link": lambda at: at.hardlink_to(victim),
+        "file": lambda at: at.write_text("precious"),
+        "folder": lambda at: at.mkdir(),
+        "pipe": os.mkfifo,
+    }
+    make[kind](out / locks.LOCK)
+    with pytest.raises(LockedError, match=r"out/\.lock .*; move it elsewhere or remove it, and run again$"):
+        FolderLock(out).take()
+    assert victim.read_text() == "precious" and not (tmp_path / "new").exists()
+    assert os.path.lexists(out / locks.LOCK)
+    if kind == "file":
+        assert (out / locks.LOCK).read_text() == "precious"
+
+
+@pytest.mark.parametrize("note", [{"pid": 7, "host": "h", "since": "today", "command": "mf-x"}, None])
+def test_a_lock_of_another_account_names_its_owner(tmp_path, monkeypatch, note):
+    (tmp_path / locks.LOCK).write_text("" if note is None else json.dumps(note))
+
+    def denied(path, *rest, **options):
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    with monkeypatch.context() as patch:
+        taken = FolderLock(tmp_path)
+        patch.setattr(taken, "_note", lambda: note or {})
+        patch.setattr(locks.os, "open", denied)
+        owner = "a process of another account" if note is None else "process 7 on h"
+        with pytest.raises(LockedError, match=f"is being written by {owner}.*removed$"):
+            taken.take()
+        (tmp_path / locks.LOCK).unlink()
+        with pytest.raises(PermissionError):
+            taken.take()
+
+
+def test_notes_of_impossible_processes_other_ones_and_the_future_are_stale(tmp_path, monkeypatch):
+    def no_locks(descriptor, kind):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(locks.fcntl, "flock", no_locks)
+    here = {"host": locks.socket.gethostname(), "since": "today", "command": "mf-extract"}
+    path, parent = tmp_path / locks.LOCK, os.getppid()
+    path.write_text(json.dumps(here | {"pid": parent, "started": locks._started(parent)}))
+    with pytest.raises(LockedError, match=f"process {parent}"):
+        FolderLock(tmp_path).take()
+    for note in ({"pid": 10**30}, {"pid": parent, "started": 1 + (locks._started(parent) or 0)}):
+        path.write_text(json.dumps(here | note))
+        with FolderLock(tmp_path):
+            assert json.loads(path.read_text())["started"] == locks._started(os.getpid())
+    path.write_text(json.dumps(here | {"host": "elsewhere", "pid": 1}))
+    ahead = time.time() + 2 * locks.STALE_AFTER_S
+    os.utime(path, (ahead, ahead))
+    with FolderLock(tmp_path):
+        pass
+
+
 def test_lines_end_at_line_feeds_alone():
     assert split_lines("a\u2028b\n\x85c\x0c\r\nd") == ["a\u2028b", "\x85c\x0c", "d"]
     assert split_lines("") == []

@@ -123,3 +123,28 @@ def test_two_who_save_into_one_folder_do_not_spoil_each_other(pipeline, tmp_path
     assert check_digests(folder) == []
     assert [p.name for p in tmp_path.iterdir()] == ["bells"]
     Pipeline.from_pretrained(folder)
+
+
+def test_the_codec_of_another_model_is_refused(pipeline, tmp_path):
+    folder = pipeline.save_pretrained(tmp_path / "bells", CARD)
+    codec, zeros = pipeline.codec, torch.zeros(pipeline.codec.latent_channels)
+    features = json.loads((folder / "features.json").read_text())
+    assert features["codec"] == {"digest": codec.digest}
+    (folder / "digests.json").unlink()
+    other = codec.with_statistics(zeros + 3, zeros + 2)
+    other.save(folder / "codec.safetensors")
+    with pytest.raises(WeightsError, match="is not the codec that features.json states .* another model; restore"):
+        Pipeline.from_pretrained(folder)
+    plain = other.with_statistics(zeros, zeros + 1)  # a network with statistics of its own, trained on such latents
+    features["codec"] = {"digest": "0" * 64, "latent_space": plain.digest}
+    (folder / "features.json").write_text(json.dumps(features))
+    with pytest.raises(WeightsError, match="is not the codec"):  # these are not the network's
+        Pipeline.from_pretrained(folder)
+    codec.with_statistics(pipeline.net.latent_mean.flatten(), pipeline.net.latent_std.flatten()).save(
+        folder / "codec.safetensors"
+    )
+    Pipeline.from_pretrained(folder)
+    other.save(folder / "codec.safetensors")
+    for stated in (None, {}, "embedded", {"digest": 3}):
+        (folder / "features.json").write_text(json.dumps(features | {"codec": stated}))
+        Pipeline.from_pretrained(folder)
