@@ -133,7 +133,7 @@ def test_the_codec_of_another_model_is_refused(pipeline, tmp_path):
     (folder / "digests.json").unlink()
     other = codec.with_statistics(zeros + 3, zeros + 2)
     other.save(folder / "codec.safetensors")
-    with pytest.raises(WeightsError, match="is not the codec that features.json states .* another model; restore"):
+    with pytest.raises(WeightsError, match=r"is not the codec that features\.json states .* another model; restore"):
         Pipeline.from_pretrained(folder)
     plain = other.with_statistics(zeros, zeros + 1)  # a network with statistics of its own, trained on such latents
     features["codec"] = {"digest": "0" * 64, "latent_space": plain.digest}
