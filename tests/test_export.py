@@ -26,6 +26,7 @@ from teacher.encoders.registry import load_encoders
 from teacher.export import ExportConfig, export_generator
 from teacher.export_check import eager, open_onnx, parity, random_inputs
 from teacher.exportable import Decoder, ExportableSnake, OneStep
+from teacher.files import LOCK
 from teacher.network import MMAudio
 from teacher.pipeline import Pipeline
 from teacher.sequence import SEQUENCE_16K
@@ -241,6 +242,7 @@ def test_a_file_that_deviates_is_not_kept(tmp_path, monkeypatch):
 
     def written(module, inputs, config, folder, about):
         (folder / "generator.pt2").write_text("half a file")
+        assert (folder / LOCK).is_file()  # nobody takes it for what a killed process left
         return {"torch": lambda given: eager(made, config.guidance, given) + fault}
 
     monkeypatch.setattr(teacher.export, "_write", written)

@@ -92,7 +92,8 @@ def make_run(
         if made is not None:
             components[component] = made
     with FolderLock(run, what="the run folder"):
-        _check_free(run, variant)  # another conversion may have made it in the meantime
+        if (run / "config.json").exists():  # another conversion may have made it in the meantime
+            _check_free(run, variant)
         write_digests(run, (), forget=RECORDED)
         linked = _link(components[names[0]], run / "model.safetensors")
         _write_codec(run / "codec.safetensors", variant, weights_dir, components)

@@ -15,6 +15,7 @@ import teacher.weights
 from meanflow.config import to_plain
 from teacher.audio.registry import open_codec
 from teacher.encoders.registry import load_encoders
+from teacher.files import LOCK, FolderLock, LockedError
 from teacher.network import MMAudio
 from teacher.pipeline import Pipeline
 from teacher.variants import VARIANTS
@@ -251,6 +252,19 @@ def test_the_model_shares_its_bytes_with_the_component_or_is_copied(tiny, tmp_pa
     assert not made.linked
     assert (tmp_path / "copied" / "model.safetensors").read_bytes() == component.read_bytes()
     assert "copy of" in str(made)
+
+
+def test_a_run_folder_that_another_conversion_writes_is_refused(tiny, tmp_path):
+    weights, run = tmp_path / "weights", tmp_path / "run"
+    put_network(weights)
+    with FolderLock(run), pytest.raises(LockedError, match="the run folder is being written by process"):
+        make_run("small_16k", weights, run)
+    assert list(run.iterdir()) == []
+    make_run("small_16k", weights, run)
+    assert not (run / LOCK).exists()
+    beside = tmp_path / "together"  # official files and the run in one folder
+    put_network(beside)
+    make_run("small_16k", beside, beside)
 
 
 def test_making_a_run_again_follows_the_official_file(tiny, tmp_path):
