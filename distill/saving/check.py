@@ -7,6 +7,7 @@ nothing records, such as logs, media and what earlier versions wrote, are counte
 import os
 import re
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -55,9 +56,13 @@ def check_folder(folder: Path, found: Checked, *, report: Callable[[str], None] 
     def compared(path: Path) -> None:
         recorded.add(path)
         found.files += 1
-        found.bytes += path.stat().st_size if path.is_file() else 0
+        with suppress(OSError):  # a recorded name that no file can have
+            found.bytes += path.stat().st_size if path.is_file() else 0
 
-    for place, files in _walk(folder):
+    def unreadable(error: OSError) -> None:
+        fault(f"{error.filename} cannot be read ({error.strerror})", "other")
+
+    for place, files in _walk(folder, unreadable):
         seen.update(place / name for name in files if name != LOCK)
         if CHECKPOINT.fullmatch(place.name) and place.parent.name == "trainer":
             try:
@@ -65,7 +70,8 @@ def check_folder(folder: Path, found: Checked, *, report: Callable[[str], None] 
                     compared(place / name)
                 verified(place)
             except DamagedError as error:
-                fault(f"{place} is damaged: {error}", "checkpoint")
+                if place.is_dir():  # else a training that goes on has removed it meanwhile
+                    fault(f"{place} is damaged: {error}", "checkpoint")
             recorded.update(place / name for name in files)  # what is not in the manifest was said to be too much
             continue
         kind = _kind(place)
@@ -85,14 +91,17 @@ def check_folder(folder: Path, found: Checked, *, report: Callable[[str], None] 
             stated = _stated(place / "config.json")
             if stated is not None:
                 compared(place / "model.safetensors")
-                if not same_digest(file_sha256(place / "model.safetensors"), stated):
-                    fault(f"{place / 'model.safetensors'} is damaged: its SHA-256 is not the one in config.json", kind)
+                try:
+                    if not same_digest(file_sha256(place / "model.safetensors"), stated):
+                        fault(f"{place / 'model.safetensors'} is damaged: its SHA-256 is not that in config.json", kind)
+                except ValueError as error:
+                    fault(str(error), kind)
     found.unrecorded += len(seen - recorded)
 
 
-def _walk(folder: Path) -> Iterator[tuple[Path, list[str]]]:
-    """Folders with the names of their files, in order."""
-    for place, folders, files in os.walk(folder):
+def _walk(folder: Path, unreadable: Callable[[OSError], None]) -> Iterator[tuple[Path, list[str]]]:
+    """Folders with the names of their files, in order; `unreadable` hears of those that cannot be listed."""
+    for place, folders, files in os.walk(folder, onerror=unreadable):
         folders.sort()
         yield Path(place), sorted(files)
 

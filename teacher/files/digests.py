@@ -14,18 +14,20 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from teacher.files.replace import replacing
-from teacher.files.text import read_json
+from teacher.files.text import check_regular, read_json
 
 DIGEST = re.compile(r"[0-9a-f]{12,64}")
 """A SHA-256 in hexadecimal digits, or the beginning of one."""
 DIGESTS = "digests.json"
 FORMAT = 1
+LONGEST_SHOWN = 200
 
 
 def file_sha256(path: Path) -> str:
-    """SHA-256 of a file, read once as long as its inode, size and times of change stay the same."""
+    """SHA-256 of a file, read once as long as its inode, size and times of change stay the same. Raises ValueError for
+    pipes and devices, which may never end."""
     path = Path(path).resolve()
-    status = path.stat()
+    status = check_regular(path)
     return _sha256(path, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
 
 
@@ -128,7 +130,12 @@ def check_digests(folder: Path, names: Iterable[str] | None = None) -> list[str]
         if name not in recorded:
             continue
         (size, digest), path = recorded[name], folder / name
-        if not path.is_file():
+        try:
+            there = path.is_file()
+        except OSError as error:  # a name that no file can have
+            faults.append(f"{str(path)[:LONGEST_SHOWN]}... cannot be looked for ({error.strerror})")
+            continue
+        if not there:
             faults.append(f"{path} is missing")
         elif path.stat().st_size != size:
             faults.append(f"{path} has {path.stat().st_size} bytes instead of {size}")

@@ -28,17 +28,7 @@ def read_json(path: Path, *, limit: int = JSON_LIMIT) -> dict[str, Any]:
         OSError: the file is absent or cannot be read.
         ValueError: it is no regular file, longer than `limit` bytes, not UTF-8, no JSON object, or nested too deep.
     """
-    path = Path(path)
-    found = path.stat()
-    if stat.S_ISDIR(found.st_mode):
-        raise IsADirectoryError(f"{path} is a folder")
-    if not stat.S_ISREG(found.st_mode):
-        raise ValueError(f"{path} is no regular file")
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
-    with os.fdopen(descriptor, "rb") as stream:
-        content = stream.read(limit + 1)
-    if len(content) > limit:
-        raise ValueError(f"{path} has more than {limit:,} bytes")
+    content = read_bounded(path, limit=limit)
     try:
         plain = json.loads(content.decode("utf-8"))
     except RecursionError as error:
@@ -48,3 +38,30 @@ def read_json(path: Path, *, limit: int = JSON_LIMIT) -> dict[str, Any]:
     if not isinstance(plain, dict):
         raise ValueError(f"{path} is not a JSON object")
     return plain
+
+
+def read_bounded(path: Path, *, limit: int = JSON_LIMIT) -> bytes:
+    """All bytes of a regular file of at most `limit` bytes; pipes and devices are not opened.
+
+    Raises:
+        OSError: the file is absent or cannot be read.
+        ValueError: it is no regular file, or longer.
+    """
+    path = Path(path)
+    check_regular(path)
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    with os.fdopen(descriptor, "rb") as stream:
+        content = stream.read(limit + 1)
+    if len(content) > limit:
+        raise ValueError(f"{path} has more than {limit:,} bytes")
+    return content
+
+
+def check_regular(path: Path) -> os.stat_result:
+    """What the system says of a file; ValueError for pipes and devices, which may never end, OSError if absent."""
+    found = path.stat()
+    if stat.S_ISDIR(found.st_mode):
+        raise IsADirectoryError(f"{path} is a folder")
+    if not stat.S_ISREG(found.st_mode):
+        raise ValueError(f"{path} is no regular file")
+    return found
