@@ -43,12 +43,12 @@ class KeptEmbeddings:
         generated, facts = Heard.read(path)
         if facts.get("config_digest") != row.config_digest:
             return None
-        reference_path = _reference_path(path, facts["reference"])
-        if not reference_path.is_file():
-            raise ValueError(f"{reference_path} is not there, against which {path.name} was scored")
-        if file_sha256(reference_path) != facts["reference"]:
-            raise ValueError(f"{reference_path} is not the reference {path.name} was scored against: it was changed")
-        reference, _ = Heard.read(reference_path)
+        real = reference_path(path, facts["reference"])
+        if not real.is_file():
+            raise ValueError(f"{real} is not there, against which {path.name} was scored")
+        if file_sha256(real) != facts["reference"]:
+            raise ValueError(f"{real} is not the reference {path.name} was scored against: it was changed")
+        reference, _ = Heard.read(real)
         return cls(generated=generated, reference=reference, of_reference=row.what == "reference")
 
     def metrics(self, names: Iterable[str]) -> dict[str, float]:
@@ -83,10 +83,10 @@ def keep_embeddings(rows_path: Path, row: Row, generated: Heard, reference: Hear
     path.parent.mkdir(parents=True, exist_ok=True)
     known = _WRITTEN.setdefault(reference, {})
     digest = known.get(path.parent)
-    if digest is None or not _is_there(_reference_path(path, digest), digest):
+    if digest is None or not _is_there(reference_path(path, digest), digest):
         written = reference.write(path.with_name(f".reference-{row.task}.safetensors"))
         digest = known[path.parent] = file_sha256(written)
-        written.replace(_reference_path(path, digest))
+        written.replace(reference_path(path, digest))
     return generated.write(path, {"config_digest": row.config_digest, "reference": digest})
 
 
@@ -94,7 +94,8 @@ _WRITTEN: "WeakKeyDictionary[Heard, dict[Path, str]]" = WeakKeyDictionary()
 """Digests of the files that references were written to, by folder."""
 
 
-def _reference_path(path: Path, digest: str) -> Path:
+def reference_path(path: Path, digest: str) -> Path:
+    """File of the reference beside the embeddings `path`."""
     return path.with_name(f"reference-{digest[:16]}.safetensors")
 
 

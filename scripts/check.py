@@ -7,6 +7,7 @@ from pathlib import Path
 import tyro
 
 from distill.saving.check import Checked, check_folder
+from eval.verify import check_kept
 from scripts.errors import one_line_errors
 
 
@@ -19,6 +20,13 @@ class Check:
     """Run folders, feature folders, saved models, comparisons, or folders that hold several of these."""
 
 
+def faults(folder: Path) -> list[str]:
+    """What is damaged or missing in a folder and all folders in it, one line each; empty where nothing is."""
+    found = Checked()
+    check_folder(folder, found, others=check_kept)
+    return found.faults
+
+
 @one_line_errors
 def cli() -> None:
     """Entry point."""
@@ -27,7 +35,7 @@ def cli() -> None:
         raise ValueError("name at least one folder to check")
     found = Checked()
     for folder in folders:
-        check_folder(folder, found, report=lambda fault: print(" ".join(fault.split()), flush=True))
+        check_folder(folder, found, report=lambda line: print(line, flush=True), others=check_kept)
     damaged = f"{len(found.faults)} damaged" if found.faults else "none damaged"
     print(f"{found.files} files ({found.bytes:,} bytes) compared, {damaged}; {found.unrecorded} carry no record")
     sys.exit(1 if found.faults else 0)
