@@ -122,10 +122,10 @@ def check_folder(
                 line = _unlike(place / "model.safetensors", stated)
                 if line is not None and _stated(place / "config.json") == stated:
                     fault(line, kind)
-        for path, wrong in others(place, files):
+        for path, unlike in others(place, files):
             compared(path)
-            if wrong is not None:
-                say(f"{wrong}: {REMEDIES['comparison']}")
+            if unlike is not None:
+                say(f"{unlike}: {REMEDIES['comparison']}")
     found.unrecorded += len(seen - recorded)
 
 
