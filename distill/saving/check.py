@@ -119,9 +119,9 @@ def check_folder(
             stated = _stated(place / "config.json")
             if stated is not None:
                 compared(place / "model.safetensors")
-                line = _unlike(place / "model.safetensors", stated)
-                if line is not None and _stated(place / "config.json") == stated:
-                    fault(line, kind)
+                other = _unlike(place / "model.safetensors", stated)
+                if other is not None and _stated(place / "config.json") == stated:
+                    fault(other, kind)
         for path, unlike in others(place, files):
             compared(path)
             if unlike is not None:
