@@ -13,7 +13,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from eval.extractors.base import Embeddings
-from teacher.files import replacing
+from teacher.files import check_regular, replacing
 
 FEATURES, LOGITS, COUNTS = ".features", ".logits", ".counts"
 
@@ -120,12 +120,26 @@ class Heard:
                 about = json.loads((file.metadata() or {})["json"])
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             written = about.pop("sha256", None)  # files of older versions have none
+            if about.keys() != {"ids", "per_clip", "facts"}:
+                raise ValueError(f"it says {sorted(about)} of itself")
             if written is not None and written != _digest(about, tensors):
                 raise ValueError("what is in it is not what was written")
             heard = cls(ids=tuple(about["ids"]), tensors=tensors, per_clip=tuple(about["per_clip"]))
             return heard, dict(about["facts"])
         except (SafetensorError, KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
             raise ValueError(f"{path} cannot be read ({error!r}); delete it and run again") from error
+
+
+def is_sealed(path: Path) -> bool:
+    """Whether a file holds a digest of itself; files of older versions have none. ValueError where it is no such
+    file or cannot be opened."""
+    check_regular(path)
+    try:
+        with safe_open(path, framework="pt") as file:
+            about = json.loads((file.metadata() or {})["json"])
+        return "sha256" in about or not about.keys() <= {"ids", "per_clip", "facts"}
+    except (SafetensorError, KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
+        raise ValueError(f"{path} cannot be read ({error!r})") from error
 
 
 def _digest(about: Mapping[str, object], tensors: Mapping[str, Tensor]) -> str:

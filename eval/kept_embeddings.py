@@ -17,7 +17,7 @@ from eval.estimates import Estimate
 from eval.heard import Heard
 from eval.kl import kl_divergence
 from eval.recipes import DIVERGENCES, RECIPES, Recipe
-from eval.rows import Row, changed_lines, read_rows
+from eval.rows import Row
 from teacher.files import file_sha256
 
 
@@ -43,12 +43,12 @@ class KeptEmbeddings:
         generated, facts = Heard.read(path)
         if facts.get("config_digest") != row.config_digest:
             return None
-        reference_path = _reference_path(path, facts["reference"])
-        if not reference_path.is_file():
-            raise ValueError(f"{reference_path} is not there, against which {path.name} was scored")
-        if file_sha256(reference_path) != facts["reference"]:
-            raise ValueError(f"{reference_path} is not the reference {path.name} was scored against: it was changed")
-        reference, _ = Heard.read(reference_path)
+        real = reference_path(path, facts["reference"])
+        if not real.is_file():
+            raise ValueError(f"{real} is not there, against which {path.name} was scored")
+        if file_sha256(real) != facts["reference"]:
+            raise ValueError(f"{real} is not the reference {path.name} was scored against: it was changed")
+        reference, _ = Heard.read(real)
         return cls(generated=generated, reference=reference, of_reference=row.what == "reference")
 
     def metrics(self, names: Iterable[str]) -> dict[str, float]:
@@ -83,10 +83,10 @@ def keep_embeddings(rows_path: Path, row: Row, generated: Heard, reference: Hear
     path.parent.mkdir(parents=True, exist_ok=True)
     known = _WRITTEN.setdefault(reference, {})
     digest = known.get(path.parent)
-    if digest is None or not _is_there(_reference_path(path, digest), digest):
+    if digest is None or not _is_there(reference_path(path, digest), digest):
         written = reference.write(path.with_name(f".reference-{row.task}.safetensors"))
         digest = known[path.parent] = file_sha256(written)
-        written.replace(_reference_path(path, digest))
+        written.replace(reference_path(path, digest))
     return generated.write(path, {"config_digest": row.config_digest, "reference": digest})
 
 
@@ -94,56 +94,8 @@ _WRITTEN: "WeakKeyDictionary[Heard, dict[Path, str]]" = WeakKeyDictionary()
 """Digests of the files that references were written to, by folder."""
 
 
-def damaged(folder: Path) -> tuple[list[Path], list[str]]:
-    """Files of a comparison that carry checks, and a line for each that is not as it was written.
-
-    Looked at are the kept embeddings and the references they name, cached features and parts (a SHA-256 of their
-    content), the lines of rows.jsonl and clips.jsonl (a CRC-32), and the lists of scored clips (their digest is in the
-    rows). What older versions wrote without checks counts as in order where it can be read.
-    """
-    compared, faults = [], []
-    for name in ("rows.jsonl", "clips.jsonl"):
-        if (folder / name).is_file():
-            compared.append(folder / name)
-            faults += [f"{folder / name}, line {number} is not as it was written" for number in _changed(folder / name)]
-    kept = (path for part in ("embeddings", "cache", "parts") for path in folder.glob(f"{part}/**/*.safetensors"))
-    for path in sorted(kept):
-        compared.append(path)
-        try:
-            _, facts = Heard.read(path)
-            digest = facts.get("reference")
-            if isinstance(digest, str) and not _is_there(reference := _reference_path(path, digest), digest):
-                faults.append(f"{reference}, against which {path.name} was scored, is not there or was changed")
-        except (OSError, ValueError) as error:
-            faults.append(str(error))
-    rows = _readable_rows(folder / "rows.jsonl")
-    for row in rows:
-        if (folder / "embeddings").is_dir() and not embeddings_path(folder / "rows.jsonl", row).is_file():
-            faults.append(f"{embeddings_path(folder / 'rows.jsonl', row)} is missing")
-    for task in dict.fromkeys(row.task for row in rows):
-        scored, stated = folder / f"scored-{task}.txt", {row.clips_digest for row in rows if row.task == task}
-        if scored.is_file():
-            compared.append(scored)
-            if None not in stated and file_sha256(scored) not in stated:
-                faults.append(f"{scored} is not the list of clips that the rows were scored on")
-    return compared, faults
-
-
-def _changed(path: Path) -> list[int]:
-    try:
-        return changed_lines(path)
-    except ValueError:  # not text any more
-        return [1]
-
-
-def _readable_rows(path: Path) -> list[Row]:
-    try:
-        return read_rows(path)
-    except ValueError:  # said by the line that is damaged
-        return []
-
-
-def _reference_path(path: Path, digest: str) -> Path:
+def reference_path(path: Path, digest: str) -> Path:
+    """File of the reference beside the embeddings `path`."""
     return path.with_name(f"reference-{digest[:16]}.safetensors")
 
 

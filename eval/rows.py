@@ -155,6 +155,12 @@ def changed_lines(path: Path) -> list[int]:
     return found
 
 
+def sealed_rows(path: Path) -> list[Row]:
+    """The rows of `read_rows` whose lines hold a checksum: those that this version wrote."""
+    last = {row.key: (row, f'"{CHECK}": "' in line) for line in read_lines(path) for row in [Row.from_json(line)]}
+    return [row for row, is_sealed in last.values() if is_sealed]
+
+
 def check_lines(folder: Path) -> None:
     """Raise ValueError, naming the first line of rows.jsonl or clips.jsonl that is not as it was written."""
     for name, remedy in (

@@ -1,14 +1,13 @@
 """Compare run folders, features, comparisons and saved models with the digests they carry: has a byte changed?"""
 
 import sys
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import tyro
 
-from distill.saving.check import REMEDIES, Checked, check_folder
-from eval.kept_embeddings import damaged
+from distill.saving.check import Checked, check_folder
+from eval.verify import check_kept
 from scripts.errors import one_line_errors
 
 
@@ -21,25 +20,11 @@ class Check:
     """Run folders, feature folders, saved models, comparisons, or folders that hold several of these."""
 
 
-def check(folders: Sequence[Path], *, report: Callable[[str], None] = lambda line: None) -> Checked:
-    """Compare all folders and every folder in them; `report` gets a line for each fault as soon as it is known."""
-    found = Checked()
-    for folder in folders:
-        check_folder(folder, found, report=report)
-        for rows in sorted(folder.rglob("rows.jsonl")):
-            compared, faults = damaged(rows.parent)
-            found.files += len(compared)
-            found.bytes += sum(path.stat().st_size for path in compared if path.is_file())
-            found.unrecorded -= len(compared)
-            for fault in faults:
-                found.faults.append(f"{fault}: {REMEDIES['comparison']}")
-                report(found.faults[-1])
-    return found
-
-
 def faults(folder: Path) -> list[str]:
-    """A line for everything in a folder that is damaged or missing."""
-    return check([folder]).faults
+    """What is damaged or missing in a folder and all folders in it, one line each; empty where nothing is."""
+    found = Checked()
+    check_folder(folder, found, others=check_kept)
+    return found.faults
 
 
 @one_line_errors
@@ -48,15 +33,12 @@ def cli() -> None:
     folders = tyro.cli(Check, description=__doc__).folders
     if not folders:
         raise ValueError("name at least one folder to check")
-    found = check(folders, report=lambda fault: print(_printable(fault), flush=True))
-    said = f"{len(found.faults)} damaged" if found.faults else "none damaged"
-    print(f"{found.files} files ({found.bytes:,} bytes) compared, {said}; {found.unrecorded} carry no record")
+    found = Checked()
+    for folder in folders:
+        check_folder(folder, found, report=lambda line: print(line, flush=True), others=check_kept)
+    damaged = f"{len(found.faults)} damaged" if found.faults else "none damaged"
+    print(f"{found.files} files ({found.bytes:,} bytes) compared, {damaged}; {found.unrecorded} carry no record")
     sys.exit(1 if found.faults else 0)
-
-
-def _printable(line: str) -> str:
-    """In one line, and nothing that a terminal takes for a command."""
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in " ".join(line.split()))
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ import tyro
 
 from scripts.errors import one_line_errors
 from teacher.data.media import MediaError, StreamInfo, open_media, probe, stream_infos
+from teacher.files import visible
 from teacher.identity import which_weights
 from teacher.provenance import Provenance, ProvenanceError, read_provenance
 
@@ -160,11 +161,6 @@ def _said(p: Provenance) -> list[tuple[str, str]]:
 
 def _numbers(values: Mapping[str, object]) -> str:
     return json.dumps(dict(values), ensure_ascii=False)
-
-
-def visible(text: str) -> str:
-    """The text with everything that is not printed as itself (line ends, escapes) written as an escape."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def _one_line(error: Exception) -> str:

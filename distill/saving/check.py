@@ -6,13 +6,22 @@ nothing records, such as logs, media and what earlier versions wrote, are counte
 
 import os
 import re
-from collections.abc import Callable, Iterator
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from distill.saving.manifest import MANIFEST, DamagedError, read_manifest, verified
-from teacher.files import DIGEST, DIGESTS, LOCK, check_digests, file_sha256, read_digests, read_json, same_digest
+from distill.saving.manifest import DamagedError, verified
+from teacher.files import (
+    DIGEST,
+    DIGESTS,
+    LOCK,
+    check_digests,
+    file_sha256,
+    read_digests,
+    read_json,
+    same_digest,
+    visible,
+)
 
 CHECKPOINT = re.compile(r"step-\d{7,}")
 REMEDIES = {
@@ -23,6 +32,10 @@ REMEDIES = {
     "snapshots": "restore it, or remove it, and mf-ema does without it",
     "other": "restore it from where the folder came from",
 }
+LONGEST_LINE = 1000
+"""Characters of a line about a fault; names of strangers may be longer."""
+Others = Callable[[Path, Sequence[str]], Iterable[tuple[Path, str | None]]]
+"""Files of a folder, whose names are given, that others keep records of, and what is wrong with each."""
 EDITED = "; if you changed it on purpose, remove its entry from digests.json"
 
 
@@ -39,39 +52,55 @@ class Checked:
     """One line each, with what to do."""
 
 
-def check_folder(folder: Path, found: Checked, *, report: Callable[[str], None] = lambda fault: None) -> None:
+def check_folder(
+    folder: Path,
+    found: Checked,
+    *,
+    report: Callable[[str], None] = lambda fault: None,
+    others: Others = lambda place, names: (),
+) -> None:
     """Compare everything in a folder, adding to `found`; every fault is reported as soon as it is known.
 
-    Links to folders are not followed. Raises NotADirectoryError where there is no such folder.
+    What a training or comparison that runs meanwhile replaces or removes is looked at again, and is no fault. Links
+    to folders are not followed. Raises NotADirectoryError where there is no such folder.
     """
     if not folder.is_dir():
         raise NotADirectoryError(f"{folder} is no folder")
     recorded: set[Path] = set()
     seen: set[Path] = set()
 
-    def fault(line: str, kind: str) -> None:
-        found.faults.append(f"{line}: {REMEDIES[kind]}{'' if kind == 'checkpoint' else EDITED}")
+    def say(line: str) -> None:
+        line = visible(line)
+        found.faults.append(line if len(line) <= LONGEST_LINE else f"{line[:LONGEST_LINE]} ...")
         report(found.faults[-1])
+
+    def fault(line: str, kind: str) -> None:
+        line = line if len(line) <= LONGEST_LINE else f"{line[:LONGEST_LINE]} ..."
+        say(f"{line}: {REMEDIES[kind]}{'' if kind == 'checkpoint' else EDITED}")
 
     def compared(path: Path) -> None:
         recorded.add(path)
         found.files += 1
-        with suppress(OSError):  # a recorded name that no file can have
-            found.bytes += path.stat().st_size if path.is_file() else 0
+        try:
+            found.bytes += path.stat().st_size
+        except (OSError, ValueError):  # missing, or a name that no file can have
+            return
 
     def unreadable(error: OSError) -> None:
-        fault(f"{error.filename} cannot be read ({error.strerror})", "other")
+        if not isinstance(error, FileNotFoundError):
+            say(f"{error.filename} cannot be read, and was not compared: {error.strerror}; give yourself access")
 
     for place, files in _walk(folder, unreadable):
         seen.update(place / name for name in files if name != LOCK)
         if CHECKPOINT.fullmatch(place.name) and place.parent.name == "trainer":
-            try:
-                for name in (MANIFEST, *read_manifest(place)):
-                    compared(place / name)
-                verified(place)
-            except DamagedError as error:
-                if place.is_dir():  # else a training that goes on has removed it meanwhile
-                    fault(f"{place} is damaged: {error}", "checkpoint")
+            wrong = _damage(place)
+            if not place.is_dir():  # pruned meanwhile
+                seen.difference_update(place / name for name in files)
+                continue
+            for name in files:
+                compared(place / name)
+            if wrong is not None:
+                fault(f"{place} is damaged: {wrong}", "checkpoint")
             recorded.update(place / name for name in files)  # what is not in the manifest was said to be too much
             continue
         kind = _kind(place)
@@ -80,28 +109,59 @@ def check_folder(folder: Path, found: Checked, *, report: Callable[[str], None] 
             try:
                 names = list(read_digests(place))
             except (OSError, ValueError) as error:
-                found.faults.append(str(error))
-                report(found.faults[-1])
+                say(str(error))
                 names = []
             for name in names:
                 compared(place / name)
-                for line in check_digests(place, [name]):
+                for line in _differing(place, name):
                     fault(line, "snapshots" if name.startswith("ema_ckpts/") else kind)
         if "config.json" in files and "model.safetensors" in files and place / "model.safetensors" not in recorded:
             stated = _stated(place / "config.json")
             if stated is not None:
                 compared(place / "model.safetensors")
-                try:
-                    if not same_digest(file_sha256(place / "model.safetensors"), stated):
-                        fault(f"{place / 'model.safetensors'} is damaged: its SHA-256 is not that in config.json", kind)
-                except ValueError as error:
-                    fault(str(error), kind)
+                other = _unlike(place / "model.safetensors", stated)
+                if other is not None and _stated(place / "config.json") == stated:
+                    fault(other, kind)
+        for path, unlike in others(place, files):
+            compared(path)
+            if unlike is not None:
+                say(f"{unlike}: {REMEDIES['comparison']}")
     found.unrecorded += len(seen - recorded)
 
 
-def _walk(folder: Path, unreadable: Callable[[OSError], None]) -> Iterator[tuple[Path, list[str]]]:
-    """Folders with the names of their files, in order; `unreadable` hears of those that cannot be listed."""
-    for place, folders, files in os.walk(folder, onerror=unreadable):
+def _damage(checkpoint: Path) -> str | None:
+    """What is wrong with a checkpoint, also at a second look: it may just have been replaced."""
+    for last in (False, True):
+        try:
+            verified(checkpoint)
+        except DamagedError as error:
+            if last or not checkpoint.is_dir():
+                return str(error)
+        else:
+            return None
+    return None
+
+
+def _differing(folder: Path, name: str) -> list[str]:
+    """As `check_digests`, looking again where the file was recorded anew or its record dropped meanwhile."""
+    while True:
+        before = read_digests(folder).get(name)
+        faults = check_digests(folder, [name])
+        if not faults or read_digests(folder).get(name) == before:
+            return faults
+
+
+def _unlike(path: Path, stated: str) -> str | None:
+    try:
+        same = same_digest(file_sha256(path), stated)
+    except (OSError, ValueError) as error:
+        return f"{path} cannot be compared ({error})"
+    return None if same else f"{path} is damaged: its SHA-256 is not the one in config.json"
+
+
+def _walk(folder: Path, onerror: Callable[[OSError], None]) -> Iterator[tuple[Path, list[str]]]:
+    """Folders with the names of their files, in order."""
+    for place, folders, files in os.walk(folder, onerror=onerror):
         folders.sort()
         yield Path(place), sorted(files)
 

@@ -13,15 +13,15 @@ from pathlib import Path
 from typing import Any
 
 from distill.saving.writing import Tensors, Written
-from teacher.files.text import check_regular, read_bounded
+from teacher.files import check_regular, read_bytes, read_json
 from teacher.weights import read_tensors
 
 FORMAT = 1
 """Version of the layout of a checkpoint."""
 MANIFEST = "manifest.json"
+MANIFEST_LIMIT = 1 << 24
+"""Longest manifest that is read, in bytes; one of ours names a few files."""
 STATE = "state.json"
-LARGEST = 1 << 26
-"""Bytes of a manifest or a state that are read; ours have some kilobytes."""
 HASHERS = 4
 """Files hashed at the same time."""
 
@@ -49,19 +49,23 @@ def read_manifest(folder: Path) -> dict[str, Written]:
     """Length and digest of every file of a checkpoint; DamagedError where its manifest is absent or not intact."""
     path = folder / MANIFEST
     try:
-        content = read_bounded(path, limit=LARGEST)
+        content = read_bytes(path, MANIFEST_LIMIT)
     except FileNotFoundError as error:
         raise DamagedError(
             f"it has no {MANIFEST}, so it is incomplete or from a version that wrote none and cannot be gone on from"
         ) from error
-    except (OSError, ValueError) as error:
-        raise DamagedError(f"{MANIFEST} cannot be read: {getattr(error, 'strerror', None) or error}") from error
+    except OSError as error:
+        raise DamagedError(f"{MANIFEST} cannot be read: {error.strerror or error}") from error
+    except ValueError as error:
+        raise DamagedError(f"{MANIFEST} cannot be read: {error}") from error
     try:
         plain = json.loads(content)
         version = plain["format"]
+        if not isinstance(version, int | str):
+            raise ValueError("a version is a number")
         files = {name: Written(int(f["bytes"]), str(f["sha256"])) for name, f in plain["files"].items()}
         intact = version != FORMAT or content == manifest(plain["step"], files)
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise DamagedError(f"{MANIFEST} is damaged") from error
     if not intact:
         raise DamagedError(f"{MANIFEST} is damaged")
@@ -89,19 +93,19 @@ def verified(folder: Path, *, digests: bool = True) -> Checkpoint:
         if extra := sorted(found - set(files)):
             raise DamagedError(f"{extra[0]} is not in {MANIFEST}")
         for name, written in files.items():
-            size = (folder / name).stat().st_size
+            size = check_regular(folder / name).st_size
             if size != written.bytes:
                 raise DamagedError(f"{name} has {size} bytes instead of {written.bytes}")
         if digests:
             _check_digests(folder, files)
-        state = json.loads(read_bounded(folder / STATE, limit=LARGEST))
+        state = read_json(folder / STATE)
     except DamagedError:
         raise
     except OSError as error:
         raise DamagedError(f"a file cannot be read: {error}") from error
-    except (ValueError, RecursionError) as error:
-        raise DamagedError(f"{STATE} is not valid JSON") from error
-    if not isinstance(state, dict) or state.get("step") != step_of(folder):
+    except ValueError as error:
+        raise DamagedError(str(error)) from error
+    if state.get("step") != step_of(folder):
         raise DamagedError(f"{STATE} does not say step {step_of(folder)}")
     return Checkpoint(folder=folder, step=step_of(folder), state=state)
 
@@ -128,9 +132,5 @@ def _check_digests(folder: Path, files: Mapping[str, Written]) -> None:
 
 
 def _sha256(path: Path) -> str:
-    try:
-        check_regular(path)
-    except ValueError as error:
-        raise DamagedError(str(error)) from error
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -15,7 +15,7 @@ from teacher.files.digests import (
 from teacher.files.locks import LOCK, FolderLock, LockedError, wait_for_lock
 from teacher.files.moved import Moved
 from teacher.files.replace import flush_folder, new_folder, remove_temporaries, replacing
-from teacher.files.text import JSON_LIMIT, read_json, split_lines
+from teacher.files.text import JSON_LIMIT, check_regular, read_bytes, read_json, split_lines, visible
 
 __all__ = [
     "DIGEST",
@@ -26,11 +26,13 @@ __all__ = [
     "LockedError",
     "Moved",
     "check_digests",
+    "check_regular",
     "compare_recorded",
     "file_sha256",
     "flush_folder",
     "new_folder",
     "parts_digest",
+    "read_bytes",
     "read_digests",
     "read_json",
     "recorded_steps",
@@ -38,6 +40,7 @@ __all__ = [
     "replacing",
     "same_digest",
     "split_lines",
+    "visible",
     "wait_for_lock",
     "write_digests",
 ]

@@ -20,14 +20,15 @@ DIGEST = re.compile(r"[0-9a-f]{12,64}")
 """A SHA-256 in hexadecimal digits, or the beginning of one."""
 DIGESTS = "digests.json"
 FORMAT = 1
-LONGEST_SHOWN = 200
 
 
 def file_sha256(path: Path) -> str:
-    """SHA-256 of a file, read once as long as its inode, size and times of change stay the same. Raises ValueError for
-    pipes and devices, which may never end."""
+    """SHA-256 of a file, read once as long as its inode, size and times of change stay the same.
+
+    Raises ValueError where it is no regular file: a pipe or a device may never end.
+    """
+    status = check_regular(Path(path))
     path = Path(path).resolve()
-    status = check_regular(path)
     return _sha256(path, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
 
 
@@ -131,16 +132,19 @@ def check_digests(folder: Path, names: Iterable[str] | None = None) -> list[str]
             continue
         (size, digest), path = recorded[name], folder / name
         try:
-            there = path.is_file()
-        except OSError as error:  # a name that no file can have
-            faults.append(f"{str(path)[:LONGEST_SHOWN]}... cannot be looked for ({error.strerror})")
-            continue
-        if not there:
+            found = check_regular(path).st_size
+            if found != size:
+                faults.append(f"{path} has {found} bytes instead of {size}")
+            elif file_sha256(path) != digest:
+                faults.append(f"{path} is damaged: its SHA-256 is not the recorded one")
+        except (FileNotFoundError, NotADirectoryError):
             faults.append(f"{path} is missing")
-        elif path.stat().st_size != size:
-            faults.append(f"{path} has {path.stat().st_size} bytes instead of {size}")
-        elif file_sha256(path) != digest:
-            faults.append(f"{path} is damaged: its SHA-256 is not the recorded one")
+        except OSError as error:  # a name longer than the file system takes, no access
+            faults.append(f"{path} cannot be read: {error.strerror or 'it is a folder'}")
+        except UnicodeEncodeError:
+            faults.append(f"{path} is missing: no file can have this name")
+        except ValueError as error:
+            faults.append(str(error))
     return faults
 
 
@@ -163,7 +167,7 @@ def _entries(folder: Path) -> dict[str, dict[str, Any]]:
             step = {"step": int(entry["step"])} if "step" in entry else {}
             entries[name] = {"bytes": int(entry["bytes"]), "sha256": str(entry["sha256"])} | step
         return entries
-    except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
+    except (KeyError, TypeError, AttributeError, ValueError, OverflowError, RecursionError) as error:
         raise ValueError(f"{path} is damaged: {error}; {_REMEDY}") from error
 
 

@@ -21,31 +21,27 @@ def split_lines(text: str) -> list[str]:
     return [line.removesuffix("\r") for line in lines]
 
 
-def read_json(path: Path, *, limit: int = JSON_LIMIT) -> dict[str, Any]:
-    """A JSON object from a file. Pipes and devices are not opened, longer files not read.
+def visible(text: str) -> str:
+    """The text with everything that is not printed as itself (line ends, escapes) written as an escape."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def check_regular(path: Path) -> os.stat_result:
+    """The status of a regular file; IsADirectoryError of a folder, ValueError of a pipe or device, none is opened."""
+    found = path.stat()
+    if stat.S_ISDIR(found.st_mode):
+        raise IsADirectoryError(f"{path} is a folder")
+    if not stat.S_ISREG(found.st_mode):
+        raise ValueError(f"{path} is no regular file")
+    return found
+
+
+def read_bytes(path: Path, limit: int = JSON_LIMIT) -> bytes:
+    """The content of a regular file of at most `limit` bytes.
 
     Raises:
         OSError: the file is absent or cannot be read.
-        ValueError: it is no regular file, longer than `limit` bytes, not UTF-8, no JSON object, or nested too deep.
-    """
-    content = read_bounded(path, limit=limit)
-    try:
-        plain = json.loads(content.decode("utf-8"))
-    except RecursionError as error:
-        raise ValueError(f"{path} is nested too deep") from error
-    except ValueError as error:
-        raise ValueError(f"{path} is not valid JSON: {error}") from error
-    if not isinstance(plain, dict):
-        raise ValueError(f"{path} is not a JSON object")
-    return plain
-
-
-def read_bounded(path: Path, *, limit: int = JSON_LIMIT) -> bytes:
-    """All bytes of a regular file of at most `limit` bytes; pipes and devices are not opened.
-
-    Raises:
-        OSError: the file is absent or cannot be read.
-        ValueError: it is no regular file, or longer.
+        ValueError: it is no regular file, which is not opened, or longer, which is not read.
     """
     path = Path(path)
     check_regular(path)
@@ -57,11 +53,20 @@ def read_bounded(path: Path, *, limit: int = JSON_LIMIT) -> bytes:
     return content
 
 
-def check_regular(path: Path) -> os.stat_result:
-    """What the system says of a file; ValueError for pipes and devices, which may never end, OSError if absent."""
-    found = path.stat()
-    if stat.S_ISDIR(found.st_mode):
-        raise IsADirectoryError(f"{path} is a folder")
-    if not stat.S_ISREG(found.st_mode):
-        raise ValueError(f"{path} is no regular file")
-    return found
+def read_json(path: Path, *, limit: int = JSON_LIMIT) -> dict[str, Any]:
+    """A JSON object from a file. Pipes and devices are not opened, longer files not read.
+
+    Raises:
+        OSError: the file is absent or cannot be read.
+        ValueError: it is no regular file, longer than `limit` bytes, not UTF-8, no JSON object, or nested too deep.
+    """
+    content = read_bytes(path, limit)
+    try:
+        plain = json.loads(content.decode("utf-8"))
+    except RecursionError as error:
+        raise ValueError(f"{path} is nested too deep") from error
+    except ValueError as error:
+        raise ValueError(f"{path} is not valid JSON: {error}") from error
+    if not isinstance(plain, dict):
+        raise ValueError(f"{path} is not a JSON object")
+    return plain

@@ -15,6 +15,7 @@ from distill.loop.faults import TrainingError
 from distill.loop.lines import last_line
 from distill.posthoc import reconstruct
 from distill.runs import student_task, train_teacher
+from distill.saving import check as saving_check
 from distill.saving.manifest import manifest, read_manifest
 from distill.saving.writing import write_new
 from scripts import check, ema
@@ -398,6 +399,83 @@ def test_a_folder_without_records_is_said_to_have_none(tmp_path, monkeypatch, ca
     with pytest.raises(SystemExit) as left:
         check.cli()
     assert left.value.code == 2
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "state.json", "optimizer.safetensors"])
+@pytest.mark.parametrize("what", ["pipe", "/dev/zero", "/dev/full", "nested"])
+def test_the_check_opens_no_pipes_or_devices(run, monkeypatch, capsys, name, what):
+    path = run / "trainer" / "step-0000002" / name
+    path.unlink()
+    if what == "pipe":
+        os.mkfifo(path)
+    elif what == "nested":
+        path.write_text('{"a": ' + "[" * 200_000)
+    else:
+        path.symlink_to(what)
+    code, faults, _ = checked(monkeypatch, capsys, run)
+    assert (code, len(faults)) == (1, 1)
+    assert "step-0000002 is damaged" in faults[0]
+
+
+def test_a_nested_state_that_the_manifest_names_is_one_line(run, monkeypatch, capsys):
+    folder = run / "trainer" / "step-0000002"
+    files = read_manifest(folder)
+    (folder / "state.json").unlink()
+    files["state.json"] = write_new(folder / "state.json", b"[" * 200_000)
+    (folder / "manifest.json").write_bytes(manifest(2, files))
+    code, faults, _ = checked(monkeypatch, capsys, run)
+    assert (code, len(faults)) == (1, 1)
+    assert "nested too deep" in faults[0]
+
+
+@pytest.mark.parametrize("what", ["pipe", "/dev/zero"])
+def test_stated_weights_that_are_no_file_are_named(tmp_path, monkeypatch, capsys, what):
+    (tmp_path / "config.json").write_text(json.dumps({"digest": "0" * 64}))
+    path = tmp_path / "model.safetensors"
+    os.mkfifo(path) if what == "pipe" else path.symlink_to(what)
+    code, faults, _ = checked(monkeypatch, capsys, tmp_path)
+    assert (code, len(faults)) == (1, 1)
+    assert "is no regular file" in faults[0]
+
+
+def test_names_that_no_file_can_have_are_faults_of_their_own_and_are_printed_on_one_line(tmp_path, monkeypatch, capsys):
+    (tmp_path / "good").write_text("x")
+    write_digests(tmp_path, ["good"])
+    plain = json.loads((tmp_path / "digests.json").read_text())
+    plain["files"] |= dict.fromkeys(["a" * 5000, "\x1b[31m\nred", "\ud800"], plain["files"]["good"])
+    (tmp_path / "digests.json").write_text(json.dumps(plain))
+    (tmp_path / "good").write_text("y")
+    code, faults, summary = checked(monkeypatch, capsys, tmp_path)
+    assert (code, len(faults)) == (1, 4)
+    assert all(line.isprintable() and len(line) < 1500 for line in faults)
+    assert "File name too long" in " ".join(faults) or "aaaa ..." in " ".join(faults)
+    assert any("good is damaged" in line for line in faults)
+    assert "4 damaged" in summary
+
+
+def test_a_folder_that_cannot_be_read_is_named(tmp_path, monkeypatch, capsys):
+    walk = os.walk
+
+    def refusing(folder, onerror):
+        onerror(PermissionError(13, "Permission denied", f"{folder}/closed"))
+        yield from walk(folder, onerror=onerror)
+
+    monkeypatch.setattr(os, "walk", refusing)
+    code, faults, _ = checked(monkeypatch, capsys, tmp_path)
+    assert (code, len(faults)) == (1, 1)
+    assert "closed cannot be read" in faults[0]
+
+
+def test_a_checkpoint_pruned_while_it_is_compared_is_no_fault(run, monkeypatch, capsys):
+    verified = saving_check.verified
+
+    def pruned(folder):
+        if folder.name == "step-0000002":
+            shutil.rmtree(folder)
+        return verified(folder)
+
+    monkeypatch.setattr(saving_check, "verified", pruned)
+    assert checked(monkeypatch, capsys, run)[:2] == (0, [])
 
 
 def test_a_damaged_snapshot_is_noticed_by_whoever_averages_it(run):

@@ -1,6 +1,7 @@
 """Cells computed again from what a comparison kept; every kind of change to a kept number or file is noticed."""
 
 import json
+import os
 import re
 import sys
 from dataclasses import replace
@@ -16,6 +17,7 @@ from eval.extractors.base import Embeddings
 from eval.extractors.embedded import EmbeddedAudioFeatures
 from eval.extractors.embedded_classifier import EmbeddedClassifier
 from eval.heard import Heard
+from eval.hygiene import TestFacts, write_facts
 from eval.kept_embeddings import KeptEmbeddings, embeddings_path, keep_embeddings
 from eval.listeners import EmbeddedListener
 from eval.rows import Row, append_lines, check_lines, ids_digest, read_rows
@@ -24,6 +26,7 @@ from eval.speed import STAGES, TOTALS, with_totals
 from eval.sweep import Origin, record
 from eval.verify import Kept
 from scripts import report
+from scripts.check import faults
 from scripts.verify import cli
 from teacher.data.store import Record
 
@@ -388,3 +391,45 @@ def test_kept_rows_name_those_there_are(folder):
     assert kept.row("vta", "teacher", 1, 0).model == "teacher"
     with pytest.raises(ValueError, match="there are: vta teacher, 1 step, seed 0; vta student, 1 step, seed 0"):
         kept.row("tta", "teacher", 1, 0)
+
+
+# ------------------------------------------------------------------ mf-check
+
+
+def test_the_check_compares_all_that_a_comparison_keeps(folder):
+    write_facts(folder, [TestFacts(task="vta", ids=IDS)])
+    kept = embeddings_path(folder / "rows.jsonl", read_rows(folder / "rows.jsonl")[1])
+    part = folder / "parts" / "vta-student-1-0-abc" / "000000-000008.safetensors"
+    cached = folder / "cache" / "ab" / f"{'0' * 32}.safetensors"
+    for path in (part, cached):
+        Heard.read(kept)[0].write(path)
+    assert faults(folder) == []
+    reference = next((folder / "embeddings").glob("reference-*"))
+    for path in (kept, part, cached, reference):
+        whole = path.read_bytes()
+        for damaged in (whole[:-2] + bytes([whole[-2] ^ 4]) + whole[-1:], whole[: len(whole) // 2]):
+            path.write_bytes(damaged)
+            (line,) = faults(folder)
+            assert str(path) in line
+        path.write_bytes(whole)
+    for name in ("rows.jsonl", "clips.jsonl", "scored-vta.txt", "testset.json"):
+        path = folder / name
+        whole = path.read_text()
+        path.write_text(whole.replace("clip3", "clip9", 1) if "clip3" in whole else whole.replace("0.", "1.", 1))
+        assert any(name in line for line in faults(folder)), name
+        path.write_text(whole)
+    (folder / "scored-vta.txt").unlink()
+    kept.unlink()
+    lines = faults(folder)
+    assert len(lines) == 2
+    assert any(f"{kept} is missing" in line for line in lines)
+    assert any("scored-vta.txt is missing" in line for line in lines)
+
+
+def test_pipes_in_a_comparison_are_named(folder):
+    for name in ("clips.jsonl", "embeddings/x.safetensors"):
+        (folder / name).unlink(missing_ok=True)
+        os.mkfifo(folder / name)
+    lines = faults(folder)
+    assert len(lines) == 2
+    assert all("is no regular file" in line for line in lines)
