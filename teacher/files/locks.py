@@ -122,13 +122,18 @@ class FolderLock:
         return descriptor
 
     def _check_own(self, descriptor: int) -> None:
-        """What is written over and removed is empty or a note of ours, never somebody's file of that name."""
+        """What is written over and removed is empty or a note of ours, if need be half of one that a power cut left,
+        never somebody's file of that name."""
         content = os.pread(descriptor, LONGEST_NOTE + 1, 0)
         try:
             note = json.loads(content) if 0 < len(content) <= LONGEST_NOTE else None
         except (ValueError, RecursionError):
             note = None
-        if content and not (isinstance(note, dict) and {"pid", "host"} <= set(note)):
+        if (
+            content.strip(b"\0")
+            and not content.startswith(b'{"host": ')
+            and not (isinstance(note, dict) and {"pid", "host"} <= set(note))
+        ):
             raise self._foreign("holds something else")
 
     def _foreign(self, fault: str) -> LockedError:

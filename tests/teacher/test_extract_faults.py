@@ -107,7 +107,7 @@ def test_a_second_extraction_into_a_folder_is_refused_and_touches_nothing(items,
                 extract(items, features, CONFIG, overwrite=overwrite)
             assert "\n" not in str(caught.value)
         assert contents(features) == before
-    (features / ".lock").write_text("left by a kill")
+    (features / ".lock").write_text('{"host": "left by a kill", "pid": 1}')
     extract(items, features, CONFIG)
     assert not (features / ".lock").exists()
 
