@@ -144,3 +144,14 @@ def test_missing_and_empty_sources(tmp_path: Path) -> None:
 def test_an_item_checks_its_split() -> None:
     with pytest.raises(ValueError, match="must be one of train, val, test, got 'dev'"):
         Item(id="a", path=Path("a.mp4"), caption="", split="dev")  # type: ignore[arg-type]
+
+
+def test_a_clip_without_words_can_be_said_in_json_alone(tmp_path: Path) -> None:
+    """A cell of a table is empty either way; there the label or the name of the file gives the words."""
+    rows = [{"file": "a_b.wav", "caption": "", "label": "dog"}, {"file": "c_d.wav"}, {"file": "e.wav", "caption": None}]
+    table = write(tmp_path / "m.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    assert [item.caption for item in read_manifest(table)] == ["", "c d", "e"]
+    write_manifest(read_manifest(table), tmp_path / "again.jsonl")
+    assert [item.caption for item in read_manifest(tmp_path / "again.jsonl")] == ["", "c d", "e"]
+    cells = write(tmp_path / "m.csv", "file,caption,label\na_b.wav,,dog\n")
+    assert [item.caption for item in read_manifest(cells)] == ["dog"]

@@ -261,10 +261,12 @@ def _draft(row: dict[str, object], table: Path, number: int) -> _Draft:
     split = _first(row, ("split",))
     if split and split not in SPLITS:
         raise ValueError(f"{table}: row {number} ({identity}): unknown split {split!r}, use {', '.join(SPLITS)}")
+    # A table of cells cannot tell an empty caption from none; JSON can, and "" there means: without words.
+    wordless = table.suffix.lower() == ".jsonl" and any(isinstance(row.get(name), str) for name in CAPTION_COLUMNS)
     return _Draft(
         id=identity,
         path=path,
-        caption=_first(row, CAPTION_COLUMNS) or label or _words(path),
+        caption=_first(row, CAPTION_COLUMNS) or ("" if wordless else label or _words(path)),
         label=label,
         split=split,
         events_s=_events(row.get("events_s"), table, number),
