@@ -15,11 +15,11 @@ from teacher.files import (
     DIGEST,
     DIGESTS,
     LOCK,
-    check_digests,
     file_sha256,
     read_digests,
     read_json,
     same_digest,
+    settled_faults,
     visible,
 )
 
@@ -113,7 +113,7 @@ def check_folder(
                 names = []
             for name in names:
                 compared(place / name)
-                for line in _differing(place, name):
+                for line in settled_faults(place, name):
                     fault(line, "snapshots" if name.startswith("ema_ckpts/") else kind)
         if "config.json" in files and "model.safetensors" in files and place / "model.safetensors" not in recorded:
             stated = _stated(place / "config.json")
@@ -140,15 +140,6 @@ def _damage(checkpoint: Path) -> str | None:
         else:
             return None
     return None
-
-
-def _differing(folder: Path, name: str) -> list[str]:
-    """As `check_digests`, looking again where the file was recorded anew or its record dropped meanwhile."""
-    while True:
-        before = read_digests(folder).get(name)
-        faults = check_digests(folder, [name])
-        if not faults or read_digests(folder).get(name) == before:
-            return faults
 
 
 def _unlike(path: Path, stated: str) -> str | None:

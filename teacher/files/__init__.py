@@ -10,6 +10,7 @@ from teacher.files.digests import (
     read_digests,
     recorded_steps,
     same_digest,
+    settled_faults,
     write_digests,
 )
 from teacher.files.locks import LOCK, FolderLock, LockedError, wait_for_lock
@@ -39,6 +40,7 @@ __all__ = [
     "remove_temporaries",
     "replacing",
     "same_digest",
+    "settled_faults",
     "split_lines",
     "visible",
     "wait_for_lock",

@@ -108,16 +108,20 @@ def compare_recorded(path: Path, *, folder: Path | None = None) -> None:
     path = Path(path)
     folder = path.parent if folder is None else folder
     name = path.relative_to(folder).as_posix()
+    if faults := settled_faults(folder, name):
+        raise ValueError(
+            f"{faults[0]}: restore the file, or, if you replaced it on purpose, remove its entry from "
+            f"{folder / DIGESTS}"
+        )
+
+
+def settled_faults(folder: Path, name: str) -> list[str]:
+    """As `check_digests` of one file, looking again where it was recorded anew or its record dropped meanwhile."""
     while True:
         recorded = read_digests(folder).get(name)
         faults = check_digests(folder, [name])
-        if not faults:
-            return
-        if read_digests(folder).get(name) == recorded:  # else it was replaced while we looked
-            raise ValueError(
-                f"{faults[0]}: restore the file, or, if you replaced it on purpose, remove its entry from "
-                f"{folder / DIGESTS}"
-            )
+        if not faults or read_digests(folder).get(name) == recorded:
+            return faults
 
 
 def check_digests(folder: Path, names: Iterable[str] | None = None) -> list[str]:

@@ -3,7 +3,6 @@
 Models import this module alone: it knows no network.
 """
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -14,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from teacher.files import compare_recorded
+from teacher.files import compare_recorded, file_sha256
 from teacher.weights.errors import WeightsError
 
 LISTED = 8
@@ -133,6 +132,5 @@ def few(names: Sequence[str]) -> str:
 
 
 def file_digest(path: Path) -> str:
-    """First 12 hexadecimal digits of a file's SHA-256, read in blocks."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()[:12]
+    """First 12 hexadecimal digits of a file's SHA-256; a file that was compared when opened is not read again."""
+    return file_sha256(path)[:12]
