@@ -10,12 +10,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
 from teacher.files import file_sha256, parts_digest, replacing
+from teacher.weights.files import tensor_parts
 
 CONTENT = "content"
 """Entry of the metadata with the digest of the tensors."""
@@ -48,7 +48,7 @@ class EncodedCache:
             return kept
         clip, sync = encode()
         tensors = {"clip": clip.cpu().contiguous(), "sync": sync.cpu().contiguous()}
-        content = save(tensors, metadata={CONTENT: _content(tensors)})
+        content = save(tensors, metadata={CONTENT: parts_digest(tensor_parts(tensors))})
         with replacing(path) as temporary:
             temporary.write_bytes(content)
         return clip, sync
@@ -62,13 +62,6 @@ def _read(path: Path) -> Pictures | None:
             kept = {name: file.get_tensor(name) for name in ("clip", "sync")}
     except (FileNotFoundError, SafetensorError):
         return None
-    if recorded is not None and recorded != _content(kept):
+    if recorded is not None and recorded != parts_digest(tensor_parts(kept)):
         return None
     return kept["clip"], kept["sync"]
-
-
-def _content(tensors: Mapping[str, Tensor]) -> str:
-    return parts_digest(
-        (f"{name} {tensor.dtype} {list(tensor.shape)}", tensor.flatten().view(torch.uint8).numpy().tobytes())
-        for name, tensor in tensors.items()
-    )

@@ -8,13 +8,13 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
-import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
 from teacher.files import compare_recorded, parts_digest, replacing
 from teacher.weights.errors import WeightsError
+from teacher.weights.files import tensor_parts
 
 FITTED = "embedded"
 """Kind of a fitted codec, and of files written before there were kinds."""
@@ -51,11 +51,7 @@ def read_codec_file(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 def _content(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
-    parts = [
-        (f"{name} {tensor.dtype} {list(tensor.shape)}", tensor.flatten().view(torch.uint8).numpy().tobytes())
-        for name, tensor in tensors.items()
-    ]
-    return parts_digest([*parts, ("metadata", json.dumps(dict(metadata), sort_keys=True).encode())])
+    return parts_digest([*tensor_parts(tensors), ("metadata", json.dumps(dict(metadata), sort_keys=True).encode())])
 
 
 def _sorted_metadata(content: bytes) -> bytes:

@@ -134,3 +134,11 @@ def few(names: Sequence[str]) -> str:
 def file_digest(path: Path) -> str:
     """First 12 hexadecimal digits of a file's SHA-256; a file that was compared when opened is not read again."""
     return file_sha256(path)[:12]
+
+
+def tensor_parts(tensors: Mapping[str, Tensor]) -> list[tuple[str, bytes]]:
+    """Name, type and shape of every tensor with its bytes, the pieces of a digest of their content (`parts_digest`)."""
+    return [
+        (f"{name} {tensor.dtype} {list(tensor.shape)}", tensor.flatten().view(torch.uint8).numpy().tobytes())
+        for name, tensor in tensors.items()
+    ]
