@@ -16,7 +16,7 @@ setup: $(STAMP)
 $(STAMP): pyproject.toml constraints-cpu.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --quiet $(CONSTRAINTS) -e '.[dev]'
-	$(BIN)/python -m distill.configs.check
+	$(BIN)/python -m distill.launch.check
 	@touch $(STAMP)
 
 # make demo                      the procedural world, about 25 minutes on two cores

@@ -20,10 +20,10 @@ import tyro
 from torch import Tensor
 
 from eval.ledger import Table, record
-from teacher.data import store
-from teacher.data.dataset import FeatureSet
-from teacher.data.store import Record, Shard
-from teacher.sequence import IMAGE_DIM, SEQUENCE_16K, SYNC_DIM, TEXT_DIM, TEXT_TOKENS, image_frames, sync_frames
+from teacher.features import store
+from teacher.features.dataset import FeatureSet
+from teacher.features.store import Record, Shard
+from teacher.network.sequence import IMAGE_DIM, SEQUENCE_16K, SYNC_DIM, TEXT_DIM, TEXT_TOKENS, image_frames, sync_frames
 
 DURATION_S, CHANNELS = 8.0, 20
 BATCH = 64

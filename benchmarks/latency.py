@@ -5,7 +5,7 @@ taking turns. Both sides share their weights.
 
     straightforward   25 Euler steps, at each the conditional and the unconditional prediction one after the other,
                       conditions encoded anew in every forward
-    one step          teacher.generate with one jump: conditions encoded once, guided predictions in one batch
+    one step          teacher.sampling.generator with one jump: conditions encoded once, guided predictions in one batch
     plain             anti-aliased activation as padded transposed convolution and convolution per channel with the
                       signal at twice the rate between, weights normalised in every call ("folded": once)
 
@@ -27,20 +27,20 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from eval.cost import StageCost, count
 from eval.ledger import Table, record
-from eval.random_chain import random_chain
-from eval.roofline import roofline_of
-from eval.speed import machine, with_totals
+from eval.speed.cost import StageCost, count
+from eval.speed.random_stages import random_chain
+from eval.speed.roofline import roofline_of
+from eval.speed.timing import machine, with_totals
 from meanflow import Guidance
 from teacher.audio.alias_free import SNAKE_EPS, SnakeBeta, kaiser_sinc_filter
 from teacher.audio.toom_cook import with_toom_cook
 from teacher.audio.vae import VAE, VAE_16K, VAE_44K
 from teacher.audio.vocoder import BIGVGAN_16K, BIGVGAN_V2_44K, BigVGAN
-from teacher.conditions import Conditions
-from teacher.generate import generate, noise
-from teacher.network import MMAudio
-from teacher.variants import variant
+from teacher.network.conditions import Conditions
+from teacher.network.mmaudio import MMAudio
+from teacher.network.variants import variant
+from teacher.sampling.generator import generate, noise
 
 SLOW = "25 guided steps, straightforward"
 STEPS, TEACHER_OMEGA, STUDENT_OMEGA = 25, 4.5, 1.4

@@ -19,10 +19,10 @@ import numpy as np
 from scipy.stats import ks_2samp
 
 from eval.ledger import Table, record
-from eval.onset_envelope import HOP_S, flux_envelope
-from teacher.data.media import write_video
-from teacher.pipeline import Pipeline
-from teacher.windows import overlap_s
+from eval.metrics.onsets import HOP_S, flux_envelope
+from teacher.media import write_video
+from teacher.sampling.pipeline import Pipeline
+from teacher.sampling.windows import overlap_s
 
 FPS, PIXELS = 25, 64
 

@@ -22,14 +22,14 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from distill.student import student_from_teacher
+from distill.method.student import student_from_teacher
 from eval.ledger import Table, record
 from meanflow import AdaptiveL2, Field, MeanFlow, TimePairs, interpolate, velocity
-from teacher.conditions import Conditions
-from teacher.network import MMAudio
-from teacher.sequence import image_frames, sync_frames
-from teacher.variants import MMAudioConfig, variant
-from teacher.velocity import student_velocity
+from teacher.network.conditions import Conditions
+from teacher.network.mmaudio import MMAudio
+from teacher.network.sequence import image_frames, sync_frames
+from teacher.network.variants import MMAudioConfig, variant
+from teacher.network.velocity import student_velocity
 
 MOVING = 0.25
 VARIANTS = {
@@ -79,7 +79,7 @@ class Step:
         return (v - self.v).float().pow(2).flatten(1).mean(1)
 
     def project(self) -> Tensor:
-        """As distill.step does it: conditions encoded again for the moving rows alone."""
+        """As distill.method.step does it: conditions encoded again for the moving rows alone."""
         net, conditions = self.net, self.conditions
 
         def without_graph(rows: Tensor | None) -> Callable[[Tensor, Tensor, Tensor], Tensor]:

@@ -18,12 +18,12 @@ import scipy
 import torch
 import tyro
 
-from eval.frechet import frechet_distance
-from eval.frechet_jackknife import frechet_jackknife
-from eval.inception_score import inception_score
-from eval.intervals import jackknife
-from eval.kernel import KAD_SCALE, kernel_distance, reference_bandwidth
 from eval.ledger import Table, record
+from eval.metrics.frechet import frechet_distance
+from eval.metrics.inception import inception_score
+from eval.metrics.kernel import KAD_SCALE, kernel_distance, reference_bandwidth
+from eval.metrics.moments.jackknife import frechet_jackknife
+from eval.metrics.uncertainty import jackknife
 from mf_mjt_torchvision import guard_torchvision
 
 Metric = Literal["inception_score", "frechet", "jackknife", "kad", "sqrtm"]

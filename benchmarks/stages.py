@@ -17,13 +17,13 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from eval.cost import count
 from eval.ledger import Table, record
+from eval.speed.cost import count
 from teacher.audio.vae import VAE, VAE_16K, VAE_44K
 from teacher.audio.vocoder import BIGVGAN_16K, BIGVGAN_V2_44K, BigVGAN
-from teacher.conditions import Conditions
-from teacher.network import Encoded, MMAudio
-from teacher.variants import variant
+from teacher.network.conditions import Conditions
+from teacher.network.mmaudio import Encoded, MMAudio
+from teacher.network.variants import variant
 
 
 @dataclass(frozen=True)

@@ -13,17 +13,17 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from distill.config import Distillation, FromTeacher
+from distill.method.step import train_step
+from distill.method.student import student_from_teacher
 from distill.presets import student_demo
-from distill.step import train_step
-from distill.student import student_from_teacher
 from eval.ledger import Table, record
 from meanflow import TimePairs
-from teacher.conditions import Conditions
-from teacher.data.dataset import Batch
-from teacher.network import MMAudio
-from teacher.sequence import image_frames, sync_frames
-from teacher.train import FlowMatching, flow_matching_step
-from teacher.variants import variant
+from teacher.features.dataset import Batch
+from teacher.flow_matching import FlowMatching, flow_matching_step
+from teacher.network.conditions import Conditions
+from teacher.network.mmaudio import MMAudio
+from teacher.network.sequence import image_frames, sync_frames
+from teacher.network.variants import variant
 
 DURATION_S = 2.0
 BATCH = 16

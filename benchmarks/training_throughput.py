@@ -4,10 +4,10 @@
     python -m benchmarks.training_throughput --network debug_16k --duration-s 1 --micro-batch 4 --seconds 1     # a CPU
     python -m benchmarks.training_throughput --configs ddp_8gpu,fsdp2_8gpu,zero2_8gpu --num-processes 8
 
-Every row runs in processes of its own, started by distill.configs.launch with a shipped configuration: a real step with
-optimiser, averages and, for a student, the frozen teacher in memory; random weights and features, no files. Without
---micro-batch the batch doubles until memory is exhausted, beginning where the row before ended. Rows go to --out, one
-JSON object a line, as they are measured; a Markdown table ends the output.
+Every row runs in processes of its own, started by distill.launch.launcher with a shipped configuration: a real step
+with optimiser, averages and, for a student, the frozen teacher in memory; random weights and features, no files.
+Without --micro-batch the batch doubles until memory is exhausted, beginning where the row before ended. Rows go to
+--out, one JSON object a line, as they are measured; a Markdown table ends the output.
 """
 
 import argparse
@@ -25,20 +25,18 @@ from typing import Any
 import torch
 
 from benchmarks.meanflow_step import opened, random_conditions
-from distill.averages import SharedAverages
+from distill.checkpoints.ema import SharedAverages, trained_names
 from distill.config import Distillation, OptimConfig
-from distill.ema import trained_names
 from distill.engines import Engine, start
 from distill.loop.memory import prepare_blocks
+from distill.method.step import train_step
+from distill.method.student import student_from_teacher
 from distill.presets import student_mf_mjt
-from distill.step import train_step
-from distill.student import student_from_teacher
 from meanflow import TimePairs
-from teacher.data.dataset import Batch
-from teacher.network import MMAudio
-from teacher.share import Share
-from teacher.train import FlowMatching, Terms, flow_matching_step
-from teacher.variants import variant
+from teacher.features.dataset import Batch, Share
+from teacher.flow_matching import FlowMatching, Terms, flow_matching_step
+from teacher.network.mmaudio import MMAudio
+from teacher.network.variants import variant
 
 METHODS: dict[str, Callable[[], FlowMatching | Distillation]] = {
     "flow": FlowMatching,
@@ -181,7 +179,7 @@ def work(args: argparse.Namespace) -> None:
 
 def run(row: Row, begin: int, args: argparse.Namespace, deadline: float) -> dict[str, Any]:
     """Measure a row in processes of its own, with half the batch as long as not even the first one fits."""
-    launch = [sys.executable, "-m", "distill.configs.launch", "--config_file", row.config]
+    launch = [sys.executable, "-m", "distill.launch.launcher", "--config_file", row.config]
     launch += ["--num_processes", str(args.num_processes), "--mixed_precision", row.precision]
     told = ["--network", args.network, "--duration-s", str(args.duration_s), "--seconds", str(args.seconds)]
     told += ["--method", row.method, "--blocks", row.blocks, "--most", str(args.most)]

@@ -4,13 +4,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal, TypeAlias
 
-from distill.velocity_source import FromData, FromTeacher, GuidedInput, VelocitySource
+from distill.method.velocity_source import FromData, FromTeacher, GuidedInput, VelocitySource
 from meanflow import AdaptiveL2, ConsistencyTraining, ImprovedMeanFlow, Loss, MeanFlow, Objective, TimePairs
 from meanflow.time_sampling import Times
-from teacher.data.joint import Modalities
-from teacher.lora import LoRAConfig
-from teacher.train import ConditionDropout, FlowMatching
-from teacher.variants import MMAudioConfig, variant
+from teacher.features.joint import Modalities
+from teacher.flow_matching import ConditionDropout, FlowMatching
+from teacher.network.lora import LoRAConfig
+from teacher.network.variants import MMAudioConfig, variant
 
 __all__ = [
     "DistillConfig", "Distillation", "EvaluationConfig", "Fresh", "FromData", "FromTeacher", "FromWeights",

@@ -28,7 +28,7 @@ from typing import Any, Self
 
 import torch
 
-from eval.speed import machine_facts
+from eval.speed.timing import machine_facts
 from teacher.files import read_json, replacing
 
 FORMAT = 1

@@ -16,8 +16,8 @@ import tyro
 from scripts.app_files import Workspace
 from scripts.app_studio import Limits, Model, Setting, Studio
 from scripts.errors import one_line_errors
-from teacher.pipeline import Pipeline
-from teacher.sequence import MIN_DURATION_S
+from teacher.network.sequence import MIN_DURATION_S
+from teacher.sampling.pipeline import Pipeline
 
 CLOSING_S = 10.0
 """How long a click that is being served may take to reach its next step when the page is closed."""

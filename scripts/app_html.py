@@ -5,12 +5,12 @@ from dataclasses import replace
 from html import escape
 from pathlib import Path
 
-from eval.budget import Budget
-from eval.budget_text import READING, budget_table, circumstances, totals_table
-from eval.tables import Table
+from eval.report.tables import Table
+from eval.speed.budget import Budget
+from eval.speed.budget_text import READING, budget_table, circumstances, totals_table
 from scripts.app_studio import Limits, Made, Take
 from scripts.app_timing import ENCODING, STAGES
-from teacher.data.media import MediaInfo
+from teacher.media import MediaInfo
 
 Address = Callable[[Path], str]
 """Where the server shows a file."""

@@ -25,8 +25,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from scripts import app_html
 from scripts.app_files import Workspace
 from scripts.app_studio import GRIDS, MAX_SEED, Ask, Going, Setting, StoppedError, Studio
-from teacher.data.media import VIDEO_SUFFIXES
-from teacher.sequence import MIN_DURATION_S
+from teacher.media import VIDEO_SUFFIXES
+from teacher.network.sequence import MIN_DURATION_S
 
 FONT = ("system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif")
 MONO = ("ui-monospace", "Consolas", "monospace")

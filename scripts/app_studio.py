@@ -9,16 +9,15 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeAlias
 
-from eval.budget import Budget
-from eval.chain import Chain, Work
-from eval.measure_budget import measure_budget
-from eval.plots import spectrogram_png
+from eval.compare.examples import spectrogram_png
+from eval.speed.budget import Budget, measure_budget
+from eval.speed.stages import Chain, Work
 from meanflow import Guidance
 from scripts.app_files import Workspace
 from scripts.app_timing import Clock, timed
-from teacher.data.media import MediaError, MediaInfo, probe
 from teacher.files import file_sha256
-from teacher.pipeline import Pipeline, Scene, Sound
+from teacher.media import MediaError, MediaInfo, probe
+from teacher.sampling.pipeline import Pipeline, Scene, Sound
 
 MAX_WORDS = 400
 """Characters of a prompt."""
@@ -157,7 +156,7 @@ class Studio:
         return self._make(ask, [setting], list(range(first, first + count)), going, films=False)
 
     def budget(self, ask: Ask, setting: Setting, going: Going = go_on) -> Budget:
-        """Every stage of one window counted and timed on its own, a few times over (eval/measure_budget.py)."""
+        """Every stage of one window counted and timed on its own, a few times over (eval/speed/budget.py)."""
         pipeline = self._model(setting.model).pipeline
         total_s = self._length_s(ask, pipeline)
         self._check_work(min(total_s, pipeline.window_s), [setting], BUDGET_RUNS)

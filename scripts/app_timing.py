@@ -10,17 +10,17 @@ from typing import Any, TypeVar
 from torch import Tensor
 
 from teacher.audio.codec import AudioCodec
-from teacher.data.media import FrameRequest
 from teacher.encoders.base import Frames, ImageEncoder, SyncEncoder, TextEncoder
 from teacher.encoders.registry import Encoders
-from teacher.network import MMAudio
-from teacher.pipeline import Pipeline
+from teacher.media import FrameRequest
+from teacher.network.mmaudio import MMAudio
+from teacher.sampling.pipeline import Pipeline
 
 READ, IMAGE, MOTION, TEXT = "decode+resize", "image encoder", "motion encoder", "text encoder"
 FLOW, DECODE = "flow network", "codec decode"
 ENCODING = (READ, IMAGE, MOTION, TEXT)
 STAGES = (*ENCODING, FLOW, DECODE)
-"""Named as in eval/speed.py, in order."""
+"""Named as in eval/speed/timing.py, in order."""
 Result = TypeVar("Result")
 
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import tyro
 
-from distill.saving.check import Checked, check_folder
-from eval.verify import check_kept
+from distill.checkpoints.check import Checked, check_folder
+from eval.compare.verify import check_kept
 from scripts.errors import one_line_errors
 
 

@@ -17,22 +17,21 @@ from pathlib import Path
 import torch
 import tyro
 
-from eval.comparison import Comparison
-from eval.examples import ExampleWriter, write_examples
-from eval.hygiene import TestFacts, write_facts
-from eval.judges import Judges
-from eval.overlap import find_overlap, read_groups
-from eval.rows import Row, Task, check_lines
-from eval.speed import machine_facts
-from eval.sweep import PART, KeptAudio, Origin
-from eval.testset import TestSet, Unreadable
-from eval.training_sounds import TrainingSounds
+from eval.compare.comparison import Comparison
+from eval.compare.examples import ExampleWriter, write_examples
+from eval.compare.hygiene import TestFacts, find_overlap, read_groups, write_facts
+from eval.compare.rows import Row, Task, check_lines
+from eval.compare.sweep import PART, KeptAudio, Origin
+from eval.compare.test_set import TestSet, Unreadable
+from eval.compare.training_sounds import TrainingSounds
+from eval.features.published_models import Judges
+from eval.speed.timing import machine_facts
 from scripts.compare_inputs import check_fits, check_least, entries, listed
 from scripts.contestants import contestants
 from scripts.errors import one_line_errors
-from teacher.data.dataset import FeatureSet, load_codec
-from teacher.data.processes import Processes
-from teacher.data.store import Record
+from teacher.features.dataset import FeatureSet, load_codec
+from teacher.features.store import Record
+from teacher.features.workers import Processes
 from teacher.files import FolderLock
 
 

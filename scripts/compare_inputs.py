@@ -3,12 +3,11 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from eval.rows import Task
-from eval.testlist import match_ids, read_test_ids
-from eval.testset import Unreadable
+from eval.compare.rows import Task
+from eval.compare.test_set import Unreadable, match_ids, read_test_ids
 from scripts.contestants import Entry
-from teacher.data.dataset import FeatureSet
-from teacher.pipeline import Pipeline
+from teacher.features.dataset import FeatureSet
+from teacher.sampling.pipeline import Pipeline
 from teacher.weights import read_features_info
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import tyro
 
-from distill.consolidate import Which, consolidate
+from distill.checkpoints.consolidate import Which, consolidate
 from scripts.errors import one_line_errors
 
 

@@ -8,19 +8,18 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from eval.budget import Budget, Setting
-from eval.chain import Chain, Work
-from eval.comparison import Contestant
-from eval.measure_budget import measure_budget
-from eval.rows import Kind, Task
-from eval.sweep import Generate, safe_name
+from eval.compare.comparison import Contestant
+from eval.compare.rows import Kind, Task
+from eval.compare.sweep import Generate, safe_name
+from eval.speed.budget import Budget, Setting, measure_budget
+from eval.speed.stages import Chain, Work
 from meanflow import Guidance
-from teacher.conditions import Conditions
-from teacher.data.media import MediaError, probe
-from teacher.data.store import Record
 from teacher.encoders.registry import read_window_frames
-from teacher.generate import generate, network_evaluations, noise
-from teacher.pipeline import Pipeline
+from teacher.features.store import Record
+from teacher.media import MediaError, probe
+from teacher.network.conditions import Conditions
+from teacher.sampling.generator import generate, network_evaluations, noise
+from teacher.sampling.pipeline import Pipeline
 from teacher.weights import file_digest, weight_file
 
 

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import tyro
 
-from distill.loop.faults import INTERRUPTED, SAVED_AND_LEFT
+from distill.loop.exits import INTERRUPTED, SAVED_AND_LEFT
+from eval.compare.rows import read_rows
 from eval.ledger import Table, record
-from eval.rows import read_rows
-from eval.summary import over_trainings, what_one_step_is_worth
+from eval.report.summary import over_trainings, what_one_step_is_worth
 from scripts.errors import one_line_errors
 
 
@@ -102,7 +102,7 @@ def _trained(args: Demo, features: Path, folder: Path, seed: int) -> list[list[s
     teacher, student = folder / "teacher", folder / "student"
     file = "one_gpu_float32" if args.num_processes == 1 else "ddp_float32_8gpu"
     threads = max(1, (os.cpu_count() or 1) // args.num_processes)  # accelerate's own default is a single thread
-    launch = ["distill.configs.launch", "--config_file", file, "--num_processes", args.num_processes]
+    launch = ["distill.launch.launcher", "--config_file", file, "--num_processes", args.num_processes]
     launch += ["--num_cpu_threads_per_process", threads, "-m"]
     seeded = ["--loop.seed", str(seed)] if seed else []
     learn = [*launch, "scripts.train_teacher", "demo", "--data", features, "--out", teacher, *seeded]

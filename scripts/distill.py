@@ -20,7 +20,7 @@ from distill.presets import (
     student_mf_mjt_unguided,
 )
 from distill.presets.methods import METHODS
-from distill.runs import train
+from distill.tasks import train
 from scripts.errors import one_line_errors
 from scripts.scores import embedded_scores
 

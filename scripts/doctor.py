@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from meanflow.doctor import ImportPath, admit, examine, recommend, to_json, to_text
 from meanflow.doctor.patient import Made
 from scripts.errors import one_line_errors
-from teacher.conditions import Conditions
-from teacher.network import FROZEN_PARAMETERS, MMAudio
-from teacher.sequence import FEATURES_PER_SEGMENT
-from teacher.velocity import student_velocity, teacher_velocity
+from teacher.network.conditions import Conditions
+from teacher.network.mmaudio import FROZEN_PARAMETERS, MMAudio
+from teacher.network.sequence import FEATURES_PER_SEGMENT
+from teacher.network.velocity import student_velocity, teacher_velocity
 from teacher.weights import load_network
 
 

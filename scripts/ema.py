@@ -6,8 +6,8 @@ from pathlib import Path
 
 import tyro
 
-from distill.ema import average_name
-from distill.posthoc import reconstruct, write_average
+from distill.checkpoints.ema import average_name
+from distill.checkpoints.posthoc import reconstruct, write_average
 from scripts.errors import one_line_errors
 from teacher.files import FolderLock
 

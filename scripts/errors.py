@@ -1,6 +1,6 @@
 """Errors a user can mend become one line on standard error and an exit status; anything else keeps its traceback.
 
-The statuses are those of `distill.loop.faults`: 2 wrong input, 70 and 71 training that cannot go on, 130 Ctrl-C.
+The statuses are those of `distill.loop.exits`: 2 wrong input, 70 and 71 training that cannot go on, 130 Ctrl-C.
 """
 
 import functools
@@ -10,7 +10,7 @@ import sys
 import traceback
 from collections.abc import Callable
 
-from distill.loop.faults import INTERRUPTED, WRONG_INPUT, TrainingError
+from distill.loop.exits import INTERRUPTED, WRONG_INPUT, TrainingError
 
 
 def one_line_errors(command: Callable[[], None]) -> Callable[[], None]:

@@ -25,8 +25,8 @@ import tyro
 
 from meanflow import Guidance
 from scripts.errors import one_line_errors
-from teacher.export import ExportConfig, Format, export_generator
-from teacher.pipeline import Pipeline
+from teacher.sampling.export import ExportConfig, Format, export_generator
+from teacher.sampling.pipeline import Pipeline
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,10 +16,10 @@ import tyro
 from tqdm import tqdm
 
 from scripts.errors import one_line_errors
-from teacher.data import store
-from teacher.data.extract import ExtractConfig, extract
-from teacher.data.lists import ListKind, read_list
-from teacher.data.manifest import Item, LeftOut, Split, read_manifest
+from teacher.features import store
+from teacher.features.extract import ExtractConfig, extract
+from teacher.lists.manifest import Item, LeftOut, Split, read_manifest
+from teacher.lists.published import ListKind, read_list
 
 
 @dataclass(frozen=True, kw_only=True)

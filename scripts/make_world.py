@@ -9,9 +9,9 @@ import tyro
 from tqdm import tqdm
 
 from scripts.errors import one_line_errors
-from teacher.data.manifest import read_manifest
-from teacher.data.world import WorldConfig, render_world
 from teacher.files import FolderLock
+from teacher.lists.manifest import read_manifest
+from teacher.world.render import WorldConfig, render_world
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

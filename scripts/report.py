@@ -7,10 +7,10 @@ from pathlib import Path
 
 import tyro
 
-from eval.hygiene import look_again
-from eval.paper_table import write_paper
-from eval.report import write_report
-from eval.rows import changed_lines
+from eval.compare.hygiene import look_again
+from eval.compare.rows import changed_lines
+from eval.report.paper import write_paper
+from eval.report.write import write_report
 from scripts.errors import one_line_errors
 
 

@@ -21,15 +21,15 @@ from typing import Literal
 import torch
 import tyro
 
-from eval.judges import Judges
+from eval.compare.ranker import Score
+from eval.features.published_models import Judges
 from meanflow import Adaptive, Guidance
 from meanflow.guidance import GuidanceRule, Guided, JointGuidance, default_omega
 from scripts.errors import one_line_errors
-from scripts.sample_best import Score
 from scripts.sample_jobs import Job, check_stems, jobs
 from scripts.sample_run import Maker
-from teacher.encoded_cache import EncodedCache
-from teacher.pipeline import Pipeline, Precision, SamplingConfig
+from teacher.encoders.cache import EncodedCache
+from teacher.sampling.pipeline import Pipeline, Precision, SamplingConfig
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from teacher.data.manifest import read_manifest
+from teacher.lists.manifest import read_manifest
 
 TABLES = (".jsonl", ".csv", ".tsv")
 FILMS = (".mp4", ".mkv", ".webm", ".mov", ".avi", ".m4v", ".mpg", ".mpeg", ".ts")

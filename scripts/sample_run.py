@@ -9,14 +9,14 @@ from pathlib import Path
 
 import torch
 
-from eval.judges import Judges
+from eval.compare.ranker import VIDEO_ONLY, Ranker, Score, best
+from eval.features.published_models import Judges
 from meanflow.guidance import Guided
-from scripts.sample_best import VIDEO_ONLY, Ranker, Score, best
 from scripts.sample_jobs import Job, fitting, name_of
-from teacher.data.media import check_sound_format
-from teacher.pipeline import Pipeline, SamplingConfig
-from teacher.provenance import made_here
-from teacher.scene import Sound
+from teacher.media import check_sound_format
+from teacher.sampling.pipeline import Pipeline, SamplingConfig
+from teacher.sampling.provenance import made_here
+from teacher.sampling.scene import Sound
 
 
 @dataclass(frozen=True, kw_only=True)

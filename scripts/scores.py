@@ -12,13 +12,12 @@ import numpy as np
 from torch import Tensor
 
 from distill.evaluation import Scores
-from eval.extractors.embedded import EmbeddedAudioFeatures
-from eval.extractors.embedded_classifier import EmbeddedClassifier, labels_are_useful, pseudo_labels
-from eval.frechet import frechet_distance
-from eval.kl import kl_divergence
-from eval.onsets import detect_onsets, match_onsets
-from eval.statistics import GaussianStats
-from teacher.data.dataset import Record
+from eval.features.embedded import EmbeddedAudioFeatures, EmbeddedClassifier, labels_are_useful, pseudo_labels
+from eval.metrics.frechet import frechet_distance
+from eval.metrics.kl import kl_divergence
+from eval.metrics.moments.gaussian import GaussianStats
+from eval.metrics.onsets import detect_onsets, match_onsets
+from teacher.features.dataset import Record
 
 CLIPS_PER_CLASS = 4
 RIDGE = 1.0

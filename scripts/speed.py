@@ -8,16 +8,16 @@ from pathlib import Path
 import torch
 import tyro
 
-from eval.budget_text import batch_markdown, budget_markdown
-from eval.chain import Chain, Work
 from eval.ledger import record
-from eval.measure_budget import measure_budget
-from eval.random_chain import EncoderSet, random_chain
+from eval.speed.budget import measure_budget
+from eval.speed.budget_text import batch_markdown, budget_markdown
+from eval.speed.random_stages import EncoderSet, random_chain
+from eval.speed.stages import Chain, Work
 from meanflow import Guidance
 from scripts.errors import one_line_errors
-from teacher.data.dataset import FeatureSet
-from teacher.pipeline import Pipeline, Precision
-from teacher.variants import variant
+from teacher.features.dataset import FeatureSet
+from teacher.network.variants import variant
+from teacher.sampling.pipeline import Pipeline, Precision
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,7 +18,7 @@ from distill.presets import (
     teacher_published,
 )
 from distill.presets.ablations import ABLATIONS, ablation
-from distill.runs import train_teacher
+from distill.tasks import train_teacher
 from scripts.errors import one_line_errors
 from scripts.scores import embedded_scores
 

@@ -16,13 +16,13 @@ from pathlib import Path
 
 import tyro
 
-from eval.hygiene import facts_of
-from eval.judges import Judges
-from eval.rows import Row, Task, changed_lines
-from eval.verify import Check, Kept
-from eval.verify_sound import Sounds
+from eval.compare.hygiene import facts_of
+from eval.compare.rows import Row, Task, changed_lines
+from eval.compare.verify import Check, Kept
+from eval.compare.verify_sound import Sounds
+from eval.features.published_models import Judges
 from scripts.errors import one_line_errors
-from teacher.data.dataset import FeatureSet
+from teacher.features.dataset import FeatureSet
 
 DIFFERENT = 1
 

@@ -7,9 +7,9 @@ import torch
 
 from teacher.audio.embedded_codec import EmbeddedCodec
 from teacher.encoders.registry import load_encoders
-from teacher.network import MMAudio
-from teacher.pipeline import Card, Pipeline
-from teacher.variants import variant
+from teacher.network.mmaudio import MMAudio
+from teacher.network.variants import variant
+from teacher.sampling.pipeline import Card, Pipeline
 
 
 def tiny_pipeline(licence: str = "MIT") -> Pipeline:

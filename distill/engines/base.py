@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from distill.config import OptimConfig
-from teacher.network import MMAudio
+from teacher.network.mmaudio import MMAudio
 
 if TYPE_CHECKING:
     from accelerate import Accelerator

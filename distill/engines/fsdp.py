@@ -25,8 +25,8 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from distill.config import OptimConfig
 from distill.engines.base import Engine, Tensors
-from distill.optim import MOMENTS, adamw, check_moments, set_learning_rate, steps_on_device
-from teacher.network import MMAudio
+from distill.engines.optim import MOMENTS, adamw, check_moments, set_learning_rate, steps_on_device
+from teacher.network.mmaudio import MMAudio
 
 if TYPE_CHECKING:
     from accelerate import Accelerator

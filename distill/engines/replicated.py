@@ -8,8 +8,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from distill.config import OptimConfig
 from distill.engines.base import Engine, Tensors
-from distill.optim import adamw, named_moments, restore_moments, set_learning_rate
-from teacher.network import MMAudio
+from distill.engines.optim import adamw, named_moments, restore_moments, set_learning_rate
+from teacher.network.mmaudio import MMAudio
 
 
 class Replicated(Engine):

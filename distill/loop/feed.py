@@ -9,8 +9,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from teacher.data.dataset import Batch, Examples, batch_indices
-from teacher.share import Share, shares
+from teacher.features.dataset import Batch, Examples, Share, batch_indices, shares
 
 
 class Feed:

@@ -4,7 +4,7 @@ from itertools import chain
 
 from torch import nn
 
-from teacher.network import MMAudio
+from teacher.network.mmaudio import MMAudio
 
 RECOMPILES = 64
 """Versions of a forward that torch.compile keeps before it silently runs further ones uncompiled. Its own limit of 8

@@ -1,27 +1,72 @@
-"""A run in progress: the prepared engine with its averages, and what is saved, resumed, published and evaluated."""
+"""What the training loop is given: a network, its step, its data, and ways to judge and publish it.
+
+A run in progress: the prepared engine with its averages, and what is saved, resumed, published and evaluated."""
 
 import filecmp
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from distill import checkpoint
-from distill.averages import SharedAverages, holding
-from distill.ema import PowerEMA, trained_names
+import torch
+from torch import nn
+
+from distill.checkpoints import store as checkpoint
+from distill.checkpoints.ema import PowerEMA, SharedAverages, holding, trained_names
+from distill.checkpoints.posthoc import write_snapshot
+from distill.checkpoints.run_folder import package_version
+from distill.config import LoopConfig
 from distill.engines import Engine, Tensors
 from distill.engines.base import TogetherError, precision_name
-from distill.evaluation import Evaluated
-from distill.loop.faults import CANNOT_GO_ON, WRONG_INPUT, TrainingError
+from distill.evaluation import Evaluated, HeldOut
+from distill.loop.exits import CANNOT_GO_ON, WRONG_INPUT, TrainingError
 from distill.loop.lines import append, drop_later, last_line
 from distill.loop.memory import prepare_blocks
-from distill.loop.task import Task
-from distill.posthoc import write_snapshot
-from distill.saving.run_folder import package_version
+from teacher.audio.codec import AudioCodec
+from teacher.features.dataset import Batch, Examples, Share
 from teacher.files import DIGESTS, read_digests, replacing, write_digests
+from teacher.flow_matching import Terms
+from teacher.network.mmaudio import MMAudio
 from teacher.weights import load_strictly, read_run_config
+
+Step = Callable[[nn.Module, MMAudio, Batch, torch.Generator, float, Share], Terms]
+"""(network to call with gradients, the same network plain, batch, generator, share of training done, which rows of the
+whole batch these are) -> terms."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """What the loop trains: a network, its step, and a way to judge it."""
+
+    kind: str
+    config: Any
+    """The run's dataclass, written to config.json."""
+    loop: LoopConfig
+    data: Examples
+    """The training split, in the network's units."""
+    features: Path
+    """The feature folder whose description goes into the run folder."""
+    codec: AudioCodec
+    """The codec that decodes what the network makes; written into the run folder."""
+    net: MMAudio
+    step: Step
+    evaluate: HeldOut
+    """Called by every process; what the main process gets goes into the log."""
+    best: str
+    """The number of an evaluation of which the smallest marks the best checkpoint."""
+    float32_only: bool = False
+    """Whether the step is refused under mixed precision, because it takes differences of the network."""
+    frozen: tuple[MMAudio, ...] = ()
+    """Networks the step uses but does not train; moved to the device."""
+    digests: dict[str, str]
+    """Digests of everything the run starts from."""
+    licence: str | None = None
+    """Licence inherited from weights the run starts from."""
+    publish: Callable[[str, Tensors], dict[str, Tensors]] | None = None
+    """Turns a state dict of `net` into files for use, where training changes the names (adapters)."""
 
 
 @contextmanager

@@ -1,7 +1,7 @@
 """Complete configurations by name, for the command lines and for code."""
 
-from distill.presets.common import PUBLISHED
 from distill.presets.students import (
+    PUBLISHED,
     student_debug,
     student_demo,
     student_large_44k_v2,

@@ -4,8 +4,8 @@ from dataclasses import dataclass, field, replace
 
 from distill.config import Fresh, TeacherRun
 from distill.presets import teacher_published
-from teacher.data.joint import Modalities
-from teacher.variants import MMAudioConfig, variant
+from teacher.features.joint import Modalities
+from teacher.network.variants import MMAudioConfig, variant
 
 BASE = "small_16k"
 

@@ -3,10 +3,10 @@
 from dataclasses import replace
 
 from distill.config import EvaluationConfig, Fresh, FromWeights, LoopConfig, OptimConfig, TeacherRun
-from distill.presets.common import DATA, OWN_DATA, PRETRAINED, debug_loop
-from teacher.lora import LoRAConfig
-from teacher.train import ConditionDropout, FlowMatching
-from teacher.variants import variant
+from distill.presets.students import DATA, OWN_DATA, PRETRAINED, debug_loop
+from teacher.flow_matching import ConditionDropout, FlowMatching
+from teacher.network.lora import LoRAConfig
+from teacher.network.variants import variant
 
 
 def teacher_demo() -> TeacherRun:

@@ -27,7 +27,7 @@ from eval.extractors.clap_tokens import CaptionTokenizer
 from eval.extractors.htsat import LAION, Htsat, HtsatConfig, check_constants
 from eval.extractors.htsat_front_end import LAION_SAMPLES, laion_length
 from eval.extractors.official import LoadedFile, OfficialFile, load_official, read_official
-from teacher.weights.errors import WeightsError
+from teacher.files.errors import WeightsError
 
 CLAP_LAION = OfficialFile(
     file="music_speech_audioset_epoch_15_esc_89.98.pt",

@@ -29,7 +29,7 @@ from eval.extractors.clap_tokens import CaptionTokenizer
 from eval.extractors.htsat import MS_2023, Htsat, HtsatConfig, check_constants
 from eval.extractors.htsat_front_end import MS_SAMPLES, ms_length
 from eval.extractors.official import LoadedFile, OfficialFile, load_official, read_official
-from teacher.weights.errors import WeightsError
+from teacher.files.errors import WeightsError
 
 CLAP_MS_2023 = OfficialFile(
     file="CLAP_weights_2023.pth",

@@ -1,7 +1,7 @@
 """ImageBind-huge (arXiv 2305.05665): picture and sound in one space, for the ImageBind score of video-to-audio papers.
 
 A clip's embedding is the mean of the embeddings, each of length 1, of its three pieces of sound or of its nine clips
-of picture; `eval/alignment.py` takes the cosine of the two. The published sound embeddings are multiplied by 20
+of picture; `eval/metrics/alignment.py` takes the cosine of the two. The published sound embeddings are multiplied by 20
 before they are averaged, which no cosine sees; here they are not. What is heard and seen of a clip, and how that
 differs from av-benchmark, is told in `imagebind_front_end.py`.
 

@@ -29,9 +29,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from eval.extractors.kaldi_fbank import KaldiFbank
-from teacher.data.media import FrameRequest, MediaInfo, probe, read_frames
 from teacher.encoders.base import Frames
 from teacher.encoders.clip import PIXEL_MEAN, PIXEL_STD
+from teacher.media import FrameRequest, MediaInfo, probe, read_frames
 
 SAMPLE_RATE = 16_000
 PIECES = 3

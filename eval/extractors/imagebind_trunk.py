@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from eval.extractors.imagebind_front_end import FRAMES, MELS, PIXELS
-from teacher.encoders.synchformer_blocks import Mlp, attend
+from teacher.encoders.synchformer import Mlp, attend
 
 EPS = 1e-6
 STEM_EPS = 1e-5

@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from teacher.files.errors import WeightsError
+from teacher.files.tensors import few, file_digest, load_strictly, read_tensors
 from teacher.weights.checkpoint import is_safetensors, load_untrusted
-from teacher.weights.errors import WeightsError
-from teacher.weights.files import few, file_digest, load_strictly, read_tensors
 
 KEYS = ("model", "state_dict")
 """Keys under which training states keep their tensors."""

@@ -16,7 +16,7 @@ from torch.nn import functional
 from eval.extractors.base import Embeddings, check_waves, exact_float32
 from eval.extractors.mel_front_end import centred, decibels, frames, power, spectrum, triangle_filters
 from eval.extractors.official import LoadedFile, OfficialFile, load_official
-from teacher.weights.errors import WeightsError
+from teacher.files.errors import WeightsError
 
 CNN14_16K = OfficialFile(
     file="Cnn14_16k_mAP=0.438.pth",

@@ -22,7 +22,7 @@ from eval.extractors.base import Embeddings, check_waves, exact_float32
 from eval.extractors.kaldi_fbank import PREEMPHASIS, mel_filters
 from eval.extractors.official import LoadedFile, OfficialFile, load_official
 from teacher.audio.mel import hann_window
-from teacher.encoders.synchformer_blocks import Mlp, attend
+from teacher.encoders.synchformer import Mlp, attend
 
 PASST_S = OfficialFile(
     file="passt-s-f128-p16-s10-ap.476-swa.pt",

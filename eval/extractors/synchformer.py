@@ -2,8 +2,8 @@
 
 Synchformer (arXiv 2401.16423) as `teacher.encoders` builds it. Pictures are 25 frames a second of 224 x 224 pixels in
 segments of 16 frames every 8, sound is 16 kHz in segments of 10 240 samples every 5120: 24 of each in 8 s. The offset
-head judges 14 segments (4.8 s); a clip is shown to it twice, its first 14 and its last 14. `eval/desync.py` turns the
-logits into seconds.
+head judges 14 segments (4.8 s); a clip is shown to it twice, its first 14 and its last 14. `eval/metrics/desync.py`
+turns the logits into seconds.
 
 Unlike av-benchmark this refuses a clip whose sound and picture have unequal numbers of segments: their last windows
 would lie at different times, and the difference would be scored as desynchronisation. The mean of the wave is left in,
@@ -18,16 +18,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from eval.desync import first_and_last
 from eval.extractors.base import check_waves, exact_float32
 from eval.extractors.official import LoadedFile, OfficialFile, load_official
-from teacher.data.media import FrameRequest
-from teacher.encoders.base import Frames, checked_frames
+from eval.metrics.desync import first_and_last
+from teacher.encoders.base import Frames, checked_frames, tensors_digest
 from teacher.encoders.synchformer import SYNC_REQUEST, VISUAL, cut_segments
 from teacher.encoders.synchformer_audio import SAMPLE_RATE, SEGMENT_SAMPLES
 from teacher.encoders.synchformer_sync import Synchformer, SynchformerConfig
-from teacher.encoders.tensors import tensors_digest
-from teacher.sequence import FEATURES_PER_SEGMENT
+from teacher.media import FrameRequest
+from teacher.network.sequence import FEATURES_PER_SEGMENT
 from teacher.weights.cards import card
 
 CLIPS_AT_ONCE = 8

@@ -23,11 +23,10 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
-from teacher.audio.codec import Posterior, check_statistics
-from teacher.audio.codec_file import FITTED, read_codec_file, write_codec_file
+from teacher.audio.codec import FITTED, Posterior, check_statistics, read_codec_file, write_codec_file
 from teacher.audio.griffin_lim import griffin_lim
 from teacher.audio.mel import MEL_16K, MelConfig, log_mel
-from teacher.sequence import SequenceConfig, check_whole
+from teacher.network.sequence import SequenceConfig, check_whole
 
 KIND = "embedded-pca"
 VERSION = 1

@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
-from teacher.sequence import MAX_SAMPLE_RATE, check_whole
+from teacher.network.sequence import MAX_SAMPLE_RATE, check_whole
 
 MAGNITUDE_EPS = 1e-9
 MEL_FLOOR = 1e-5

@@ -19,15 +19,14 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
-from teacher.audio.codec import Posterior, check_statistics
-from teacher.audio.codec_file import read_codec_file, write_codec_file
+from teacher.audio.codec import Posterior, check_statistics, read_codec_file, write_codec_file
 from teacher.audio.mel import MEL_16K, MEL_44K, MelConfig, log_mel
 from teacher.audio.vae import VAE, VAE_16K, VAE_44K, Part, VAEConfig, load_vae
 from teacher.audio.vocoder import BIGVGAN_16K, BIGVGAN_V2_44K, BigVGAN, VocoderConfig
 from teacher.files import Moved
-from teacher.sequence import SEQUENCE_16K, SEQUENCE_44K, SequenceConfig
-from teacher.weights.errors import WeightsError
-from teacher.weights.files import read_component_info, read_tensors
+from teacher.files.errors import WeightsError
+from teacher.files.tensors import read_component_info, read_tensors
+from teacher.network.sequence import SEQUENCE_16K, SEQUENCE_44K, SequenceConfig
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,12 +5,11 @@ from pathlib import Path
 
 import torch
 
-from teacher.audio.codec import AudioCodec
-from teacher.audio.codec_file import FITTED, read_codec_file
+from teacher.audio.codec import FITTED, AudioCodec, read_codec_file
 from teacher.audio.embedded_codec import EmbeddedCodec
 from teacher.audio.mel import MEL_16K, MEL_44K, MelConfig
 from teacher.audio.mmaudio_codec import STACKS, MMAudioCodec, Models
-from teacher.weights.errors import WeightsError
+from teacher.files.errors import WeightsError
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,12 +17,11 @@ from torch import Tensor
 from torch.nn import functional
 
 from mf_mjt_torchvision import guard_torchvision
-from teacher.data.media import FrameRequest
-from teacher.encoders.base import Frames, checked_frames
-from teacher.encoders.tensors import count_blocks, shape_of, tensors_digest
-from teacher.sequence import IMAGE_FPS
-from teacher.weights.errors import WeightsError
-from teacher.weights.files import load_strictly, read_tensors
+from teacher.encoders.base import Frames, checked_frames, count_blocks, shape_of, tensors_digest
+from teacher.files.errors import WeightsError
+from teacher.files.tensors import load_strictly, read_tensors
+from teacher.media import FrameRequest
+from teacher.network.sequence import IMAGE_FPS
 
 if TYPE_CHECKING:
     from open_clip import CLIP

@@ -18,9 +18,9 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
-from teacher.data.media import FrameRequest
 from teacher.encoders.base import Frames, checked_frames
-from teacher.sequence import (
+from teacher.media import FrameRequest
+from teacher.network.sequence import (
     FEATURES_PER_SEGMENT,
     IMAGE_DIM,
     IMAGE_FPS,

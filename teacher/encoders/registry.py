@@ -8,11 +8,11 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from teacher.data.media import FrameRequest, MediaError, MediaInfo, probe, read_frames
 from teacher.encoders import clip, embedded, synchformer
 from teacher.encoders.base import Frames, ImageEncoder, SyncEncoder, TextEncoder
-from teacher.sequence import IMAGE_DIM, SYNC_DIM, TEXT_DIM
-from teacher.weights.errors import WeightsError
+from teacher.files.errors import WeightsError
+from teacher.media import FrameRequest, MediaError, MediaInfo, probe, read_frames
+from teacher.network.sequence import IMAGE_DIM, SYNC_DIM, TEXT_DIM
 
 SHORTEST_SHARE = 0.9
 """A video window this complete is used; its last frame stands in for the rest."""

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from teacher.audio.mel import hann_window
-from teacher.encoders.synchformer_blocks import TokenPool, attend
-from teacher.encoders.tensors import count_blocks, shape_of
+from teacher.encoders.base import count_blocks, shape_of
+from teacher.encoders.synchformer import TokenPool, attend
 
 SAMPLE_RATE = 16_000
 SEGMENT_SAMPLES = 10_240

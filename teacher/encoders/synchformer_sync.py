@@ -13,12 +13,11 @@ import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 
-from teacher.encoders.synchformer import SEGMENTS_AT_ONCE, VisualConfig, VisualEncoder, encode_segments
+from teacher.encoders.base import count_blocks, shape_of
+from teacher.encoders.synchformer import SEGMENTS_AT_ONCE, VisualConfig, VisualEncoder, attend, encode_segments
 from teacher.encoders.synchformer_audio import AudioConfig, AudioEncoder, cut_wave, sync_spectrogram
-from teacher.encoders.synchformer_blocks import attend
-from teacher.encoders.tensors import count_blocks, shape_of
-from teacher.weights.errors import WeightsError
-from teacher.weights.files import load_strictly, read_tensors
+from teacher.files.errors import WeightsError
+from teacher.files.tensors import load_strictly, read_tensors
 
 HEAD = "transformer."
 LARGEST_OFFSET_S = 2.0

@@ -1,7 +1,7 @@
 """Networks on disk: a run folder holds config.json and safetensors files; nothing in it can execute code."""
 
-from teacher.weights.errors import WeightsError
-from teacher.weights.files import (
+from teacher.files.errors import WeightsError
+from teacher.files.tensors import (
     ComponentInfo,
     file_digest,
     load_strictly,

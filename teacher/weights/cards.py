@@ -7,7 +7,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from teacher.weights.errors import WeightsError
+from teacher.files.errors import WeightsError
 
 MIB = 2**20
 CLOSE = 0.1

@@ -13,12 +13,12 @@ import torch
 from torch import Tensor
 
 from teacher.files import FolderLock, write_digests
+from teacher.files.errors import WeightsError
+from teacher.files.tensors import ComponentInfo, check_fit, read_component_info
+from teacher.files.write import write_component
 from teacher.weights.cards import COMPONENTS, card
 from teacher.weights.checkpoint import check_volume, read_checkpoint
-from teacher.weights.errors import WeightsError
-from teacher.weights.files import ComponentInfo, check_fit, read_component_info
 from teacher.weights.layouts import TABLES, Layout, canonical, identify, layouts
-from teacher.weights.write import write_component
 
 BLOCK = 2**20
 Note = Callable[[str], None]
@@ -141,7 +141,7 @@ def _canonical_tensors(source: Path, component: str, tensors: dict[str, Tensor])
     if component.startswith("mmaudio_"):
         return {name: tensor for name, tensor in tensors.items() if name not in TABLES}
     if component.startswith("bigvgan_"):
-        from teacher.audio.weight_norm import fold_weight_norm  # the vocoder imports this package for its files
+        from teacher.audio.vocoder import fold_weight_norm
 
         try:
             return fold_weight_norm(tensors)

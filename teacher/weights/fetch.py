@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import IO
 from urllib.parse import urlsplit
 
+from teacher.files.errors import WeightsError
 from teacher.weights.cards import Card
-from teacher.weights.errors import WeightsError
 
 BLOCK = 2**20
 USER_AGENT = "mf-mjt"

@@ -78,8 +78,8 @@ def _of(module: nn.Module) -> Layout:
 
 
 def _network(variant: str) -> Layout:
-    from teacher.network import MMAudio  # models import this package for its files
-    from teacher.variants import VARIANTS
+    from teacher.network.mmaudio import MMAudio
+    from teacher.network.variants import VARIANTS
 
     with torch.device("meta"):
         return _of(MMAudio(VARIANTS[variant]))

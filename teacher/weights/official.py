@@ -17,10 +17,10 @@ from typing import Any
 
 from meanflow.config import to_plain
 from teacher.files import FolderLock, replacing, write_digests
+from teacher.files.errors import WeightsError
+from teacher.files.tensors import read_component_info, read_tensors
 from teacher.weights.cards import bundle, bundle_licence, card
 from teacher.weights.convert import Note, component_path, ensure_component, find_source
-from teacher.weights.errors import WeightsError
-from teacher.weights.files import read_component_info, read_tensors
 from teacher.weights.run_folder import read_run_config
 
 KIND = "official"
@@ -75,7 +75,7 @@ def make_run(
 
     Raises WeightsError if the network itself is missing, or the folder already holds another run.
     """
-    from teacher.variants import variant as network_config  # models import this package for its files
+    from teacher.network.variants import variant as network_config
 
     names = bundle(variant)
     _check_free(run, variant)
@@ -144,7 +144,7 @@ def _codec_name(variant: str) -> str:
 
 
 def _write_codec(path: Path, variant: str, weights_dir: Path, components: dict[str, Path]) -> None:
-    from teacher.audio.codec_file import write_codec_file  # codecs import this package for its files
+    from teacher.audio.codec import write_codec_file
 
     network, vae, vocoder, *_ = bundle(variant)
     tensors = read_tensors(components[network])

@@ -15,13 +15,13 @@ from safetensors import SafetensorError, safe_open
 
 from meanflow.config import from_plain
 from teacher.files import DIGEST, Moved, check_digests, file_sha256, read_json, recorded_steps, same_digest
-from teacher.sequence import check_window
-from teacher.weights.errors import WeightsError
-from teacher.weights.files import load_strictly, read_shapes
+from teacher.files.errors import WeightsError
+from teacher.files.tensors import load_strictly, read_shapes
+from teacher.network.sequence import check_window
 
 if TYPE_CHECKING:
-    from teacher.network import MMAudio
-    from teacher.variants import MMAudioConfig
+    from teacher.network.mmaudio import MMAudio
+    from teacher.network.variants import MMAudioConfig
 
 UNSPECIFIED = "unspecified"
 """Licence of a run that states none."""
@@ -39,8 +39,8 @@ def load_network(run: Path, *, weights: str = "auto") -> "MMAudio":
 
     Raises WeightsError naming what is missing or damaged, and the names that do not match.
     """
-    from teacher.network import MMAudio  # models import this package for its files; only this function needs a network
-    from teacher.variants import MMAudioConfig
+    from teacher.network.mmaudio import MMAudio
+    from teacher.network.variants import MMAudioConfig
 
     config = read_run_config(run)
     if "network" not in config:

@@ -6,7 +6,7 @@ import torch
 
 from distill.config import OptimConfig
 from distill.engines import Engine, Tensors, start
-from teacher.network import MMAudio
+from teacher.network.mmaudio import MMAudio
 from tests.distill.reference import OPTIM, UNCLIPPED, Sounds, loss
 
 BETA = OPTIM.betas[0]

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from distill.engines import start
 from distill.engines.base import TogetherError
 from meanflow import ForwardAD
-from teacher.lora import LoRAConfig, add_lora
-from teacher.network import MMAudio
-from teacher.velocity import student_velocity
+from teacher.network.lora import LoRAConfig, add_lora
+from teacher.network.mmaudio import MMAudio
+from teacher.network.velocity import student_velocity
 from tests.distill.driving import BETA, gradient, moments, prepared, same, step, weights, worst
 from tests.distill.reference import FRAMES, OPTIM, Reference, Sounds, network, sounds
 

@@ -6,9 +6,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from distill import train as loop
 from distill.config import Distillation, DistillConfig, FromData, OptimConfig
-from distill.runs import train
+from distill.loop import fit as loop
+from distill.tasks import train
 from meanflow import MixedGuidance
 from meanflow.time_sampling import TimePairs
 from tests.distill import tiny

@@ -7,12 +7,12 @@ import torch
 from torch import Tensor, nn
 
 from distill.config import OptimConfig
-from distill.optim import adamw, named_moments, restore_moments, set_learning_rate
+from distill.engines.optim import adamw, named_moments, restore_moments, set_learning_rate
 from meanflow import AdaptiveL2, Field, MeanFlow
 from meanflow.shapes import AverageVelocity
-from teacher.conditions import Conditions
-from teacher.network import MMAudio
-from teacher.velocity import student_velocity
+from teacher.network.conditions import Conditions
+from teacher.network.mmaudio import MMAudio
+from teacher.network.velocity import student_velocity
 from tests.distill import tiny
 
 NETWORK = replace(tiny.NETWORK, interval_embedding=True, latent_channels=21, mlp_multiple_of=15)

@@ -11,10 +11,12 @@ import torch
 import tyro
 from safetensors.torch import load_file
 
-from distill import checkpoint, train
+from distill.checkpoints import store as checkpoint
+from distill.checkpoints.posthoc import reconstruct
 from distill.config import DistillConfig, Fresh, FromWeights, TeacherRun
+from distill.initial_network import begin
+from distill.loop import fit as train
 from distill.loop.feed import generator
-from distill.posthoc import reconstruct
 from distill.presets import (
     PUBLISHED,
     student_debug,
@@ -25,19 +27,18 @@ from distill.presets import (
     teacher_published,
 )
 from distill.presets.ablations import ABLATIONS, ablation
-from distill.runs import open_sets, train_teacher
-from distill.runs import train as distil
-from distill.start import begin
+from distill.tasks import open_sets, train_teacher
+from distill.tasks import train as distil
 from meanflow.config import from_plain, to_plain
 from scripts import ema
 from scripts.train_teacher import PRESETS
 from teacher.audio.registry import open_codec
-from teacher.data.dataset import batch_indices, load_codec
-from teacher.data.joint import JointSet
-from teacher.lora import LoRAConfig, load_adapter, merge_lora
-from teacher.network import MMAudio
-from teacher.train import flow_matching_step
-from teacher.variants import variant
+from teacher.features.dataset import batch_indices, load_codec
+from teacher.features.joint import JointSet
+from teacher.flow_matching import flow_matching_step
+from teacher.network.lora import LoRAConfig, load_adapter, merge_lora
+from teacher.network.mmaudio import MMAudio
+from teacher.network.variants import variant
 from teacher.weights import load_network, read_licence
 from tests.distill import tiny
 
@@ -161,8 +162,8 @@ def test_a_fresh_network_takes_statistics_and_the_empty_caption(data, monkeypatc
     folder = data.parent / "spoken"
     folder.mkdir(exist_ok=True)
     (folder / "features.json").write_text(json.dumps(info))
-    monkeypatch.setattr("distill.start.load_codec", lambda features, weights_dir: codec)
-    monkeypatch.setattr("distill.start.load_encoders", lambda name, weights_dir: Spoken())
+    monkeypatch.setattr("distill.initial_network.load_codec", lambda features, weights_dir: codec)
+    monkeypatch.setattr("distill.initial_network.load_encoders", lambda name, weights_dir: Spoken())
     net = begin(Fresh(network=tiny.NETWORK), folder, seed=0).net
     assert torch.equal(net.latent_mean.flatten(), mean)
     assert torch.equal(net.latent_std.flatten(), std)

@@ -9,10 +9,10 @@ import torch
 import tyro
 
 from distill.config import Distillation, DistillConfig, FromData, FromTeacher, GuidedInput
+from distill.method.step import train_step
+from distill.method.student import student_from_teacher
 from distill.presets.methods import METHODS
-from distill.runs import train, train_teacher
-from distill.step import train_step
-from distill.student import student_from_teacher
+from distill.tasks import train, train_teacher
 from meanflow import (
     AlphaFlow,
     ConsistencyTraining,
@@ -24,14 +24,14 @@ from meanflow import (
 from meanflow.config import dumps, from_plain, loads, to_plain
 from meanflow.time_sampling import MixedTimes
 from scripts.distill import PRESETS
-from teacher.conditions import Conditions
-from teacher.data.dataset import Batch
-from teacher.network import MMAudio
-from teacher.variants import MMAudioConfig
-from teacher.velocity import student_velocity
+from teacher.features.dataset import Batch
+from teacher.network.conditions import Conditions
+from teacher.network.mmaudio import MMAudio
+from teacher.network.variants import MMAudioConfig
+from teacher.network.velocity import student_velocity
 from teacher.weights import load_network
 from tests.distill import tiny
-from tests.teacher.test_network import conditions, opened, small
+from tests.teacher.network.test_network import conditions, opened, small
 
 HALF = MixedTimes(fm_fraction=0.5)
 GUIDED = FromData(mixed=MixedGuidance(omega=0.3, kappa=0.9), predictions="student")

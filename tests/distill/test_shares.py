@@ -8,15 +8,14 @@ import torch
 
 from distill.config import Distillation, FromData, FromTeacher, GuidedInput
 from distill.loop.feed import Feed, generator
+from distill.method.step import evenly, train_step
+from distill.method.student import student_from_teacher
 from distill.presets.methods import METHODS as PRESETS
-from distill.step import evenly, train_step
-from distill.student import student_from_teacher
 from meanflow import Guidance, ImprovedMeanFlow, MeanFlow, MixedGuidance, TerminalVelocity
 from meanflow.time_sampling import MixedTimes, TimePairs
-from teacher.data.dataset import Batch
-from teacher.share import Share, shares
-from teacher.train import ConditionDropout, FlowMatching, flow_matching_step
-from tests.teacher.test_network import conditions, opened, small
+from teacher.features.dataset import Batch, Share, shares
+from teacher.flow_matching import ConditionDropout, FlowMatching, flow_matching_step
+from tests.teacher.network.test_network import conditions, opened, small
 
 DROPOUT = ConditionDropout(video=0.3, text=0.3, text_only=0.2)
 METHODS = {

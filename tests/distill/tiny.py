@@ -5,10 +5,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from distill.config import EvaluationConfig, Fresh, LoopConfig, OptimConfig, TeacherRun
-from teacher.data.extract import ExtractConfig, extract
-from teacher.data.manifest import read_manifest
-from teacher.data.world import WorldConfig, render_world
-from teacher.variants import MMAudioConfig
+from teacher.features.extract import ExtractConfig, extract
+from teacher.lists.manifest import read_manifest
+from teacher.network.variants import MMAudioConfig
+from teacher.world.render import WorldConfig, render_world
 
 NETWORK = MMAudioConfig(num_heads=1, head_dim=16, joint_depth=1, fused_depth=1, latent_channels=20, mlp_multiple_of=16)
 LOOP = LoopConfig(

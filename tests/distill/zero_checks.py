@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from distill.engines import Engine
 from meanflow import Headed
-from teacher.network import MMAudio
+from teacher.network.mmaudio import MMAudio
 from tests.distill import engine_checks
 from tests.distill.driving import BETA, gradient, moments, prepared, same, weights, worst
 from tests.distill.reference import NETWORK, OPTIM, UNCLIPPED, Sounds, loss, network, sounds

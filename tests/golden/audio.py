@@ -6,8 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from teacher.audio.vae import VAE
-from teacher.audio.vocoder import BigVGAN, VocoderConfig
-from teacher.audio.weight_norm import fold_weight_norm
+from teacher.audio.vocoder import BigVGAN, VocoderConfig, fold_weight_norm
 from tests.golden.deviation import Deviation, relative
 from tests.golden.recipe import Recording
 

@@ -5,7 +5,7 @@ from typing import Any
 
 from teacher.audio.mel import MelConfig, log_mel, mel_filterbank, window
 from teacher.encoders.clip import clip_tokenizer
-from teacher.sequence import SEQUENCE_16K, SEQUENCE_44K, SequenceConfig, image_frames, sync_frames
+from teacher.network.sequence import SEQUENCE_16K, SEQUENCE_44K, SequenceConfig, image_frames, sync_frames
 from tests.golden.deviation import Deviation, relative
 from tests.golden.recipe import Recording
 

@@ -10,7 +10,7 @@ from teacher.audio.vae import VAE, VAEConfig
 from teacher.audio.vocoder import BigVGAN, VocoderConfig
 from teacher.encoders.synchformer import SynchformerVisual, VisualConfig
 from teacher.encoders.synchformer_sync import Synchformer, SynchformerConfig
-from teacher.network import MMAudio
+from teacher.network.mmaudio import MMAudio
 from tests.golden.deviation import Deviation
 from tests.golden.recipe import Recording, recorded_config
 

@@ -8,12 +8,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from eval.alignment import paired_cosines
-from eval.desync import DeSync
-from eval.frechet import frechet_distance
-from eval.inception_score import inception_score
-from eval.kl import kl_divergence, kl_sigmoid_positive_part
-from eval.statistics import GaussianStats
+from eval.metrics.alignment import paired_cosines
+from eval.metrics.desync import DeSync
+from eval.metrics.frechet import frechet_distance
+from eval.metrics.inception import inception_score
+from eval.metrics.kl import kl_divergence, kl_sigmoid_positive_part
+from eval.metrics.moments.gaussian import GaussianStats
 from teacher.encoders.synchformer_sync import class_offsets_s
 from tests.golden.deviation import Deviation, relative
 from tests.golden.recipe import Recording

@@ -13,11 +13,11 @@ from meanflow.derivative import ForwardAD
 from meanflow.guidance import Guidance
 from meanflow.path import interpolate, jump, velocity
 from meanflow.sampling import euler, time_grid
-from teacher.conditions import Conditions
-from teacher.embeddings import Rotary
-from teacher.generate import generate
-from teacher.network import Encoded, MMAudio
-from teacher.velocity import Guide
+from teacher.network.conditions import Conditions
+from teacher.network.embeddings import Rotary
+from teacher.network.mmaudio import Encoded, MMAudio
+from teacher.network.velocity import Guide
+from teacher.sampling.generator import generate
 from tests.golden.deviation import Deviation, relative
 from tests.golden.recipe import Recording, recorded_conditions, recorded_network
 
@@ -182,7 +182,7 @@ def integrations(case: Case) -> Made:
 
 
 def training(case: Case) -> Made:
-    """The loss of teacher.train with recorded draws, and its gradients.
+    """The loss of teacher.flow_matching with recorded draws, and its gradients.
 
     A path that keeps a share sigma of the noise at the data, which is zero here, adds sigma (1 - t) e to the state and
     takes sigma e from the velocity e - x.
@@ -252,7 +252,8 @@ def derivatives(prefix: str, case: Case) -> Made:
 
 
 def other_facts(case: Case) -> Iterator[Deviation]:
-    """Number of parameters, names of the trainable ones, gradients that are zero by construction, and teacher.generate.
+    """Number of parameters, names of the trainable ones, gradients that are zero by construction, and
+    teacher.sampling.generator.
 
     Its clock rounds times by 3e-8, which at the 10,000 rad per unit of the second version is 3e-4 rad.
     """

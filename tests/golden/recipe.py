@@ -13,9 +13,9 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from teacher.conditions import Conditions
-from teacher.network import MMAudio
-from teacher.variants import MMAudioConfig
+from teacher.network.conditions import Conditions
+from teacher.network.mmaudio import MMAudio
+from teacher.network.variants import MMAudioConfig
 from tests.golden.deviation import Deviation
 
 

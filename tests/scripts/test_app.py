@@ -27,12 +27,12 @@ from scripts.app_html import alert, comparison, grid, latency
 from scripts.app_studio import Ask, Limits, Model, Setting, StoppedError, Studio
 from scripts.app_timing import DECODE, ENCODING, FLOW, TEXT
 from teacher.audio.embedded_codec import EmbeddedCodec
-from teacher.data.media import MediaError, probe, write_video
 from teacher.encoders.registry import load_encoders
-from teacher.network import MMAudio
-from teacher.pipeline import Card, Pipeline
-from teacher.provenance import read_provenance
-from teacher.variants import variant
+from teacher.media import MediaError, probe, write_video
+from teacher.network.mmaudio import MMAudio
+from teacher.network.variants import variant
+from teacher.sampling.pipeline import Card, Pipeline
+from teacher.sampling.provenance import read_provenance
 from tests.scripts.chromium import Chromium, executable
 
 ROOT = Path(__file__).resolve().parents[2]

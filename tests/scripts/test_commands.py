@@ -12,9 +12,9 @@ import pytest
 import soundfile
 from safetensors.torch import load_file
 
-from eval.rows import read_rows
+from eval.compare.rows import read_rows
 from scripts.demo import Demo, commands
-from teacher.data.media import probe
+from teacher.media import probe
 
 ROOT = Path(__file__).resolve().parents[2]
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
@@ -195,7 +195,7 @@ def test_demo_is_the_documented_commands_in_a_row():
     made = [" ".join(command) for command in commands(Demo(), Path("runs/demo"))]
     modules = ["make_world", "extract", "train_teacher", "distill", "compare", "report"]
     assert [next(m for m in modules if f"scripts.{m}" in line) for line in made] == modules
-    assert all("distill.configs.launch --config_file one_gpu_float32" in line for line in made[2:4])
+    assert all("distill.launch.launcher --config_file one_gpu_float32" in line for line in made[2:4])
     own = [" ".join(command) for command in commands(Demo(data=Path("clips.csv")), Path("runs/clips"))]
     assert len(own) == 5
     assert "--data clips.csv" in own[0]

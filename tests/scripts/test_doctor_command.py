@@ -13,8 +13,8 @@ from meanflow.config import to_plain
 from meanflow.doctor import admit
 from meanflow.doctor.accuracy import examine_accuracy
 from scripts import doctor
-from teacher.network import MMAudio
-from teacher.variants import MMAudioConfig
+from teacher.network.mmaudio import MMAudio
+from teacher.network.variants import MMAudioConfig
 
 PAGE = (Path(__file__).resolve().parents[2] / "docs" / "doctor.md").read_text()
 

@@ -12,14 +12,14 @@ import numpy as np
 import pytest
 import soundfile
 
-from eval.judges import Judges
-from eval.motion import motion_score, read_motion
+from eval.compare.ranker import Ranker, best
+from eval.features.published_models import Judges
+from eval.metrics.motion import motion_score, read_motion
 from scripts.sample import cli
-from scripts.sample_best import Ranker, best
 from scripts.sample_jobs import Job, fitting, jobs
-from teacher.data.media import write_video
-from teacher.pipeline import Pipeline
-from teacher.provenance import read_provenance
+from teacher.media import write_video
+from teacher.sampling.pipeline import Pipeline
+from teacher.sampling.provenance import read_provenance
 from tests.saved_student import save_student
 
 RATE = 16_000

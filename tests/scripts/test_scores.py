@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from eval.extractors.embedded import EmbeddedAudioFeatures
+from eval.features.embedded import EmbeddedAudioFeatures
 from scripts.scores import embedded_scores
-from teacher.data.dataset import Record
+from teacher.features.dataset import Record
 
 RATE = 16000
 ONSETS = ["onset_precision", "onset_recall", "onset_f1"]

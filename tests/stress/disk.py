@@ -13,8 +13,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from distill import checkpoint
-from distill.loop.faults import CANNOT_GO_ON, WRONG_INPUT
+from distill.checkpoints import store as checkpoint
+from distill.loop.exits import CANNOT_GO_ON, WRONG_INPUT
 from eval.ledger import Table, record
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -18,13 +18,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from distill import checkpoint
-from eval.kept_embeddings import KeptEmbeddings, embeddings_path
+from distill.checkpoints import store as checkpoint
+from eval.compare.rows import read_rows
+from eval.features.kept_embeddings import KeptEmbeddings, embeddings_path
 from eval.ledger import Table, record
-from eval.rows import read_rows
 from scripts.check import faults
-from teacher.data.dataset import FeatureSet, load_codec
-from teacher.pipeline import Card, Pipeline
+from teacher.features.dataset import FeatureSet, load_codec
+from teacher.sampling.pipeline import Card, Pipeline
 
 READ_AT_ONCE = 64
 LEFT_OUT = shutil.ignore_patterns("tensorboard", "world", "media", "seed-*", "cache", "parts")

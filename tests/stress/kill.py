@@ -29,9 +29,9 @@ import torch._dynamo
 from accelerate.utils import gather_object  # noqa: F401
 from safetensors.torch import load_file
 
-from distill import checkpoint
+from distill.checkpoints import store as checkpoint
 from distill.config import Distillation, DistillConfig, EvaluationConfig
-from distill.runs import train, train_teacher
+from distill.tasks import train, train_teacher
 from eval.ledger import Table, record
 from meanflow.time_sampling import TimePairs
 from teacher.weights import load_network

@@ -1,7 +1,7 @@
 """Damaged films of every container through every reader: `python -m tests.stress.media --films 400`.
 
 Bytes replaced, zeroed, left out or doubled, and files cut off. Every answer has to be what was read, or one line that
-names the file, within the time and memory of tests/test_hostile_media.py; anything else ends this with an
+names the file, within the time and memory of tests/teacher/media/test_hostile_media.py; anything else ends this with an
 AssertionError that shows it.
 """
 
@@ -10,7 +10,7 @@ import tempfile
 from pathlib import Path
 
 from eval.ledger import Table, record
-from tests.test_hostile_media import CONTAINERS, fuzz
+from tests.teacher.media.test_hostile_media import CONTAINERS, fuzz
 
 
 def main() -> None:

@@ -10,8 +10,8 @@ from torch import Tensor
 from teacher.audio import vae, vocoder
 from teacher.audio.vae import VAEConfig
 from teacher.audio.vocoder import VocoderConfig
-from teacher.network import MMAudio
-from teacher.variants import VARIANTS, MMAudioConfig
+from teacher.network.mmaudio import MMAudio
+from teacher.network.variants import VARIANTS, MMAudioConfig
 from teacher.weights import layouts
 
 TINY = MMAudioConfig(

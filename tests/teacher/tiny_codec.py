@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 from teacher.audio.mmaudio_codec import STACKS
 from teacher.audio.vae import VAE, VAEConfig
 from teacher.audio.vocoder import BigVGAN
-from teacher.weights.files import ComponentInfo
+from teacher.files.tensors import ComponentInfo
 
 VAE_WIDTH = 8
 VOCODER_CHANNELS = 64

@@ -1,0 +1,179 @@
+"""The run folder around its checkpoints: config.json and the weights for use."""
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterable, Mapping
+from importlib.metadata import PackageNotFoundError, version
+from itertools import chain
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from safetensors import SafetensorError, safe_open
+
+from distill.checkpoints.store import read_manifest, step_of
+from distill.checkpoints.writing import Tensors, Written, write_tensors
+from distill.config import NEUTRAL, decisive, without_places
+from meanflow.config import from_plain, to_plain
+from teacher.files import (
+    check_digests,
+    flush_folder,
+    read_digests,
+    recorded_steps,
+    remove_temporaries,
+    replacing,
+    write_digests,
+)
+from teacher.network.variants import MMAudioConfig
+from teacher.weights import read_run_config, read_tensors
+
+CONSOLIDATED = "consolidated"
+"""Entry of config.json in a folder of weights taken out of a run."""
+
+Transform: TypeAlias = Callable[[str, Tensors], dict[str, Tensors]]
+"""(name, tensors of a checkpoint) -> tensors for use by name of file, the same name among them."""
+
+
+def write_config(
+    run: Path, kind: str, config: Any, network: MMAudioConfig, digests: dict[str, str], licence: str | None = None
+) -> None:
+    """config.json before step 0; a folder that already holds another configuration is refused.
+
+    Configurations are compared as values, so that a field added later, at its default, changes nothing. Folders that
+    the run reads may have been moved: what counts is their digests.
+    """
+    document = {
+        "kind": kind,
+        "run": to_plain(config),
+        "network": to_plain(network),
+        "digests": digests,
+        "package_version": package_version(),
+    } | ({} if licence is None else {"licence": licence})
+    path = run / "config.json"
+    if path.exists():
+        kept = read_run_config(run)
+        if CONSOLIDATED in kept:
+            raise ValueError(f"{run} holds weights taken out of a run, not a run; choose another --out")
+        same = {
+            "kind": kept.get("kind") == kind,
+            "run": _same(config, kept.get("run"), moved=kept.get("digests") == digests),
+            "network": _same(network, kept.get("network")),
+            "digests": kept.get("digests") == digests,
+        }
+        if not all(same.values()):
+            told = [_told(name, kept.get(name), document[name]) for name, equal in same.items() if not equal]
+            changed = ", ".join(chain.from_iterable(told))
+            raise ValueError(f"{run} holds a run with another configuration ({changed}); choose another --out")
+        return
+    write_json(path, document)
+
+
+def write_json(path: Path, plain: object) -> None:
+    """Replace a JSON file, atomically and for good."""
+    with replacing(path) as staging:
+        staging.write_text(json.dumps(plain, indent=2, allow_nan=False), encoding="utf-8")
+    flush_folder(path.parent)
+
+
+def publish(run: Path, checkpoint: Path, names: Iterable[str], transform: Transform | None = None) -> None:
+    """Make the weights for use, run/<name>.safetensors, those of a checkpoint's folder; each is replaced atomically.
+
+    Main process only, with the run's lock held. They are hard links to the checkpoint's files, and stay when the
+    checkpoint is removed; where the file system has no links, copies. With `transform` its results are written. Their
+    lengths and digests, which are known, are recorded in run/digests.json with the step. The averages come first:
+    whenever the process stops, none of them is older than model.safetensors. To repeat it writes nothing. Raises
+    OSError, in one line, where a file cannot be written.
+    """
+    try:
+        # What a killed process left may be a link to the file of another checkpoint, never to be written into.
+        remove_temporaries(run)
+        remove_temporaries(run / "ema_ckpts")
+        known, step = read_manifest(checkpoint), step_of(checkpoint)
+        ordered = sorted(names, key=lambda name: name == "model")
+        todo = [n for n in ordered if not _published(run, checkpoint, n, known, step, made=transform is not None)]
+        if not todo:
+            return
+        write_digests(run, (), forget=[f"{name}.safetensors" for name in todo])
+        written: dict[str, Written] = {}
+        for name in todo:
+            source = checkpoint / f"{name}.safetensors"
+            if transform is None:
+                _link(source, run / source.name)
+                written[source.name] = known[source.name]
+            else:
+                written |= _make(run, name, source, transform)
+        flush_folder(run)
+        write_digests(run, written, known=written, step=step)
+    except OSError as error:
+        raise OSError(
+            f"the weights for use in {run} could not be brought to {checkpoint.name}: {error}; that checkpoint is "
+            "complete, and the same command goes on from there"
+        ) from error
+
+
+def _link(source: Path, target: Path) -> None:
+    if target.exists() and target.samefile(source):
+        return
+    with replacing(target) as staging:
+        try:
+            os.link(source, staging)
+        except OSError:
+            shutil.copyfile(source, staging)
+
+
+def _published(run: Path, checkpoint: Path, name: str, known: Mapping[str, Written], step: int, *, made: bool) -> bool:
+    """Whether the weights for use are those of the checkpoint already, undamaged and recorded."""
+    file = f"{name}.safetensors"
+    recorded, target = read_digests(run).get(file), run / file
+    if recorded is None or recorded_steps(run).get(file) != step or not target.is_file():
+        return False
+    if made:
+        return _metadata(target) == {"made_from": known[file].sha256} and not check_digests(run, [file])
+    if recorded != known[file]:
+        return False
+    return target.samefile(checkpoint / file) or not check_digests(run, [file])
+
+
+def _make(run: Path, name: str, source: Path, transform: Transform) -> dict[str, Written]:
+    """Written files carry the digest of what they were made from; the one called `name` comes last."""
+    origin = {"made_from": read_manifest(source.parent)[source.name].sha256}
+    made = sorted(transform(name, read_tensors(source)).items(), key=lambda item: item[0] == name)
+    write_digests(run, (), forget=[f"{file}.safetensors" for file, _ in made])
+    return {
+        f"{file}.safetensors": write_tensors(run / f"{file}.safetensors", tensors, origin) for file, tensors in made
+    }
+
+
+def _metadata(path: Path) -> dict[str, str] | None:
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata: dict[str, str] | None = file.metadata()
+            return metadata
+    except (OSError, SafetensorError):
+        return None
+
+
+def _told(name: str, kept: object, wanted: object) -> list[str]:
+    """Where two configurations differ, of what decides: loop.optim.lr 0.001 instead of 0.002."""
+    if isinstance(kept, dict) and isinstance(wanted, dict):
+        neutral = NEUTRAL if name == "run.loop" else ()
+        keys = [key for key in wanted if key in kept and key not in neutral and kept[key] != wanted[key]]
+        told = [line for key in keys for line in _told(f"{name}.{key}", kept[key], wanted[key])]
+        return told if told or neutral else [name]
+    return [f"{name} {wanted} instead of {kept}"]
+
+
+def _same(config: Any, plain: object, *, moved: bool = False) -> bool:
+    compared = without_places if moved else decisive
+    try:
+        return bool(compared(from_plain(type(config), plain)) == compared(config))
+    except (ValueError, TypeError):
+        return False
+
+
+def package_version() -> str:
+    """Version of the installed package, or "source tree"."""
+    try:
+        return version("mf-mjt")
+    except PackageNotFoundError:
+        return "source tree"

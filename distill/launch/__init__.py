@@ -1,0 +1,6 @@
+"""How a training is started: accelerate's configuration files, a launcher that keeps signals and statuses, a check."""
+
+from pathlib import Path
+
+FOLDER = Path(__file__).parents[1] / "configs"
+"""Where the configuration files lie; documented commands name `distill/configs/FILE.yaml`, so it stays there."""

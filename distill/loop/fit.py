@@ -1,0 +1,225 @@
+"""The training loop shared by teacher and student: data, step, backward, averages, log, evaluation, save, resume."""
+
+import os
+import resource
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from distill.engines import start
+from distill.engines.optim import learning_rate
+from distill.loop.exits import WRONG_INPUT, Signals, Skipped, TrainingError, Watchdog, exit_status
+from distill.loop.feed import Feed, generator
+from distill.loop.session import Session, Task, everywhere
+from distill.loop.tracking import Means, Pace, Tracker
+from teacher.features.dataset import Batch, FeatureError, Share
+from teacher.files import FolderLock
+
+NUMBERS = 65
+"""One more than the largest signal."""
+
+
+def fit(task: Task, run: Path) -> Path:
+    """Train until loop.steps, from the newest checkpoint of `run` that verifies if there is one; the run folder.
+
+    Data order and random numbers derive from (seed, step, position in the batch), so that a resumed run repeats the
+    uninterrupted one, and processes may come and go between two runs. SIGINT, SIGTERM and SIGUSR1 save at the end of
+    the current step and leave with a status of their own (`distill.loop.exits`).
+
+    The main process holds the run folder's lock from before its first file is written to the end, so that a second
+    training into the folder is refused. Nothing is done, and a line says so, where the run is finished and its
+    checkpoints were removed.
+    """
+    loop, rank, world = task.loop, int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    with ExitStack() as stack:
+        watchdog = stack.enter_context(Watchdog(loop.timeout_s, process=rank, processes=world))
+        watchdog.beat("waiting for the other processes")
+        engine = start(timeout_s=loop.timeout_s)
+        check_precision(task.float32_only, engine.precision)
+        watchdog.beat("preparing")
+        with everywhere(engine, status=WRONG_INPUT):
+            if engine.main:
+                stack.enter_context(FolderLock(run, what="the run"))
+        session = Session(task, run, engine)
+        if session.finished:
+            return run
+        feed = Feed(
+            task.data,
+            steps=loop.steps,
+            batch_size=loop.batch_size,
+            seed=loop.seed,
+            process=engine.process,
+            processes=engine.processes,
+            micro_batch=loop.micro_batch,
+        )
+        session.begin(micro_batch=len(feed.shares[0]), accumulation=len(feed.shares))
+        stack.enter_context(feed)
+        signals = stack.enter_context(Signals())
+        with writing(run):
+            tracker = stack.enter_context(Tracker(run, first=session.first)) if engine.main else None
+            _Loop(session, feed, watchdog, signals, tracker).go()
+    return run
+
+
+def check_precision(float32_only: bool, precision: torch.dtype) -> None:
+    """ValueError, saying what to launch with, for a step that differences the network in less than float32."""
+    if float32_only and precision != torch.float32:
+        raise ValueError(
+            "this objective takes its derivative by differences, which need float32: launch with a file of "
+            "distill/configs that has float32 in its name, such as ddp_float32_8gpu.yaml, or with --mixed_precision no"
+        )
+
+
+@contextmanager
+def writing(run: Path) -> Iterator[None]:
+    """A full disk or damaged data during training is no wrong input: TrainingError."""
+    try:
+        yield
+    except (OSError, FeatureError) as error:
+        raise TrainingError(f"training into {run} cannot go on: {error}; the last checkpoint is intact") from error
+
+
+class _Loop:
+    """The steps of one run; what needs no state between steps is elsewhere."""
+
+    def __init__(
+        self, session: Session, feed: Feed, watchdog: Watchdog, signals: Signals, tracker: Tracker | None
+    ) -> None:
+        self.session, self.feed, self.watchdog, self.signals, self.tracker = session, feed, watchdog, signals, tracker
+        self.task, self.engine, self.loop = session.task, session.engine, session.task.loop
+        self.means = Means()
+        self.means.load(session.log, main=self.engine.main, device=self.engine.device)
+        self.pace = Pace(session.first, self.loop.steps, self.loop.batch_size)
+        self.skipped = Skipped(
+            session.run,
+            self.loop.max_bad_steps,
+            write=self.engine.main,
+            in_a_row=session.bad_in_a_row,
+            first=session.first,
+        )
+
+    def go(self) -> None:
+        """All steps that are left."""
+        loop, session = self.loop, self.session
+        progress = tqdm(
+            total=loop.steps,
+            initial=session.first,
+            desc=self.task.kind,
+            disable=not self.engine.main,
+            mininterval=2.0,
+            file=sys.stdout,
+        )
+        with progress:
+            for step in range(session.first, loop.steps):
+                self.watchdog.beat(f"step {step + 1}", kept=self._kept())
+                signal = self._update(step)
+                done = step + 1
+                progress.update()
+                self._report(done, progress)
+                session.snapshot(done)
+                best = self._evaluate(done)
+                if done % loop.save_every == 0 or done == loop.steps or best or signal:
+                    self.watchdog.beat(f"saving step {done}")
+                    session.save(done, self.means.state(self.engine.total), self.skipped.in_a_row)
+                if signal and done < loop.steps:
+                    progress.close()
+                    if self.engine.main:
+                        print(f"saved at step {done} in {session.run}; the same command goes on from there", flush=True)
+                    raise SystemExit(exit_status(signal))
+
+    def _update(self, step: int) -> int:
+        """One optimiser step, left out where loss or gradient is not finite; the signal that asks to stop, or 0."""
+        engine, loop, task = self.engine, self.loop, self.task
+        rate = learning_rate(step, loop.steps, loop.optim)
+        logs: list[dict[str, Tensor]] = []
+        losses: list[Tensor] = []
+        passes = len(self.feed.shares)
+        for k, (share, batch) in enumerate(self._passes(step)):
+            with engine.micro(last=k == passes - 1):
+                with engine.autocast():
+                    numbers = generator(loop.seed, step, "step", engine.device)
+                    terms = task.step(
+                        engine.model, engine.plain, batch.to(engine.device), numbers, step / loop.steps, share
+                    )
+                engine.backward(terms.loss.mean() / passes)
+            logs.append(terms.logs)
+            losses.append(terms.loss.detach())
+        loss = torch.cat(losses)
+        bad = torch.nonzero(~torch.isfinite(loss)).flatten()
+        healthy, signal = self._agreed(len(bad) == 0)
+        norm = engine.step(rate, loop.optim.clip_norm, healthy=healthy)
+        self.session.averages.update(step + 1)  # after a skip too: the weights stand for this stretch of time
+        if norm is None:
+            self._skip(step, [(int(k) + self.feed.shares[0].begin, float(loss[k])) for k in bad])
+            return signal
+        self.skipped.fine()
+        for values in logs:
+            self.means.add(values)
+        self.means.add({"norm/gradient": norm})
+        return signal
+
+    def _passes(self, step: int) -> Iterator[tuple[Share, Batch]]:
+        try:
+            yield from self.feed.passes(step)
+        except (FeatureError, OSError) as error:
+            raise TrainingError(f"the data of step {step + 1} cannot be read: {error}") from error
+
+    def _agreed(self, healthy: bool) -> tuple[bool, int]:
+        """Whether every loss of every process is finite, and the signal that any of them was sent, or 0."""
+        flags = torch.zeros(NUMBERS, device=self.engine.device)
+        flags[0] = not healthy
+        if self.signals.number:
+            flags[self.signals.number] = 1
+        found = self.engine.total(flags).tolist()
+        return not found[0], max((n for n in range(1, NUMBERS) if found[n]), default=0)
+
+    def _skip(self, step: int, bad: list[tuple[int, float]]) -> None:
+        """Write down which clips it was, by position in the batch and loss; an end after too many in a row."""
+        found = [pair for part in self.engine.gather(bad) for pair in part]
+        rows = self.feed.rows(step)
+        chosen = rows[[position for position, _ in found]] if found else rows
+        ids = [self.task.data.records[int(row)].id for row in chosen]
+        losses = [loss for _, loss in found] or None
+        self.skipped.add(step + 1, reason="loss" if found else "gradient", ids=ids, losses=losses)
+
+    def _report(self, done: int, progress: "tqdm[None]") -> None:
+        loop = self.loop
+        if done % loop.log_every and done != loop.steps:
+            return
+        values = self.means.take(self.engine.total) | self.pace.at(done)
+        values["lr"] = learning_rate(done - 1, loop.steps, loop.optim)
+        values["skipped_in_a_row"] = float(self.skipped.in_a_row)
+        values["memory_gib"] = max(self.engine.gather(_peak_memory(self.engine.device)))
+        if self.tracker is not None:
+            self.tracker.scalars(done, values)
+            progress.set_postfix(error=f"{values.get('error', values.get('loss', float('nan'))):.3f}")
+
+    def _evaluate(self, done: int) -> bool:
+        """Whether this is the best evaluation so far."""
+        every = self.loop.evaluation.every
+        if not every or done % every:
+            return False
+        self.watchdog.beat(f"evaluation at step {done}")
+        found, best = self.session.evaluate(done)
+        if found is not None and self.tracker is not None:
+            self.tracker.scalars(done, found.scalars)
+            if found.preview is not None:
+                self.tracker.preview(done, found.preview)
+        return best
+
+    def _kept(self) -> str:
+        saved = self.session.saved
+        return "" if saved is None else f"step {saved} in {self.session.run}"
+
+
+def _peak_memory(device: torch.device) -> float:
+    """GiB: of the device's memory, or of the process's on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return kilobytes / (2**30 if sys.platform == "darwin" else 2**20)

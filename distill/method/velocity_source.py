@@ -1,0 +1,273 @@
+"""Where the velocity v to be averaged comes from, and how it is guided."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple, TypeAlias
+
+import torch
+from torch import Tensor
+
+from meanflow import Guidance, MixedGuidance, Velocity
+from meanflow.guidance import Guided, check_interval, inside
+from teacher.features.dataset import Share
+from teacher.network.conditions import Conditions
+from teacher.network.mmaudio import Encoded, MMAudio
+from teacher.network.velocity import Guide, student_headed, student_velocity, teacher_velocity
+
+Predictions: TypeAlias = Literal["teacher", "student"]
+Rows: TypeAlias = Tensor | None
+Teaching: TypeAlias = Callable[[Rows], Velocity]
+
+
+class Target(NamedTuple):
+    """v (B, N, C) to be averaged, and the guidance scale omega (B,) that the student is shown, if any.
+
+    `guided` holds what rescaled guidance did, where the velocity went through one, for the log.
+    """
+
+    v: Tensor
+    omega: Tensor | None = None
+    guided: Guided | None = None
+
+
+class Pair(NamedTuple):
+    """Predictions of v with the conditions and without any, (M, N, C) each."""
+
+    v_cond: Tensor
+    v_uncond: Tensor
+
+
+@dataclass(frozen=True)
+class Networks:
+    """Teacher and student, both plain, on the conditions that dropout left in a batch; nothing here has a graph."""
+
+    teacher: MMAudio
+    student: MMAudio
+    conditions: Conditions
+    frames: int
+
+    def chosen(self, rows: Rows) -> Conditions:
+        """The conditions of some rows; None = all."""
+        return self.conditions if rows is None else self.conditions.rows(rows)
+
+    def guided_rows(self, t: Tensor, interval: tuple[float, float]) -> Tensor:
+        """Indices (M,) of rows with any condition left and t in the interval. The others keep v as it is: without
+        conditions v_cond is v_uncond, and mixing them in would teach the unconditional branch a scaled field."""
+        return torch.nonzero(self.conditioned & inside(t, interval)).squeeze(1)
+
+    @property
+    def conditioned(self) -> Tensor:
+        """Rows (B,) bool with any condition left."""
+        return self.conditions.has_clip | self.conditions.has_sync | self.conditions.has_text
+
+    @torch.no_grad()
+    def pair(self, of: Predictions, rows: Tensor, x_t: Tensor, t: Tensor, omega: Tensor | None = None) -> Pair:
+        """Both predictions at x_t (M, N, C), t (M,), which belong to `rows`, in one batched evaluation.
+
+        A student's are its own u(x_t, t, t), or its velocity head's; shown `omega` with the conditions and 1 without.
+        """
+        conditions = self.chosen(rows)
+        both = Conditions.cat([conditions, conditions.unconditional()])
+        x_t, t = torch.cat([x_t, x_t]), torch.cat([t, t])
+        if of == "teacher":
+            v = teacher_velocity(self.teacher, x_t, t, self.teacher.encode_conditions(both, self.frames))
+        else:
+            shown = 1.0 if omega is None else torch.cat([omega, torch.ones_like(omega)])
+            encoded = self.student.encode_conditions(both, self.frames)
+            if self.student.config.velocity_head:
+                v = student_headed(self.student, x_t, t, t, encoded, shown).v
+            else:
+                v = student_velocity(self.student, x_t, t, t, encoded, shown)
+        return Pair(*v.chunk(2))
+
+    def teaching(self, guidance: Guidance, observe: Callable[[Guided], None] | None = None) -> Teaching:
+        """The teacher's velocity on the conditions of some rows, guided as at sampling."""
+
+        def predict(x: Tensor, r: Tensor, t: Tensor, encoded: Encoded) -> Tensor:
+            return teacher_velocity(self.teacher, x, t, encoded)
+
+        def of(rows: Rows) -> Velocity:
+            with torch.no_grad():
+                guide = Guide.of(self.teacher, self.chosen(rows), self.frames, guidance, observe)
+            return torch.no_grad()(lambda x_t, t: guide(predict, x_t, t, t))
+
+        return of
+
+    def teaching_scaled(self, omega: Tensor, interval: tuple[float, float]) -> Teaching:
+        """v_uncond + omega (v_cond - v_uncond) of the teacher, with one omega (B,) per row, inside the interval."""
+
+        def of(rows: Rows) -> Velocity:
+            index = torch.arange(len(omega), device=omega.device) if rows is None else rows
+            scale = omega[index][:, None, None]
+
+            def v_fn(x_t: Tensor, t: Tensor) -> Tensor:
+                v_cond, v_uncond = self.pair("teacher", index, x_t, t)
+                guided = inside(t, interval)[:, None, None]
+                return torch.where(guided, v_uncond + scale.to(v_cond.dtype) * (v_cond - v_uncond), v_cond)
+
+            return torch.no_grad()(v_fn)
+
+        return of
+
+
+@dataclass(frozen=True, kw_only=True)
+class FromData:
+    """v = e - x of the data, mixed with predictions with and without conditions where `mixed` asks for it.
+
+    v_g = omega v + kappa v_cond + (1 - omega - kappa) v_uncond (arXiv 2505.13447, eq. 19 and appendix B); rows whose
+    conditions were all dropped keep v. The scale this amounts to depends on whose predictions they are. The student's
+    v_cond is itself on its way to v_g, so that the fixed point has omega / (1 - kappa); the teacher's is not guided, so
+    that it has omega + kappa.
+    """
+
+    mixed: MixedGuidance = field(default_factory=MixedGuidance)
+    predictions: Predictions = "teacher"
+    """Whose predictions: the frozen teacher's, or the student's own u(x_t, t, t) as published."""
+
+    @property
+    def scale(self) -> float:
+        """The guidance scale of the velocity that is learnt."""
+        omega, kappa = self.mixed.omega, self.mixed.kappa
+        return omega + kappa if self.predictions == "teacher" else omega / (1 - kappa)
+
+    def target(
+        self,
+        nets: Networks,
+        x_t: Tensor,
+        t: Tensor,
+        v: Tensor,
+        *,
+        generator: torch.Generator,
+        share: Share | None = None,
+    ) -> Target:
+        """v_g on the rows that are guided, v = e - x on the others."""
+        if self.mixed.omega == 1.0 and self.mixed.kappa == 0.0:
+            return Target(v)
+        rows = nets.guided_rows(t, self.mixed.interval)
+        if len(rows) == 0:
+            return Target(v)
+        v_cond, v_uncond = nets.pair(self.predictions, rows, x_t[rows], t[rows])
+        mixed = self.mixed(v[rows], v_cond.to(v.dtype), v_uncond.to(v.dtype), t[rows])
+        return Target(v.index_copy(0, rows, mixed))
+
+    def teaching(self, nets: Networks, target: Target) -> Teaching:
+        """The teacher's velocity with the same scale and interval, for objectives that ask elsewhere than at x_t."""
+        return nets.teaching(Guidance(omega=self.scale, rescale=False, interval=self.mixed.interval))
+
+
+@dataclass(frozen=True, kw_only=True)
+class FromTeacher:
+    """v = the frozen teacher's velocity at x_t, guided: the student averages the very flow the teacher samples."""
+
+    guidance: Guidance = field(default_factory=Guidance)
+
+    def target(
+        self,
+        nets: Networks,
+        x_t: Tensor,
+        t: Tensor,
+        v: Tensor,
+        *,
+        generator: torch.Generator,
+        share: Share | None = None,
+    ) -> Target:
+        """The teacher's velocity in place of v."""
+        seen: list[Guided] = []
+        made = nets.teaching(self.guidance, seen.append)(None)(x_t, t)
+        return Target(made, guided=seen[0] if seen else None)
+
+    def teaching(self, nets: Networks, target: Target) -> Teaching:
+        """The same velocity anywhere else."""
+        return nets.teaching(self.guidance)
+
+
+@dataclass(frozen=True, kw_only=True)
+class GuidedInput:
+    """Guidance as an input of the student: one network for every scale omega in [1, max_omega] (iMF, arXiv 2512.02012).
+
+    Each row draws p(omega) ~ omega^-power and is shown it, embedded as 1 - 1/omega. In `interval`, with v = e - x,
+
+        v_g = v + (1 - 1/omega) (v_cond - v_uncond)     predictions of the student, shown the same omega
+        v_g = v + (omega - 1)   (v_cond - v_uncond)     predictions of the teacher
+
+    both of which are v_uncond + omega (v_cond - v_uncond) on average: the student's v_cond is itself guided, so that
+    v_g - v_cond = 0 there; the teacher's is not. Rows without conditions keep v and are shown omega = 1.
+    """
+
+    max_omega: float = 8.0
+    power: float = 1.0
+    interval: tuple[float, float] = (0.0, 1.0)
+    predictions: Predictions = "student"
+    """Whose predictions: the frozen teacher's, or the student's own."""
+
+    def __post_init__(self) -> None:
+        if not 1.0 < self.max_omega < math.inf:
+            raise ValueError(f"max_omega must be above 1 (1 = no guidance) and finite, got {self.max_omega}")
+        if not math.isfinite(self.power):
+            raise ValueError(f"power must be finite, got {self.power}")
+        check_interval(self.interval)
+
+    def draw(self, n: int, *, generator: torch.Generator) -> Tensor:
+        """omega (n,) by inversion: omega^(1 - power) is uniform, log omega is for power = 1."""
+        share = torch.rand(n, generator=generator, device=generator.device)
+        if self.power == 1.0:
+            return torch.exp(share * math.log(self.max_omega))
+        end = self.max_omega ** (1 - self.power)
+        return ((1 + share * (end - 1)) ** (1 / (1 - self.power))).clamp(1.0, self.max_omega)
+
+    def target(
+        self,
+        nets: Networks,
+        x_t: Tensor,
+        t: Tensor,
+        v: Tensor,
+        *,
+        generator: torch.Generator,
+        share: Share | None = None,
+    ) -> Target:
+        """v_g with the omega drawn for each row."""
+        share = share or Share.whole(len(v))
+        omega = share.of(self.draw(share.total, generator=generator)).to(t.dtype)
+        omega = torch.where(nets.conditioned, omega, torch.ones_like(omega))
+        rows = nets.guided_rows(t, self.interval)
+        if len(rows) == 0:
+            return Target(v, omega)
+        v_cond, v_uncond = nets.pair(self.predictions, rows, x_t[rows], t[rows], omega[rows])
+        factor = (omega[rows] - 1) if self.predictions == "teacher" else (1 - 1 / omega[rows])
+        guided = v[rows] + factor[:, None, None].to(v.dtype) * (v_cond - v_uncond).to(v.dtype)
+        return Target(v.index_copy(0, rows, guided), omega)
+
+    def teaching(self, nets: Networks, target: Target) -> Teaching:
+        """The teacher's velocity with each row's scale, for objectives that ask elsewhere than at x_t."""
+        assert target.omega is not None
+        return nets.teaching_scaled(target.omega, self.interval)
+
+
+@dataclass(frozen=True)
+class Unguided:
+    """A source without its guidance, for the first part of a training that guides later. A guidance input shows 1."""
+
+    source: "VelocitySource"
+
+    def target(
+        self,
+        nets: Networks,
+        x_t: Tensor,
+        t: Tensor,
+        v: Tensor,
+        *,
+        generator: torch.Generator,
+        share: Share | None = None,
+    ) -> Target:
+        """v = e - x, or the teacher's velocity where that is the source."""
+        if isinstance(self.source, FromTeacher):
+            return FromTeacher().target(nets, x_t, t, v, generator=generator)
+        return Target(v, torch.ones_like(t) if isinstance(self.source, GuidedInput) else None)
+
+    def teaching(self, nets: Networks, target: Target) -> Teaching:
+        """The teacher's plain velocity."""
+        return nets.teaching(Guidance())
+
+
+VelocitySource: TypeAlias = FromData | FromTeacher | GuidedInput

@@ -1,0 +1,192 @@
+"""Assembles the two kinds of run for the loop: a teacher, fresh or from weights, and a student from a teacher."""
+
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from distill.config import DistillConfig, TeacherRun
+from distill.evaluation import BEST_STUDENT, BEST_TEACHER, HeldOut, Scores
+from distill.evaluation.clips import Reference, reference_guidance
+from distill.initial_network import Started, begin, earlier_student, inherited_codec, inherited_licence
+from distill.loop.fit import fit
+from distill.loop.session import Task
+from distill.method.adapters import adapt
+from distill.method.step import train_step
+from distill.method.student import (
+    check_differences,
+    in_full,
+    refitted,
+    student_config,
+    student_from_teacher,
+    takes_differences,
+    time_fit,
+)
+from distill.method.velocity_source import GuidedInput
+from meanflow import Guidance, PlainFlowMatching
+from teacher.audio.codec import AudioCodec
+from teacher.features.dataset import Batch, Share
+from teacher.features.joint import JointSet, Modalities
+from teacher.files import file_sha256
+from teacher.flow_matching import Terms, flow_matching_step
+from teacher.network.embeddings import SMOOTH_LIMIT
+from teacher.network.mmaudio import MMAudio
+from teacher.weights import load_network, weight_file
+
+TIME_FIT_CLIPS = 4
+"""Clips on which the effect of a new time embedding is measured."""
+
+
+def train_teacher(
+    config: TeacherRun, run: Path, *, weights_dir: Path | None = None, scores: Scores | None = None
+) -> Path:
+    """Train an MMAudio network by flow matching on extracted features; the run folder.
+
+    `weights_dir` is where published codecs and encoders lie, if not where they lay during extraction; `scores` measures
+    what is generated of held-out clips.
+    """
+    return fit(teacher_task(config, run, weights_dir=weights_dir, scores=scores), run)
+
+
+def teacher_task(
+    config: TeacherRun, run: Path, *, weights_dir: Path | None = None, scores: Scores | None = None
+) -> Task:
+    """What `train_teacher` trains."""
+    started = begin(config.start, config.data[0], seed=config.loop.seed, weights_dir=weights_dir)
+    net, codec = started.net, started.codec
+    data = open_sets(config.data, config.repeat, codec, modalities=config.modalities)
+    merging = None if config.lora is None else adapt(net, config.lora, seed=config.loop.seed)
+
+    def step(
+        model: nn.Module, plain: MMAudio, batch: Batch, generator: torch.Generator, progress: float, share: Share
+    ) -> Terms:
+        return flow_matching_step(model, batch, config.method, generator=generator, share=share)
+
+    return Task(
+        kind="teacher",
+        config=config,
+        loop=config.loop,
+        data=data,
+        features=config.data[0],
+        codec=codec,
+        net=net,
+        step=step,
+        evaluate=HeldOut(config.data[0], codec, config.loop.evaluation, run=run, scores=scores),
+        best=BEST_TEACHER,
+        digests=_digests(config.data) | started.digests,
+        licence=started.licence,
+        publish=merging,
+    )
+
+
+def train(config: DistillConfig, run: Path, *, weights_dir: Path | None = None, scores: Scores | None = None) -> Path:
+    """Distil the teacher of a run folder into an average-velocity student; the run folder.
+
+    One line says what became of a time embedding that had to be replaced.
+    """
+    task = student_task(config, run, weights_dir=weights_dir, scores=scores)
+    if not (run / "config.json").exists() and os.environ.get("RANK", "0") == "0":
+        for line in time_note(config, task):
+            print(line, flush=True)
+    return fit(task, run)
+
+
+def student_task(
+    config: DistillConfig, run: Path, *, weights_dir: Path | None = None, scores: Scores | None = None
+) -> Task:
+    """What `train` trains. Raises ValueError where teacher, student, data and method do not go together."""
+    method, seed = config.method, config.loop.seed
+    teacher, file = load_network(config.teacher), weight_file(config.teacher, "auto")
+    codec = inherited_codec(teacher, config.teacher, config.data[0], weights_dir)
+    started = _student(config, teacher, codec, weights_dir)
+    student, publish = started.net, None
+    check_differences(student, method.objective)
+    if config.lora is not None:
+        publish = adapt(student, config.lora, seed=seed, in_full=in_full(student.config, teacher.config))
+    if isinstance(method.objective, PlainFlowMatching):
+        # It never sees r < t. Left as it starts, the interval adds nothing for any r, and jumps are Euler steps.
+        student.interval_embed.requires_grad_(False)
+    digests = {"teacher": file_sha256(file)[:12]}
+
+    def step(
+        model: nn.Module, plain: MMAudio, batch: Batch, generator: torch.Generator, progress: float, share: Share
+    ) -> Terms:
+        return train_step(model, plain, teacher, batch, method, generator=generator, progress=progress, share=share)
+
+    guidance = reference_guidance(method.velocity) if method.guided_from < 1 else Guidance()
+    reference = Reference(net=teacher, digest=digests["teacher"], guidance=guidance)
+    return Task(
+        kind="student",
+        config=config,
+        loop=config.loop,
+        data=open_sets(config.data, config.repeat, codec),
+        features=config.data[0],
+        codec=codec,
+        net=student,
+        step=step,
+        evaluate=HeldOut(config.data[0], codec, config.loop.evaluation, run=run, teacher=reference, scores=scores),
+        best=BEST_STUDENT,
+        float32_only=takes_differences(method.objective),
+        frozen=(teacher,),
+        digests=_digests(config.data) | digests | started.digests,
+        licence=started.licence,
+        publish=publish,
+    )
+
+
+def _student(config: DistillConfig, teacher: MMAudio, codec: AudioCodec, weights_dir: Path | None) -> Started:
+    """The network to train: an earlier run's, or a new one from the teacher. Its weights may be used as both allow."""
+    method, licence = config.method, inherited_licence(config.teacher)
+    guidance_embedding = isinstance(method.velocity, GuidedInput)
+    if config.student is None:
+        student = student_from_teacher(
+            teacher,
+            seed=config.loop.seed,
+            guidance_embedding=guidance_embedding,
+            velocity_head=method.velocity_head,
+            time_embedding=method.time_embedding,
+        )
+        return Started(net=student, codec=codec, licence=licence, digests={})
+    wanted = student_config(
+        teacher.config,
+        guidance_embedding=guidance_embedding,
+        velocity_head=method.velocity_head,
+        time_embedding=method.time_embedding,
+    )
+    auto = method.time_embedding == "auto"
+    started = earlier_student(config.student, teacher, wanted, config.data[0], any_times=auto, weights_dir=weights_dir)
+    lines = dict.fromkeys(line for line in (licence, started.licence) if line is not None)
+    return replace(started, licence="; ".join(lines) or None)
+
+
+def time_note(config: DistillConfig, task: Task) -> list[str]:
+    """What became of a time embedding too fast to differentiate: one line, none where there is nothing to say."""
+    teacher, student = task.frozen[0], task.net
+    assert isinstance(teacher, MMAudio)
+    if config.student is not None or teacher.t_embed.fastest <= SMOOTH_LIMIT:
+        return []
+    fastest = f"{teacher.t_embed.fastest:,.0f} rad per unit"
+    if not refitted(student.config, teacher.config):
+        return [f"time embedding: kept, up to {fastest}; at that speed du/dt drowns the velocity"]
+    clips = min(TIME_FIT_CLIPS, len(task.data))
+    batch = task.data.batch(range(clips), generator=torch.Generator().manual_seed(config.loop.seed))
+    fit = time_fit(student, teacher, batch.latents, batch.conditions)
+    return [
+        f"time embedding: {fastest} in the teacher, {student.t_embed.fastest:,.0f} in the student, fitted; it misses "
+        f"{fit.variation:.1%} of what varies with t, and the velocity at r = t starts {fit.velocity:.1%} off: "
+        "train at r = t first (docs/methods/recipes.md)"
+    ]
+
+
+def open_sets(
+    folders: tuple[Path, ...], repeat: tuple[int, ...], codec: AudioCodec, *, modalities: Modalities = "AVT+AT"
+) -> JointSet:
+    """The training splits of feature folders as one set, in the units of the codec's statistics."""
+    statistics = (codec.latent_mean, codec.latent_std)
+    return JointSet.open(folders, "train", repeat=repeat, modalities=modalities, statistics=statistics)
+
+
+def _digests(folders: tuple[Path, ...]) -> dict[str, str]:
+    return {"features": "+".join(file_sha256(folder / "features.json")[:12] for folder in folders)}

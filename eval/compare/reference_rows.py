@@ -1,0 +1,111 @@
+"""The floor and the ceiling every model is read against: real sound, and real sound through the codec and back."""
+
+import shutil
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+
+from torch import Tensor
+
+from eval.compare.rows import Row, Task
+from eval.compare.scorer import Scorer, Scores
+from eval.compare.sweep import PART, Origin, finished, part_path, parts_folder, record
+from eval.features.cache import in_parts
+from eval.features.clip_features import Heard
+from eval.metrics.clip_scores import clip_estimates, clip_metrics
+from teacher.features.workers import Processes
+
+Waves = Callable[[int, int], Tensor]
+"""Real sound of clips first .. last - 1, (clips, samples)."""
+PAIRED = ("kl",)
+"""Scores that compare a clip with itself and say nothing about real sound."""
+
+
+def reference_rows(
+    scorer: Scorer,
+    *,
+    real: Waves,
+    other: Callable[[], Heard],
+    roundtrip: Callable[[Tensor], Tensor],
+    task: Task,
+    rows_path: Path,
+    origin: Origin,
+    part_size: int = PART,
+    processes: Processes | None = None,
+) -> Iterator[Row]:
+    """One row each, as steps 0.
+
+    "reference": real clips. Distances are those of `other()`, real clips that are not in the test set (as many as
+    possible, best the same number); inception score, alignment and onsets are those of the real clips themselves, so
+    its onset F1 is what the detector reaches on the truth. "codec": `roundtrip` of the real clips, as for any model.
+    """
+    together = processes or Processes(rows_path.parent)
+
+    def both(first: int, last: int) -> None:
+        waves = real(first, last)
+        for model, made in (("reference", lambda: waves), ("codec", lambda: roundtrip(waves))):
+            path = part_path(folders[model], first, last)
+            if not path.exists():
+                scorer.hear(first, made(), task).write(path)
+
+    folders = {model: parts_folder(rows_path, origin, task, model, 0, 0) for model in ("reference", "codec")}
+    done = {model: finished(rows_path, (task, model, 0, 1.0, 0), origin.config_digest) for model in folders}
+    if None in done.values():
+        files = in_parts(
+            len(scorer.ids),
+            part_size,
+            path=partial(part_path, folders["codec"]),
+            make=both,
+            processes=together,
+            what=f"{task} real sound",
+            wait=together.lead,
+        )
+    if not together.lead:
+        return
+    for model, row in done.items():
+        if row is not None:
+            yield row
+            continue
+        heard = Heard.join([Heard.read(folders[model] / file.name)[0] for file in files])
+        if model == "reference":
+            yield _real_row(scorer, heard, other(), task, rows_path, origin)
+        else:
+            yield _codec_row(scorer, heard, task, rows_path, origin)
+    for folder in folders.values():
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _codec_row(scorer: Scorer, heard: Heard, task: Task, rows_path: Path, origin: Origin) -> Row:
+    return record(
+        heard,
+        scorer.score(heard),
+        rows_path=rows_path,
+        task=task,
+        model="codec",
+        origin=origin,
+        reference=scorer.reference,
+    )
+
+
+def _real_row(scorer: Scorer, heard: Heard, other: Heard, task: Task, rows_path: Path, origin: Origin) -> Row:
+    per_clip = tuple(
+        {name: value for name, value in entry.items() if not name.startswith(PAIRED)} for entry in heard.per_clip
+    )
+    floor = scorer.set_scores(other, uses_reference=True)
+    own = scorer.set_scores(scorer.reference, uses_reference=False)
+    fewer = {"distance_clips": float(len(other))} if len(other) != len(heard) else {}
+    scores = Scores(
+        metrics={**floor.metrics, **fewer, **own.metrics, **clip_metrics(per_clip)},
+        per_clip=per_clip,
+        estimates={**floor.estimates, **own.estimates, **clip_estimates(per_clip)},
+    )
+    return record(
+        other,
+        scores,
+        rows_path=rows_path,
+        task=task,
+        model="reference",
+        origin=origin,
+        reference=scorer.reference,
+        own=Heard(ids=heard.ids, tensors=heard.tensors, per_clip=per_clip),
+    )

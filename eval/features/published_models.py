@@ -1,0 +1,213 @@
+"""The published models of a comparison, loaded from the files one has: what is not given is not computed."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from eval.extractors.base import Embeddings
+from eval.features.cache import FeatureCache, FileDigests
+from eval.features.clip_features import FEATURES, Heard
+from eval.features.sources import Listener, ModelListener
+from eval.metrics.clip_metrics import (
+    AestheticsJudge,
+    ClipJudge,
+    CosineJudge,
+    DesyncJudge,
+    OnsetJudge,
+    PamJudge,
+    ScriptJudge,
+    Side,
+)
+from teacher.encoders.registry import read_window_frames
+from teacher.features.store import Record
+from teacher.media import probe
+
+PROMPTS_CACHED = 4096
+"""Captions whose embeddings are kept in memory."""
+LEAST_S = {"imagebind": 4.0, "synchformer": 4.8}
+"""Two frames of picture 2 s apart; the 14 segments that the offset head takes."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Judges:
+    """Files of published models; nothing is downloaded, and what is not given is left out of the tables by name."""
+
+    passt: Path | None = None
+    """PaSST, passt-s-f128-p16-s10-ap.476-swa.pt: FD, KL, IS and KAD of PaSST."""
+    panns: Path | None = None
+    """PANNs, Cnn14_16k_mAP=0.438.pth: FD, KL, IS and KAD of PANNs."""
+    vggish: Path | None = None
+    """VGGish, vggish-10086976.pth: FD of VGGish."""
+    synchformer: Path | None = None
+    """Synchformer with its offset head, synchformer_state_dict.pth: DeSync."""
+    imagebind: Path | None = None
+    """ImageBind, imagebind_huge.pth (CC BY-NC-SA 4.0): ImageBind score."""
+    clap_laion: Path | None = None
+    """LAION-CLAP, music_speech_audioset_epoch_15_esc_89.98.pt; needs roberta_tokens."""
+    clap_ms: Path | None = None
+    """MS-CLAP, CLAP_weights_2023.pth: CLAP score and PAM; needs gpt2_tokens."""
+    roberta_tokens: Path | None = None
+    """Folder with vocab.json and merges.txt of roberta-base."""
+    gpt2_tokens: Path | None = None
+    """Folder with vocab.json and merges.txt of gpt2."""
+    aesthetics: Path | None = None
+    """Audiobox-Aesthetics, checkpoint.pt, or model.safetensors with its config.json beside it; needs the package
+    audiobox_aesthetics."""
+    greatest_hits: bool = False
+    """Also the scores of MMAudio's Greatest Hits script (gh_accuracy, gh_ap, gh_f1), faults included."""
+
+    def __post_init__(self) -> None:
+        for model, tokens in (("clap_laion", "roberta_tokens"), ("clap_ms", "gpt2_tokens")):
+            if getattr(self, model) is not None and getattr(self, tokens) is None:
+                raise ValueError(f"{tokens} must be given with {model}: the folder of its vocab.json and merges.txt")
+        for one in fields(self):
+            path = getattr(self, one.name)
+            if isinstance(path, Path) and not path.exists():
+                raise ValueError(f"{one.name}: {path} is not there")
+
+    def load(
+        self, *, duration_s: float, device: str, cache: Path, process: int = 0
+    ) -> tuple[tuple[Listener, ...], tuple[ClipJudge, ...]]:
+        """The models, beside the onset judge that needs none. Adapters are imported only when they are asked for.
+
+        Raises:
+            ValueError: clips of `duration_s` are too short for a model.
+            WeightsError: a file does not fit; in one line.
+        """
+        for name, least_s in LEAST_S.items():
+            if getattr(self, name) is not None and duration_s < least_s - 1e-6:
+                raise ValueError(f"{name} judges clips of at least {least_s:g} s, these are of {duration_s:g} s")
+        listeners: list[Listener] = []
+        judges: list[ClipJudge] = [OnsetJudge()]
+        sides = _Sides(cache=FeatureCache(folder=cache), digests=FileDigests(folder=cache, process=process))
+        if self.passt is not None:
+            from eval.extractors.passt import Passt
+
+            model = Passt.load(self.passt, device=device)
+            listeners.append(ModelListener(source="passt", model=model, duration_s=duration_s))
+        if self.panns is not None:
+            from eval.extractors.panns import Panns
+
+            cnn14 = Panns.load(self.panns, device=device)
+            listeners.append(ModelListener(source="panns", model=cnn14, duration_s=duration_s))
+        if self.vggish is not None:
+            from eval.extractors.vggish import Vggish
+
+            vggish = Vggish.load(self.vggish, device=device)
+            listeners.append(ModelListener(source="vggish", model=vggish, duration_s=duration_s))
+        if self.imagebind is not None:
+            judges.append(self._imagebind(duration_s, device, sides))
+        if self.synchformer is not None:
+            judges.append(self._desync(duration_s, device, sides))
+        judges += self._clap(duration_s, device)
+        if self.aesthetics is not None:
+            from eval.extractors.aesthetics import Aesthetics
+
+            judges.append(AestheticsJudge(model=Aesthetics.load(self.aesthetics, device=device), duration_s=duration_s))
+        if self.greatest_hits:
+            judges.append(ScriptJudge())
+        return tuple(listeners), tuple(judges)
+
+    def _imagebind(self, duration_s: float, device: str, sides: "_Sides") -> ClipJudge:
+        from eval.extractors.imagebind import ImageBind
+        from eval.extractors.imagebind_front_end import imagebind_frames
+
+        model = ImageBind.load(_given(self.imagebind), device=device)
+
+        def see(record: Record) -> Tensor:
+            frames = imagebind_frames(Path(record.path), start_s=record.start_s, duration_s=duration_s)
+            return model.see(torch.from_numpy(frames))[None]
+
+        return CosineJudge(
+            key="ib_score",
+            listener=ModelListener(source="imagebind", model=model, duration_s=duration_s),
+            side=sides.of(model.name, duration_s, see, lambda rows: rows[0]),
+            tasks=("vta",),
+            against="picture",
+        )
+
+    def _desync(self, duration_s: float, device: str, sides: "_Sides") -> ClipJudge:
+        from eval.extractors.synchformer import DesyncExtractor, as_segments
+
+        model = DesyncExtractor.load(_given(self.synchformer), device=device)
+
+        def see(record: Record) -> Tensor:
+            info = probe(Path(record.path))
+            frames, _ = read_window_frames((model.request, model.request), info, record.start_s, duration_s)
+            return model.see(torch.from_numpy(frames)).flatten(0, 1)
+
+        return DesyncJudge(extractor=model, side=sides.of(model.visual_name, duration_s, see, as_segments))
+
+    def _clap(self, duration_s: float, device: str) -> list[ClipJudge]:
+        judges: list[ClipJudge] = []
+        if self.clap_laion is not None:
+            from eval.extractors.clap_laion import ClapLaion
+
+            laion = ClapLaion.load(self.clap_laion, tokenizer=_given(self.roberta_tokens), device=device)
+            listener = ModelListener(source="clap_laion", model=laion, duration_s=duration_s)
+            judges.append(_captioned("clap_laion", listener, laion.embed_text))
+        if self.clap_ms is not None:
+            from eval.extractors.clap_ms import ClapMs
+
+            ms = ClapMs.load(self.clap_ms, tokenizer=_given(self.gpt2_tokens), device=device)
+            listener = ModelListener(source="clap_ms", model=ms, duration_s=duration_s)
+            judges.append(_captioned("clap_ms", listener, ms.embed_text))
+            judges.append(PamJudge.of(ms, duration_s=duration_s))
+        return judges
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Sides:
+    """What was seen of a clip, kept on disk by the digest of its file."""
+
+    cache: FeatureCache
+    digests: FileDigests
+
+    def of(
+        self, name: str, duration_s: float, see: Callable[[Record], Tensor], shaped: Callable[[Tensor], Tensor]
+    ) -> Side:
+        """`see` (rows, width) of a record unless it was seen before; `shaped` makes of the rows what a judge takes."""
+
+        def side(record: Record) -> Tensor:
+            what: dict[str, object] = {
+                "seen": name,
+                "file": self.digests.of(Path(record.path)),
+                "start": record.start_s,
+                "seconds": duration_s,
+            }
+
+            def make() -> tuple[Heard, dict[str, str]]:
+                rows = see(record)
+                return Heard.of([record.id], {"seen": Embeddings(rows=rows, counts=(len(rows),))}), {}
+
+            self.cache.get(what, make)
+            return shaped(self.cache.read(what)[0].tensors["seen" + FEATURES])
+
+        return side
+
+
+def _captioned(key: str, listener: ModelListener, embed_text: Callable[[Sequence[str]], Tensor]) -> ClipJudge:
+    side = _captions(embed_text)
+    return CosineJudge(key=key, listener=listener, side=side, tasks=("vta", "tta"), against="caption")
+
+
+def _captions(embed_text: Callable[[Sequence[str]], Tensor]) -> Side:
+    """Embeddings of captions, each computed once."""
+    known: dict[str, Tensor] = {}
+
+    def side(record: Record) -> Tensor:
+        if record.caption not in known:
+            if len(known) >= PROMPTS_CACHED:
+                known.clear()
+            known[record.caption] = embed_text([record.caption])[0]
+        return known[record.caption]
+
+    return side
+
+
+def _given(path: Path | None) -> Path:
+    assert path is not None
+    return path

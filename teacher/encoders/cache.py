@@ -1,0 +1,67 @@
+"""Encoded pictures kept on disk: the same film under other words, seeds or networks is not decoded and encoded again.
+
+Files <digest>.safetensors with `clip` and `sync` of one window, under a digest of what decides them: the content of the
+film, the time, the encoders.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from teacher.files import file_sha256, parts_digest, replacing
+from teacher.files.tensors import tensor_parts
+
+CONTENT = "content"
+"""Entry of the metadata with the digest of the tensors."""
+Pictures = tuple[Tensor, Tensor]
+"""Image features (frames, width) and synchronisation features (slots, width) of a window."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncodedCache:
+    """A folder of such files; delete it at any time."""
+
+    folder: Path
+
+    def get(
+        self,
+        video: Path,
+        start_s: float,
+        duration_s: float,
+        encoders: Mapping[str, str],
+        encode: Callable[[], Pictures],
+    ) -> Pictures:
+        """What was kept, or what `encode` gives, which is kept then. A kept file that is damaged is made again.
+
+        Two processes that encode the same window at once write the same content, each whole.
+        """
+        what = [file_sha256(video), round(start_s, 6), round(duration_s, 6), encoders["image"], encoders["sync"]]
+        path = self.folder / f"{hashlib.sha256(json.dumps(what).encode()).hexdigest()[:32]}.safetensors"
+        kept = _read(path)
+        if kept is not None:
+            return kept
+        clip, sync = encode()
+        tensors = {"clip": clip.cpu().contiguous(), "sync": sync.cpu().contiguous()}
+        content = save(tensors, metadata={CONTENT: parts_digest(tensor_parts(tensors))})
+        with replacing(path) as temporary:
+            temporary.write_bytes(content)
+        return clip, sync
+
+
+def _read(path: Path) -> Pictures | None:
+    """What a file keeps; None where there is none or it is damaged. Those of older versions have no digest."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            recorded = (file.metadata() or {}).get(CONTENT)
+            kept = {name: file.get_tensor(name) for name in ("clip", "sync")}
+    except (FileNotFoundError, SafetensorError):
+        return None
+    if recorded is not None and recorded != parts_digest(tensor_parts(kept)):
+        return None
+    return kept["clip"], kept["sync"]

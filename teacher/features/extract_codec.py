@@ -1,0 +1,103 @@
+"""The codec of an extraction: given, or fitted on training sounds; and the statistics of its latents."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from teacher.audio.codec import AudioCodec
+from teacher.audio.embedded_codec import EmbeddedCodec
+from teacher.audio.registry import CODECS, mmaudio_codec, open_codec
+from teacher.features import store
+from teacher.features.dataset import load_codec
+from teacher.features.extract_config import ExtractConfig, count_reasons
+from teacher.features.extract_probe import Progress
+from teacher.features.store import FeatureError, ShardFile, Skipped
+from teacher.features.windows import Skip, Window
+from teacher.features.workers import DIED, Processes, WorkerPool
+
+
+def given_codec(config: ExtractConfig, device: str) -> AudioCodec | None:
+    """The codec of another feature folder or a published one (statistics 0 and 1); None where one is to be fitted."""
+    if config.codec_from is not None:
+        made = store.read_json(config.codec_from / "features.json").get("config", {}).get("codec")
+        if made != config.codec:
+            raise FeatureError(f"{config.codec_from} was made with --codec {made}, not {config.codec}")
+        return load_codec(config.codec_from, weights_dir=config.weights_dir, device=device)
+    if config.fitted:
+        return None
+    if config.weights_dir is None:
+        raise FeatureError(f"codec {config.codec!r} needs a folder of weights; give one with --weights-dir")
+    return mmaudio_codec(config.codec, config.weights_dir, device)
+
+
+def fitted_codec(
+    out: Path,
+    training: Sequence[Window],
+    skipped: Sequence[Skipped],
+    config: ExtractConfig,
+    pool: WorkerPool,
+    processes: Processes,
+    tell: Progress,
+) -> AudioCodec:
+    """The codec of an interrupted run, or one that the lead fits on evenly chosen training windows."""
+    path = out / "codec.safetensors"
+    if processes.lead and not path.is_file():
+        if not training:
+            raise FeatureError(
+                f"no item of the train split is usable: {count_reasons(skipped) or 'the split is empty'}"
+            )
+        _fit(training, config, pool, tell).save(path)
+    processes.wait(path.is_file, what="the codec", on=[0])
+    return open_codec(path)
+
+
+def _fit(training: Sequence[Window], config: ExtractConfig, pool: WorkerPool, tell: Progress) -> EmbeddedCodec:
+    count = min(config.codec_fit_clips, len(training))
+    chosen = [training[i * len(training) // count] for i in range(count)]
+    reader, failed = config.reader(), []
+
+    def heard() -> Iterator[np.ndarray]:
+        results = pool.ordered(reader.hear, chosen, died=lambda window: Skip(id=window.id, reason=DIED))
+        for done, (_, result) in enumerate(results, 1):
+            tell("fit codec", done, count)
+            if isinstance(result, Skip):
+                failed.append((result.id, result.reason))
+            else:
+                yield result[0]
+
+    entry = CODECS[config.codec]
+    try:
+        return EmbeddedCodec.fit(heard(), mel=entry.mel, latent_channels=entry.latent_channels)
+    except ValueError as error:
+        raise FeatureError(f"{error}{'; left out: ' + count_reasons(failed) if failed else ''}") from error
+
+
+def latent_statistics(shards: Sequence[ShardFile], splits: Sequence[str]) -> tuple[Tensor, Tensor]:
+    """Mean and unbiased std (C,) of the posterior means over rows and frames, merged in float64 in order of the shards.
+
+    Of training rows with picture; without any, of all training rows; without any, of all rows with picture, or all.
+    (MMAudio takes those of its audio-visual training set.) Shards are merged pairwise:
+    mean = m1 + d n2/n,  M = M1 + M2 + d^2 n1 n2/n  with  d = m2 - m1,  n = n1 + n2,  and std^2 = M / (n - 1).
+    """
+    train = [shard for shard, split in zip(shards, splits, strict=True) if split == "train"]
+    for chosen, kinds in ((train, (0,)), (train, (0, 1)), (shards, (0,)), (shards, (0, 1))):
+        count, mean, squares = 0, torch.zeros(()), torch.zeros(())
+        for shard in chosen:
+            frames, moments = shard.file.entries["mean"].shape[1], shard.file.small("moments")
+            video = int((shard.indices["video_index"] >= 0).sum())
+            for kind in kinds:
+                more = frames * (video if kind == 0 else len(shard) - video)
+                if more:
+                    apart = moments[kind, 0] - mean
+                    mean = mean + apart * (more / (count + more))
+                    squares = squares + moments[kind, 1] + apart.square() * (count * more / (count + more))
+                    count += more
+        if count > 1:
+            std = (squares / (count - 1)).sqrt()
+            if not bool((std > 0).all()) or not bool(torch.isfinite(std).all()):
+                raise FeatureError("the latents do not vary, or are not finite: are the sounds or the weights damaged?")
+            return mean.float(), std.float()
+    raise FeatureError("no usable row to take the statistics of the latents from")

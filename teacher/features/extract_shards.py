@@ -1,0 +1,206 @@
+"""Pass 2 of an extraction: windows -> shards, captions -> text files."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from teacher.audio.codec import AudioCodec
+from teacher.encoders.registry import Encoders
+from teacher.features import store
+from teacher.features.extract_config import SPLITS, ExtractConfig
+from teacher.features.extract_probe import Progress
+from teacher.features.store import FeatureError, Record, Shard, shard_path, text_path
+from teacher.features.windows import Loaded, Skip, Window, window_events
+from teacher.features.workers import AHEAD_LARGE, AHEAD_PER_WORKER, DIED, Processes, WorkerPool
+from teacher.network.sequence import IMAGE_DIM, SYNC_DIM, image_frames, sync_frames
+
+TEXTS_AT_ONCE = 64
+"""Captions encoded in one call; fixed, so that results do not depend on how the work is shared."""
+CODEC_DIGITS = 16
+"""Digits of the codec's digest that a shard notes."""
+Written = dict[Path, tuple[int, str]]
+"""Length and SHA-256 of the files that this process wrote."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """The windows of one shard."""
+
+    path: Path
+    split: str
+    windows: list[Window]
+
+    @property
+    def jobs(self) -> list[Window]:
+        """One window for every piece of a file: rows that differ in caption only are read and encoded once."""
+        return list({_piece(window): window for window in reversed(self.windows)}.values())[::-1]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Encoded:
+    """A window's sound (samples,) and its features, clip (Tc, 1024) and sync (Ts, 768); None without a picture."""
+
+    wave: np.ndarray
+    clip: Tensor | None
+    sync: Tensor | None
+    padded: bool
+
+
+def parts(out: Path, windows: Sequence[Window], size: int) -> list[Part]:
+    """All shards, in order."""
+    found = []
+    for split in SPLITS:
+        chosen = [window for window in windows if window.item.split == split]
+        for k, begin in enumerate(range(0, len(chosen), size)):
+            part = chosen[begin : begin + size]
+            found.append(Part(path=shard_path(out, split, k), split=split, windows=part))
+    return found
+
+
+def write_texts(
+    out: Path, captions: Sequence[str], encoders: Encoders, size: int, processes: Processes, written: Written
+) -> list[Path]:
+    """Write this process's missing text files and note them in `written`; the paths of all."""
+    paths = []
+    for k, begin in enumerate(range(0, len(captions), size)):
+        path = text_path(out, k)
+        paths.append(path)
+        if processes.mine(k) and not path.is_file():
+            own = captions[begin : begin + size]
+            encoded = [encoders.text(own[i : i + TEXTS_AT_ONCE]).cpu() for i in range(0, len(own), TEXTS_AT_ONCE)]
+            shared = encoders.text.shared_positions
+            written[path] = store.write_texts(path, own, torch.cat(encoded), shared_positions=shared)
+    return paths
+
+
+def write_shards(
+    all_parts: Sequence[Part],
+    captions: Sequence[str],
+    codec: AudioCodec,
+    encoders: Encoders,
+    config: ExtractConfig,
+    pool: WorkerPool,
+    processes: Processes,
+    tell: Progress,
+    written: Written,
+) -> None:
+    """Write this process's missing shards and note them in `written`.
+
+    Which shards are to be made is decided once: what appears on the disk meanwhile changes nothing.
+    """
+    text_index = {caption: i for i, caption in enumerate(captions)}
+    mine = [part for k, part in enumerate(all_parts) if processes.mine(k)]
+    jobs = {part.path: part.jobs for part in mine if not part.path.is_file()}
+    reader = config.reader(frames_only=not encoders.in_worker)
+    results = pool.ordered(
+        reader.load,
+        [window for wanted in jobs.values() for window in wanted],
+        died=lambda window: Skip(id=window.id, reason=DIED),
+        ahead=AHEAD_LARGE if reader.frames_only else AHEAD_PER_WORKER,
+    )
+    done, total = 0, sum(len(part.windows) for part in mine)
+    for part in mine:
+        if part.path in jobs:
+            encoded: dict[tuple[Path, float], Encoded | Skip] = {}
+            for window, result in _with_features(jobs[part.path], results, encoders):
+                encoded[_piece(window)] = result
+                tell("extract", done + len(encoded), total)
+            shard = _make_shard(part.windows, encoded, text_index, codec, config)
+            written[part.path] = store.write_shard(part.path, shard)
+        done += len(part.windows)
+        tell("extract", done, total)
+
+
+def _piece(window: Window) -> tuple[Path, float]:
+    return window.item.path, window.start_s
+
+
+def _with_features(
+    jobs: Sequence[Window], results: Iterator[tuple[Window, Loaded | Skip]], encoders: Encoders
+) -> Iterator[tuple[Window, Encoded | Skip]]:
+    """Windows with their features; frames are encoded here, one window at a time, where workers only read."""
+    for window in jobs:
+        answered, loaded = next(results)
+        if _piece(answered) != _piece(window):
+            raise RuntimeError(f"asked for {window.id}, got the features of {answered.id}")
+        if isinstance(loaded, Skip):
+            yield window, loaded
+            continue
+        clip = sync = None
+        if loaded.image is not None and loaded.sync is not None:
+            if encoders.in_worker:
+                clip, sync = torch.from_numpy(loaded.image), torch.from_numpy(loaded.sync)
+            else:
+                clip, sync = encoders.image(loaded.image), encoders.sync(loaded.sync)
+            clip, sync = clip.bfloat16().cpu(), sync.bfloat16().cpu()
+        yield window, Encoded(wave=loaded.wave, clip=clip, sync=sync, padded=loaded.padded)
+
+
+def _make_shard(
+    windows: Sequence[Window],
+    encoded: dict[tuple[Path, float], Encoded | Skip],
+    text_index: dict[str, int],
+    codec: AudioCodec,
+    config: ExtractConfig,
+) -> Shard:
+    """Encode the sounds of a shard and describe its rows; a shard in which nothing remains has no rows."""
+    kept = {piece: result for piece, result in encoded.items() if isinstance(result, Encoded)}
+    sounds = {piece: i for i, piece in enumerate(kept)}
+    pictures = {piece: i for i, piece in enumerate(piece for piece, result in kept.items() if result.clip is not None)}
+    rows = [window for window in windows if _piece(window) in kept]
+    mean, std = _latents([result.wave for result in kept.values()], codec, config)
+    clip = [result.clip for result in kept.values() if result.clip is not None]
+    sync = [result.sync for result in kept.values() if result.sync is not None]
+    duration_s, failed = config.duration_s, [(window.id, encoded[_piece(window)]) for window in windows]
+    return Shard(
+        records=[_record(window, duration_s) for window in rows],
+        sound_index=[sounds[_piece(window)] for window in rows],
+        video_index=[pictures.get(_piece(window), -1) for window in rows],
+        text_index=[text_index[window.item.caption] for window in rows],
+        mean=mean,
+        std=std,
+        clip=torch.stack(clip) if clip else torch.zeros(0, image_frames(duration_s), IMAGE_DIM),
+        sync=torch.stack(sync) if sync else torch.zeros(0, sync_frames(duration_s), SYNC_DIM),
+        skipped=[(id_, result.reason) for id_, result in failed if isinstance(result, Skip)],
+        padded=sum(kept[_piece(window)].padded for window in rows),
+        codec=codec.digest[:CODEC_DIGITS] if config.fitted else "",
+    )
+
+
+def _latents(waves: Sequence[np.ndarray], codec: AudioCodec, config: ExtractConfig) -> tuple[Tensor, Tensor | None]:
+    """Posterior mean and std (sounds, N, C) in raw units; of a codec fitted here its normalised latents, and no std."""
+    if not waves:
+        blank = torch.zeros(0, codec.sequence.latent_frames(config.duration_s), codec.latent_channels)
+        return blank, None if config.fitted else blank.clone()
+    wave = torch.from_numpy(np.stack(waves))
+    if config.fitted:
+        return codec.encode(wave), None
+    mean, std = codec.posterior(wave)
+    if std is None:
+        raise FeatureError(f"codec {config.codec!r} gave a posterior without a standard deviation")
+    return mean.float().cpu(), std.float().cpu()
+
+
+def _record(window: Window, duration_s: float) -> Record:
+    try:
+        file_bytes = window.item.path.stat().st_size
+    except OSError:  # removed since it was read
+        file_bytes = None
+    return Record(
+        id=window.id,
+        item_id=window.item.id,
+        path=str(window.item.path.absolute()),
+        start_s=window.start_s,
+        duration_s=duration_s,
+        caption=window.item.caption,
+        label=window.item.label,
+        events_s=window_events(window, duration_s),
+        has_video=window.has_video,
+        has_audio=True,
+        group_id=window.item.group_id,
+        file_bytes=file_bytes,
+    )

@@ -1,0 +1,328 @@
+"""The files of a feature folder and how they are written; `store_read` reads them.
+
+features.json                       what was extracted from what; written last, so its presence means "complete"
+plan.json                           configuration and digest of the items, written first: what a rerun must match
+plan/{k:05d}.json                   windows found in a block of items: what the pass over all files has learnt
+codec.safetensors                   the codec that made the latents
+texts/{k:05d}.safetensors           unique captions and their features
+shards/{split}-{k:05d}.safetensors  rows: indices into the sounds and pictures of the same file, and into all captions
+
+    shard  sound_index, video_index (-1: no picture), text_index  int64 (rows,)
+           mean (sounds, N, C) and std (sounds, N, C) bfloat16; a codec without std: mean alone, float32
+           clip (pictures, Tc, 1024), sync (pictures, Ts, 768) bfloat16
+           records uint8: one JSON object a line;  moments float64 (2, 2, C): mean and sum of squared deviations over
+           rows x frames of `mean`, of rows with picture and of rows without
+    text   shared (p, 1024), text (captions, 77 - p, 1024) bfloat16; filled bool; captions uint8: a JSON list
+
+Two rows of one sound (several captions) share its latents. The first p text positions are the same for every caption.
+
+Every file carries its own checks (teacher/files/tensor_file.py): beside a large tensor "x" lies "x.crc", int64, the
+CRC-32 of each of its rows, of records and captions as a whole; "digest" in the metadata is the SHA-256 of everything
+else. digests.json has the SHA-256 of whole files. Folders of older versions have neither and are read all the same.
+
+
+Opening the shards and texts of a feature folder (teacher/features/store.py): headers and indices, checked."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save
+from torch import Tensor
+
+from teacher.files import read_json as read_any_json
+from teacher.files import replacing, split_lines
+from teacher.files.tensor_file import AGAIN, CHECKS, FeatureError, TensorFile, row_checks, small_digest
+from teacher.network.sequence import (
+    IMAGE_DIM,
+    SYNC_DIM,
+    TEXT_DIM,
+    TEXT_TOKENS,
+    SequenceConfig,
+    image_frames,
+    sync_frames,
+)
+
+__all__ = ["FeatureError", "Record", "Shard", "Skipped"]
+
+FORMAT = "features"
+FORMAT_VERSION = 2
+SHARED_TOLERANCE = 2e-2
+"""Largest difference between captions at a shared position; features have unit length and bfloat16 keeps 8 bits."""
+
+Skipped = tuple[str, str]
+"""Id of an item or window that was left out, and the reason."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Record:
+    """One row of a feature set. `events_s` are seconds from the start of the window, None where unknown.
+
+    `path` is absolute, and where the file lies now if it was moved together with the features. `group_id` as in `Item`:
+    the source that rows share; '' where it is not known.
+    """
+
+    id: str
+    item_id: str
+    path: str
+    start_s: float
+    duration_s: float
+    caption: str
+    label: str
+    events_s: tuple[float, ...] | None
+    has_video: bool
+    has_audio: bool
+    group_id: str = ""
+    file_bytes: int | None = None
+    """Length of the file when it was extracted; None in folders of older versions."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shard:
+    """Rows that are written together, and what was left out while making them. Features may be float32."""
+
+    records: Sequence[Record]
+    sound_index: Sequence[int]
+    video_index: Sequence[int]
+    text_index: Sequence[int]
+    mean: Tensor
+    std: Tensor | None
+    clip: Tensor
+    sync: Tensor
+    skipped: Sequence[Skipped]
+    padded: int
+    codec: str = ""
+    """Digest of the fitted codec that made the latents; '' where features.json alone says it."""
+
+
+def shard_path(folder: Path, split: str, number: int) -> Path:
+    """File of a shard."""
+    return folder / "shards" / f"{split}-{number:05d}.safetensors"
+
+
+def text_path(folder: Path, number: int) -> Path:
+    """File of a block of captions."""
+    return folder / "texts" / f"{number:05d}.safetensors"
+
+
+def as_json(content: Any, *, indent: int | None = None, separators: tuple[str, str] | None = None) -> str:
+    """JSON as text for people. Names of files that are not UTF-8, which UTF-8 cannot hold, are written escaped."""
+    text = json.dumps(content, indent=indent, separators=separators, ensure_ascii=False)
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return json.dumps(content, indent=indent, separators=separators)
+    return text
+
+
+def write_json(path: Path, content: dict[str, Any], *, indent: int | None = 1) -> None:
+    """Write JSON through a temporary file and a rename."""
+    with replacing(path) as temporary:
+        temporary.write_text(as_json(content, indent=indent) + "\n", encoding="utf-8")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object; FeatureError when it is missing or damaged."""
+    try:
+        return read_any_json(path)
+    except (OSError, ValueError) as error:
+        raise FeatureError(f"{path}: cannot be read ({error})") from error
+
+
+def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, Any]) -> tuple[int, str]:
+    """Write safetensors with one JSON string as metadata and the checks of everything, whole or not at all.
+
+    Returns length and SHA-256 of the file.
+    """
+    made = {n: t.detach().cpu().contiguous() for n, t in tensors.items() if not n.endswith(CHECKS)}
+    made |= {f"{name}{CHECKS}": checks for name in list(made) if (checks := row_checks(name, made[name])) is not None}
+    described = {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in made.items()}
+    metadata = {name: value for name, value in metadata.items() if name != "digest"}
+    digest = small_digest(described, lambda name: made[name].flatten().view(torch.uint8).numpy().tobytes(), metadata)
+    content = save(made, metadata={"json": as_json(metadata | {"digest": digest})})
+    with replacing(path) as temporary:
+        temporary.write_bytes(content)
+    return len(content), hashlib.sha256(content).hexdigest()
+
+
+def write_shard(path: Path, shard: Shard) -> tuple[int, str]:
+    """Write a shard in one file; latents with std are rounded to bfloat16, those without stay float32."""
+    tensors = {
+        "sound_index": torch.tensor(shard.sound_index, dtype=torch.int64),
+        "video_index": torch.tensor(shard.video_index, dtype=torch.int64),
+        "text_index": torch.tensor(shard.text_index, dtype=torch.int64),
+        "clip": shard.clip.bfloat16(),
+        "sync": shard.sync.bfloat16(),
+        "records": _bytes("".join(_line(record) + "\n" for record in shard.records)),
+    }
+    if shard.std is None:
+        tensors["mean"] = shard.mean.float()
+    else:
+        tensors |= {"mean": shard.mean.bfloat16(), "std": shard.std.bfloat16(), "moments": _moments(shard)}
+    codec = {"codec": shard.codec} if shard.codec else {}
+    return write_tensors(path, tensors, {"skipped": list(shard.skipped), "padded": shard.padded, **codec})
+
+
+def write_texts(path: Path, captions: Sequence[str], features: Tensor, *, shared_positions: int) -> tuple[int, str]:
+    """Write text features (captions, 77, 1024) as bfloat16, the leading `shared_positions` once.
+
+    Raises FeatureError when those positions differ between captions.
+    """
+    shared = features[0, :shared_positions]
+    if shared_positions and float((features[:, :shared_positions] - shared).abs().max()) > SHARED_TOLERANCE:
+        raise FeatureError(f"the first {shared_positions} text positions were to be equal for all captions, but differ")
+    tensors = {
+        "shared": shared.bfloat16(),
+        "text": features[:, shared_positions:].bfloat16(),
+        "filled": torch.tensor([bool(caption.strip()) for caption in captions]),
+        "captions": _bytes(as_json(list(captions))),
+    }
+    return write_tensors(path, tensors, {})
+
+
+def _moments(shard: Shard) -> Tensor:
+    """Mean and sum of squared deviations per channel, float64 (2, 2, C): rows with picture, rows without."""
+    rows, video = torch.tensor(shard.sound_index, dtype=torch.int64), torch.tensor(shard.video_index) >= 0
+    made = []
+    for chosen in (rows[video], rows[~video]):
+        values = shard.mean[chosen].double().flatten(0, 1)
+        mean = values.mean(0) if len(values) else torch.zeros(shard.mean.shape[2], dtype=torch.float64)
+        made.append(torch.stack((mean, (values - mean).square().sum(0))))
+    return torch.stack(made)
+
+
+def _bytes(text: str) -> Tensor:
+    data = bytearray(text.encode("utf-8"))
+    return torch.frombuffer(data, dtype=torch.uint8) if data else torch.zeros(0, dtype=torch.uint8)
+
+
+def _line(record: Record) -> str:
+    """What the indices and features.json do not say already; the item's id where it is not the row's."""
+    row: dict[str, Any] = {"id": record.id, "path": record.path, "start_s": record.start_s}
+    if record.item_id != record.id:
+        row["item_id"] = record.item_id
+    if record.label:
+        row["label"] = record.label
+    if record.events_s is not None:
+        row["events_s"] = record.events_s
+    if record.group_id:
+        row["group_id"] = record.group_id
+    if record.file_bytes is not None:
+        row["bytes"] = record.file_bytes
+    return as_json(row, separators=(",", ":"))
+
+
+INDICES = ("sound_index", "video_index", "text_index")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layout:
+    """What every shard of a folder must look like, from features.json."""
+
+    duration_s: float
+    latent_frames: int
+    latent_channels: int
+    has_std: bool
+    captions: int
+    captions_per_file: int
+
+    @classmethod
+    def of(cls, info: dict[str, Any]) -> "Layout":
+        """From the content of features.json."""
+        duration_s = float(info["duration_s"])
+        return cls(
+            duration_s=duration_s,
+            latent_frames=SequenceConfig(**info["sequence"]).latent_frames(duration_s),
+            latent_channels=int(info["latent_channels"]),
+            has_std=bool(info["codec"]["has_std"]),
+            captions=int(info["texts"]["count"]),
+            captions_per_file=int(info["texts"]["per_file"]),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class ShardFile:
+    """One opened shard: header and indices, checked; the rest stays on disk."""
+
+    file: TensorFile
+    indices: dict[str, Tensor]
+
+    @classmethod
+    def open(cls, path: Path, layout: Layout) -> "ShardFile":
+        """Read header and indices. FeatureError naming the file for wrong counts, shapes, dtypes or indices."""
+        file = TensorFile.open(path).intact()
+        rows = file.expect("text_index", torch.int64, (None,))
+        for name in INDICES:
+            file.expect(name, torch.int64, (rows,))
+        frames, channels = layout.latent_frames, layout.latent_channels
+        latent_dtype = torch.bfloat16 if layout.has_std else torch.float32
+        sounds = file.expect("mean", latent_dtype, (None, frames, channels))
+        if layout.has_std:
+            file.expect("std", latent_dtype, (sounds, frames, channels))
+            file.expect("moments", torch.float64, (2, 2, channels))
+        pictures = file.expect("clip", torch.bfloat16, (None, image_frames(layout.duration_s), IMAGE_DIM))
+        file.expect("sync", torch.bfloat16, (pictures, sync_frames(layout.duration_s), SYNC_DIM))
+        file.expect("records", torch.uint8, (None,))
+        indices = {name: file.small(name) for name in INDICES}
+        for name, least, count in zip(INDICES, (0, -1, 0), (sounds, pictures, layout.captions), strict=True):
+            if rows and not (int(indices[name].min()) >= least and int(indices[name].max()) < count):
+                raise FeatureError(f"{path}: {name} reaches outside {least}..{count - 1}; {AGAIN}")
+        return cls(file.without_head(), indices)
+
+    def __len__(self) -> int:
+        return len(self.indices["text_index"])
+
+    @property
+    def skipped(self) -> list[Skipped]:
+        """Windows left out while the shard was made."""
+        return [(str(id_), str(reason)) for id_, reason in self.file.metadata.get("skipped", [])]
+
+    @property
+    def padded(self) -> int:
+        """Rows whose end is silence or a held frame."""
+        return int(self.file.metadata.get("padded", 0))
+
+    def lines(self) -> list[dict[str, Any]]:
+        """The records as stored; FeatureError when they do not fit the rows."""
+        try:
+            text = self.file.small("records").numpy().tobytes().decode("utf-8")
+            found = [json.loads(line) for line in split_lines(text)]
+        except FeatureError:
+            raise
+        except (ValueError, RecursionError) as error:
+            raise FeatureError(f"{self.file.path}: its records are damaged ({error}); {AGAIN}") from error
+        if len(found) != len(self):
+            raise FeatureError(f"{self.file.path}: {len(found)} records for {len(self)} rows; {AGAIN}")
+        return found
+
+
+def open_texts(folder: Path, layout: Layout) -> list[TensorFile]:
+    """Headers of all text files; FeatureError when they hold another number of captions than features.json says."""
+    files, count = [], 0
+    for k in range(-(-layout.captions // layout.captions_per_file)):
+        file = TensorFile.open(text_path(folder, k)).intact()
+        own = min(layout.captions_per_file, layout.captions - count)
+        shared = file.expect("shared", torch.bfloat16, (None, TEXT_DIM))
+        file.expect("text", torch.bfloat16, (own, TEXT_TOKENS - shared, TEXT_DIM))
+        file.expect("filled", torch.bool, (own,))
+        file.expect("captions", torch.uint8, (None,))
+        files.append(file.without_head())
+        count += own
+    return files
+
+
+def read_captions(file: TensorFile) -> list[str]:
+    """The captions of a text file."""
+    try:
+        found = json.loads(file.small("captions").numpy().tobytes())
+        if not isinstance(found, list) or len(found) != len(file.small("filled")):
+            raise ValueError("not one caption for each feature")
+    except FeatureError:
+        raise
+    except (ValueError, RecursionError) as error:
+        raise FeatureError(f"{file.path}: its captions are damaged ({error}); {AGAIN}") from error
+    return [str(caption) for caption in found]

@@ -1,0 +1,179 @@
+"""Which pieces of which files become training examples, and how one piece is read: plan, then load."""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from teacher.encoders.registry import SHORTEST_SHARE, frame_requests, load_encoders, read_window_frames
+from teacher.lists.manifest import Item
+from teacher.media import MediaError, probe, read_audio
+from teacher.network.sequence import MIN_DURATION_S
+
+SILENT_PEAK = 1e-4
+"""Peak (-80 dB of full scale) below which a sound counts as silent."""
+PEAK = 0.95
+SHORTEST_SOUND_SHARE = 0.5
+"""Least share of a window that must hold sound; silence is appended to the rest."""
+PADDED_FROM_S = 0.05
+"""Missing sound up to this long is a codec's rounding and is not counted as padding."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Window:
+    """One piece of one file: [start_s, start_s + duration_s)."""
+
+    id: str
+    item: Item
+    start_s: float
+    has_video: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Skip:
+    """A file or a piece that is left out, and why."""
+
+    id: str
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Found:
+    """Windows of a file: their starts in seconds, and whether they have a picture."""
+
+    starts_s: tuple[float, ...]
+    has_video: bool
+
+    def windows(self, item: Item) -> list[Window]:
+        """The windows as rows of an item; a single one keeps the item's id."""
+        single = len(self.starts_s) == 1
+        return [
+            Window(id=item.id if single else f"{item.id}@{s:g}s", item=item, start_s=s, has_video=self.has_video)
+            for s in self.starts_s
+        ]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Loaded:
+    """A window's sound (samples,), what the image and sync encoders made of its picture, and whether its end is filled.
+
+    `image` and `sync` are features, float32, or uint8 frames where the encoders run in another process; None without a
+    picture. `padded`: silence or held frames fill the end. Arrays, not tensors: they travel between processes by copy,
+    without a file descriptor each.
+    """
+
+    wave: np.ndarray
+    image: np.ndarray | None
+    sync: np.ndarray | None
+    padded: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class WindowReader:
+    """How windows are found, heard and seen: one object that worker processes receive with every job."""
+
+    encoders: str
+    duration_s: float
+    sample_rate: int
+    peak_normalise: bool
+    max_windows: int
+    max_windows_video: int | None = None
+    """The same for files with a picture; None: `max_windows`."""
+    spread: bool = False
+    """Sounds without picture give whole windows only, evenly spread over the file."""
+    frames_only: bool = False
+    """Hand over frames instead of features."""
+
+    def plan(self, item: Item) -> list[Window] | Skip:
+        """Windows of an item (see `look`), or the reason why there is none."""
+        found = self.look(item.path)
+        return found.windows(item) if isinstance(found, Found) else Skip(id=item.id, reason=found)
+
+    def look(self, path: Path) -> Found | str:
+        """Non-overlapping windows of a file, at most `max_windows`, or the reason why there is none.
+
+        They follow each other from the start. A last piece shorter than duration_s is used when a video shows at least
+        0.9 of it, or a sound file holds at least half of it and 0.64 s; it is then padded when read. With `spread`, a
+        sound of T seconds gives n = min(max_windows, floor(T / D)) windows, the last ending with the file where n > 1
+        (the crops of arXiv 2412.15322, section 3.5.1).
+        """
+        duration_s = self.duration_s
+        try:
+            info = probe(path)
+        except MediaError as error:
+            return _without_path(error, path)
+        if not info.has_audio:
+            return "no audio stream that can be decoded"
+        whole = int(info.duration_s / duration_s + 1e-6)
+        spread = self.spread and not info.has_video
+        shortest_sound_s = max(MIN_DURATION_S, SHORTEST_SOUND_SHARE * duration_s)
+        least_s = SHORTEST_SHARE * duration_s if info.has_video else shortest_sound_s
+        rest_s = info.duration_s - whole * duration_s
+        count = whole + (not spread and rest_s >= least_s - 1e-6)
+        if count == 0:
+            kind = "video" if info.has_video else "audio"
+            return f"too short: {info.duration_s:.2f} s of {kind}, need {duration_s:g} s"
+        most = self.max_windows_video if info.has_video and self.max_windows_video is not None else self.max_windows
+        count = min(count, most)
+        step_s = duration_s
+        if spread and count > 1:
+            # Whole milliseconds, rounded down, so that the last window does not reach past the end.
+            step_s = max(duration_s, math.floor(1e3 * (info.duration_s - duration_s) / (count - 1)) / 1e3)
+        starts = tuple(round(k * step_s, 6) if spread else k * step_s for k in range(count))
+        return Found(starts_s=starts, has_video=info.has_video)
+
+    def hear(self, window: Window) -> tuple[np.ndarray, bool] | Skip:
+        """Sound of exactly round(D sample_rate) samples, and whether its end was padded with silence.
+
+        Skipped when it is silent or when less than half of the window (or 0.64 s) holds sound.
+        """
+        path, duration_s = window.item.path, self.duration_s
+        try:
+            wave = read_audio(path, sample_rate=self.sample_rate, start_s=window.start_s, duration_s=duration_s)
+        except MediaError as error:
+            return Skip(id=window.id, reason=_without_path(error, path))
+        held_s = len(wave) / self.sample_rate
+        if held_s < min(duration_s, max(MIN_DURATION_S, SHORTEST_SOUND_SHARE * duration_s)) - 1e-3:
+            return Skip(id=window.id, reason=f"too short: {held_s:.2f} s of audio, need {duration_s:g} s")
+        if not np.isfinite(wave).all():
+            return Skip(id=window.id, reason="its sound holds NaN or infinity")
+        peak = float(np.abs(wave).max())
+        if peak < SILENT_PEAK:
+            return Skip(id=window.id, reason="silent")
+        count = round(duration_s * self.sample_rate)
+        wave = np.pad(wave, (0, max(0, count - len(wave))))[:count]
+        scaled = wave * (PEAK / peak) if self.peak_normalise else np.clip(wave, -1.0, 1.0)
+        return scaled.astype(np.float32), duration_s - held_s > PADDED_FROM_S
+
+    def load(self, window: Window) -> Loaded | Skip:
+        """Sound of a window and its features, or its frames where `frames_only`."""
+        heard = self.hear(window)
+        if isinstance(heard, Skip):
+            return heard
+        wave, padded = heard
+        if not window.has_video:
+            return Loaded(wave=wave, image=None, sync=None, padded=padded)
+        try:
+            info = probe(window.item.path)
+            image, sync = read_window_frames(frame_requests(self.encoders), info, window.start_s, self.duration_s)
+        except MediaError as error:
+            return Skip(id=window.id, reason=_without_path(error, window.item.path))
+        padded = padded or info.duration_s - window.start_s < self.duration_s - PADDED_FROM_S
+        if not self.frames_only:
+            encoders = load_encoders(self.encoders)
+            image, sync = encoders.image(image).numpy(), encoders.sync(sync).numpy()
+        return Loaded(wave=wave, image=image, sync=sync, padded=padded)
+
+
+def window_events(window: Window, duration_s: float) -> tuple[float, ...] | None:
+    """Events inside the window, in seconds from its start; None when the manifest knows of no events."""
+    if window.item.events_s is None:
+        return None
+    shifted = (event - window.start_s for event in window.item.events_s)
+    return tuple(round(event, 6) for event in shifted if 0 <= event < duration_s and math.isfinite(event))
+
+
+def _without_path(error: MediaError, path: Path) -> str:
+    """The reason alone: the report names the item next to it."""
+    return str(error).removeprefix(f"{path}: ")

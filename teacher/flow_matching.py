@@ -1,0 +1,93 @@
+"""Flow-matching training of the teacher (arXiv 2412.15322, section 3.1): configuration and one step."""
+
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from meanflow.path import interpolate, velocity
+from meanflow.shapes import PerSample
+from meanflow.time_sampling import Density, LogitNormal
+from teacher.features.dataset import Batch, Share
+from teacher.network.conditions import Conditions
+
+
+class Terms(NamedTuple):
+    """What a training step returns: one loss per sample (with a graph) and values per sample for the log."""
+
+    loss: PerSample
+    logs: dict[str, Tensor]
+    """(B,) each; nan in rows that a value says nothing about. Their means go into the log."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConditionDropout:
+    """Which conditions a training row keeps.
+
+    text_only is the share of audio-video-text rows shown as audio-text rows (joint training on one set); of the rest,
+    video (image and sync) and text are dropped independently, which trains the unconditional branch of guidance.
+    """
+
+    video: float = 0.1
+    text: float = 0.1
+    text_only: float = 0.0
+    joint_video: bool = True
+    """Image and sync are dropped together, as in the first published networks. Otherwise each on its own with
+    probability `video`, as in the second version, which then also knows sync without pictures and the reverse."""
+
+    def __post_init__(self) -> None:
+        for name in ("video", "text", "text_only"):
+            if not 0.0 <= getattr(self, name) < 1.0:
+                raise ValueError(f"dropout {name} must lie in [0, 1), got {getattr(self, name)}")
+
+    def __call__(self, conditions: Conditions, *, generator: torch.Generator, share: Share | None = None) -> Conditions:
+        """The conditions with some modalities marked absent; the input is not modified.
+
+        `share` says which rows of a larger batch they are, for which the numbers are drawn.
+        """
+        share = share or Share.whole(len(conditions))
+        kinds = 3 if self.joint_video else 4
+        draw = share.of(torch.rand(kinds, share.total, generator=generator, device=generator.device), dim=1)
+        no_video = draw[2] < self.text_only
+        clip = no_video | (draw[0] < self.video)
+        sync = no_video | (draw[0 if self.joint_video else 3] < self.video)
+        return replace(
+            conditions,
+            has_clip=conditions.has_clip & ~clip,
+            has_sync=conditions.has_sync & ~sync,
+            has_text=conditions.has_text & ~(draw[1] < self.text),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class FlowMatching:
+    """How the teacher is trained: time density, condition dropout."""
+
+    times: Density = field(default_factory=lambda: LogitNormal(mean=0.0))
+    """MMAudio's density: logit-normal with mean 0 and scale 1, the same in either clock."""
+    dropout: ConditionDropout = field(default_factory=ConditionDropout)
+
+
+def flow_matching_step(
+    net: nn.Module, batch: Batch, config: FlowMatching, *, generator: torch.Generator, share: Share | None = None
+) -> Terms:
+    """Mean over frames and channels of ||v_net(x_t, t) - (e - x)||^2, one value per sample (B,).
+
+    `net` may be wrapped by a data-parallel engine: it is called once, on MMAudio's clock. `share` says which rows of a
+    larger batch these are.
+    """
+    x = batch.latents
+    share = share or Share.whole(len(x))
+    e = noise_of(share, x, generator=generator)
+    t = share.of(config.times(share.total, generator=generator))
+    conditions = config.dropout(batch.conditions, generator=generator, share=share)
+    v = -net(interpolate(x, e, t), 1 - t, conditions)
+    loss = (v - velocity(x, e)).float().pow(2).flatten(1).mean(1)
+    return Terms(loss, {"loss": loss.detach()})
+
+
+def noise_of(share: Share, x: Tensor, *, generator: torch.Generator) -> Tensor:
+    """Gaussian noise like `x`, the rows of a share, out of the noise drawn for the whole batch."""
+    shape = (share.total, *x.shape[1:])
+    return share.of(torch.randn(shape, generator=generator, device=x.device, dtype=x.dtype))

@@ -1,0 +1,89 @@
+"""Conditions of the multimodal network: image, synchronisation and text features with presence masks."""
+
+from dataclasses import dataclass, fields, replace
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from teacher.network.sequence import IMAGE_DIM, SYNC_DIM, TEXT_DIM, TEXT_TOKENS, image_frames, sync_frames
+
+
+@dataclass(frozen=True, kw_only=True)
+class Conditions:
+    """What a batch of sounds is conditioned on. Never edited in place.
+
+    clip (B, Tc, 1024), sync (B, Ts, 768), text (B, 77, 1024): features; has_* (B,) bool: where False, the network
+    uses its learned empty token for that row and the features are ignored.
+    """
+
+    clip: Tensor
+    sync: Tensor
+    text: Tensor
+    has_clip: Tensor
+    has_sync: Tensor
+    has_text: Tensor
+
+    @classmethod
+    def empty(cls, batch: int, duration_s: float) -> Self:
+        """No condition at all, with the sequence lengths of `duration_s`."""
+        none = torch.zeros(batch, dtype=torch.bool)
+        return cls(
+            clip=torch.zeros(batch, image_frames(duration_s), IMAGE_DIM),
+            sync=torch.zeros(batch, sync_frames(duration_s), SYNC_DIM),
+            text=torch.zeros(batch, TEXT_TOKENS, TEXT_DIM),
+            has_clip=none,
+            has_sync=none,
+            has_text=none,
+        )
+
+    def __len__(self) -> int:
+        return self.clip.shape[0]
+
+    def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> Self:
+        """Features to `device` and `dtype`, masks to `device`."""
+        moved = {
+            f.name: getattr(self, f.name).to(device, None if f.name.startswith("has_") else dtype) for f in fields(self)
+        }
+        return type(self)(**moved)
+
+    def rows(self, index: Tensor | slice) -> Self:
+        """The rows selected by a slice, an index or a bool mask."""
+        return type(self)(**{f.name: getattr(self, f.name)[index] for f in fields(self)})
+
+    def unconditional(self, negative_text: Tensor | None = None) -> Self:
+        """The same lengths with every modality marked absent.
+
+        A negative prompt takes the place of the empty text alone: `negative_text` (1, 77, 1024) for every row or
+        (B, 77, 1024), features of the caption to steer away from. Raises ValueError for another shape.
+        """
+        none = torch.zeros_like(self.has_clip)
+        absent = replace(self, has_clip=none, has_sync=none, has_text=none)
+        if negative_text is None:
+            return absent
+        if negative_text.shape[1:] != self.text.shape[1:] or len(negative_text) not in (1, len(self)):
+            raise ValueError(
+                f"negative_text must be (1 or {len(self)}, *{tuple(self.text.shape[1:])}) like the text features, "
+                f"got {tuple(negative_text.shape)}"
+            )
+        text = negative_text.to(self.text).expand_as(self.text)
+        return replace(absent, text=text, has_text=torch.ones_like(self.has_text))
+
+    def without_video(self) -> Self:
+        """Text only, as text-to-audio uses it."""
+        none = torch.zeros_like(self.has_clip)
+        return replace(self, has_clip=none, has_sync=none)
+
+    def drop(self, *, video: Tensor, text: Tensor) -> Self:
+        """Mark modalities absent where the (B,) masks say so; image and sync go together, as MMAudio trains."""
+        return replace(
+            self,
+            has_clip=self.has_clip & ~video,
+            has_sync=self.has_sync & ~video,
+            has_text=self.has_text & ~text,
+        )
+
+    @classmethod
+    def cat(cls, parts: list[Self]) -> Self:
+        """Concatenate along the batch."""
+        return cls(**{f.name: torch.cat([getattr(p, f.name) for p in parts]) for f in fields(cls)})

@@ -1,0 +1,117 @@
+"""The one place that knows MMAudio's clock: tau = 1 - t, so v(x_t, t) = -net(x_t, 1 - t), and u likewise.
+
+`meanflow` counts t = 1 as noise; MMAudio's networks were trained with 0 as noise. Reversing the clock flips the sign of
+every velocity (instantaneous or average) and leaves interval lengths alone.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import reduce
+
+import torch
+from torch import Tensor
+
+from meanflow.guidance import GuidanceRule, Guided, JointGuidance
+from meanflow.objectives.field import Headed
+from teacher.network.conditions import Conditions
+from teacher.network.mmaudio import Encoded, MMAudio
+
+
+def teacher_velocity(net: MMAudio, x_t: Tensor, t: Tensor, encoded: Encoded) -> Tensor:
+    """v(x_t, t) of a flow-matching network."""
+    return -net.predict(x_t, 1 - t, encoded)
+
+
+def student_velocity(
+    net: MMAudio, x_t: Tensor, r: Tensor, t: Tensor, encoded: Encoded, omega: Tensor | float = 1.0
+) -> Tensor:
+    """u(x_t, r, t) of a network with an interval embedding; a velocity head is not run.
+
+    `omega`, one number or (B,), is the guidance scale shown to a network that embeds it: the guided average velocity in
+    this one evaluation. Raises ValueError where another scale than 1 is asked of a network that does not.
+    """
+    return -net.predict(x_t, 1 - t, encoded, t - r, _shown_scale(net, t, omega))
+
+
+def student_headed(
+    net: MMAudio, x_t: Tensor, r: Tensor, t: Tensor, encoded: Encoded, omega: Tensor | float = 1.0
+) -> Headed:
+    """The same with the velocity head's v(x_t, t), for networks that have one."""
+    u, v = net.predict_headed(x_t, 1 - t, encoded, t - r, _shown_scale(net, t, omega))
+    return Headed(-u, -v)
+
+
+def _shown_scale(net: MMAudio, t: Tensor, omega: Tensor | float) -> Tensor | None:
+    """omega (B,) where the network embeds it, else None."""
+    if net.config.guidance_embedding:
+        return omega if isinstance(omega, Tensor) else torch.full_like(t, omega)
+    if isinstance(omega, Tensor) or omega != 1.0:
+        raise ValueError(
+            "this network was not trained with guidance as an input (guidance_embedding=False): omega must stay 1"
+        )
+    return None
+
+
+@dataclass(frozen=True)
+class Guide:
+    """Wraps a prediction on encoded conditions with classifier-free guidance, all its parts in one batched forward.
+
+    `video`, the conditions without words, is what `JointGuidance` needs besides. `observe`, if given, receives what
+    every evaluation was combined to, with its rescaling scalars s* and where they were clamped.
+    """
+
+    conditional: Encoded
+    unconditional: Encoded | None
+    guidance: GuidanceRule
+    observe: Callable[[Guided], None] | None = None
+    video: Encoded | None = None
+
+    @classmethod
+    def of(
+        cls,
+        net: MMAudio,
+        conditions: Conditions,
+        latent_frames: int,
+        guidance: GuidanceRule,
+        observe: Callable[[Guided], None] | None = None,
+        negative_text: Tensor | None = None,
+    ) -> "Guide":
+        """Encode `conditions`, and their unconditional and video-only twins only if the guidance needs them.
+
+        `negative_text` (1 or B, tokens, width): features of words to stay away from; they take the place of the empty
+        text in the twins.
+        """
+        conditional = net.encode_conditions(conditions, latent_frames)
+        if not guidance.active:
+            return cls(conditional, None, guidance, observe)
+        nothing = conditions.unconditional(negative_text)
+        twin = net.encode_conditions(nothing, latent_frames)
+        if not isinstance(guidance, JointGuidance):
+            return cls(conditional, twin, guidance, observe)
+        seen = replace(nothing, has_clip=conditions.has_clip, has_sync=conditions.has_sync)
+        return cls(conditional, twin, guidance, observe, net.encode_conditions(seen, latent_frames))
+
+    def __call__(
+        self, predict: Callable[[Tensor, Tensor, Tensor, Encoded], Tensor], x: Tensor, r: Tensor, t: Tensor
+    ) -> Tensor:
+        """Guided prediction; `predict(x, r, t, encoded)` is one of the functions above that return one tensor."""
+        if self.unconditional is None:
+            return predict(x, r, t, self.conditional)
+        parts = [self.conditional, *([] if self.video is None else [self.video]), self.unconditional]
+        n = len(parts)
+        made = predict(torch.cat([x] * n), torch.cat([r] * n), torch.cat([t] * n), reduce(Encoded.cat, parts))
+        combine: Callable[..., Guided] = self.guidance
+        guided = combine(*made.chunk(n), t)
+        if self.observe is not None:
+            self.observe(guided)
+        return guided.value
+
+
+@dataclass(frozen=True)
+class TeacherVelocity:
+    """v(x_t, t, conditions) of a flow-matching network, in this project's clock."""
+
+    net: MMAudio
+
+    def __call__(self, x_t: Tensor, t: Tensor, conditions: Conditions) -> Tensor:
+        return teacher_velocity(self.net, x_t, t, self.net.encode_conditions(conditions, x_t.shape[1]))

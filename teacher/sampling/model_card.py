@@ -1,0 +1,215 @@
+"""A pipeline as a folder to give away.
+
+    config.json         network, licence, recipe, teacher, digests       model.safetensors   weights
+    codec.safetensors   audio codec                                      features.json       window, encoders, codec
+    README.md           model card                                       weights/            published parts, on request
+    digests.json        length and SHA-256 of each, compared whenever weights are read
+
+`Pipeline.from_pretrained` reads it, as it reads run folders. Nothing in it runs code, and no path of the machine it was
+made on is in it.
+"""
+
+import json
+import re
+import shutil
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from meanflow.config import to_plain
+from teacher.audio.codec import write_codec_file
+from teacher.audio.mmaudio_codec import STACKS
+from teacher.encoders.registry import CLIP_FILE, SYNCHFORMER_FILE
+from teacher.files import LOCK, file_sha256, new_folder, replacing, write_digests
+from teacher.files.tensors import file_digest
+from teacher.weights import WeightsError, read_features_info, read_run_config, weight_file
+
+if TYPE_CHECKING:
+    from teacher.sampling.pipeline import Pipeline
+
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+FILES = ("*.json", "*.safetensors", "README.md", "weights/*.json", "weights/*.safetensors")
+"""What is taken from a hub; code and pickles are not."""
+PARTS = "weights"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Card:
+    """What a model card says beside what is known from the weights."""
+
+    name: str
+    description: str = ""
+    data: str = "not stated"
+    """What it was trained on, with the licence of that."""
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    """Scores by name; say in `measured` on what."""
+    measured: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.name.strip():
+            raise ValueError("name must not be empty")
+        if self.metrics and not self.measured.strip():
+            raise ValueError("measured must say on which clips and how the metrics were measured")
+
+
+def folder_of(path_or_id: str | Path) -> Path:
+    """The folder itself, or a snapshot of a hub repository NAME/NAME, of which only data files are taken.
+
+    Raises:
+        WeightsError: neither a folder nor such a name, or the hub cannot be reached; in one line.
+    """
+    path = Path(path_or_id)
+    if path.is_dir():
+        return path
+    if path.exists() or not HUB_ID.fullmatch(str(path_or_id)):
+        raise WeightsError(f"{path_or_id} is neither a folder nor the name of a hub repository (NAME/NAME)")
+    try:
+        from huggingface_hub import snapshot_download
+    except ImportError as error:
+        raise WeightsError(f"{path_or_id} is not a folder here; pip install huggingface_hub to fetch it") from error
+    try:
+        return Path(snapshot_download(str(path_or_id), allow_patterns=list(FILES)))
+    except Exception as error:  # of many kinds: no network, no such repository, no permission
+        reason = " ".join(str(error).split())[:200]
+        raise WeightsError(f"{path_or_id} is not a folder here and cannot be fetched: {reason}") from error
+
+
+def save_pretrained(pipeline: "Pipeline", folder: Path, card: Card, *, parts: bool = False) -> Path:
+    """Write the folder described above; complete or not at all.
+
+    parts: also the published codec and encoder files it uses, which may be gigabytes under licences of their own.
+
+    Raises:
+        ValueError: the folder exists and is not empty.
+        WeightsError: parts asked for that are not there.
+    """
+    folder = Path(folder)
+    with new_folder(folder) as staging:
+        _save_weights(pipeline, staging / "model.safetensors")
+        _save_codec(pipeline, staging / "codec.safetensors")
+        about = _about(pipeline, file_digest(staging / "model.safetensors"))
+        _write(staging / "config.json", about)
+        _write(staging / "features.json", _features(pipeline, parts))
+        if parts:
+            _copy_parts(pipeline, staging / PARTS)
+            write_digests(staging / PARTS, [path.name for path in (staging / PARTS).iterdir()])
+        (staging / "README.md").write_text(model_card(about, card), encoding="utf-8")
+        write_digests(staging, [path.name for path in staging.iterdir() if path.is_file() and path.name != LOCK])
+    return folder
+
+
+def model_card(about: Mapping[str, Any], card: Card) -> str:
+    """README.md with the hub's front matter: licence, teacher, data, recipe, metrics and how to use it."""
+    licence = str(about["licence"])
+    short = {"MIT": "mit", "CC BY-NC 4.0": "cc-by-nc-4.0", "CC-BY-NC 4.0": "cc-by-nc-4.0"}.get(licence, "other")
+    front = ["---", f"license: {short}"]
+    if short == "other":
+        front.append(f"license_name: {json.dumps(licence)}")
+    front += ["library_name: mf-mjt", "pipeline_tag: text-to-audio", "tags: [video-to-audio, meanflow]", "---"]
+    run = dict(about["run"])
+    teacher = run.pop("teacher", None)
+    recipe = json.dumps(run, indent=1, ensure_ascii=False)
+    parts = [
+        "\n".join(front),
+        f"# {card.name}",
+        card.description,
+        f"A {about['kind']} for sound from video and from text: windows of {about['window_s']:g} s at "
+        f"{about['sample_rate']} Hz.",
+        "```python\nfrom teacher.sampling.pipeline import Pipeline\n\n"
+        'pipe = Pipeline.from_pretrained("path/to/this/folder")\n'
+        'pipe(prompt="rain on a tin roof", seeds=0)[0].save("rain.flac")\n```',
+        f"**Licence of the weights:** {licence}",
+        f"**Teacher:** {teacher or 'none'}",
+        f"**Data:** {card.data}",
+        f"**SHA-256 of model.safetensors** begins with {about['digest']}",
+    ]
+    if card.metrics:
+        rows = "\n".join(f"| {name} | {value:g} |" for name, value in card.metrics.items())
+        parts.append(f"## Metrics\n\n{card.measured}\n\n| score | value |\n|---|---|\n{rows}")
+    parts.append(f"## Recipe\n\n```json\n{recipe}\n```")
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _about(pipeline: "Pipeline", digest: str) -> dict[str, Any]:
+    """config.json: the network, and of the run what does not name a place on a disk."""
+    document = {} if pipeline.source is None else read_run_config(pipeline.source)
+    run = document.get("run")
+    run = run if isinstance(run, dict) else {}
+    recipe = {name: run[name] for name in ("method", "loop") if name in run}
+    teacher = run.get("teacher")
+    return {
+        "kind": "student" if pipeline.net.config.interval_embedding else "teacher",
+        "network": to_plain(pipeline.net.config),
+        "licence": pipeline.licence,
+        "window_s": pipeline.window_s,
+        "sample_rate": pipeline.codec.sequence.sample_rate,
+        "digest": digest,
+        "digests": document.get("digests") or {},
+        "run": recipe | ({} if teacher is None else {"teacher": Path(str(teacher)).name}),
+    }
+
+
+def _features(pipeline: "Pipeline", parts: bool) -> dict[str, Any]:
+    source = None if pipeline.source is None else read_features_info(pipeline.source)
+    return {
+        "config": {
+            "duration_s": pipeline.window_s,
+            "encoders": "embedded" if source is None else source.encoders,
+            "codec": "embedded" if source is None else source.codec,
+        },
+        "codec": {"digest": pipeline.codec.digest},
+        "weights_dir": PARTS if parts else None,
+    }
+
+
+def _save_weights(pipeline: "Pipeline", path: Path) -> None:
+    """The file the network was loaded from, byte for byte, so that its digest stays; else the network's tensors."""
+    if pipeline.source is not None and pipeline.identity is not None and pipeline.precision != "demo":
+        file = weight_file(pipeline.source, pipeline.identity.weights)
+        state = pipeline.net.state_dict()
+        with safe_open(file, framework="pt") as kept:
+            same = set(kept.keys()) == set(state) and all(t.cpu().equal(kept.get_tensor(n)) for n, t in state.items())
+        if same and file_sha256(file) == pipeline.identity.digest:  # not where the network was changed or replaced
+            shutil.copyfile(file, path)
+            if file_sha256(path) != pipeline.identity.digest:
+                raise WeightsError(f"{file} changed while it was copied; the disk may be failing")
+            return
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in pipeline.net.state_dict().items()}
+    with replacing(path) as temporary:  # save_file lets nobody but the owner read its files
+        save_file(tensors, temporary, metadata={"format": "pt"})
+
+
+def _save_codec(pipeline: "Pipeline", path: Path) -> None:
+    """The codec's file, with the folder of its parts named relative to this one."""
+    pipeline.codec.save(path)
+    with safe_open(path, framework="pt") as file:
+        metadata = dict(file.metadata() or {})
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    if "weights_dir" in metadata:
+        write_codec_file(path, tensors, metadata | {"weights_dir": PARTS})  # equal codecs, equal bytes
+
+
+def _copy_parts(pipeline: "Pipeline", target: Path) -> None:
+    folder = pipeline.weights_dir
+    files = [] if folder is None else sorted(_weight_files(folder))
+    if not files:
+        raise WeightsError("there are no published parts beside this pipeline: its codec and encoders need none")
+    target.mkdir()
+    for file in files:
+        shutil.copyfile(file, target / file.name)
+
+
+def _weight_files(folder: Path) -> Iterable[Path]:
+    """Files of codecs and encoders; networks and what lies there besides are not part of the pipeline."""
+    parts = [c for stack in STACKS.values() for c in (stack.vae_component, stack.vocoder_component)]
+    names = {CLIP_FILE, SYNCHFORMER_FILE, *(f"{part}.safetensors" for part in parts)}
+    return (path for path in folder.iterdir() if path.name in names)
+
+
+def _write(path: Path, document: Mapping[str, Any]) -> None:
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -1,0 +1,212 @@
+"""What a sound is made for, and the sound."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Self
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from teacher.encoders.cache import EncodedCache, Pictures
+from teacher.encoders.registry import Encoders, encode_clip
+from teacher.media import MediaError, probe, remux, write_audio
+from teacher.network.conditions import Conditions
+from teacher.network.sequence import MIN_DURATION_S, SequenceConfig
+from teacher.sampling.config import SamplingConfig
+from teacher.sampling.provenance import Provenance, describe
+from teacher.sampling.windows import window_starts
+from teacher.weights.model_identity import ModelIdentity
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Scene:
+    """Pictures and words of one sound, cut into windows of `length_s`."""
+
+    video: Path | None
+    prompt: str | None
+    negative_prompt: str | None
+    negative: Tensor | None
+    """Encoded negative prompt, (1, tokens, width)."""
+    total_s: float
+    """Duration of the sound."""
+    cut: bool
+    """Whether that is less than the whole video."""
+    length_s: float
+    starts: tuple[int, ...]
+    """First latent frame of every window."""
+    conditions: Callable[[int, int], Conditions]
+    """Encoded conditions of windows first .. last - 1."""
+
+    def __len__(self) -> int:
+        """Number of windows."""
+        return len(self.starts)
+
+    def kept(self, *, at_once: int) -> Self:
+        """The same with all windows encoded now, `at_once` at a time, and held in memory (1.2 MB for 8 s)."""
+        parts = [self.conditions(k, min(k + at_once, len(self))) for k in range(0, len(self), at_once)]
+        whole = Conditions.cat(parts)
+        return replace(self, conditions=lambda first, last: whole.rows(slice(first, last)))
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Sound:
+    """One sound and how it was made."""
+
+    wave: Float[Tensor, "samples"]
+    sample_rate: int
+    seed: int
+    sampling: SamplingConfig
+    scene: Scene
+    licence: str
+    """Of the weights."""
+    identity: ModelIdentity | None = None
+    precision: str = "float32"
+    device: str = "cpu"
+
+    @property
+    def duration_s(self) -> float:
+        return len(self.wave) / self.sample_rate
+
+    @property
+    def provenance(self) -> Provenance | None:
+        """Where it comes from and how to make it again; None for a network that was not loaded from files."""
+        if self.identity is None:
+            return None
+        return describe(
+            self.identity,
+            self.sampling,
+            duration_s=self.duration_s,
+            precision=self.precision,
+            device=self.device,
+            prompt=self.scene.prompt,
+            negative_prompt=self.scene.negative_prompt,
+            source=self.scene.video,
+        )
+
+    @property
+    def comment(self) -> str:
+        """What goes into the tags of a file: the provenance, or at least licence, steps, guidance and seed."""
+        found = self.provenance
+        if found is not None:
+            return found.to_line()
+        return f"licence of the weights: {self.licence}; {self.sampling}, seed {self.seed}"
+
+    def save(self, path: Path | str) -> Path:
+        """Write .wav, .flac, .ogg or .mp3 with its provenance in the tags."""
+        write_audio(Path(path), self.wave.numpy(), self.sample_rate, comment=self.comment)
+        return Path(path)
+
+    def save_film(self, path: Path | str) -> Path:
+        """Write the video again with this sound, and the provenance in its metadata.
+
+        Raises:
+            ValueError: the sound was made for words alone, or the film itself would be overwritten.
+        """
+        if self.scene.video is None:
+            raise ValueError("a sound made for words alone has no picture to go with")
+        if Path(path).resolve() == self.scene.video.resolve():
+            raise ValueError(f"{path} is the film the sound was made for and would be overwritten; choose another name")
+        remux(
+            self.scene.video,
+            self.wave.numpy(),
+            self.sample_rate,
+            Path(path),
+            duration_s=self.scene.total_s if self.scene.cut else None,
+            comment=self.comment,
+        )
+        return Path(path)
+
+
+def make_scene(
+    encoders: Encoders,
+    sequence: SequenceConfig,
+    window_s: float,
+    *,
+    video: Path | None,
+    prompt: str | None,
+    negative_prompt: str | None,
+    duration_s: float | None,
+    cache: EncodedCache | None = None,
+) -> Scene:
+    """A scene whose windows are encoded when they are asked for.
+
+    Bytes of a prompt that are no UTF-8 (from a command line, say) count as U+FFFD, the character for the unreadable.
+
+    Raises:
+        MediaError: a video that is unreadable, without picture, or shorter than 0.64 s.
+        ValueError: neither video nor prompt, or too short a duration.
+    """
+    prompt, negative_prompt = _readable(prompt), _readable(negative_prompt)
+    if video is None and prompt is None:
+        raise ValueError("give a video, a prompt or both")
+    total_s, cut = _duration(video, duration_s, window_s)
+    length_s = min(total_s, window_s)
+    starts = window_starts(total_s, window_s, sequence)
+    seconds = [start / sequence.latent_rate for start in starts]
+    words, negative = (None if text is None else encoders.text([text]).cpu() for text in (prompt, negative_prompt))
+    return Scene(
+        video=video,
+        prompt=prompt,
+        negative_prompt=negative_prompt,
+        negative=negative,
+        total_s=total_s,
+        cut=cut,
+        length_s=length_s,
+        starts=starts,
+        conditions=lambda first, last: _conditions(encoders, video, words, seconds[first:last], length_s, cache),
+    )
+
+
+def _readable(text: str | None) -> str | None:
+    return None if text is None else "".join("\ufffd" if "\ud800" <= c <= "\udfff" else c for c in text)
+
+
+def _duration(video: Path | None, duration_s: float | None, window_s: float) -> tuple[float, bool]:
+    """Seconds of sound, and whether the video is longer."""
+    if video is None:
+        return window_s if duration_s is None else duration_s, False
+    info = probe(video)
+    if not info.has_video:
+        raise MediaError(f"{video}: has no picture to make sound for; use a prompt for sound from words")
+    if info.duration_s < MIN_DURATION_S:
+        raise MediaError(f"{video}: lasts {info.duration_s:.2f} s, the shortest usable video is {MIN_DURATION_S} s")
+    if duration_s is None or duration_s >= info.duration_s:
+        return info.duration_s, False
+    return duration_s, True
+
+
+def _conditions(
+    encoders: Encoders,
+    video: Path | None,
+    words: Tensor | None,
+    starts_s: Sequence[float],
+    length_s: float,
+    cache: EncodedCache | None,
+) -> Conditions:
+    """Conditions of windows [start, start + length_s) of one video under one prompt, on the CPU."""
+    blank = Conditions.empty(len(starts_s), length_s)
+    has = torch.ones(len(starts_s), dtype=torch.bool)
+    clip, sync, text = blank.clip, blank.sync, blank.text
+    if video is not None:
+        encoded = [_pictures(encoders, video, start_s, length_s, cache) for start_s in starts_s]
+        clip = torch.stack([c for c, _ in encoded]).cpu()
+        sync = torch.stack([s for _, s in encoded]).cpu()
+    if words is not None:
+        text = words.expand(len(starts_s), -1, -1)
+    return Conditions(
+        clip=clip,
+        sync=sync,
+        text=text,
+        has_clip=has & (video is not None),
+        has_sync=has & (video is not None),
+        has_text=has & (words is not None),
+    )
+
+
+def _pictures(encoders: Encoders, video: Path, start_s: float, length_s: float, cache: EncodedCache | None) -> Pictures:
+    def encode() -> Pictures:
+        return encode_clip(encoders, video, start_s=start_s, duration_s=length_s)
+
+    return encode() if cache is None else cache.get(video, start_s, length_s, encoders.names, encode)
