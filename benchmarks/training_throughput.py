@@ -33,7 +33,7 @@ from distill.method.step import train_step
 from distill.method.student import student_from_teacher
 from distill.presets import student_mf_mjt
 from meanflow import TimePairs
-from teacher.features.dataset import Batch, Share
+from teacher.features.dataset import Batch, BatchSlice
 from teacher.flow_matching import FlowMatching, Terms, flow_matching_step
 from teacher.network.mmaudio import MMAudio
 from teacher.network.variants import variant
@@ -110,7 +110,7 @@ class Training:
     def step(self, batch: Batch) -> None:
         """Forward, backward, optimiser and averages, as the loop does them."""
         engine, size = self.engine, len(batch.latents)
-        share = Share(engine.process * size, (engine.process + 1) * size, engine.processes * size)
+        share = BatchSlice(engine.process * size, (engine.process + 1) * size, engine.processes * size)
         draws = torch.Generator(engine.device).manual_seed(self.done)
         with engine.micro(last=True):
             with engine.autocast():
@@ -121,7 +121,7 @@ class Training:
         self.done += 1
         self.averages.update(self.done)
 
-    def terms(self, batch: Batch, draws: torch.Generator, share: Share) -> Terms:
+    def terms(self, batch: Batch, draws: torch.Generator, share: BatchSlice) -> Terms:
         net, plain, method = self.engine.model, self.engine.plain, self.method
         if isinstance(method, FlowMatching):
             return flow_matching_step(net, batch, method, generator=draws, share=share)

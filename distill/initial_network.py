@@ -26,7 +26,7 @@ from teacher.weights.run_folder import UNSPECIFIED
 
 
 @dataclass(frozen=True, kw_only=True)
-class Started:
+class InitialNetwork:
     """A network about to be trained, with the codec of its latents and what it inherits."""
 
     net: MMAudio
@@ -38,7 +38,7 @@ class Started:
     """Digests of the files it starts from."""
 
 
-def begin(start: Fresh | FromWeights, features: Path, *, seed: int, weights_dir: Path | None = None) -> Started:
+def begin(start: Fresh | FromWeights, features: Path, *, seed: int, weights_dir: Path | None = None) -> InitialNetwork:
     """The network that `start` describes, for the latents and conditions of a feature folder.
 
     A fresh network takes the latent statistics of the features' codec and the text features of the empty caption; a
@@ -60,7 +60,7 @@ def begin(start: Fresh | FromWeights, features: Path, *, seed: int, weights_dir:
         empty = empty_text(read_features_info(features).encoders, weights_dir or _weights_dir(codec))
         if empty is not None:
             net.empty_string_feat.copy_(empty)
-    return Started(net=net, codec=codec, digests={})
+    return InitialNetwork(net=net, codec=codec, digests={})
 
 
 def earlier_student(
@@ -71,7 +71,7 @@ def earlier_student(
     *,
     any_times: bool,
     weights_dir: Path | None = None,
-) -> Started:
+) -> InitialNetwork:
     """The student of an earlier run, to go on from, with everything it learnt.
 
     `wanted` is the architecture that this run's student has; its time embedding may be another with `any_times`. Raises
@@ -91,7 +91,7 @@ def earlier_student(
             raise ValueError(f"{start.run} and the teacher have different latent statistics ({name})")
     codec = inherited_codec(net, start.run, features, weights_dir)
     _release(net)
-    return Started(
+    return InitialNetwork(
         net=net, codec=codec, licence=inherited_licence(start.run), digests={"student": file_sha256(path)[:12]}
     )
 
@@ -136,14 +136,14 @@ def inherited_licence(run: Path) -> str | None:
     return None if licence == UNSPECIFIED else licence
 
 
-def _trained(start: FromWeights, features: Path, weights_dir: Path | None) -> Started:
+def _trained(start: FromWeights, features: Path, weights_dir: Path | None) -> InitialNetwork:
     path = weight_file(start.run, start.weights)
     net = load_network(start.run, weights=start.weights)
     if net.config.interval_embedding:
         raise ValueError(f"{start.run} is a distilled student; start from a teacher, whose flow has one time")
     codec = inherited_codec(net, start.run, features, weights_dir)
     _release(net)
-    return Started(
+    return InitialNetwork(
         net=net, codec=codec, licence=inherited_licence(start.run), digests={"start": file_sha256(path)[:12]}
     )
 

@@ -10,7 +10,7 @@ from torch import nn
 from distill.config import DistillConfig, TeacherRun
 from distill.evaluation import BEST_STUDENT, BEST_TEACHER, HeldOut, Scores
 from distill.evaluation.clips import Reference, reference_guidance
-from distill.initial_network import Started, begin, earlier_student, inherited_codec, inherited_licence
+from distill.initial_network import InitialNetwork, begin, earlier_student, inherited_codec, inherited_licence
 from distill.loop.fit import fit
 from distill.loop.session import Task
 from distill.method.adapters import adapt
@@ -27,7 +27,7 @@ from distill.method.student import (
 from distill.method.velocity_source import GuidedInput
 from meanflow import Guidance, PlainFlowMatching
 from teacher.audio.codec import AudioCodec
-from teacher.features.dataset import Batch, Share
+from teacher.features.dataset import Batch, BatchSlice
 from teacher.features.joint import JointSet, Modalities
 from teacher.files import file_sha256
 from teacher.flow_matching import Terms, flow_matching_step
@@ -60,7 +60,7 @@ def teacher_task(
     merging = None if config.lora is None else adapt(net, config.lora, seed=config.loop.seed)
 
     def step(
-        model: nn.Module, plain: MMAudio, batch: Batch, generator: torch.Generator, progress: float, share: Share
+        model: nn.Module, plain: MMAudio, batch: Batch, generator: torch.Generator, progress: float, share: BatchSlice
     ) -> Terms:
         return flow_matching_step(model, batch, config.method, generator=generator, share=share)
 
@@ -111,7 +111,7 @@ def student_task(
     digests = {"teacher": file_sha256(file)[:12]}
 
     def step(
-        model: nn.Module, plain: MMAudio, batch: Batch, generator: torch.Generator, progress: float, share: Share
+        model: nn.Module, plain: MMAudio, batch: Batch, generator: torch.Generator, progress: float, share: BatchSlice
     ) -> Terms:
         return train_step(model, plain, teacher, batch, method, generator=generator, progress=progress, share=share)
 
@@ -136,7 +136,7 @@ def student_task(
     )
 
 
-def _student(config: DistillConfig, teacher: MMAudio, codec: AudioCodec, weights_dir: Path | None) -> Started:
+def _student(config: DistillConfig, teacher: MMAudio, codec: AudioCodec, weights_dir: Path | None) -> InitialNetwork:
     """The network to train: an earlier run's, or a new one from the teacher. Its weights may be used as both allow."""
     method, licence = config.method, inherited_licence(config.teacher)
     guidance_embedding = isinstance(method.velocity, GuidedInput)
@@ -148,7 +148,7 @@ def _student(config: DistillConfig, teacher: MMAudio, codec: AudioCodec, weights
             velocity_head=method.velocity_head,
             time_embedding=method.time_embedding,
         )
-        return Started(net=student, codec=codec, licence=licence, digests={})
+        return InitialNetwork(net=student, codec=codec, licence=licence, digests={})
     wanted = student_config(
         teacher.config,
         guidance_embedding=guidance_embedding,

@@ -24,7 +24,7 @@ from eval.compare.rows import Row, Task, check_lines
 from eval.compare.sweep import PART, KeptAudio, Origin
 from eval.compare.test_set import TestSet, Unreadable
 from eval.compare.training_sounds import TrainingSounds
-from eval.features.published_models import Judges
+from eval.features.published_models import PublishedModels
 from eval.speed.timing import machine_facts
 from scripts.compare_inputs import check_fits, check_least, entries, listed
 from scripts.contestants import contestants
@@ -70,7 +70,7 @@ class Compare:
     """Guidance scales of networks that jump; 1 is off, one evaluation a step."""
     rescale: bool = True
     """Scalar rescaling of the unconditional prediction under guidance."""
-    judges: Judges = field(default_factory=Judges)
+    judges: PublishedModels = field(default_factory=PublishedModels)
     """Files of published models."""
     extrapolate: bool = False
     """Also the Frechet distance extrapolated to infinitely many clips, which takes 15 distances for each."""

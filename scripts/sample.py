@@ -22,7 +22,7 @@ import torch
 import tyro
 
 from eval.compare.ranker import Score
-from eval.features.published_models import Judges
+from eval.features.published_models import PublishedModels
 from meanflow import Adaptive, Guidance
 from meanflow.guidance import GuidanceRule, Guided, JointGuidance, default_omega
 from scripts.errors import one_line_errors
@@ -77,7 +77,7 @@ class Sample:
     """Sounds made of which the best by --score is kept; their seeds are seed, seed + 1, ..."""
     score: Score = "motion"
     """What best means: motion (onsets follow the picture; no weights), or a model given by --judges."""
-    judges: Judges = field(default_factory=Judges)
+    judges: PublishedModels = field(default_factory=PublishedModels)
     """Files of published models, for --score."""
     stems: tuple[str, ...] = ()
     """A sound for each of these texts, in files of their own, and their mix, instead of --prompt."""

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from eval.compare.ranker import VIDEO_ONLY, Ranker, Score, best
-from eval.features.published_models import Judges
+from eval.features.published_models import PublishedModels
 from meanflow.guidance import Guided
 from scripts.sample_jobs import Job, fitting, name_of
 from teacher.media import check_sound_format
@@ -61,7 +61,7 @@ class Maker:
     count: int
     """Sounds of which the best is kept."""
     score: Score
-    judges: Judges
+    judges: PublishedModels
     folder: Path
     suffix: str
     film: bool

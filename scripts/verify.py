@@ -20,7 +20,7 @@ from eval.compare.hygiene import facts_of
 from eval.compare.rows import Row, Task, changed_lines
 from eval.compare.verify import Check, Kept
 from eval.compare.verify_sound import Sounds
-from eval.features.published_models import Judges
+from eval.features.published_models import PublishedModels
 from scripts.errors import one_line_errors
 from teacher.features.dataset import FeatureSet
 
@@ -42,7 +42,7 @@ class Verify:
     """Every cell of every row, and that all models of a task were scored on the same clips."""
     data: Path | None = None
     """Feature folder of the comparison: checks real sound, codec round trip and the kept files from the sounds too."""
-    judges: Judges = field(default_factory=Judges)
+    judges: PublishedModels = field(default_factory=PublishedModels)
     """With --data: files of the published models whose scores are checked from the sounds too."""
     device: str = "cpu"
     """Where the published models run."""
@@ -58,7 +58,7 @@ def cli() -> None:
         raise ValueError("give either --cell TASK MODEL STEPS SEED METRIC or --all")
     if args.guidance is not None and args.cell is None:
         raise ValueError("--guidance names the row of a --cell; --all checks every row")
-    if args.data is None and args.judges != Judges():
+    if args.data is None and args.judges != PublishedModels():
         raise ValueError("--judges.* need --data: published models hear the sounds themselves")
     kept = Kept.read(args.rows)
     checks = _cell(args, kept, args.cell) if args.cell is not None else _all(args, kept)

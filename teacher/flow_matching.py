@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from meanflow.path import interpolate, velocity
 from meanflow.shapes import PerSample
 from meanflow.time_sampling import Density, LogitNormal
-from teacher.features.dataset import Batch, Share
+from teacher.features.dataset import Batch, BatchSlice
 from teacher.network.conditions import Conditions
 
 
@@ -41,12 +41,14 @@ class ConditionDropout:
             if not 0.0 <= getattr(self, name) < 1.0:
                 raise ValueError(f"dropout {name} must lie in [0, 1), got {getattr(self, name)}")
 
-    def __call__(self, conditions: Conditions, *, generator: torch.Generator, share: Share | None = None) -> Conditions:
+    def __call__(
+        self, conditions: Conditions, *, generator: torch.Generator, share: BatchSlice | None = None
+    ) -> Conditions:
         """The conditions with some modalities marked absent; the input is not modified.
 
         `share` says which rows of a larger batch they are, for which the numbers are drawn.
         """
-        share = share or Share.whole(len(conditions))
+        share = share or BatchSlice.whole(len(conditions))
         kinds = 3 if self.joint_video else 4
         draw = share.of(torch.rand(kinds, share.total, generator=generator, device=generator.device), dim=1)
         no_video = draw[2] < self.text_only
@@ -70,7 +72,7 @@ class FlowMatching:
 
 
 def flow_matching_step(
-    net: nn.Module, batch: Batch, config: FlowMatching, *, generator: torch.Generator, share: Share | None = None
+    net: nn.Module, batch: Batch, config: FlowMatching, *, generator: torch.Generator, share: BatchSlice | None = None
 ) -> Terms:
     """Mean over frames and channels of ||v_net(x_t, t) - (e - x)||^2, one value per sample (B,).
 
@@ -78,7 +80,7 @@ def flow_matching_step(
     larger batch these are.
     """
     x = batch.latents
-    share = share or Share.whole(len(x))
+    share = share or BatchSlice.whole(len(x))
     e = noise_of(share, x, generator=generator)
     t = share.of(config.times(share.total, generator=generator))
     conditions = config.dropout(batch.conditions, generator=generator, share=share)
@@ -87,7 +89,7 @@ def flow_matching_step(
     return Terms(loss, {"loss": loss.detach()})
 
 
-def noise_of(share: Share, x: Tensor, *, generator: torch.Generator) -> Tensor:
+def noise_of(share: BatchSlice, x: Tensor, *, generator: torch.Generator) -> Tensor:
     """Gaussian noise like `x`, the rows of a share, out of the noise drawn for the whole batch."""
     shape = (share.total, *x.shape[1:])
     return share.of(torch.randn(shape, generator=generator, device=x.device, dtype=x.dtype))

@@ -9,7 +9,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from teacher.features.dataset import Batch, Examples, Share, batch_indices, shares
+from teacher.features.dataset import Batch, BatchSlice, Examples, batch_indices, shares
 
 
 class Feed:
@@ -36,7 +36,7 @@ class Feed:
         """Rows of the data that the whole batch of a step consists of, (batch_size,)."""
         return batch_indices(len(self.data), self.batch_size, seed=self.seed, step=step)
 
-    def passes(self, step: int) -> Iterator[tuple[Share, Batch]]:
+    def passes(self, step: int) -> Iterator[tuple[BatchSlice, Batch]]:
         """This process's forward passes of a step, in order; raises what reading raised, at the pass it belongs to."""
         for k, share in enumerate(self.shares):
             coming = self._ask(step, k)
@@ -52,7 +52,7 @@ class Feed:
         share = self.shares[k]
         return self.reader.submit(self._read, step, share)
 
-    def _read(self, step: int, share: Share) -> Batch:
+    def _read(self, step: int, share: BatchSlice) -> Batch:
         rows = share.of(self.rows(step)).tolist()
         return self.data.batch(rows, generator=generator(self.seed, step, "posterior"), share=share)
 

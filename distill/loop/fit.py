@@ -17,7 +17,7 @@ from distill.loop.exits import WRONG_INPUT, Signals, Skipped, TrainingError, Wat
 from distill.loop.feed import Feed, generator
 from distill.loop.session import Session, Task, everywhere
 from distill.loop.tracking import Means, Pace, Tracker
-from teacher.features.dataset import Batch, FeatureError, Share
+from teacher.features.dataset import Batch, BatchSlice, FeatureError
 from teacher.files import FolderLock
 
 NUMBERS = 65
@@ -163,7 +163,7 @@ class _Loop:
         self.means.add({"norm/gradient": norm})
         return signal
 
-    def _passes(self, step: int) -> Iterator[tuple[Share, Batch]]:
+    def _passes(self, step: int) -> Iterator[tuple[BatchSlice, Batch]]:
         try:
             yield from self.feed.passes(step)
         except (FeatureError, OSError) as error:

@@ -26,13 +26,13 @@ from distill.loop.exits import CANNOT_GO_ON, WRONG_INPUT, TrainingError
 from distill.loop.lines import append, drop_later, last_line
 from distill.loop.memory import prepare_blocks
 from teacher.audio.codec import AudioCodec
-from teacher.features.dataset import Batch, Examples, Share
+from teacher.features.dataset import Batch, BatchSlice, Examples
 from teacher.files import DIGESTS, read_digests, replacing, write_digests
 from teacher.flow_matching import Terms
 from teacher.network.mmaudio import MMAudio
 from teacher.weights import load_strictly, read_run_config
 
-Step = Callable[[nn.Module, MMAudio, Batch, torch.Generator, float, Share], Terms]
+Step = Callable[[nn.Module, MMAudio, Batch, torch.Generator, float, BatchSlice], Terms]
 """(network to call with gradients, the same network plain, batch, generator, share of training done, which rows of the
 whole batch these are) -> terms."""
 

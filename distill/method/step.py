@@ -13,7 +13,7 @@ from distill.method.velocity_source import Networks, Rows, Target, Teaching, Ung
 from meanflow import AverageVelocity, Field, Headed, Residual, interpolate, velocity
 from meanflow.loss import squared_error
 from meanflow.time_sampling import MixedTimes
-from teacher.features.dataset import Batch, Share
+from teacher.features.dataset import Batch, BatchSlice
 from teacher.flow_matching import Terms, noise_of
 from teacher.network.mmaudio import MMAudio
 from teacher.network.velocity import student_headed, student_velocity
@@ -31,7 +31,7 @@ def train_step(
     *,
     generator: torch.Generator,
     progress: float = 1.0,
-    share: Share | None = None,
+    share: BatchSlice | None = None,
 ) -> Terms:
     """Draw noise, times and dropped conditions; form the objective's residual; weigh it.
 
@@ -41,7 +41,7 @@ def train_step(
     `share` says which rows of a larger batch these are.
     """
     x = batch.latents
-    share = share or Share.whole(len(x))
+    share = share or BatchSlice.whole(len(x))
     e = noise_of(share, x, generator=generator)
     r, t = _times(config, share, progress, generator, torch.promote_types(x.dtype, torch.float32))
     x_t = interpolate(x, e, t)
@@ -57,7 +57,7 @@ def train_step(
 
 
 def _times(
-    config: Distillation, share: Share, progress: float, generator: torch.Generator, dtype: torch.dtype
+    config: Distillation, share: BatchSlice, progress: float, generator: torch.Generator, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
     """(r, t) of a share's rows. Rows with r < t, which cost a derivative, are spread evenly over the whole batch, so
     that every process has as many, to within one; which data meet them stays random. A prefix, which is there to meet

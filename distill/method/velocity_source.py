@@ -10,7 +10,7 @@ from torch import Tensor
 
 from meanflow import Guidance, MixedGuidance, Velocity
 from meanflow.guidance import Guided, check_interval, inside
-from teacher.features.dataset import Share
+from teacher.features.dataset import BatchSlice
 from teacher.network.conditions import Conditions
 from teacher.network.mmaudio import Encoded, MMAudio
 from teacher.network.velocity import Guide, student_headed, student_velocity, teacher_velocity
@@ -139,7 +139,7 @@ class FromData:
         v: Tensor,
         *,
         generator: torch.Generator,
-        share: Share | None = None,
+        share: BatchSlice | None = None,
     ) -> Target:
         """v_g on the rows that are guided, v = e - x on the others."""
         if self.mixed.omega == 1.0 and self.mixed.kappa == 0.0:
@@ -170,7 +170,7 @@ class FromTeacher:
         v: Tensor,
         *,
         generator: torch.Generator,
-        share: Share | None = None,
+        share: BatchSlice | None = None,
     ) -> Target:
         """The teacher's velocity in place of v."""
         seen: list[Guided] = []
@@ -224,10 +224,10 @@ class GuidedInput:
         v: Tensor,
         *,
         generator: torch.Generator,
-        share: Share | None = None,
+        share: BatchSlice | None = None,
     ) -> Target:
         """v_g with the omega drawn for each row."""
-        share = share or Share.whole(len(v))
+        share = share or BatchSlice.whole(len(v))
         omega = share.of(self.draw(share.total, generator=generator)).to(t.dtype)
         omega = torch.where(nets.conditioned, omega, torch.ones_like(omega))
         rows = nets.guided_rows(t, self.interval)
@@ -258,7 +258,7 @@ class Unguided:
         v: Tensor,
         *,
         generator: torch.Generator,
-        share: Share | None = None,
+        share: BatchSlice | None = None,
     ) -> Target:
         """v = e - x, or the teacher's velocity where that is the source."""
         if isinstance(self.source, FromTeacher):

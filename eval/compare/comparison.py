@@ -12,7 +12,7 @@ from eval.compare.rows import Kind, Row, Task
 from eval.compare.sweep import Generate, KeptAudio, Origin, sweep
 from eval.compare.test_set import TestSet
 from eval.compare.training_sounds import TrainingSounds
-from eval.features.clip_features import Heard
+from eval.features.clip_features import ClipFeatures
 from meanflow.config import digest
 from teacher.features.workers import Processes
 
@@ -70,7 +70,7 @@ class Comparison:
         """Rows of real sound and of the codec round trip."""
         scorer = test.scorer
 
-        def other() -> Heard:
+        def other() -> ClipFeatures:
             count = len(test.records)
             return sounds.heard(scorer.listeners, count, video=task == "vta", num_samples=scorer.num_samples)
 

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from eval.compare.rows import Task
-from eval.features.published_models import Judges
-from eval.metrics.clip_metrics import ClipJudge
+from eval.features.published_models import PublishedModels
+from eval.metrics.clip_metrics import ClipMetric
 from eval.metrics.motion import motion_score, read_motion
 from teacher.features.store import Record
 from teacher.sampling.scene import Scene
@@ -34,12 +34,12 @@ class Ranker:
     """Scores sounds of one scene by one measure."""
 
     score: Score
-    judges: tuple[ClipJudge, ...] = ()
+    judges: tuple[ClipMetric, ...] = ()
     cache: tempfile.TemporaryDirectory[str] | None = None
     """Removed with the ranker."""
 
     @classmethod
-    def load(cls, score: Score, files: Judges, *, duration_s: float, device: str) -> "Ranker":
+    def load(cls, score: Score, files: PublishedModels, *, duration_s: float, device: str) -> "Ranker":
         """With the model that the score needs, of which its file must be given.
 
         Raises:

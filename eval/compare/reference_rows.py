@@ -11,7 +11,7 @@ from eval.compare.rows import Row, Task
 from eval.compare.scorer import Scorer, Scores
 from eval.compare.sweep import PART, Origin, finished, part_path, parts_folder, record
 from eval.features.cache import in_parts
-from eval.features.clip_features import Heard
+from eval.features.clip_features import ClipFeatures
 from eval.metrics.clip_scores import clip_estimates, clip_metrics
 from teacher.features.workers import Processes
 
@@ -25,7 +25,7 @@ def reference_rows(
     scorer: Scorer,
     *,
     real: Waves,
-    other: Callable[[], Heard],
+    other: Callable[[], ClipFeatures],
     roundtrip: Callable[[Tensor], Tensor],
     task: Task,
     rows_path: Path,
@@ -66,7 +66,7 @@ def reference_rows(
         if row is not None:
             yield row
             continue
-        heard = Heard.join([Heard.read(folders[model] / file.name)[0] for file in files])
+        heard = ClipFeatures.join([ClipFeatures.read(folders[model] / file.name)[0] for file in files])
         if model == "reference":
             yield _real_row(scorer, heard, other(), task, rows_path, origin)
         else:
@@ -75,7 +75,7 @@ def reference_rows(
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _codec_row(scorer: Scorer, heard: Heard, task: Task, rows_path: Path, origin: Origin) -> Row:
+def _codec_row(scorer: Scorer, heard: ClipFeatures, task: Task, rows_path: Path, origin: Origin) -> Row:
     return record(
         heard,
         scorer.score(heard),
@@ -87,7 +87,9 @@ def _codec_row(scorer: Scorer, heard: Heard, task: Task, rows_path: Path, origin
     )
 
 
-def _real_row(scorer: Scorer, heard: Heard, other: Heard, task: Task, rows_path: Path, origin: Origin) -> Row:
+def _real_row(
+    scorer: Scorer, heard: ClipFeatures, other: ClipFeatures, task: Task, rows_path: Path, origin: Origin
+) -> Row:
     per_clip = tuple(
         {name: value for name, value in entry.items() if not name.startswith(PAIRED)} for entry in heard.per_clip
     )
@@ -107,5 +109,5 @@ def _real_row(scorer: Scorer, heard: Heard, other: Heard, task: Task, rows_path:
         model="reference",
         origin=origin,
         reference=scorer.reference,
-        own=Heard(ids=heard.ids, tensors=heard.tensors, per_clip=per_clip),
+        own=ClipFeatures(ids=heard.ids, tensors=heard.tensors, per_clip=per_clip),
     )

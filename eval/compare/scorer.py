@@ -7,9 +7,9 @@ from typing import Self
 from torch import Tensor
 
 from eval.compare.rows import Task, check_distinct
-from eval.features.clip_features import Heard
-from eval.features.sources import Listener, hear
-from eval.metrics.clip_metrics import ClipJudge, judged
+from eval.features.clip_features import ClipFeatures
+from eval.features.sources import FeatureSource, hear
+from eval.metrics.clip_metrics import ClipMetric, judged
 from eval.metrics.clip_scores import clip_estimates, clip_metrics
 from eval.metrics.kl import kl_divergence
 from eval.metrics.recipes import DIVERGENCES, recipes
@@ -30,10 +30,10 @@ class Scores:
 class Scorer:
     """The reference side of every score; built once, used for all models and step counts."""
 
-    listeners: tuple[Listener, ...]
-    judges: tuple[ClipJudge, ...]
+    listeners: tuple[FeatureSource, ...]
+    judges: tuple[ClipMetric, ...]
     records: tuple[Record, ...]
-    reference: Heard
+    reference: ClipFeatures
     """What the listeners say of the real sound of the records, in their order."""
     sample_rate: int
     num_samples: int
@@ -52,8 +52,8 @@ class Scorer:
         *,
         reference: Tensor,
         records: Sequence[Record],
-        listeners: Sequence[Listener],
-        judges: Sequence[ClipJudge] = (),
+        listeners: Sequence[FeatureSource],
+        judges: Sequence[ClipMetric] = (),
         sample_rate: int,
     ) -> Self:
         """From the real sound (clips, samples) of all records at once; `TestSet` reads it part by part."""
@@ -77,7 +77,7 @@ class Scorer:
         """Everything beside the waves that decides the scores."""
         return "; ".join([*(one.name for one in self.listeners), *(one.name for one in self.judges)])
 
-    def hear(self, first: int, waves: Tensor, task: Task) -> Heard:
+    def hear(self, first: int, waves: Tensor, task: Task) -> ClipFeatures:
         """What is said of waves (clips, samples) generated for the clips from `first` on, with their own scores.
 
         kl, kl_passt, kl_panns: divergence of class posteriors from those of the real clip, for models with classes;
@@ -98,7 +98,7 @@ class Scorer:
             if expected is not None and found is not None:
                 for entry, value in zip(per_clip, kl_divergence(expected, found).tolist(), strict=True):
                     entry[name] = value
-        return Heard(ids=heard.ids, tensors=heard.tensors, per_clip=tuple(per_clip))
+        return ClipFeatures(ids=heard.ids, tensors=heard.tensors, per_clip=tuple(per_clip))
 
     def cut(self, waves: Tensor) -> Tensor:
         """Waves on the processor, as long as the reference."""
@@ -108,7 +108,7 @@ class Scorer:
             )
         return waves[:, : self.num_samples].detach().cpu()
 
-    def score(self, heard: Heard) -> Scores:
+    def score(self, heard: ClipFeatures) -> Scores:
         """Scores of the set: those of `eval.metrics.recipes`, means of the clips' own scores, pooled onsets; with
         estimates.
 
@@ -122,7 +122,7 @@ class Scorer:
             estimates={**whole.estimates, **clip_estimates(heard.per_clip)},
         )
 
-    def set_scores(self, heard: Heard, *, uses_reference: bool | None = None) -> Scores:
+    def set_scores(self, heard: ClipFeatures, *, uses_reference: bool | None = None) -> Scores:
         """Scores of `eval.metrics.recipes` alone: all, those that use the reference, or those that do not."""
         metrics: dict[str, float] = {}
         estimates: dict[str, Estimate] = {}

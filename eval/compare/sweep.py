@@ -15,7 +15,7 @@ from torch import Tensor
 from eval.compare.rows import Kind, Row, Task, append_lines, ids_digest, json_line, read_rows, sealed
 from eval.compare.scorer import Scorer, Scores
 from eval.features.cache import in_parts
-from eval.features.clip_features import Heard
+from eval.features.clip_features import ClipFeatures
 from eval.features.kept_embeddings import keep_embeddings
 from teacher.features.workers import Processes
 from teacher.media import write_audio
@@ -146,7 +146,7 @@ def sweep(
                 wait=together.lead,
             )
             if together.lead:
-                heard = Heard.join([Heard.read(path)[0] for path in paths])
+                heard = ClipFeatures.join([ClipFeatures.read(path)[0] for path in paths])
                 yield record(
                     heard,
                     scorer.score(heard),
@@ -165,20 +165,20 @@ def sweep(
 
 
 def record(
-    heard: Heard,
+    heard: ClipFeatures,
     scores: Scores,
     *,
     rows_path: Path,
     task: Task,
     model: str,
     origin: Origin,
-    reference: Heard,
+    reference: ClipFeatures,
     steps: int = 0,
     seed: int = 0,
     nfe: int = 0,
     guidance: float = 1.0,
     rtf: Mapping[str, float] | None = None,
-    own: Heard | None = None,
+    own: ClipFeatures | None = None,
 ) -> Row:
     """Append scores as a row, those of single clips first; also the way floors and ceilings enter (steps 0).
 

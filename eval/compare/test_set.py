@@ -32,9 +32,9 @@ from eval.compare.scorer import Scorer
 from eval.compare.sweep import PART, Clips
 from eval.compare.training_sounds import heard_window, read_waves
 from eval.features.cache import FeatureCache, FileDigests, in_parts
-from eval.features.clip_features import Heard
-from eval.features.sources import Listener, hear
-from eval.metrics.clip_metrics import ClipJudge, OnsetJudge
+from eval.features.clip_features import ClipFeatures
+from eval.features.sources import FeatureSource, hear
+from eval.metrics.clip_metrics import ClipMetric, OnsetJudge
 from meanflow.config import digest
 from teacher.features.dataset import FeatureSet
 from teacher.features.store import Record
@@ -206,8 +206,8 @@ class TestSet:
         *,
         video: bool,
         max_clips: int,
-        listeners: Sequence[Listener],
-        judges: Sequence[ClipJudge] = (OnsetJudge(),),
+        listeners: Sequence[FeatureSource],
+        judges: Sequence[ClipMetric] = (OnsetJudge(),),
         cache: Path,
         unreadable: Unreadable = "fail",
         only: Collection[str] | None = None,
@@ -248,7 +248,7 @@ class TestSet:
             processes=together,
             what="the real sounds",
         )
-        read = [Heard.read(file) for file in files]
+        read = [ClipFeatures.read(file) for file in files]
         excluded = tuple((i, reason) for _, facts in read for i, reason in json.loads(facts["excluded"]))
         if excluded and unreadable == "fail":
             record = next(r for r in (features.records[k] for k in index) if r.id == excluded[0][0])
@@ -262,7 +262,7 @@ class TestSet:
             listeners=tuple(listeners),
             judges=tuple(judges),
             records=records,
-            reference=Heard.join([heard for heard, _ in read if len(heard)]),
+            reference=ClipFeatures.join([heard for heard, _ in read if len(heard)]),
             sample_rate=features.sequence.sample_rate,
             num_samples=round(features.duration_s * features.sequence.sample_rate),
             costly=costly,
@@ -289,7 +289,7 @@ class _Reference:
     """What the listeners say of real sound, on disk."""
 
     features: FeatureSet
-    listeners: tuple[Listener, ...]
+    listeners: tuple[FeatureSource, ...]
     cache: Path
     digests: FileDigests
     unreadable: Unreadable
@@ -312,7 +312,7 @@ class _Reference:
                 waves.append(wave)
                 ids.append(record.id)
         rate = self.features.sequence.sample_rate
-        heard = hear(self.listeners, ids, torch.stack(waves), rate) if waves else Heard(ids=(), tensors={})
+        heard = hear(self.listeners, ids, torch.stack(waves), rate) if waves else ClipFeatures(ids=(), tensors={})
         heard.write(self.path(rows), {"excluded": json.dumps(excluded)})
 
     def _what(self, rows: Sequence[int]) -> dict[str, object]:

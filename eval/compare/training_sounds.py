@@ -10,9 +10,9 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from eval.features.clip_features import Heard
+from eval.features.clip_features import ClipFeatures
 from eval.features.embedded import EmbeddedAudioFeatures, EmbeddedClassifier, labels_are_useful, pseudo_labels
-from eval.features.sources import EmbeddedListener, Listener, hear
+from eval.features.sources import EmbeddedSource, FeatureSource, hear
 from teacher.features.dataset import FeatureSet
 from teacher.features.store import Record
 from teacher.features.windows import Skip, Window, WindowReader
@@ -59,7 +59,7 @@ class TrainingSounds:
         )
 
     @property
-    def listener(self) -> EmbeddedListener:
+    def listener(self) -> EmbeddedSource:
         """The embedded features with this classifier; its name tells what the classifier was fitted to.
 
         Of the sounds and labels, not of the weights: these might differ in the last digit between processes.
@@ -68,7 +68,7 @@ class TrainingSounds:
         words = json.dumps([self.label_kind, [r.id for r in self.records], labels])
         mark = hashlib.sha256((words + self.sounds_digest).encode()).hexdigest()[:12]
         extractor = EmbeddedAudioFeatures(sample_rate=self.sample_rate)
-        return EmbeddedListener(extractor=extractor, classifier=self.classifier, labels=f"{self.label_kind}:{mark}")
+        return EmbeddedSource(extractor=extractor, classifier=self.classifier, labels=f"{self.label_kind}:{mark}")
 
     def like(self, count: int, *, video: bool) -> tuple[Record, ...]:
         """`count` training clips (fewer if there are fewer), evenly spaced: those with picture alone if `video` and
@@ -80,8 +80,8 @@ class TrainingSounds:
         return tuple(records[pool[k * len(pool) // count]] for k in range(count))
 
     def heard(
-        self, listeners: Sequence[Listener], count: int, *, video: bool, num_samples: int, at_once: int = 32
-    ) -> Heard:
+        self, listeners: Sequence[FeatureSource], count: int, *, video: bool, num_samples: int, at_once: int = 32
+    ) -> ClipFeatures:
         """What the listeners say of the sounds of `like`, read and heard a part at a time."""
         records = self.like(count, video=video)
         parts = []
@@ -89,7 +89,7 @@ class TrainingSounds:
             some = records[k : k + at_once]
             waves = read_waves(self.features, some)[:, :num_samples]
             parts.append(hear(listeners, [record.id for record in some], waves, self.sample_rate))
-        return Heard.join(parts)
+        return ClipFeatures.join(parts)
 
 
 def read_waves(

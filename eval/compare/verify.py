@@ -22,7 +22,7 @@ from eval.compare.rows import (
     read_rows,
     sealed_rows,
 )
-from eval.features.clip_features import Heard, is_sealed
+from eval.features.clip_features import ClipFeatures, is_sealed
 from eval.features.kept_embeddings import KeptEmbeddings, embeddings_path, reference_path
 from eval.metrics.clip_scores import clip_estimates, clip_metrics
 from eval.metrics.uncertainty import Estimate
@@ -211,7 +211,7 @@ def _heard_fault(path: Path) -> str | None:
     named = REFERENCE.fullmatch(path.name)
     if named is not None and not same_digest(file_sha256(path), named[1]):
         return f"{path} is damaged: its SHA-256 is not the one in its name"
-    _, facts = Heard.read(path)
+    _, facts = ClipFeatures.read(path)
     digest = facts.get("reference")
     if named is not None or digest is None:
         return None

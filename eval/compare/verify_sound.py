@@ -16,8 +16,8 @@ from eval.compare.sweep import KeptAudio, Origin
 from eval.compare.test_set import TestSet
 from eval.compare.training_sounds import TrainingSounds
 from eval.compare.verify import PARTS, Check, Kept
-from eval.features.sources import Listener
-from eval.metrics.clip_metrics import ClipJudge, OnsetJudge
+from eval.features.sources import FeatureSource
+from eval.metrics.clip_metrics import ClipMetric, OnsetJudge
 from teacher.features.dataset import load_codec
 
 TOLERANCE = (2e-3, 2e-3)
@@ -46,8 +46,8 @@ class Sounds:
         data: Path,
         task: Task,
         *,
-        listeners: Sequence[Listener] = (),
-        judges: Sequence[ClipJudge] = (OnsetJudge(),),
+        listeners: Sequence[FeatureSource] = (),
+        judges: Sequence[ClipMetric] = (OnsetJudge(),),
     ) -> Self:
         """From the feature folder of the comparison; `listeners` beside the one that needs no weights.
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from eval.compare.rows import append_lines, read_lines
-from eval.features.clip_features import Heard
+from eval.features.clip_features import ClipFeatures
 from teacher.features.workers import Processes
 from teacher.files import file_sha256
 
@@ -23,20 +23,20 @@ class FeatureCache:
         digest = hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
         return self.folder / digest[:2] / f"{digest[2:34]}.safetensors"
 
-    def get(self, what: Mapping[str, object], make: Callable[[], tuple[Heard, Mapping[str, str]]]) -> None:
+    def get(self, what: Mapping[str, object], make: Callable[[], tuple[ClipFeatures, Mapping[str, str]]]) -> None:
         """Make and write it unless it is there."""
         path = self.path(what)
         if not path.exists():
             heard, facts = make()
             heard.write(path, facts)
 
-    def read(self, what: Mapping[str, object]) -> tuple[Heard, dict[str, str]]:
+    def read(self, what: Mapping[str, object]) -> tuple[ClipFeatures, dict[str, str]]:
         """What was written.
 
         Raises:
             ValueError: the file is damaged; it is named, and nothing takes its place.
         """
-        return Heard.read(self.path(what))
+        return ClipFeatures.read(self.path(what))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,7 +19,7 @@ FEATURES, LOGITS, COUNTS = ".features", ".logits", ".counts"
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Heard:
+class ClipFeatures:
     """Clips in a fixed order.
 
     tensors: for every source NAME `NAME.features` (rows, dimensions), the rows of the first clip before those of the
@@ -93,7 +93,7 @@ class Heard:
             tensors[source + COUNTS] = counts[begin:end]
             if source + LOGITS in self.tensors:
                 tensors[source + LOGITS] = self.tensors[source + LOGITS][begin:end]
-        return Heard(ids=self.ids[begin:end], tensors=tensors, per_clip=self.per_clip[begin:end])
+        return ClipFeatures(ids=self.ids[begin:end], tensors=tensors, per_clip=self.per_clip[begin:end])
 
     def write(self, path: Path, facts: Mapping[str, str] | None = None) -> Path:
         """One safetensors file, complete or not there at all; ids, scores and `facts` are in its metadata."""

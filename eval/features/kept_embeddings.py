@@ -3,8 +3,8 @@
 embeddings/{task}-{model}-{steps}-{seed}-{configuration}.safetensors    what was heard of every generated clip
 embeddings/reference-{digest}.safetensors                              of the real sounds they were compared with
 
-Both are files of `eval.features.clip_features.Heard`; that of a row names the configuration and the reference. The
-paths are relative to rows.jsonl.
+Both are files of `eval.features.clip_features.ClipFeatures`; that of a row names the configuration and the reference.
+The paths are relative to rows.jsonl.
 """
 
 import hashlib
@@ -14,7 +14,7 @@ from pathlib import Path
 from weakref import WeakKeyDictionary
 
 from eval.compare.rows import Row
-from eval.features.clip_features import Heard
+from eval.features.clip_features import ClipFeatures
 from eval.metrics.kl import kl_divergence
 from eval.metrics.recipes import DIVERGENCES, RECIPES, Recipe
 from eval.metrics.uncertainty import Estimate
@@ -25,8 +25,8 @@ from teacher.files import file_sha256
 class KeptEmbeddings:
     """What was heard of the clips of a row and of its reference."""
 
-    generated: Heard
-    reference: Heard
+    generated: ClipFeatures
+    reference: ClipFeatures
     of_reference: bool
     """The row of real sound: its distances are those of other real clips, its inception score its own."""
 
@@ -40,7 +40,7 @@ class KeptEmbeddings:
         path = embeddings_path(rows_path, row)
         if not path.exists():
             return None
-        generated, facts = Heard.read(path)
+        generated, facts = ClipFeatures.read(path)
         if facts.get("config_digest") != row.config_digest:
             return None
         real = reference_path(path, facts["reference"])
@@ -48,7 +48,7 @@ class KeptEmbeddings:
             raise ValueError(f"{real} is not there, against which {path.name} was scored")
         if file_sha256(real) != facts["reference"]:
             raise ValueError(f"{real} is not the reference {path.name} was scored against: it was changed")
-        reference, _ = Heard.read(real)
+        reference, _ = ClipFeatures.read(real)
         return cls(generated=generated, reference=reference, of_reference=row.what == "reference")
 
     def metrics(self, names: Iterable[str]) -> dict[str, float]:
@@ -73,11 +73,11 @@ class KeptEmbeddings:
         wanted = set(names)
         return [r for r in RECIPES if wanted & set(r.names) and r.possible(self.reference, self._made(r))]
 
-    def _made(self, recipe: Recipe) -> Heard:
+    def _made(self, recipe: Recipe) -> ClipFeatures:
         return self.reference if self.of_reference and not recipe.uses_reference else self.generated
 
 
-def keep_embeddings(rows_path: Path, row: Row, generated: Heard, reference: Heard) -> Path:
+def keep_embeddings(rows_path: Path, row: Row, generated: ClipFeatures, reference: ClipFeatures) -> Path:
     """Write what `KeptEmbeddings.open` reads. The reference is written once for all rows that share it."""
     path = embeddings_path(rows_path, row)
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -9,11 +9,11 @@ from torch import Tensor
 
 from eval.extractors.base import Embeddings
 from eval.features.cache import FeatureCache, FileDigests
-from eval.features.clip_features import FEATURES, Heard
-from eval.features.sources import Listener, ModelListener
+from eval.features.clip_features import FEATURES, ClipFeatures
+from eval.features.sources import FeatureSource, ModelSource
 from eval.metrics.clip_metrics import (
     AestheticsJudge,
-    ClipJudge,
+    ClipMetric,
     CosineJudge,
     DesyncJudge,
     OnsetJudge,
@@ -32,7 +32,7 @@ LEAST_S = {"imagebind": 4.0, "synchformer": 4.8}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Judges:
+class PublishedModels:
     """Files of published models; nothing is downloaded, and what is not given is left out of the tables by name."""
 
     passt: Path | None = None
@@ -70,7 +70,7 @@ class Judges:
 
     def load(
         self, *, duration_s: float, device: str, cache: Path, process: int = 0
-    ) -> tuple[tuple[Listener, ...], tuple[ClipJudge, ...]]:
+    ) -> tuple[tuple[FeatureSource, ...], tuple[ClipMetric, ...]]:
         """The models, beside the onset judge that needs none. Adapters are imported only when they are asked for.
 
         Raises:
@@ -80,24 +80,24 @@ class Judges:
         for name, least_s in LEAST_S.items():
             if getattr(self, name) is not None and duration_s < least_s - 1e-6:
                 raise ValueError(f"{name} judges clips of at least {least_s:g} s, these are of {duration_s:g} s")
-        listeners: list[Listener] = []
-        judges: list[ClipJudge] = [OnsetJudge()]
+        listeners: list[FeatureSource] = []
+        judges: list[ClipMetric] = [OnsetJudge()]
         sides = _Sides(cache=FeatureCache(folder=cache), digests=FileDigests(folder=cache, process=process))
         if self.passt is not None:
             from eval.extractors.passt import Passt
 
             model = Passt.load(self.passt, device=device)
-            listeners.append(ModelListener(source="passt", model=model, duration_s=duration_s))
+            listeners.append(ModelSource(source="passt", model=model, duration_s=duration_s))
         if self.panns is not None:
             from eval.extractors.panns import Panns
 
             cnn14 = Panns.load(self.panns, device=device)
-            listeners.append(ModelListener(source="panns", model=cnn14, duration_s=duration_s))
+            listeners.append(ModelSource(source="panns", model=cnn14, duration_s=duration_s))
         if self.vggish is not None:
             from eval.extractors.vggish import Vggish
 
             vggish = Vggish.load(self.vggish, device=device)
-            listeners.append(ModelListener(source="vggish", model=vggish, duration_s=duration_s))
+            listeners.append(ModelSource(source="vggish", model=vggish, duration_s=duration_s))
         if self.imagebind is not None:
             judges.append(self._imagebind(duration_s, device, sides))
         if self.synchformer is not None:
@@ -111,7 +111,7 @@ class Judges:
             judges.append(ScriptJudge())
         return tuple(listeners), tuple(judges)
 
-    def _imagebind(self, duration_s: float, device: str, sides: "_Sides") -> ClipJudge:
+    def _imagebind(self, duration_s: float, device: str, sides: "_Sides") -> ClipMetric:
         from eval.extractors.imagebind import ImageBind
         from eval.extractors.imagebind_front_end import imagebind_frames
 
@@ -123,13 +123,13 @@ class Judges:
 
         return CosineJudge(
             key="ib_score",
-            listener=ModelListener(source="imagebind", model=model, duration_s=duration_s),
+            listener=ModelSource(source="imagebind", model=model, duration_s=duration_s),
             side=sides.of(model.name, duration_s, see, lambda rows: rows[0]),
             tasks=("vta",),
             against="picture",
         )
 
-    def _desync(self, duration_s: float, device: str, sides: "_Sides") -> ClipJudge:
+    def _desync(self, duration_s: float, device: str, sides: "_Sides") -> ClipMetric:
         from eval.extractors.synchformer import DesyncExtractor, as_segments
 
         model = DesyncExtractor.load(_given(self.synchformer), device=device)
@@ -141,19 +141,19 @@ class Judges:
 
         return DesyncJudge(extractor=model, side=sides.of(model.visual_name, duration_s, see, as_segments))
 
-    def _clap(self, duration_s: float, device: str) -> list[ClipJudge]:
-        judges: list[ClipJudge] = []
+    def _clap(self, duration_s: float, device: str) -> list[ClipMetric]:
+        judges: list[ClipMetric] = []
         if self.clap_laion is not None:
             from eval.extractors.clap_laion import ClapLaion
 
             laion = ClapLaion.load(self.clap_laion, tokenizer=_given(self.roberta_tokens), device=device)
-            listener = ModelListener(source="clap_laion", model=laion, duration_s=duration_s)
+            listener = ModelSource(source="clap_laion", model=laion, duration_s=duration_s)
             judges.append(_captioned("clap_laion", listener, laion.embed_text))
         if self.clap_ms is not None:
             from eval.extractors.clap_ms import ClapMs
 
             ms = ClapMs.load(self.clap_ms, tokenizer=_given(self.gpt2_tokens), device=device)
-            listener = ModelListener(source="clap_ms", model=ms, duration_s=duration_s)
+            listener = ModelSource(source="clap_ms", model=ms, duration_s=duration_s)
             judges.append(_captioned("clap_ms", listener, ms.embed_text))
             judges.append(PamJudge.of(ms, duration_s=duration_s))
         return judges
@@ -179,9 +179,9 @@ class _Sides:
                 "seconds": duration_s,
             }
 
-            def make() -> tuple[Heard, dict[str, str]]:
+            def make() -> tuple[ClipFeatures, dict[str, str]]:
                 rows = see(record)
-                return Heard.of([record.id], {"seen": Embeddings(rows=rows, counts=(len(rows),))}), {}
+                return ClipFeatures.of([record.id], {"seen": Embeddings(rows=rows, counts=(len(rows),))}), {}
 
             self.cache.get(what, make)
             return shaped(self.cache.read(what)[0].tensors["seen" + FEATURES])
@@ -189,7 +189,7 @@ class _Sides:
         return side
 
 
-def _captioned(key: str, listener: ModelListener, embed_text: Callable[[Sequence[str]], Tensor]) -> ClipJudge:
+def _captioned(key: str, listener: ModelSource, embed_text: Callable[[Sequence[str]], Tensor]) -> ClipMetric:
     side = _captions(embed_text)
     return CosineJudge(key=key, listener=listener, side=side, tasks=("vta", "tta"), against="caption")
 

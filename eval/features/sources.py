@@ -9,11 +9,11 @@ from torch import Tensor
 
 from eval.extractors.base import Classifier, EmbeddingModel, Embeddings, FeatureExtractor
 from eval.extractors.clip_audio import ClipAudio
-from eval.features.clip_features import Heard
+from eval.features.clip_features import ClipFeatures
 
 
 @runtime_checkable
-class Listener(Protocol):
+class FeatureSource(Protocol):
     """One source of features. A clip's rows and logits do not depend on the clips heard with it."""
 
     @property
@@ -32,7 +32,7 @@ class Listener(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class EmbeddedListener:
+class EmbeddedSource:
     """The features that need no weights, with a classifier fitted to the data of the comparison."""
 
     extractor: FeatureExtractor
@@ -56,7 +56,7 @@ class EmbeddedListener:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class ModelListener:
+class ModelSource:
     """A published model with the policy by which sound reaches it: DC removed, resampled, cut."""
 
     source: str
@@ -82,7 +82,7 @@ class ModelListener:
         return self.model.embed(self.prepared(waves, sample_rate))
 
 
-def hear(listeners: Sequence[Listener], ids: Sequence[str], waves: Tensor, sample_rate: int) -> Heard:
+def hear(listeners: Sequence[FeatureSource], ids: Sequence[str], waves: Tensor, sample_rate: int) -> ClipFeatures:
     """What all listeners say of waves (clips, samples)."""
     with torch.no_grad():
-        return Heard.of(ids, {one.source: one.hear(waves, sample_rate) for one in listeners})
+        return ClipFeatures.of(ids, {one.source: one.hear(waves, sample_rate) for one in listeners})

@@ -12,7 +12,7 @@ from torch import Tensor
 from eval.compare.rows import Task
 from eval.extractors.base import Embeddings
 from eval.extractors.clip_audio import ClipAudio
-from eval.features.sources import ModelListener
+from eval.features.sources import ModelSource
 from eval.metrics.alignment import paired_cosines
 from eval.metrics.desync import DeSync
 from eval.metrics.greatest_hits import DURATION_S as SCRIPT_DURATION_S
@@ -35,7 +35,7 @@ AESTHETICS = ("aes_pq", "aes_pc", "aes_ce", "aes_cu")
 """In the order in which the model gives them."""
 
 
-class ClipJudge(Protocol):
+class ClipMetric(Protocol):
     """Judges clips one by one; a clip it can say nothing about gets an empty entry, never a stand-in."""
 
     @property
@@ -115,7 +115,7 @@ class CosineJudge:
     """Cosine between the embedding of the sound and that of the picture or the caption; nothing for a clip without."""
 
     key: str
-    listener: ModelListener
+    listener: ModelSource
     side: Side
     tasks: tuple[Task, ...]
     against: Against
@@ -185,14 +185,14 @@ class PamJudge:
     """
 
     model: "ClapMs"
-    listener: ModelListener
+    listener: ModelSource
     prompts: Tensor
     """Embeddings of `PROMPTS`, (2, dimensions)."""
 
     @classmethod
     def of(cls, model: "ClapMs", *, duration_s: float) -> Self:
         """With the embeddings of the two prompts."""
-        listener = ModelListener(source="pam", model=model, duration_s=duration_s)
+        listener = ModelSource(source="pam", model=model, duration_s=duration_s)
         return cls(model=model, listener=listener, prompts=model.embed_text(PROMPTS))
 
     @property
@@ -242,7 +242,7 @@ class AestheticsJudge:
 
 
 def judged(
-    judges: Sequence[ClipJudge], records: Sequence[Record], waves: Tensor, sample_rate: int, task: Task
+    judges: Sequence[ClipMetric], records: Sequence[Record], waves: Tensor, sample_rate: int, task: Task
 ) -> list[Scores]:
     """Scores of all judges that are asked in a task, by clip."""
     found: list[Scores] = [{} for _ in records]

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from scipy.linalg import lapack
 from torch import Tensor
 
-from eval.metrics.moments.float32 import SingleMoments
+from eval.metrics.moments.float32 import Float32Moments
 from eval.metrics.moments.gaussian import Features, GaussianStats, as_matrix
 
 Form = Literal["auto", "rows", "moments"]
@@ -175,7 +175,7 @@ def _single_distance(a: Features, b: Features) -> float | None:
         return None
     if min(n * d * d for n, d in shapes) < SINGLE_LEAST:
         return None
-    x, y = SingleMoments.from_matrix(as_matrix(a)), SingleMoments.from_matrix(as_matrix(b))
+    x, y = Float32Moments.from_matrix(as_matrix(a)), Float32Moments.from_matrix(as_matrix(b))
     if x is None or y is None:
         return None
     first, second = (Side(mean=z.mean, trace=z.trace, rows=None, covariance=z.covariance) for z in (x, y))

@@ -7,7 +7,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from eval.features.clip_features import FEATURES, LOGITS, Heard
+from eval.features.clip_features import FEATURES, LOGITS, ClipFeatures
 from eval.metrics.frechet import frechet_bias, frechet_distance
 from eval.metrics.inception import inception_jackknife, inception_score
 from eval.metrics.kernel import kernel_distance, kernel_jackknife, reference_bandwidth
@@ -39,14 +39,14 @@ class Recipe:
     source: str
     needs: Literal["features", "logits"]
     names: tuple[str, ...]
-    values: Callable[[Heard, Heard], Values]
-    estimates: Callable[[Heard, Heard], Estimates] = lambda reference, generated: {}
+    values: Callable[[ClipFeatures, ClipFeatures], Values]
+    estimates: Callable[[ClipFeatures, ClipFeatures], Estimates] = lambda reference, generated: {}
     uses_reference: bool = True
     """False for the inception score, which never looks at the reference."""
     costly: bool = False
     """Many distances instead of one; left out unless asked for."""
 
-    def possible(self, reference: Heard, generated: Heard) -> bool:
+    def possible(self, reference: ClipFeatures, generated: ClipFeatures) -> bool:
         """Whether both sides hold what it is made of."""
         name = self.source + (FEATURES if self.needs == "features" else LOGITS)
         return name in generated.tensors and (not self.uses_reference or name in reference.tensors)
@@ -67,7 +67,7 @@ def frechet_recipe(source: str, name: str) -> Recipe:
     """Frechet distance; every row counts. Bias: the closed form of `frechet_bias`, the jackknife's where clips have
     several rows; interval: clips deleted by groups, so that rows of one clip stand and fall together."""
 
-    def estimates(reference: Heard, generated: Heard) -> Estimates:
+    def estimates(reference: ClipFeatures, generated: ClipFeatures) -> Estimates:
         groups = groups_for(len(reference), len(generated))
         if groups is None:
             return {}
@@ -88,7 +88,7 @@ def frechet_recipe(source: str, name: str) -> Recipe:
         told = "first order, two samples of these sizes of the reference's own law"
         return {name: Estimate.of_jackknife(found, bias=bias, bias_method=told)}
 
-    def _bias(reference: Heard, generated: Heard) -> float:
+    def _bias(reference: ClipFeatures, generated: ClipFeatures) -> float:
         stats = GaussianStats.from_features(_rows(reference, source))
         return frechet_bias(stats, stats.count, len(_rows(generated, source)))
 
@@ -106,7 +106,7 @@ def frechet_recipe(source: str, name: str) -> Recipe:
 def infinite_recipe(source: str, name: str) -> Recipe:
     """Frechet distance extrapolated to infinitely many clips, and the standard error of the line's intercept."""
 
-    def values(reference: Heard, generated: Heard) -> Values:
+    def values(reference: ClipFeatures, generated: ClipFeatures) -> Values:
         if min(len(reference), len(generated)) < FEWEST_FOR_A_LINE:
             return {}
         found = frechet_infinity(_rows(reference, source), _rows(generated, source))
@@ -118,11 +118,11 @@ def infinite_recipe(source: str, name: str) -> Recipe:
 def kernel_recipe(source: str, name: str) -> Recipe:
     """Kernel distance with the bandwidth of the reference, one row per clip (their mean where a clip has several)."""
 
-    def values(reference: Heard, generated: Heard) -> Values:
+    def values(reference: ClipFeatures, generated: ClipFeatures) -> Values:
         x = _clips(reference, source)
         return {name: kernel_distance(x, _clips(generated, source), bandwidth=reference_bandwidth(x))}
 
-    def estimates(reference: Heard, generated: Heard) -> Estimates:
+    def estimates(reference: ClipFeatures, generated: ClipFeatures) -> Estimates:
         groups = groups_for(len(reference), len(generated))
         if groups is None:
             return {}
@@ -137,12 +137,12 @@ def inception_recipe(source: str, name: str, *, splits: int) -> Recipe:
     """Inception score, its deviation over the parts and their number."""
     names = (name, f"{name}_std", f"{name}_splits")
 
-    def values(_: Heard, generated: Heard) -> Values:
+    def values(_: ClipFeatures, generated: ClipFeatures) -> Values:
         parts = splits_for(len(generated), wanted=splits)
         score = inception_score(generated.tensors[source + LOGITS], splits=parts)
         return dict(zip(names, (score.mean, score.std, float(parts)), strict=True))
 
-    def estimates(_: Heard, generated: Heard) -> Estimates:
+    def estimates(_: ClipFeatures, generated: ClipFeatures) -> Estimates:
         parts = splits_for(len(generated), wanted=splits)
         groups = groups_for(len(generated) // parts)
         if groups is None:
@@ -168,13 +168,13 @@ def manifold_recipe(source: str, prefix: str = "") -> Recipe:
     def scores(x: NDArray[np.float64], y: NDArray[np.float64]) -> ManifoldScores:
         return manifold_scores(x, y, neighbours=NEIGHBOURS)
 
-    def values(reference: Heard, generated: Heard) -> Values:
+    def values(reference: ClipFeatures, generated: ClipFeatures) -> Values:
         if min(len(reference), len(generated)) <= NEIGHBOURS:
             return {}
         found = scores(_clips(reference, source), _clips(generated, source))
         return {name: of(found) for name, of in parts}
 
-    def estimates(reference: Heard, generated: Heard) -> Estimates:
+    def estimates(reference: ClipFeatures, generated: ClipFeatures) -> Estimates:
         counts = len(reference), len(generated)
         groups = groups_for(*counts)
         if groups is None or min(counts) < 2 * NEIGHBOURS + 2 or max(counts) > MOST_FOR_NEIGHBOURS:
@@ -222,21 +222,21 @@ DIVERGENCES: Mapping[str, str] = {"embedded": "kl", "passt": "kl_passt", "panns"
 """Sources whose class posteriors are compared clip by clip, and the name of the divergence."""
 
 
-def recipes(reference: Heard, generated: Heard, *, costly: bool) -> Iterator[Recipe]:
+def recipes(reference: ClipFeatures, generated: ClipFeatures, *, costly: bool) -> Iterator[Recipe]:
     """Those that the two sides hold the material of."""
     for recipe in RECIPES:
         if recipe.possible(reference, generated) and (costly or not recipe.costly):
             yield recipe
 
 
-def _rows(heard: Heard, source: str) -> NDArray[np.float64]:
+def _rows(heard: ClipFeatures, source: str) -> NDArray[np.float64]:
     return heard.tensors[source + FEATURES].double().numpy()
 
 
-def _by_clip(heard: Heard, source: str) -> list[NDArray[np.float64]]:
+def _by_clip(heard: ClipFeatures, source: str) -> list[NDArray[np.float64]]:
     return np.split(_rows(heard, source), np.cumsum(heard.embeddings(source).counts)[:-1])
 
 
-def _clips(heard: Heard, source: str) -> NDArray[np.float64]:
+def _clips(heard: ClipFeatures, source: str) -> NDArray[np.float64]:
     """One row per clip, the mean where a clip has several."""
     return np.stack([rows.mean(axis=0) for rows in _by_clip(heard, source)])

@@ -29,7 +29,7 @@ from teacher.network.sequence import SequenceConfig
 
 
 @dataclass(frozen=True)
-class Share:
+class BatchSlice:
     """Positions begin .. end - 1 of a batch of `total` rows."""
 
     begin: int
@@ -53,7 +53,7 @@ class Share:
         return drawn.narrow(dim, self.begin, len(self))
 
 
-def shares(total: int, *, process: int, processes: int, micro_batch: int | None) -> list[Share]:
+def shares(total: int, *, process: int, processes: int, micro_batch: int | None) -> list[BatchSlice]:
     """The shares of one process, one per forward pass, in order: equal blocks of `micro_batch` rows.
 
     None is the process's whole part at once. Raises ValueError unless all blocks come out equal, which averaging
@@ -66,7 +66,7 @@ def shares(total: int, *, process: int, processes: int, micro_batch: int | None)
     if part % size:
         raise ValueError(f"micro_batch {size} does not divide the {part} sounds of each process")
     first = process * part
-    return [Share(begin, begin + size, total) for begin in range(first, first + part, size)]
+    return [BatchSlice(begin, begin + size, total) for begin in range(first, first + part, size)]
 
 
 __all__ = ["Batch", "Examples", "FeatureError", "FeatureSet", "Record", "batch_indices", "load_codec"]
@@ -116,7 +116,11 @@ class Examples(Protocol):
     def __len__(self) -> int: ...
 
     def batch(
-        self, indices: Sequence[int] | Tensor, *, generator: torch.Generator | None = None, share: Share | None = None
+        self,
+        indices: Sequence[int] | Tensor,
+        *,
+        generator: torch.Generator | None = None,
+        share: BatchSlice | None = None,
     ) -> Batch: ...
 
 
@@ -191,7 +195,11 @@ class FeatureSet:
         return replace(self, latent_mean=mean, latent_std=std)
 
     def batch(
-        self, indices: Sequence[int] | Tensor, *, generator: torch.Generator | None = None, share: Share | None = None
+        self,
+        indices: Sequence[int] | Tensor,
+        *,
+        generator: torch.Generator | None = None,
+        share: BatchSlice | None = None,
     ) -> Batch:
         """Rows `indices` in that order. With a generator, and where the codec has a std, z = mean + std e; else mean.
 
@@ -214,12 +222,12 @@ def finish_batch(
     rows: Tensor,
     examples: Examples,
     generator: torch.Generator | None,
-    share: Share | None = None,
+    share: BatchSlice | None = None,
 ) -> Batch:
     """Draw from the posterior if there is a generator, then normalise: ((mean + std e) - latent_mean) / latent_std."""
     z = gathered.mean  # nobody else holds it yet
     if generator is not None and gathered.std is not None:
-        share = share or Share.whole(len(z))
+        share = share or BatchSlice.whole(len(z))
         e = share.of(torch.randn((share.total, *z.shape[1:]), generator=generator, device=generator.device))
         z += gathered.std * e.cpu().numpy()
     z -= examples.latent_mean.numpy()

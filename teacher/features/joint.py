@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from teacher.features.dataset import Batch, FeatureSet, Share, as_rows, finish_batch
+from teacher.features.dataset import Batch, BatchSlice, FeatureSet, as_rows, finish_batch
 from teacher.features.rows import Gathered, Records
 from teacher.features.store import FeatureError, Record
 from teacher.network.conditions import Conditions
@@ -130,7 +130,11 @@ class JointSet:
         return self.parts[0][0].sequence
 
     def batch(
-        self, indices: Sequence[int] | Tensor, *, generator: torch.Generator | None = None, share: Share | None = None
+        self,
+        indices: Sequence[int] | Tensor,
+        *,
+        generator: torch.Generator | None = None,
+        share: BatchSlice | None = None,
     ) -> Batch:
         """Rows `indices` in that order, from whichever sets they fall into; see `FeatureSet.batch`."""
         wanted = as_rows(indices, len(self))

@@ -11,7 +11,7 @@ WARM_UP = 3
 
 
 @dataclass(frozen=True, eq=False)
-class Recorded:
+class CudaGraphCall:
     """Takes tensors of the recorded shapes, dtypes and device; its results are copies that the next call leaves alone.
 
     `keep` holds what the graph reads besides; memory that nobody keeps would be given to others.
@@ -40,7 +40,7 @@ def record(
     *,
     told: Callable[[str], None] = print,
     keep: object = None,
-) -> Recorded | None:
+) -> CudaGraphCall | None:
     """Warm `call` up on a stream of its own and record it on copies of `example`. `keep`: what it reads from caches.
 
     None, and one line to `told`, where that is not possible: no CUDA device, an operation that waits for the device,
@@ -61,4 +61,4 @@ def record(
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         told(f"no CUDA graph ({reason}); operators are launched one by one")
         return None
-    return Recorded(graph.replay, inputs, outputs, keep=(call, keep))
+    return CudaGraphCall(graph.replay, inputs, outputs, keep=(call, keep))

@@ -30,7 +30,7 @@ from teacher.audio.vocoder import BigVGAN
 from teacher.network.conditions import Conditions
 from teacher.network.mmaudio import Encoded, MMAudio
 from teacher.network.velocity import Guide, student_velocity
-from teacher.sampling.cuda_graph import Recorded, record
+from teacher.sampling.cuda_graph import CudaGraphCall, record
 
 NetworkArithmetic: TypeAlias = Literal["float32", "autocast", "bfloat16"]
 SoundArithmetic: TypeAlias = Literal["float32", "bfloat16"]
@@ -213,7 +213,7 @@ class FastGenerator:
 
         return sound
 
-    def _recorded(self, guide: Guide) -> Recorded | None:
+    def _recorded(self, guide: Guide) -> CudaGraphCall | None:
         """The graph, recorded at the first call; None where that failed. A guide of other lengths is refused by it."""
         if not self._graph:
             e = torch.zeros(self.config.batch, self.config.frames, self.net.config.latent_channels, device=self.device)
@@ -223,7 +223,7 @@ class FastGenerator:
         return self._graph[0]
 
     @cached_property
-    def _graph(self) -> list[Recorded | None]:
+    def _graph(self) -> list[CudaGraphCall | None]:
         return []
 
     def _arithmetic(self) -> AbstractContextManager[object]:

@@ -13,7 +13,7 @@ from distill.method.student import student_from_teacher
 from distill.presets.methods import METHODS as PRESETS
 from meanflow import Guidance, ImprovedMeanFlow, MeanFlow, MixedGuidance, TerminalVelocity
 from meanflow.time_sampling import MixedTimes, TimePairs
-from teacher.features.dataset import Batch, Share, shares
+from teacher.features.dataset import Batch, BatchSlice, shares
 from teacher.flow_matching import ConditionDropout, FlowMatching, flow_matching_step
 from tests.teacher.network.test_network import conditions, opened, small
 
@@ -69,8 +69,8 @@ def test_losses_of_the_shares_are_those_of_the_whole(batch, name, count):
                 student, student, teacher, part(batch, share), method, generator=g, progress=0.5, share=share
             )
 
-    whole = terms(Share.whole(12))
-    parts = [terms(Share(b, b + 12 // count, 12)) for b in range(0, 12, 12 // count)]
+    whole = terms(BatchSlice.whole(12))
+    parts = [terms(BatchSlice(b, b + 12 // count, 12)) for b in range(0, 12, 12 // count)]
     torch.testing.assert_close(torch.cat([p.loss for p in parts]), whole.loss, rtol=1e-9, atol=1e-12)
     for key, values in whole.logs.items():
         joined = torch.cat([p.logs[key] for p in parts])
@@ -84,8 +84,8 @@ def test_teacher_step_too(batch):
         g = torch.Generator().manual_seed(5)
         return flow_matching_step(net, part(batch, share), config, generator=g, share=share).loss
 
-    joined = torch.cat([loss(Share(0, 4, 12)), loss(Share(4, 12, 12))])
-    torch.testing.assert_close(joined, loss(Share.whole(12)), rtol=1e-9, atol=1e-12)
+    joined = torch.cat([loss(BatchSlice(0, 4, 12)), loss(BatchSlice(4, 12, 12))])
+    torch.testing.assert_close(joined, loss(BatchSlice.whole(12)), rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize(("n", "k"), [(8, 0), (8, 8), (8, 2), (512, 128), (7, 3), (100, 33)])
@@ -117,7 +117,7 @@ def test_unequal_shares_are_refused(total, processes, micro, message):
     with pytest.raises(ValueError, match=message):
         shares(total, process=0, processes=processes, micro_batch=micro)
     with pytest.raises(ValueError, match="0 <= begin < end <= total"):
-        Share(3, 3, 4)
+        BatchSlice(3, 3, 4)
 
 
 class Numbered:

@@ -133,7 +133,7 @@ def tables(case: Case) -> Made:
 @torch.no_grad()
 def traces(case: Case) -> Made:
     """Outputs of inner modules in one conditional evaluation; a joint block's streams by name."""
-    with Listener(case.net) as heard:
+    with FeatureSource(case.net) as heard:
         case.net(case.given("latent"), case.given("t"), case.conditions)
     made: Made = {}
     for name, out in heard.items():
@@ -147,7 +147,7 @@ def encodings(case: Case) -> Made:
     """Projected conditions and their pooled projections, present and absent."""
     made: Made = {}
     for prefix, conditions in (("cond", case.conditions), ("empty_cond", case.absent)):
-        with Listener(case.net) as heard:
+        with FeatureSource(case.net) as heard:
             encoded = case.encoded(conditions)
         made |= {f"{prefix}.{name}_f": getattr(encoded, name) for name in ("clip", "sync", "text")}
         made |= {f"{prefix}.{name}_f_c": heard[f"{name}_cond_proj"] for name in ("clip", "text")}
@@ -278,7 +278,7 @@ def other_facts(case: Case) -> Iterator[Deviation]:
         yield relative("generate", made, recorded, 4e-5 if case.net.config.version == "v1" else 4e-4)
 
 
-class Listener:
+class FeatureSource:
     """Collects the outputs of all inner modules of a network, by name, while it is entered."""
 
     def __init__(self, net: nn.Module) -> None:

@@ -13,7 +13,7 @@ import pytest
 import soundfile
 
 from eval.compare.ranker import Ranker, best
-from eval.features.published_models import Judges
+from eval.features.published_models import PublishedModels
 from eval.metrics.motion import motion_score, read_motion
 from scripts.sample import cli
 from scripts.sample_jobs import Job, fitting, jobs
@@ -118,7 +118,7 @@ def test_the_best_of_several_is_the_one_with_the_largest_score(folder, tmp_path,
     assert by_hand == pytest.approx(scores[line["seed"]], abs=1e-3)  # 16-bit file
     assert best([0.1, 0.7, 0.7]) == 1
     with pytest.raises(ValueError, match=r"needs --judges\.synchformer"):
-        Ranker.load("desync", Judges(), duration_s=1.0, device="cpu")
+        Ranker.load("desync", PublishedModels(), duration_s=1.0, device="cpu")
     assert command(monkeypatch, folder, "--prompt", "rain", "--best-of", 2, "--out", tmp_path) == 2
 
 

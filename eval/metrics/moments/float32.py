@@ -23,7 +23,7 @@ PROBES = 8
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class SingleMoments:
+class Float32Moments:
     """Moments with products taken in float32: twice as fast, and not for keeping.
 
     mean (d,) and the diagonal of covariance (d, d) as in `GaussianStats`; the other entries sums in float64 of float32

@@ -26,7 +26,7 @@ from eval.compare.rows import Row, append_lines, ids_digest, json_line, read_cli
 from eval.compare.test_set import TestSet
 from eval.compare.training_sounds import TrainingSounds, read_waves
 from eval.features.embedded import EmbeddedAudioFeatures, EmbeddedClassifier
-from eval.features.sources import EmbeddedListener
+from eval.features.sources import EmbeddedSource
 from eval.metrics.clip_metrics import OnsetJudge
 from eval.report.parts import test_set_html as set_html
 from teacher.features.dataset import FeatureSet
@@ -72,7 +72,7 @@ def listener(original):
     features = FeatureSet.open(original / "features", "train")
     extractor = EmbeddedAudioFeatures(sample_rate=RATE)
     embedded = extractor(read_waves(features, features.records))
-    return EmbeddedListener(
+    return EmbeddedSource(
         extractor=extractor, classifier=EmbeddedClassifier.fit(embedded, ["a", "b"] * 4), labels="labels"
     )
 

@@ -12,7 +12,7 @@ from eval.compare.rows import Row, append_lines, read_rows
 from eval.compare.scorer import Scorer
 from eval.compare.sweep import Clips, KeptAudio, Origin, clip_seed, safe_name, sweep
 from eval.features.embedded import EmbeddedAudioFeatures, EmbeddedClassifier
-from eval.features.sources import EmbeddedListener, hear
+from eval.features.sources import EmbeddedSource, hear
 from eval.metrics.clip_metrics import OnsetJudge
 from eval.report.summary import summarise
 from teacher.features.store import Record
@@ -52,7 +52,7 @@ def scorer():
     extractor = EmbeddedAudioFeatures(sample_rate=RATE)
     labels = ["low" if f < 1000 else "high" for f in FREQUENCY]
     classifier = EmbeddedClassifier.fit(extractor(REAL), labels)
-    listener = EmbeddedListener(extractor=extractor, classifier=classifier, labels="labels")
+    listener = EmbeddedSource(extractor=extractor, classifier=classifier, labels="labels")
     return Scorer.build(reference=REAL, records=RECORDS, listeners=[listener], judges=[OnsetJudge()], sample_rate=RATE)
 
 

@@ -16,7 +16,7 @@ from eval.compare.rows import Row, read_rows
 from eval.compare.scorer import Scorer
 from eval.compare.sweep import Clips, KeptAudio, Origin, part_path, parts_folder, sweep
 from eval.features.embedded import EmbeddedAudioFeatures, EmbeddedClassifier
-from eval.features.sources import EmbeddedListener
+from eval.features.sources import EmbeddedSource
 from eval.metrics.clip_metrics import OnsetJudge
 from teacher.features.store import Record
 from teacher.features.workers import Processes
@@ -47,7 +47,7 @@ def make_scorer(order=range(COUNT)) -> Scorer:
         )
         for k in order
     ]  # fmt: skip
-    listener = EmbeddedListener(extractor=extractor, classifier=classifier, labels="labels")
+    listener = EmbeddedSource(extractor=extractor, classifier=classifier, labels="labels")
     return Scorer.build(
         reference=real()[list(order)], records=records, listeners=[listener], judges=[OnsetJudge()], sample_rate=RATE
     )

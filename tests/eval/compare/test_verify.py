@@ -17,10 +17,10 @@ from eval.compare.scorer import Scorer
 from eval.compare.sweep import Origin, record
 from eval.compare.verify import Kept
 from eval.extractors.base import Embeddings
-from eval.features.clip_features import Heard
+from eval.features.clip_features import ClipFeatures
 from eval.features.embedded import EmbeddedAudioFeatures, EmbeddedClassifier
 from eval.features.kept_embeddings import KeptEmbeddings, embeddings_path, keep_embeddings
-from eval.features.sources import EmbeddedListener
+from eval.features.sources import EmbeddedSource
 from eval.metrics.clip_metrics import OnsetJudge
 from eval.metrics.clip_scores import clip_metrics
 from eval.speed.timing import STAGES, TOTALS, with_totals
@@ -61,7 +61,7 @@ def scorer():
     return Scorer.build(
         reference=real,
         records=[clip(k) for k in range(COUNT)],
-        listeners=[EmbeddedListener(extractor=extractor, classifier=classifier, labels="labels")],
+        listeners=[EmbeddedSource(extractor=extractor, classifier=classifier, labels="labels")],
         judges=[OnsetJudge()],
         sample_rate=RATE,
     )
@@ -219,13 +219,13 @@ def test_a_flipped_bit_is_found_in_features_and_in_lines(folder, monkeypatch, ca
         changed[at] ^= 4
         kept.write_bytes(bytes(changed))
         with pytest.raises(ValueError, match=f"{kept.name} cannot be read"):
-            Heard.read(kept)
+            ClipFeatures.read(kept)
 
 
 def test_a_reference_is_written_once_for_all_rows_and_again_where_it_is_damaged(folder, monkeypatch):
-    written, write = [], Heard.write
+    written, write = [], ClipFeatures.write
     monkeypatch.setattr(
-        Heard, "write", lambda self, path, *facts: (written.append(path.name), write(self, path, *facts))[1]
+        ClipFeatures, "write", lambda self, path, *facts: (written.append(path.name), write(self, path, *facts))[1]
     )
     row = read_rows(folder / "rows.jsonl")[-1]
     kept = KeptEmbeddings.open(folder / "rows.jsonl", row)
@@ -330,7 +330,7 @@ def test_evaluations_and_parameters_are_those_of_the_other_rows(tmp_path, field,
 def heard(ids, **said):
     """Features of each source, with logits where a pair is given; one row per clip."""
     pairs = {source: found if isinstance(found, tuple) else (found, None) for source, found in said.items()}
-    return Heard.of(
+    return ClipFeatures.of(
         ids, {s: Embeddings(rows=rows, counts=(1,) * len(rows), logits=logits) for s, (rows, logits) in pairs.items()}
     )
 
@@ -401,7 +401,7 @@ def test_the_check_compares_all_that_a_comparison_keeps(folder):
     part = folder / "parts" / "vta-student-1-0-abc" / "000000-000008.safetensors"
     cached = folder / "cache" / "ab" / f"{'0' * 32}.safetensors"
     for path in (part, cached):
-        Heard.read(kept)[0].write(path)
+        ClipFeatures.read(kept)[0].write(path)
     assert faults(folder) == []
     reference = next((folder / "embeddings").glob("reference-*"))
     for path in (kept, part, cached, reference):

@@ -14,7 +14,7 @@ from eval.compare.rows import read_rows
 from eval.compare.sweep import KeptAudio, Origin
 from eval.compare.test_set import TestSet
 from eval.compare.training_sounds import TrainingSounds
-from eval.features.published_models import Judges
+from eval.features.published_models import PublishedModels
 from scripts.verify import cli
 from teacher.features.dataset import load_codec
 from teacher.features.extract import ExtractConfig, extract
@@ -48,7 +48,7 @@ def compared(tmp_path_factory) -> Path:
         items.append(Item(id=f"clip{k}", path=path, caption=f"{k}", label="ab"[k % 2], split=split, events_s=EVENTS))
     extract(items, root / "data", ExtractConfig(duration_s=1.0, shard_size=4, workers=0))
     training = TrainingSounds.read(root / "data")
-    listeners, judges = Judges(greatest_hits=True).load(duration_s=1.0, device="cpu", cache=root / "cache")
+    listeners, judges = PublishedModels(greatest_hits=True).load(duration_s=1.0, device="cpu", cache=root / "cache")
     test = TestSet.build(
         root / "data", video=True, max_clips=4, listeners=(training.listener, *listeners), judges=judges,
         cache=root / "cache", part_size=3,

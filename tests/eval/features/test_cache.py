@@ -16,13 +16,13 @@ from eval.compare.rows import append_lines
 from eval.compare.sweep import part_path
 from eval.extractors.base import Embeddings
 from eval.features.cache import FeatureCache, FileDigests, in_parts
-from eval.features.clip_features import Heard
+from eval.features.clip_features import ClipFeatures
 from teacher.files import wait_for_lock
 
 # What was heard
 
 
-def heard(counts=(2, 1, 3), *, start=0.0, scores=True) -> Heard:
+def heard(counts=(2, 1, 3), *, start=0.0, scores=True) -> ClipFeatures:
     """Clips c0, c1, ... with counted rows of "many", one row and three logits of "one"."""
     rows = torch.arange(sum(counts) * 2.0).view(-1, 2) + start
     clips = len(counts)
@@ -31,10 +31,10 @@ def heard(counts=(2, 1, 3), *, start=0.0, scores=True) -> Heard:
         "one": Embeddings(rows=torch.ones(clips, 4), counts=(1,) * clips, logits=torch.eye(3)[:clips]),
     }
     per_clip = [{"kl": 0.1 * k + start, "desync": 1 / 3} for k in range(clips)] if scores else []
-    return Heard.of([f"c{k}" for k in range(clips)], said, per_clip)
+    return ClipFeatures.of([f"c{k}" for k in range(clips)], said, per_clip)
 
 
-def same(a: Heard, b: Heard) -> bool:
+def same(a: ClipFeatures, b: ClipFeatures) -> bool:
     tensors = a.tensors.keys() == b.tensors.keys() and all(a.tensors[n].equal(b.tensors[n]) for n in a.tensors)
     return tensors and a.ids == b.ids and a.per_clip == b.per_clip
 
@@ -47,7 +47,7 @@ def test_parts_joined_are_the_whole_and_clips_are_cut_by_their_counts():
     assert whole.clips(1, 2).per_clip == whole.per_clip[1:2]
     for cuts in ((0, 3), (0, 1, 3), (0, 2, 3), (0, 1, 2, 3), (0, 0, 3)):
         parts = [whole.clips(a, b) for a, b in pairwise(cuts)]
-        assert same(Heard.join(parts), whole)
+        assert same(ClipFeatures.join(parts), whole)
     assert whole.sources == ("many", "one")
     assert whole.logits("many") is None
     assert whole.logits("two") is None
@@ -55,14 +55,14 @@ def test_parts_joined_are_the_whole_and_clips_are_cut_by_their_counts():
 
 
 def test_parts_that_do_not_belong_together_are_refused():
-    lacking = Heard.of(["a"], {"many": Embeddings(rows=torch.ones(1, 2), counts=(1,))})
+    lacking = ClipFeatures.of(["a"], {"many": Embeddings(rows=torch.ones(1, 2), counts=(1,))})
     for parts in ([], [heard(), lacking]):
         with pytest.raises(ValueError, match="parts must be there and hold the same tensors"):
-            Heard.join(parts)
+            ClipFeatures.join(parts)
     with pytest.raises(ValueError, match="per_clip must be empty or one per clip, got 3 of 6"):
-        Heard.join([heard(), heard(scores=False)])
+        ClipFeatures.join([heard(), heard(scores=False)])
     with pytest.raises(ValueError, match="many must have rows of all 2 clips"):
-        Heard(ids=("a", "b"), tensors=heard().tensors)
+        ClipFeatures(ids=("a", "b"), tensors=heard().tensors)
     whole = heard()
     with pytest.raises(ValueError, match=r"many must have rows of all 3 clips, counted in many\.counts"):
         replace(whole, tensors={**whole.tensors, "many.features": torch.ones(5, 2)})
@@ -71,14 +71,14 @@ def test_parts_that_do_not_belong_together_are_refused():
 def test_what_is_written_is_read_again_bit_for_bit(tmp_path):
     whole = heard(start=1 / 7)
     path = whole.write(tmp_path / "deep" / "heard.safetensors", {"excluded": "[]"})
-    read, facts = Heard.read(path)
+    read, facts = ClipFeatures.read(path)
     assert same(read, whole)
     assert facts == {"excluded": "[]"}
     assert list(path.parent.iterdir()) == [path]  # no temporary file is left
-    empty = Heard(ids=(), tensors={})
-    assert same(Heard.read(empty.write(tmp_path / "empty.safetensors"))[0], empty)
+    empty = ClipFeatures(ids=(), tensors={})
+    assert same(ClipFeatures.read(empty.write(tmp_path / "empty.safetensors"))[0], empty)
     view = whole.clips(1, 3)  # slices of other tensors
-    assert same(Heard.read(view.write(tmp_path / "view.safetensors"))[0], view)
+    assert same(ClipFeatures.read(view.write(tmp_path / "view.safetensors"))[0], view)
 
 
 @pytest.mark.parametrize("fault", ["cut", "other", "text", "empty"])
@@ -91,7 +91,7 @@ def test_a_file_that_is_not_what_was_written_is_named_in_one_line(tmp_path, faul
     else:
         path.write_text("not tensors" if fault == "text" else "")
     with pytest.raises(ValueError, match=r"heard\.safetensors cannot be read .*; delete it and run again") as caught:
-        Heard.read(path)
+        ClipFeatures.read(path)
     assert "\n" not in str(caught.value)
 
 

@@ -18,8 +18,8 @@ from eval.extractors.base import Embeddings
 from eval.extractors.clap_tokens import GPT2, ROBERTA
 from eval.extractors.clip_audio import ClipAudio
 from eval.extractors.imagebind_front_end import imagebind_frames
-from eval.features.published_models import Judges
-from eval.features.sources import ModelListener
+from eval.features.published_models import PublishedModels
+from eval.features.sources import ModelSource
 from eval.metrics.alignment import paired_cosines
 from eval.metrics.clip_metrics import (
     AESTHETICS,
@@ -111,7 +111,7 @@ def small(monkeypatch):
     monkeypatch.setattr(synchformer.DesyncExtractor, "load", desync)
 
 
-def load(cache: Path, judges: Judges):
+def load(cache: Path, judges: PublishedModels):
     """The judges behind the onset judge."""
     listeners, made = judges.load(duration_s=DURATION_S, device="cpu", cache=cache)
     assert listeners == ()
@@ -135,7 +135,7 @@ def independent(judge, records, waves, rate=RATE, *, exact=False):
 
 
 def test_imagebind_is_the_cosine_of_sound_and_picture(files, small, media, tmp_path):
-    (judge,) = load(tmp_path / "cache", Judges(imagebind=files["imagebind"]))
+    (judge,) = load(tmp_path / "cache", PublishedModels(imagebind=files["imagebind"]))
     model = imagebind.ImageBind.load(files["imagebind"])
     assert judge.tasks == ("vta",)
     assert model.name in judge.name
@@ -157,7 +157,7 @@ def test_imagebind_is_the_cosine_of_sound_and_picture(files, small, media, tmp_p
 
 @pytest.mark.parametrize("rate", [RATE, 22_050])
 def test_desync_is_of_the_first_and_the_last_window(files, small, media, tmp_path, rate):
-    (judge,) = load(tmp_path / "cache", Judges(synchformer=files["synchformer"]))
+    (judge,) = load(tmp_path / "cache", PublishedModels(synchformer=files["synchformer"]))
     model = synchformer.DesyncExtractor.load(files["synchformer"], device="cpu")
     assert (judge.name, judge.tasks) == (model.name, ("vta",))
     records = [record(media[0]), record(media[1], 1), record(media[2], 2, has_video=False)]
@@ -186,7 +186,7 @@ def test_sides_are_kept_by_the_content_of_the_file(files, small, media, tmp_path
 
     def score(path: Path, **changes: object) -> float:
         """As a process that begins anew."""
-        (judge,) = load(cache, Judges(imagebind=files["imagebind"]))
+        (judge,) = load(cache, PublishedModels(imagebind=files["imagebind"]))
         return judge.judge([record(path, **changes)], waves, RATE)[0]["ib_score"]
 
     first = score(media[0])
@@ -219,7 +219,9 @@ def test_sides_are_kept_by_the_content_of_the_file(files, small, media, tmp_path
 
 
 def test_clap_is_the_cosine_of_sound_and_caption(files, small, tmp_path):
-    judges = Judges(**{name: files[name] for name in ("clap_laion", "roberta_tokens", "clap_ms", "gpt2_tokens")})
+    judges = PublishedModels(
+        **{name: files[name] for name in ("clap_laion", "roberta_tokens", "clap_ms", "gpt2_tokens")}
+    )
     laion, ms, pam = load(tmp_path / "cache", judges)
     records, waves = [record("none", k, has_video=False) for k in range(3)], sounds(3)
     policy = ClipAudio(sample_rate=RATE, duration_s=DURATION_S)
@@ -252,7 +254,7 @@ def test_a_caption_is_embedded_once(files, small, tmp_path, monkeypatch):
 
     monkeypatch.setattr(clap_ms.ClapMs, "embed_text", counted)
     monkeypatch.setattr("eval.features.published_models.PROMPTS_CACHED", 2)
-    judge, _ = load(tmp_path / "cache", Judges(clap_ms=files["clap_ms"], gpt2_tokens=files["gpt2_tokens"]))
+    judge, _ = load(tmp_path / "cache", PublishedModels(clap_ms=files["clap_ms"], gpt2_tokens=files["gpt2_tokens"]))
     assert texts == list(PROMPTS)
     texts.clear()
     for numbers in ((0, 0, 1), (1, 0), (3, 4)):  # captions repeat after three
@@ -264,7 +266,7 @@ def test_a_caption_is_embedded_once(files, small, tmp_path, monkeypatch):
 
 
 def test_pam_is_the_mean_over_windows_as_long_as_the_model_hears(files, small, tmp_path):
-    judges = Judges(clap_ms=files["clap_ms"], gpt2_tokens=files["gpt2_tokens"])
+    judges = PublishedModels(clap_ms=files["clap_ms"], gpt2_tokens=files["gpt2_tokens"])
     _, judge = load(tmp_path / "cache", judges)
     model = clap_ms.ClapMs.load(files["clap_ms"], tokenizer=files["gpt2_tokens"])
     records, waves = [record("none", k, caption="") for k in range(3)], sounds(3)
@@ -357,15 +359,15 @@ def test_what_is_missing_is_refused_in_one_line(tmp_path, files, small):
     there.write_bytes(b"")
     for model, tokens in (("clap_laion", "roberta_tokens"), ("clap_ms", "gpt2_tokens")):
         with pytest.raises(ValueError, match=f"^{tokens} must be given with {model}: the folder of its vocab.json"):
-            Judges(**{model: there})
+            PublishedModels(**{model: there})
     for name in ("passt", "panns", "vggish", "synchformer", "imagebind", "roberta_tokens", "aesthetics"):
         with pytest.raises(ValueError, match=f"^{name}: .*absent.pt is not there$"):
-            Judges(**{name: tmp_path / "absent.pt"})
-    lacking = Judges(clap_ms=files["clap_ms"], gpt2_tokens=tmp_path)
+            PublishedModels(**{name: tmp_path / "absent.pt"})
+    lacking = PublishedModels(clap_ms=files["clap_ms"], gpt2_tokens=tmp_path)
     with pytest.raises(ValueError, match=r"lacks vocab\.json and merges\.txt"):
         load(tmp_path / "cache", lacking)
     for name, least in (("imagebind", "4"), ("synchformer", "4.8")):
-        short = Judges(**{name: files[name]})
+        short = PublishedModels(**{name: files[name]})
         with pytest.raises(ValueError, match=f"{name} judges clips of at least {least} s, these are of 3.9 s"):
             short.load(duration_s=3.9, device="cpu", cache=tmp_path)
 
@@ -413,18 +415,20 @@ def test_every_file_goes_to_its_own_model(tmp_path, monkeypatch):
             return Named(name)
 
         monkeypatch.setattr(kind, "load", opened)
-    listeners, judges = Judges(**given, greatest_hits=True).load(duration_s=8.0, device="somewhere", cache=tmp_path)
+    listeners, judges = PublishedModels(**given, greatest_hits=True).load(
+        duration_s=8.0, device="somewhere", cache=tmp_path
+    )
     assert asked == [(name, path, "somewhere") for name, path in given.items()]
     assert [one.source for one in listeners] == ["passt", "panns", "vggish"]
     assert [one.name for one in listeners] == [f"{n}, mean-dc-soxrhq-8s@16000" for n in ("passt", "panns", "vggish")]
     assert [type(one) for one in judges] == [OnsetJudge, AestheticsJudge, ScriptJudge]
-    assert [one.source for one in Judges(panns=given["panns"]).load(duration_s=1, device="", cache=tmp_path)[0]] == [
-        "panns"
-    ]
+    assert [
+        one.source for one in PublishedModels(panns=given["panns"]).load(duration_s=1, device="", cache=tmp_path)[0]
+    ] == ["panns"]
 
 
 def test_a_listener_prepares_each_clip_alone():
-    listener = ModelListener(source="x", model=Named("n"), duration_s=1.0)
+    listener = ModelSource(source="x", model=Named("n"), duration_s=1.0)
     waves = sounds(3, 22_050)
     prepared = listener.prepared(waves, 22_050)
     assert prepared.shape == (3, RATE)

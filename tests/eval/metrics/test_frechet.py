@@ -11,7 +11,7 @@ from safetensors.numpy import load_file
 from eval.metrics import frechet
 from eval.metrics.frechet import frechet_bias, frechet_distance
 from eval.metrics.kernel import KAD_SCALE, kernel_distance, reference_bandwidth
-from eval.metrics.moments.float32 import SingleMoments
+from eval.metrics.moments.float32 import Float32Moments
 from eval.metrics.moments.gaussian import GaussianStats, as_matrix
 from eval.metrics.moments.jackknife import frechet_jackknife
 from eval.metrics.uncertainty import jackknife
@@ -203,7 +203,7 @@ def test_float32_products_are_for_large_sets_of_more_clips_than_dimensions_only(
 def test_estimated_error_is_that_of_repeated_rounding():
     # Errors drawn by the law the estimate assumes: e_ij = rounding s_i s_j g_ij off the diagonal. Of 40 draws the root
     # mean square is known to 11 %. The estimate bounds it: C^2 <= k S costs a factor, here below 8.
-    x, y = (SingleMoments.from_matrix(z) for z in (mixed(1, 400, 24), mixed(2, 500, 24, scale=1.2)))
+    x, y = (Float32Moments.from_matrix(z) for z in (mixed(1, 400, 24), mixed(2, 500, 24, scale=1.2)))
     other, rounding, rng = gaussian(y.mean, y.covariance), 1e-6, np.random.default_rng(3)
     base = frechet_distance(gaussian(x.mean, x.covariance), other)
     moved = []
@@ -211,7 +211,7 @@ def test_estimated_error_is_that_of_repeated_rounding():
         noise = np.triu(rng.normal(size=x.covariance.shape), 1) * np.sqrt(np.outer(*[x.covariance.diagonal()] * 2))
         found = frechet_distance(gaussian(x.mean, x.covariance + rounding * (noise + noise.T)), other)
         moved.append(found - base)
-    exact = SingleMoments(mean=x.mean, covariance=x.covariance, rounding=rounding)
+    exact = Float32Moments(mean=x.mean, covariance=x.covariance, rounding=rounding)
     root, rest = exact.frechet_errors(torch.linalg.cholesky(torch.from_numpy(x.covariance)))
     estimate = root * np.sqrt(base) + rest * np.sqrt(y.trace)
     assert 0.9 < estimate / np.sqrt(np.mean(np.square(moved))) < 8.0
@@ -219,7 +219,7 @@ def test_estimated_error_is_that_of_repeated_rounding():
 
 def test_single_moments_are_the_moments_and_know_their_rounding():
     matrix = mixed(4, 5000, 20, shift=3.0)  # 5000 rows are three blocks
-    single, double = SingleMoments.from_matrix(matrix), GaussianStats.from_features(matrix)
+    single, double = Float32Moments.from_matrix(matrix), GaussianStats.from_features(matrix)
     np.testing.assert_allclose(single.covariance.diagonal(), double.covariance.diagonal(), rtol=1e-13)
     spread = np.sqrt(double.covariance.diagonal())
     errors = (single.covariance - double.covariance) / np.outer(spread, spread)

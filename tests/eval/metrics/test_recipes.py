@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from eval.extractors.base import Embeddings
-from eval.features.clip_features import Heard
+from eval.features.clip_features import ClipFeatures
 from eval.metrics.frechet import frechet_distance
 from eval.metrics.inception import inception_score
 from eval.metrics.kernel import kernel_distance, reference_bandwidth
@@ -24,7 +24,7 @@ def heard(seed, *, sources=("embedded", "passt"), rows_per_clip=1, clips=CLIPS):
         logits = None if source == "vggish" else torch.randn(clips, CLASSES, generator=generator)
         return Embeddings(rows=rows, counts=(rows_per_clip,) * clips, logits=logits)
 
-    return Heard.of([f"c{k}" for k in range(clips)], {source: said(source) for source in sources})
+    return ClipFeatures.of([f"c{k}" for k in range(clips)], {source: said(source) for source in sources})
 
 
 def by_name(reference, generated, *, costly=False):
@@ -96,7 +96,7 @@ def test_replicates_leave_out_whole_clips(rows_per_clip):
 def test_distances_do_not_depend_on_the_order_of_the_clips():
     reference, generated = heard(0), heard(1)
     order = torch.randperm(CLIPS, generator=torch.Generator().manual_seed(3)).tolist()
-    mixed = Heard.join([generated.clips(k, k + 1) for k in order])
+    mixed = ClipFeatures.join([generated.clips(k, k + 1) for k in order])
     values, shuffled = by_name(reference, generated)[0], by_name(reference, mixed)[0]
     for name in ("frechet", "kad", "inception_score", "density", "coverage", "precision", "recall"):
         assert shuffled[name] == pytest.approx(values[name], rel=1e-12)
@@ -106,7 +106,7 @@ def test_inception_score_takes_ten_parts_only_with_ten_clips_in_each():
     assert splits_for(99, wanted=10) == 1
     assert splits_for(100, wanted=10) == 10
     logits = torch.randn(200, CLASSES, generator=torch.Generator().manual_seed(0))
-    many = Heard.of(
+    many = ClipFeatures.of(
         [f"c{k}" for k in range(200)],
         {"panns": Embeddings(rows=torch.zeros(200, 1), counts=(1,) * 200, logits=logits)},
     )

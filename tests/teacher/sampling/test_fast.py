@@ -14,7 +14,7 @@ from teacher.audio.mmaudio_codec import MMAudioCodec
 from teacher.audio.registry import mmaudio_codec
 from teacher.network.conditions import Conditions
 from teacher.network.mmaudio import MMAudio
-from teacher.sampling.cuda_graph import Recorded, record
+from teacher.sampling.cuda_graph import CudaGraphCall, record
 from teacher.sampling.fast import FastConfig, FastGenerator
 from teacher.sampling.generator import generate, noise
 from tests.teacher.network.test_network import conditions, opened, small
@@ -143,7 +143,7 @@ def test_wrong_choices(changes, message):
 
 def test_a_recorded_call_copies_in_and_out():
     place, result = torch.zeros(3), torch.zeros(3)
-    twice = Recorded(lambda: result.copy_(2 * place), (place,), (result,))
+    twice = CudaGraphCall(lambda: result.copy_(2 * place), (place,), (result,))
     (one,) = twice(torch.ones(3))
     (two,) = twice(torch.full((3,), 2.0))
     assert one.tolist() == [2, 2, 2]
