@@ -7,7 +7,7 @@ from typing import Literal, TypeAlias
 from distill.method.velocity_source import FromData, FromTeacher, GuidedInput, VelocitySource
 from meanflow import AdaptiveL2, ConsistencyTraining, ImprovedMeanFlow, Loss, MeanFlow, Objective, TimePairs
 from meanflow.time_sampling import Times
-from teacher.features.joint import Modalities
+from teacher.features.dataset import Modalities
 from teacher.flow_matching import ConditionDropout, FlowMatching
 from teacher.network.lora import LoRAConfig
 from teacher.network.variants import MMAudioConfig, variant

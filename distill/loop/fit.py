@@ -17,7 +17,7 @@ from distill.loop.exits import WRONG_INPUT, Signals, Skipped, TrainingError, Wat
 from distill.loop.feed import Feed, generator
 from distill.loop.session import Session, Task, everywhere
 from distill.loop.tracking import Means, Pace, Tracker
-from teacher.features.dataset import FeatureError
+from teacher.features.store import FeatureError
 from teacher.files import FolderLock
 from teacher.network.batch import Batch, BatchSlice
 

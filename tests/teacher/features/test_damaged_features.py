@@ -52,7 +52,8 @@ def test_a_file_cut_short_ends_in_an_error_and_not_in_a_signal(tmp_path, name, r
     code = f"""
         import os
         from pathlib import Path
-        from teacher.features.dataset import FeatureError, FeatureSet
+        from teacher.features.store import FeatureError
+        from teacher.features.dataset import FeatureSet
         features = FeatureSet.open(Path({str(tmp_path)!r}), "train")
         if {seen}:
             features.batch(range(7))
