@@ -26,9 +26,10 @@ from distill.loop.exits import CANNOT_GO_ON, WRONG_INPUT, TrainingError
 from distill.loop.lines import append, drop_later, last_line
 from distill.loop.memory import prepare_blocks
 from teacher.audio.codec import AudioCodec
-from teacher.features.dataset import Batch, BatchSlice, Examples
+from teacher.features.dataset import Examples
 from teacher.files import DIGESTS, read_digests, replacing, write_digests
 from teacher.flow_matching import Terms
+from teacher.network.batch import Batch, BatchSlice
 from teacher.network.mmaudio import MMAudio
 from teacher.weights import load_strictly, read_run_config
 

@@ -362,9 +362,9 @@ def test_each_visit_draws_from_the_posterior_anew_and_reproducibly(data, tmp_pat
     """Latents with a std are drawn with a generator of their own: the step's noise does not depend on them."""
     seen, real = [], JointSet.batch
 
-    def batch(self, indices, *, generator=None, share=None):
+    def batch(self, indices, *, generator=None, batch_slice=None):
         seen.append(generator.initial_seed())
-        return real(self, indices, generator=generator, share=share)
+        return real(self, indices, generator=generator, batch_slice=batch_slice)
 
     monkeypatch.setattr(JointSet, "batch", batch)
     for name in "ab":
