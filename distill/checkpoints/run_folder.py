@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 
 from safetensors import SafetensorError, safe_open
 
-from distill.checkpoints.store import read_manifest, step_of
+from distill.checkpoints.manifest import read_manifest, step_of
 from distill.checkpoints.writing import Tensors, Written, write_tensors
 from distill.config import NEUTRAL, decisive, without_places
 from meanflow.config import from_plain, to_plain

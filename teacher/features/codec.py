@@ -12,9 +12,10 @@ from teacher.audio.embedded_codec import EmbeddedCodec
 from teacher.audio.registry import CODECS, mmaudio_codec, open_codec
 from teacher.features import store
 from teacher.features.config import ExtractConfig, count_reasons
-from teacher.features.store import FeatureError, ShardFile, Skipped
+from teacher.features.store import ShardFile, Skipped
 from teacher.features.windows import Progress, Skip, Window
 from teacher.features.workers import DIED, WorkerPool
+from teacher.files.errors import FeatureError
 from teacher.files.processes import Processes
 
 CODEC_VERSIONS = (1, 2)

@@ -13,8 +13,9 @@ from torch import Tensor
 
 from teacher.features import store
 from teacher.features.rows import Gathered, Records, Rows
-from teacher.features.store import FeatureError, Record
+from teacher.features.store import Record
 from teacher.files import check_digests, read_digests
+from teacher.files.errors import FeatureError
 from teacher.files.tensor_file import RESTORE
 from teacher.network.batch import Batch, BatchSlice
 from teacher.network.conditions import Conditions

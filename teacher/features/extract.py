@@ -34,10 +34,11 @@ from teacher.features.resume import (
     remove_leftovers,
 )
 from teacher.features.shards import CODEC_DIGITS, Part, Written, parts, write_shards, write_texts
-from teacher.features.store import FeatureError, Layout, ShardFile, Skipped
+from teacher.features.store import Layout, ShardFile, Skipped
 from teacher.features.windows import Progress, blocks_of, look
 from teacher.features.workers import WorkerPool
 from teacher.files import DIGESTS, FolderLock, file_sha256, read_digests, write_digests
+from teacher.files.errors import FeatureError
 from teacher.files.processes import PATIENCE_S, Processes
 from teacher.lists.manifest import Item
 

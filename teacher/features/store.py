@@ -36,7 +36,8 @@ from torch import Tensor
 
 from teacher.files import read_json as read_any_json
 from teacher.files import replacing, split_lines
-from teacher.files.tensor_file import AGAIN, CHECKS, FeatureError, TensorFile, row_checks, small_digest
+from teacher.files.errors import FeatureError
+from teacher.files.tensor_file import AGAIN, CHECKS, TensorFile, row_checks, small_digest
 from teacher.network.sequence import (
     IMAGE_DIM,
     SYNC_DIM,

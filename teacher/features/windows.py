@@ -13,8 +13,9 @@ import numpy as np
 
 from teacher.encoders.registry import SHORTEST_SHARE, frame_requests, load_encoders, read_window_frames
 from teacher.features import store
-from teacher.features.store import FeatureError, Skipped
+from teacher.features.store import Skipped
 from teacher.features.workers import DIED, WorkerPool
+from teacher.files.errors import FeatureError
 from teacher.files.processes import Processes
 from teacher.files.tensor_file import AGAIN
 from teacher.lists.manifest import Item

@@ -19,7 +19,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from teacher.files.tensor_file import FeatureError
+from teacher.files.errors import FeatureError
 
 BEAT_S = 0.5
 POLL_S = 0.05

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from teacher.features.dataset import FeatureSet, JointSet, Masking, Modalities, batch_indices
-from teacher.features.store import FeatureError
+from teacher.files.errors import FeatureError
 from tests.teacher.features.test_store import MEAN, STD, write
 
 

@@ -19,7 +19,7 @@ from teacher.features.config import ExtractConfig
 from teacher.features.dataset import FeatureSet, batch_indices
 from teacher.features.extract import extract
 from teacher.features.resume import make_plan
-from teacher.features.store import FeatureError
+from teacher.files.errors import FeatureError
 from teacher.lists.manifest import Item, Split, write_manifest
 from teacher.media import MediaError, write_audio, write_video
 

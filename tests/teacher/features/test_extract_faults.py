@@ -22,9 +22,9 @@ from teacher.features.codec import load_codec
 from teacher.features.config import ExtractConfig
 from teacher.features.dataset import FeatureSet
 from teacher.features.extract import extract
-from teacher.features.store import FeatureError
 from teacher.features.workers import WorkerPool
 from teacher.files import FolderLock, LockedError, Moved
+from teacher.files.errors import FeatureError
 from teacher.files.tensor_file import CHECKS, TensorFile
 from teacher.lists.manifest import Item, read_manifest
 from teacher.media import write_audio

@@ -29,8 +29,8 @@ from teacher.features.codec import load_codec
 from teacher.features.config import ExtractConfig
 from teacher.features.dataset import FeatureSet, JointSet
 from teacher.features.extract import extract
-from teacher.features.store import FeatureError
 from teacher.features.windows import Found
+from teacher.files.errors import FeatureError
 from teacher.files.processes import Processes
 from teacher.lists.manifest import Item, Split, write_manifest
 from teacher.media import write_audio, write_video

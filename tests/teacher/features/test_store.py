@@ -13,7 +13,8 @@ from teacher.features import store
 from teacher.features.codec import latent_statistics
 from teacher.features.dataset import FeatureSet
 from teacher.features.rows import Buffers
-from teacher.features.store import FeatureError, Layout, Record, Shard, ShardFile
+from teacher.features.store import Layout, Record, Shard, ShardFile
+from teacher.files.errors import FeatureError
 from teacher.files.tensor_file import Files, TensorFile
 from teacher.network.sequence import IMAGE_DIM, SYNC_DIM, TEXT_DIM, TEXT_TOKENS, image_frames, sync_frames
 
