@@ -13,8 +13,8 @@ from safetensors.torch import load_file
 
 from distill.checkpoints import store as checkpoint
 from distill.checkpoints.posthoc import reconstruct
-from distill.config import DistillConfig, Fresh, FromWeights, TeacherRun
-from distill.initial_network import begin
+from distill.config import DistillRun, Fresh, FromWeights, TeacherRun
+from distill.initial_network import fresh_or_loaded
 from distill.loop import fit as train
 from distill.loop.feed import generator
 from distill.presets import (
@@ -27,8 +27,7 @@ from distill.presets import (
     teacher_published,
 )
 from distill.presets.ablations import ABLATIONS, ablation
-from distill.tasks import open_sets, train_teacher
-from distill.tasks import train as distil
+from distill.tasks import distil, open_sets, train_teacher
 from meanflow.config import from_plain, to_plain
 from scripts import ema
 from scripts.train_teacher import PRESETS
@@ -164,7 +163,7 @@ def test_a_fresh_network_takes_statistics_and_the_empty_caption(data, monkeypatc
     (folder / "features.json").write_text(json.dumps(info))
     monkeypatch.setattr("distill.initial_network.load_codec", lambda features, weights_dir: codec)
     monkeypatch.setattr("distill.initial_network.load_encoders", lambda name, weights_dir: Spoken())
-    net = begin(Fresh(network=tiny.NETWORK), folder, seed=0).net
+    net = fresh_or_loaded(Fresh(network=tiny.NETWORK), folder, seed=0).net
     assert torch.equal(net.latent_mean.flatten(), mean)
     assert torch.equal(net.latent_std.flatten(), std)
     assert torch.equal(net.empty_string_feat, empty)
@@ -282,7 +281,7 @@ def test_starts_that_do_not_fit_are_refused(data, base, tmp_path):
     info["config"]["encoders"] = "mmaudio"
     (student / "features.json").write_text(json.dumps(info))
     with pytest.raises(ValueError, match="was trained with 'mmaudio'; extract again with --encoders mmaudio"):
-        distil(DistillConfig(data=(data,), teacher=_posing(student, base, tmp_path)), tmp_path / "c")
+        distil(DistillRun(data=(data,), teacher=_posing(student, base, tmp_path)), tmp_path / "c")
 
 
 def _posing(features, weights, tmp_path):

@@ -14,7 +14,7 @@ from distill.checkpoints.consolidate import consolidate
 from distill.checkpoints.posthoc import reconstruct
 from distill.checkpoints.store import manifest, read_manifest
 from distill.checkpoints.writing import write_new
-from distill.config import DistillConfig, EvaluationConfig, FromWeights
+from distill.config import DistillRun, EvaluationConfig, FromWeights
 from distill.loop.exits import TrainingError
 from distill.loop.lines import last_line
 from distill.tasks import student_task, train_teacher
@@ -212,7 +212,7 @@ def test_weights_are_recorded_and_damage_is_noticed_when_they_are_opened(data, r
         with pytest.raises(WeightsError, match=rf"{name}.safetensors is damaged: .* restore the file, or, if you repl"):
             load_network(run, weights=name)
     with pytest.raises(WeightsError, match="is damaged"):
-        student_task(DistillConfig(data=(data,), teacher=run, loop=LOOP), run.with_name("student"))
+        student_task(DistillRun(data=(data,), teacher=run, loop=LOOP), run.with_name("student"))
     flip(run / "codec.safetensors")
     with pytest.raises(WeightsError, match=r"codec.safetensors is damaged"):
         consolidate(run, run.with_name("out"))
