@@ -18,8 +18,8 @@ from distill.method.student import student_from_teacher
 from distill.presets import student_demo
 from eval.ledger import Table, record
 from meanflow import TimePairs
-from teacher.features.dataset import Batch
 from teacher.flow_matching import FlowMatching, flow_matching_step
+from teacher.network.batch import Batch
 from teacher.network.conditions import Conditions
 from teacher.network.mmaudio import MMAudio
 from teacher.network.sequence import image_frames, sync_frames

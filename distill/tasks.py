@@ -27,10 +27,10 @@ from distill.method.student import (
 from distill.method.velocity_source import GuidedInput
 from meanflow import Guidance, PlainFlowMatching
 from teacher.audio.codec import AudioCodec
-from teacher.features.dataset import Batch, BatchSlice
 from teacher.features.joint import JointSet, Modalities
 from teacher.files import file_sha256
 from teacher.flow_matching import Terms, flow_matching_step
+from teacher.network.batch import Batch, BatchSlice
 from teacher.network.embeddings import SMOOTH_LIMIT
 from teacher.network.mmaudio import MMAudio
 from teacher.weights import load_network, weight_file
@@ -60,9 +60,14 @@ def teacher_task(
     merging = None if config.lora is None else adapt(net, config.lora, seed=config.loop.seed)
 
     def step(
-        model: nn.Module, plain: MMAudio, batch: Batch, generator: torch.Generator, progress: float, share: BatchSlice
+        model: nn.Module,
+        plain: MMAudio,
+        batch: Batch,
+        generator: torch.Generator,
+        progress: float,
+        batch_slice: BatchSlice,
     ) -> Terms:
-        return flow_matching_step(model, batch, config.method, generator=generator, share=share)
+        return flow_matching_step(model, batch, config.method, generator=generator, batch_slice=batch_slice)
 
     return TrainingTask(
         kind="teacher",
@@ -111,9 +116,16 @@ def student_task(
     digests = {"teacher": file_sha256(file)[:12]}
 
     def step(
-        model: nn.Module, plain: MMAudio, batch: Batch, generator: torch.Generator, progress: float, share: BatchSlice
+        model: nn.Module,
+        plain: MMAudio,
+        batch: Batch,
+        generator: torch.Generator,
+        progress: float,
+        batch_slice: BatchSlice,
     ) -> Terms:
-        return train_step(model, plain, teacher, batch, method, generator=generator, progress=progress, share=share)
+        return train_step(
+            model, plain, teacher, batch, method, generator=generator, progress=progress, batch_slice=batch_slice
+        )
 
     guidance = reference_guidance(method.velocity) if method.guided_from < 1 else Guidance()
     reference = Reference(net=teacher, digest=digests["teacher"], guidance=guidance)

@@ -24,8 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from distill.checkpoints.run_folder import publish, write_config
-from distill.checkpoints.writing import Tensors, Written, stream_tensors, total_bytes, write_new, write_tensors
+from distill.checkpoints.writing import Tensors, Written, stream_tensors, total_bytes, write_new
 from distill.loop.lines import last_line
 from teacher.files import check_regular, flush_folder, read_bytes, read_digests, read_json, recorded_steps
 from teacher.weights import read_tensors
@@ -149,13 +148,6 @@ def _check_digests(folder: Path, files: Mapping[str, Written]) -> None:
 def _sha256(path: Path) -> str:
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-__all__ = [
-    "HISTORY", "LOG", "Checkpoint", "Tensors", "at", "drop_later", "finished_without_checkpoints", "newest", "publish",
-    "save", "write_config", "write_tensors",
-]  # fmt: skip
-"""What a loop needs of a run folder, in one place."""
 
 
 LOG, HISTORY = "metrics.jsonl", "history.jsonl"

@@ -17,8 +17,9 @@ from distill.loop.exits import WRONG_INPUT, Signals, Skipped, TrainingError, Wat
 from distill.loop.feed import Feed, generator
 from distill.loop.session import Session, TrainingTask, everywhere
 from distill.loop.tracking import Means, Pace, Tracker
-from teacher.features.dataset import Batch, BatchSlice, FeatureError
+from teacher.features.dataset import FeatureError
 from teacher.files import FolderLock
+from teacher.network.batch import Batch, BatchSlice
 
 NUMBERS = 65
 """One more than the largest signal."""
@@ -57,7 +58,7 @@ def fit(task: TrainingTask, run: Path) -> Path:
             processes=engine.processes,
             micro_batch=loop.micro_batch,
         )
-        session.begin(micro_batch=len(feed.shares[0]), accumulation=len(feed.shares))
+        session.begin(micro_batch=len(feed.batch_slices[0]), accumulation=len(feed.batch_slices))
         stack.enter_context(feed)
         signals = stack.enter_context(Signals())
         with writing(run):
@@ -138,13 +139,13 @@ class _Loop:
         rate = learning_rate(step, loop.steps, loop.optim)
         logs: list[dict[str, Tensor]] = []
         losses: list[Tensor] = []
-        passes = len(self.feed.shares)
-        for k, (share, batch) in enumerate(self._passes(step)):
+        passes = len(self.feed.batch_slices)
+        for k, (batch_slice, batch) in enumerate(self._passes(step)):
             with engine.micro(last=k == passes - 1):
                 with engine.autocast():
                     numbers = generator(loop.seed, step, "step", engine.device)
                     terms = task.step(
-                        engine.model, engine.plain, batch.to(engine.device), numbers, step / loop.steps, share
+                        engine.model, engine.plain, batch.to(engine.device), numbers, step / loop.steps, batch_slice
                     )
                 engine.backward(terms.loss.mean() / passes)
             logs.append(terms.logs)
@@ -155,7 +156,7 @@ class _Loop:
         norm = engine.step(rate, loop.optim.clip_norm, healthy=healthy)
         self.session.averages.update(step + 1)  # after a skip too: the weights stand for this stretch of time
         if norm is None:
-            self._skip(step, [(int(k) + self.feed.shares[0].begin, float(loss[k])) for k in bad])
+            self._skip(step, [(int(k) + self.feed.batch_slices[0].begin, float(loss[k])) for k in bad])
             return signal
         self.skipped.fine()
         for values in logs:

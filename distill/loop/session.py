@@ -17,7 +17,7 @@ from torch import nn
 from distill.checkpoints import store as checkpoint
 from distill.checkpoints.ema import PowerEMA, SharedAverages, holding, trained_names
 from distill.checkpoints.posthoc import write_snapshot
-from distill.checkpoints.run_folder import package_version
+from distill.checkpoints.run_folder import package_version, publish, write_config
 from distill.config import DistillRun, TeacherRun
 from distill.engines import Engine, Tensors
 from distill.engines.base import TogetherError, precision_name
@@ -27,9 +27,10 @@ from distill.loop.lines import append, drop_later, last_line
 from distill.loop.memory import prepare_blocks
 from distill.loop_config import LoopConfig
 from teacher.audio.codec import AudioCodec
-from teacher.features.dataset import Batch, BatchSlice, Examples
+from teacher.features.dataset import Examples
 from teacher.files import DIGESTS, read_digests, replacing, write_digests
 from teacher.flow_matching import Terms
+from teacher.network.batch import Batch, BatchSlice
 from teacher.network.mmaudio import MMAudio
 from teacher.weights import load_strictly, read_run_config
 
@@ -199,7 +200,7 @@ class Session:
         described = (run, task.kind, task.config, task.net.config, task.digests, task.licence)
         _mend_record(run)
         if (run / "config.json").exists():
-            checkpoint.write_config(*described)
+            write_config(*described)
         self.finished = checkpoint.finished_without_checkpoints(run, task.loop.steps)
         if self.finished:
             print(
@@ -209,7 +210,7 @@ class Session:
             )
             return
         if not (run / "config.json").exists():
-            checkpoint.write_config(*described)
+            write_config(*described)
         if task.codec.digest == task.data.info["codec"]["digest"]:
             _copy(task.features / "codec.safetensors", run / "codec.safetensors")
         else:
@@ -285,7 +286,7 @@ class Session:
             )
 
     def _publish(self, folder: Path) -> None:
-        checkpoint.publish(self.run, folder, ["model", *self.averages.names], self.task.publish)
+        publish(self.run, folder, ["model", *self.averages.names], self.task.publish)
 
     def _greet(self) -> None:
         if self.engine.main:

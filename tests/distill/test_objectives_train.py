@@ -24,7 +24,7 @@ from meanflow import (
 from meanflow.config import dumps, from_plain, loads, to_plain
 from meanflow.time_sampling import MixedTimes
 from scripts.distill import PRESETS
-from teacher.features.dataset import Batch
+from teacher.network.batch import Batch
 from teacher.network.conditions import Conditions
 from teacher.network.mmaudio import MMAudio
 from teacher.network.variants import MMAudioConfig

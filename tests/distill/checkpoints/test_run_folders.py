@@ -15,6 +15,7 @@ from distill.checkpoints.posthoc import reconstruct
 from distill.checkpoints.store import manifest, read_manifest
 from distill.checkpoints.writing import write_new
 from distill.config import DistillRun, EvaluationConfig, FromWeights
+from distill.loop import session
 from distill.loop.exits import TrainingError
 from distill.loop.lines import last_line
 from distill.tasks import student_task, train_teacher
@@ -85,8 +86,8 @@ def test_the_lock_is_held_from_the_first_file_to_the_last(data, tmp_path, monkey
 
         return call
 
-    for name in ("write_config", "save", "publish"):
-        monkeypatch.setattr(checkpoint, name, locked(getattr(checkpoint, name)))
+    for module, name in ((session, "write_config"), (checkpoint, "save"), (session, "publish")):
+        monkeypatch.setattr(module, name, locked(getattr(module, name)))
     again(data, tmp_path / "run")
     assert set(tried) == {"write_config", "save", "publish"}
     assert not (tmp_path / "run" / ".lock").exists()

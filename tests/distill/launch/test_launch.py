@@ -28,8 +28,8 @@ from distill.method.student import student_from_teacher, takes_differences
 from distill.tasks import distil, train_teacher
 from scripts.distill import PRESETS as STUDENTS
 from scripts.train_teacher import PRESETS as TEACHERS
-from teacher.features.dataset import Batch
 from teacher.flow_matching import flow_matching_step
+from teacher.network.batch import Batch
 from teacher.network.mmaudio import MMAudio
 from tests.distill import tiny
 from tests.distill.processes import installed

@@ -11,8 +11,8 @@ from distill.method.student import student_from_teacher
 from distill.method.velocity_source import Networks
 from meanflow import AdaptiveL2, Guidance, MeanFlow, MixedGuidance, PlainFlowMatching
 from meanflow.time_sampling import MixedTimes
-from teacher.features.dataset import Batch
 from teacher.flow_matching import ConditionDropout
+from teacher.network.batch import Batch
 from teacher.network.velocity import TeacherVelocity, student_velocity
 from tests.teacher.network.test_network import conditions, opened, small
 
@@ -99,7 +99,7 @@ def test_a_dropped_row_does_not_reach_into_the_others(nets, state):
 
     @dataclass(frozen=True, kw_only=True)
     class Watched(FromData):
-        def target(self, nets, x_t, t, v, *, generator, share=None):
+        def target(self, nets, x_t, t, v, *, generator, batch_slice=None):
             made = source.target(nets, x_t, t, v, generator=generator)
             seen.append((nets, x_t, t, v, made))
             return made

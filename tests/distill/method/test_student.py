@@ -17,8 +17,8 @@ from meanflow import (
     MixedGuidance,
     TimePairs,
 )
-from teacher.features.dataset import Batch
 from teacher.flow_matching import ConditionDropout
+from teacher.network.batch import Batch
 from teacher.network.velocity import TeacherVelocity, student_headed, student_velocity
 from tests.teacher.network.test_network import conditions, opened, small
 
