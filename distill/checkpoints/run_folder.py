@@ -11,7 +11,7 @@ from typing import TypeAlias
 
 from safetensors import SafetensorError, safe_open
 
-from distill.checkpoints.store import read_manifest, step_of
+from distill.checkpoints.manifest import read_manifest, step_of
 from distill.checkpoints.writing import Tensors, Written, write_tensors
 from distill.config import DistillRun, TeacherRun, with_current_names
 from distill.loop_config import OPERATIONAL
