@@ -8,13 +8,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from distill.config import Distillation
+from distill.method.config import Method
 from distill.method.velocity_source import Networks, Rows, Target, Teaching, Unguided
 from meanflow import AverageVelocity, Field, Headed, Residual, interpolate, velocity
 from meanflow.loss import squared_error
 from meanflow.time_sampling import MixedTimes
-from teacher.features.dataset import Batch, BatchSlice
 from teacher.flow_matching import Terms, noise_of
+from teacher.network.batch import Batch, BatchSlice
 from teacher.network.mmaudio import MMAudio
 from teacher.network.velocity import student_headed, student_velocity
 
@@ -27,28 +27,28 @@ def train_step(
     plain: MMAudio,
     teacher: MMAudio,
     batch: Batch,
-    config: Distillation,
+    config: Method,
     *,
     generator: torch.Generator,
     progress: float = 1.0,
-    share: BatchSlice | None = None,
+    batch_slice: BatchSlice | None = None,
 ) -> Terms:
     """Draw noise, times and dropped conditions; form the objective's residual; weigh it.
 
     `student` is the possibly wrapped network and is called exactly once, with gradients; `plain` is the same network
     without a wrapper, on which derivatives and targets are taken without a graph; `teacher` is frozen. `progress` in
     [0, 1] is the share of training that is done, for schedules of the objective, of the times and of the guidance.
-    `share` says which rows of a larger batch these are.
+    `batch_slice` says which rows of a larger batch these are.
     """
     x = batch.latents
-    share = share or BatchSlice.whole(len(x))
-    e = noise_of(share, x, generator=generator)
-    r, t = _times(config, share, progress, generator, torch.promote_types(x.dtype, torch.float32))
+    batch_slice = batch_slice or BatchSlice.whole(len(x))
+    e = noise_of(batch_slice, x, generator=generator)
+    r, t = _times(config, batch_slice, progress, generator, torch.promote_types(x.dtype, torch.float32))
     x_t = interpolate(x, e, t)
-    conditions = config.dropout(batch.conditions, generator=generator, share=share)
+    conditions = config.dropout(batch.conditions, generator=generator, batch_slice=batch_slice)
     nets = Networks(teacher, plain, conditions, x.shape[1])
     source = config.velocity if progress >= config.guided_from else Unguided(config.velocity)
-    target = source.target(nets, x_t, t, velocity(x, e), generator=generator, share=share)
+    target = source.target(nets, x_t, t, velocity(x, e), generator=generator, batch_slice=batch_slice)
 
     field = _field(student, nets, target, source.teaching(nets, target))
     residual = config.objective(field, x_t, r, t, target.v, progress=progress)
@@ -57,16 +57,16 @@ def train_step(
 
 
 def _times(
-    config: Distillation, share: BatchSlice, progress: float, generator: torch.Generator, dtype: torch.dtype
+    config: Method, batch_slice: BatchSlice, progress: float, generator: torch.Generator, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
-    """(r, t) of a share's rows. Rows with r < t, which cost a derivative, are spread evenly over the whole batch, so
+    """(r, t) of a slice's rows. Rows with r < t, which cost a derivative, are spread evenly over the whole batch, so
     that every process has as many, to within one; which data meet them stays random. A prefix, which is there to meet
     dropped conditions, stays where it is."""
-    r, t = (time.to(dtype) for time in config.times(share.total, generator=generator, progress=progress))
+    r, t = (time.to(dtype) for time in config.times(batch_slice.total, generator=generator, progress=progress))
     if not (isinstance(config.times, MixedTimes) and config.times.assign == "prefix"):
         order = evenly(r < t)
         r, t = r[order], t[order]
-    return share.of(r), share.of(t)
+    return batch_slice.of(r), batch_slice.of(t)
 
 
 def evenly(marked: Tensor) -> Tensor:

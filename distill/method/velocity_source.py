@@ -10,7 +10,7 @@ from torch import Tensor
 
 from meanflow import Guidance, MixedGuidance, Velocity
 from meanflow.guidance import Guided, check_interval, inside
-from teacher.features.dataset import BatchSlice
+from teacher.network.batch import BatchSlice
 from teacher.network.conditions import Conditions
 from teacher.network.mmaudio import Encoded, MMAudio
 from teacher.network.velocity import Guide, student_headed, student_velocity, teacher_velocity
@@ -139,7 +139,7 @@ class FromData:
         v: Tensor,
         *,
         generator: torch.Generator,
-        share: BatchSlice | None = None,
+        batch_slice: BatchSlice | None = None,
     ) -> Target:
         """v_g on the rows that are guided, v = e - x on the others."""
         if self.mixed.omega == 1.0 and self.mixed.kappa == 0.0:
@@ -170,7 +170,7 @@ class FromTeacher:
         v: Tensor,
         *,
         generator: torch.Generator,
-        share: BatchSlice | None = None,
+        batch_slice: BatchSlice | None = None,
     ) -> Target:
         """The teacher's velocity in place of v."""
         seen: list[Guided] = []
@@ -210,11 +210,11 @@ class GuidedInput:
 
     def draw(self, n: int, *, generator: torch.Generator) -> Tensor:
         """omega (n,) by inversion: omega^(1 - power) is uniform, log omega is for power = 1."""
-        share = torch.rand(n, generator=generator, device=generator.device)
+        uniform = torch.rand(n, generator=generator, device=generator.device)
         if self.power == 1.0:
-            return torch.exp(share * math.log(self.max_omega))
+            return torch.exp(uniform * math.log(self.max_omega))
         end = self.max_omega ** (1 - self.power)
-        return ((1 + share * (end - 1)) ** (1 / (1 - self.power))).clamp(1.0, self.max_omega)
+        return ((1 + uniform * (end - 1)) ** (1 / (1 - self.power))).clamp(1.0, self.max_omega)
 
     def target(
         self,
@@ -224,11 +224,11 @@ class GuidedInput:
         v: Tensor,
         *,
         generator: torch.Generator,
-        share: BatchSlice | None = None,
+        batch_slice: BatchSlice | None = None,
     ) -> Target:
         """v_g with the omega drawn for each row."""
-        share = share or BatchSlice.whole(len(v))
-        omega = share.of(self.draw(share.total, generator=generator)).to(t.dtype)
+        batch_slice = batch_slice or BatchSlice.whole(len(v))
+        omega = batch_slice.of(self.draw(batch_slice.total, generator=generator)).to(t.dtype)
         omega = torch.where(nets.conditioned, omega, torch.ones_like(omega))
         rows = nets.guided_rows(t, self.interval)
         if len(rows) == 0:
@@ -258,7 +258,7 @@ class Unguided:
         v: Tensor,
         *,
         generator: torch.Generator,
-        share: BatchSlice | None = None,
+        batch_slice: BatchSlice | None = None,
     ) -> Target:
         """v = e - x, or the teacher's velocity where that is the source."""
         if isinstance(self.source, FromTeacher):

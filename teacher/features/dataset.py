@@ -1,10 +1,4 @@
-"""Which rows of a training step's batch one forward pass holds.
-
-Random numbers are drawn for the whole batch and each pass takes its rows, so that noise, times and dropped conditions
-are functions of (seed, step, position), the same for any number of processes and of passes per step.
-
-
-Extracted features: rows by index, batches by (seed, step). Opening a folder reads headers, not features."""
+"""Extracted features: rows by index, batches by (seed, step). Opening a folder reads headers, not features."""
 
 import functools
 from collections.abc import Sequence
@@ -24,72 +18,15 @@ from teacher.features.rows import Gathered, Records, Rows
 from teacher.features.store import FeatureError, Record
 from teacher.files import check_digests, read_digests
 from teacher.files.tensor_file import RESTORE
-from teacher.network.conditions import Conditions
+from teacher.network.batch import Batch, BatchSlice
 from teacher.network.sequence import SequenceConfig
 
-
-@dataclass(frozen=True)
-class BatchSlice:
-    """Positions begin .. end - 1 of a batch of `total` rows."""
-
-    begin: int
-    end: int
-    total: int
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.begin < self.end <= self.total:
-            raise ValueError(f"a share needs 0 <= begin < end <= total, got {self.begin}, {self.end}, {self.total}")
-
-    @classmethod
-    def whole(cls, total: int) -> "Share":
-        """All rows."""
-        return cls(0, total, total)
-
-    def __len__(self) -> int:
-        return self.end - self.begin
-
-    def of(self, drawn: Tensor, dim: int = 0) -> Tensor:
-        """The rows of this share of a tensor drawn for the whole batch, of length `total` along `dim`."""
-        return drawn.narrow(dim, self.begin, len(self))
-
-
-def shares(total: int, *, process: int, processes: int, micro_batch: int | None) -> list[BatchSlice]:
-    """The shares of one process, one per forward pass, in order: equal blocks of `micro_batch` rows.
-
-    None is the process's whole part at once. Raises ValueError unless all blocks come out equal, which averaging
-    gradients over processes and passes relies on.
-    """
-    part, rest = divmod(total, processes)
-    if rest or part == 0:
-        raise ValueError(f"batch_size {total} does not divide over {processes} processes")
-    size = micro_batch or part
-    if part % size:
-        raise ValueError(f"micro_batch {size} does not divide the {part} sounds of each process")
-    first = process * part
-    return [BatchSlice(begin, begin + size, total) for begin in range(first, first + part, size)]
-
-
-__all__ = ["Batch", "Examples", "FeatureError", "FeatureSet", "Record", "batch_indices", "load_codec"]
+__all__ = ["Examples", "FeatureError", "FeatureSet", "Record", "batch_indices", "load_codec"]
 
 COMPARED_AT_ONCE = 1 << 30
 """Bytes of a split up to which whole files are compared with digests.json when it is opened; about a second."""
 CODEC_VERSIONS = (1, 2)
 """Versions of features.json whose codec can be read; runs keep the file of the features they were trained on."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Batch:
-    """Normalised latents (B, N, C), their conditions, both float32, and the rows they came from (B,)."""
-
-    latents: Float[Tensor, "batch frames channels"]
-    conditions: Conditions
-    indices: Tensor
-
-    def to(self, device: torch.device | str) -> "Batch":
-        """The same batch on another device."""
-        return Batch(
-            latents=self.latents.to(device), conditions=self.conditions.to(device), indices=self.indices.to(device)
-        )
 
 
 class Examples(Protocol):
@@ -120,7 +57,7 @@ class Examples(Protocol):
         indices: Sequence[int] | Tensor,
         *,
         generator: torch.Generator | None = None,
-        share: BatchSlice | None = None,
+        batch_slice: BatchSlice | None = None,
     ) -> Batch: ...
 
 
@@ -199,18 +136,18 @@ class FeatureSet:
         indices: Sequence[int] | Tensor,
         *,
         generator: torch.Generator | None = None,
-        share: BatchSlice | None = None,
+        batch_slice: BatchSlice | None = None,
     ) -> Batch:
         """Rows `indices` in that order. With a generator, and where the codec has a std, z = mean + std e; else mean.
 
-        `share` says which rows of a larger batch they are, for which e is drawn.
+        `batch_slice` says which rows of a larger batch they are, for which e is drawn.
 
         Raises FeatureError when a latent is not finite; `verify` looks at all features.
         """
         rows = as_rows(indices, len(self))
         gathered = Gathered.blank(self.rows.layout, self.has_video[rows].numpy(), self.rows.buffers)
         self.rows.fill(rows, np.arange(len(rows)), gathered)
-        return finish_batch(gathered, rows, self, generator, share)
+        return finish_batch(gathered, rows, self, generator, batch_slice)
 
     def verify(self) -> None:
         """Read all features once; FeatureError naming the file that holds NaN or infinity."""
@@ -222,13 +159,13 @@ def finish_batch(
     rows: Tensor,
     examples: Examples,
     generator: torch.Generator | None,
-    share: BatchSlice | None = None,
+    batch_slice: BatchSlice | None = None,
 ) -> Batch:
     """Draw from the posterior if there is a generator, then normalise: ((mean + std e) - latent_mean) / latent_std."""
     z = gathered.mean  # nobody else holds it yet
     if generator is not None and gathered.std is not None:
-        share = share or BatchSlice.whole(len(z))
-        e = share.of(torch.randn((share.total, *z.shape[1:]), generator=generator, device=generator.device))
+        batch_slice = batch_slice or BatchSlice.whole(len(z))
+        e = batch_slice.of(torch.randn((batch_slice.total, *z.shape[1:]), generator=generator, device=generator.device))
         z += gathered.std * e.cpu().numpy()
     z -= examples.latent_mean.numpy()
     z /= examples.latent_std.numpy()

@@ -13,9 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from teacher.features.dataset import Batch, BatchSlice, FeatureSet, as_rows, finish_batch
+from teacher.features.dataset import FeatureSet, as_rows, finish_batch
 from teacher.features.rows import Gathered, Records
 from teacher.features.store import FeatureError, Record
+from teacher.network.batch import Batch, BatchSlice
 from teacher.network.conditions import Conditions
 from teacher.network.sequence import SequenceConfig
 
@@ -134,21 +135,21 @@ class JointSet:
         indices: Sequence[int] | Tensor,
         *,
         generator: torch.Generator | None = None,
-        share: BatchSlice | None = None,
+        batch_slice: BatchSlice | None = None,
     ) -> Batch:
         """Rows `indices` in that order, from whichever sets they fall into; see `FeatureSet.batch`."""
         wanted = as_rows(indices, len(self))
         which, rows = self.locate(wanted)
-        shares = [(features, torch.nonzero(which == k).flatten()) for k, (features, _) in enumerate(self.parts)]
+        batch_slices = [(features, torch.nonzero(which == k).flatten()) for k, (features, _) in enumerate(self.parts)]
         has_video = np.zeros(len(wanted), np.bool_)
-        for features, places in shares:
+        for features, places in batch_slices:
             has_video[places.numpy()] = features.has_video[rows[places]].numpy()
         first = self.parts[0][0].rows
         gathered = Gathered.blank(first.layout, has_video, first.buffers)
-        for features, places in shares:
+        for features, places in batch_slices:
             if len(places):
                 features.rows.fill(rows[places], places.numpy(), gathered)
-        batch = finish_batch(gathered, wanted, self, generator, share)
+        batch = finish_batch(gathered, wanted, self, generator, batch_slice)
         return replace(batch, conditions=self.masking(batch.conditions, batch.conditions.has_clip))
 
     def locate(self, indices: Tensor) -> tuple[Tensor, Tensor]:
