@@ -377,9 +377,9 @@ def test_nothing_is_imported_that_was_not_asked_for():
     code = """
 import sys
 from pathlib import Path
-import eval.comparison, scripts.compare, scripts.verify
-from eval.judges import Judges
-listeners, judges = Judges().load(duration_s=1.0, device="cpu", cache=Path("none"))
+import eval.compare.comparison, scripts.compare, scripts.verify
+from eval.features.published_models import PublishedModels
+listeners, judges = PublishedModels().load(duration_s=1.0, device="cpu", cache=Path("none"))
 assert listeners == () and [type(one).__name__ for one in judges] == ["OnsetJudge"]
 base = {"base", "clip_audio", "embedded", "embedded_classifier", "official"}
 networks = {name.split(".")[2] for name in sys.modules if name.startswith("eval.extractors.")} - base
