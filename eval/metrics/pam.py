@@ -4,8 +4,8 @@
     P(clean | w) = softmax over the two prompts of s cos(w, prompt) = 1 / (1 + exp(-s (cos(w, clean) - cos(w, noisy))))
 
 with s the model's logit scale. It measures quality, not whether the sound fits a video or a caption. It lies between 0
-and 1 and has no absolute meaning. Windows are 7 s long, so that nothing is cropped at random; what is done with the rest
-of a clip (`Tail`) belongs beside every score: the published code changed it.
+and 1 and has no absolute meaning. Windows are 7 s long, so that nothing is cropped at random; what is done with the
+rest of a clip (`Tail`) belongs beside every score: the published code changed it.
 """
 
 from __future__ import annotations
