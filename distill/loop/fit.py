@@ -13,12 +13,12 @@ from tqdm import tqdm
 
 from distill.engines import start
 from distill.engines.optim import learning_rate
-from distill.loop.exits import WRONG_INPUT, Signals, Skipped, TrainingError, Watchdog, exit_status
 from distill.loop.feed import Feed, generator
 from distill.loop.session import Session, Task, everywhere
 from distill.loop.tracking import Means, Pace, Tracker
-from teacher.features.dataset import FeatureError
+from distill.loop.watchdog import Signals, Skipped, Watchdog, signal_status
 from teacher.files import FolderLock
+from teacher.files.errors import WRONG_INPUT, FeatureError, TrainingError
 from teacher.network.batch import Batch, BatchSlice
 
 NUMBERS = 65
@@ -30,7 +30,7 @@ def fit(task: Task, run: Path) -> Path:
 
     Data order and random numbers derive from (seed, step, position in the batch), so that a resumed run repeats the
     uninterrupted one, and processes may come and go between two runs. SIGINT, SIGTERM and SIGUSR1 save at the end of
-    the current step and leave with a status of their own (`distill.loop.exits`).
+    the current step and leave with a status of their own (`teacher.files.errors`).
 
     The main process holds the run folder's lock from before its first file is written to the end, so that a second
     training into the folder is refused. Nothing is done, and a line says so, where the run is finished and its
@@ -131,7 +131,7 @@ class _Loop:
                     progress.close()
                     if self.engine.main:
                         print(f"saved at step {done} in {session.run}; the same command goes on from there", flush=True)
-                    raise SystemExit(exit_status(signal))
+                    raise SystemExit(signal_status(signal))
 
     def _update(self, step: int) -> int:
         """One optimiser step, left out where loss or gradient is not finite; the signal that asks to stop, or 0."""
