@@ -38,7 +38,9 @@ class InitialNetwork:
     """Digests of the files it starts from."""
 
 
-def begin(start: Fresh | FromWeights, features: Path, *, seed: int, weights_dir: Path | None = None) -> InitialNetwork:
+def fresh_or_loaded(
+    start: Fresh | FromWeights, features: Path, *, seed: int, weights_dir: Path | None = None
+) -> InitialNetwork:
     """The network that `start` describes, for the latents and conditions of a feature folder.
 
     A fresh network takes the latent statistics of the features' codec and the text features of the empty caption; a
@@ -63,7 +65,7 @@ def begin(start: Fresh | FromWeights, features: Path, *, seed: int, weights_dir:
     return InitialNetwork(net=net, codec=codec, digests={})
 
 
-def earlier_student(
+def resumed_student(
     start: FromWeights,
     teacher: MMAudio,
     wanted: MMAudioConfig,

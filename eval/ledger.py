@@ -27,9 +27,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
-import torch
-
-from eval.speed.timing import machine_facts
 from teacher.files import read_json, replacing
 
 FORMAT = 1
@@ -142,6 +139,10 @@ def record(
 
     command: the command line to state; by default that of this process.
     """
+    import torch  # who renders a document need not wait for it
+
+    from eval.speed.timing import machine_facts
+
     commit, modified = _commit()
     entry = Entry(
         command=command or _command(),

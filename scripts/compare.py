@@ -19,7 +19,8 @@ import tyro
 
 from eval.compare.comparison import Comparison
 from eval.compare.examples import ExampleWriter, write_examples
-from eval.compare.hygiene import TestFacts, find_overlap, read_groups, write_facts
+from eval.compare.hygiene import TestFacts, write_facts
+from eval.compare.overlap import find_overlap, read_groups
 from eval.compare.rows import Row, Task, check_lines
 from eval.compare.sweep import PART, KeptAudio, Origin
 from eval.compare.test_set import TestSet, Unreadable

@@ -21,10 +21,10 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from distill.checkpoints.writing import write_tensors
-from distill.config import EvaluationConfig
 from distill.engines.base import Engine
 from distill.evaluation.clips import SEED, FixedClips, Reference, agreement, reference_guidance
 from distill.loop.tracking import Preview
+from distill.loop_config import EvaluationConfig
 from meanflow import Guidance
 from meanflow.config import to_plain
 from teacher.audio.codec import AudioCodec
