@@ -30,10 +30,11 @@ from eval.speed.timing import machine_facts
 from scripts.compare_inputs import check_fits, check_least, entries, listed
 from scripts.contestants import contestants
 from scripts.errors import one_line_errors
-from teacher.features.dataset import FeatureSet, load_codec
+from teacher.features.codec import load_codec
+from teacher.features.dataset import FeatureSet
 from teacher.features.store import Record
-from teacher.features.workers import Processes
 from teacher.files import FolderLock
+from teacher.files.processes import Processes
 
 
 @dataclass(frozen=True, kw_only=True)

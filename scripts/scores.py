@@ -17,7 +17,7 @@ from eval.metrics.frechet import frechet_distance
 from eval.metrics.kl import kl_divergence
 from eval.metrics.moments.gaussian import GaussianStats
 from eval.metrics.onsets import detect_onsets, match_onsets
-from teacher.features.dataset import Record
+from teacher.features.store import Record
 
 CLIPS_PER_CLASS = 4
 RIDGE = 1.0

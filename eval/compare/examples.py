@@ -16,7 +16,7 @@ from torch import Tensor
 
 from eval.compare.rows import Task, safe_name
 from eval.compare.sweep import KeptAudio
-from teacher.features.dataset import Record
+from teacher.features.store import Record
 from teacher.files import replacing
 from teacher.media import remux, write_audio
 

@@ -15,7 +15,7 @@ from eval.compare.scorer import Scorer, Scores
 from eval.features.cache import in_parts
 from eval.features.clip_features import ClipFeatures
 from eval.features.kept_embeddings import keep_embeddings
-from teacher.features.workers import Processes
+from teacher.files.processes import Processes
 from teacher.media import write_audio
 from teacher.network.conditions import Conditions
 from teacher.sampling.generator import clip_seed

@@ -18,8 +18,9 @@ from eval.features.embedded import EmbeddedAudioFeatures, EmbeddedClassifier
 from eval.features.sources import EmbeddedSource
 from eval.metrics.clip_metrics import OnsetJudge
 from eval.report.parts import test_set_html as set_html
+from teacher.features.config import ExtractConfig
 from teacher.features.dataset import FeatureSet
-from teacher.features.extract import ExtractConfig, extract
+from teacher.features.extract import extract
 from teacher.lists.manifest import Item
 from teacher.media import write_audio
 
