@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from eval.compare.comparison import Contestant
-from eval.compare.rows import Kind, Task
-from eval.compare.sweep import Generate, safe_name
-from eval.speed.budget import Budget, Setting, measure_budget
+from eval.compare.rows import Kind, Task, safe_name
+from eval.compare.sweep import Generate
+from eval.speed.budget import Budget, Setting
+from eval.speed.measure import measure_budget
 from eval.speed.stages import Chain, Work
 from meanflow import Guidance
 from teacher.encoders.registry import read_window_frames

@@ -15,7 +15,8 @@ from meanflow import Guidance, interpolate, velocity
 from teacher.audio.codec import AudioCodec
 from teacher.audio.mmaudio_codec import MMAudioCodec
 from teacher.features import store
-from teacher.features.dataset import FeatureSet, Record
+from teacher.features.dataset import FeatureSet
+from teacher.features.store import Record
 from teacher.network.mmaudio import MMAudio
 from teacher.network.velocity import teacher_velocity
 from teacher.sampling.config import SamplingConfig

@@ -23,8 +23,10 @@ from distill.method.student import student_from_teacher
 from meanflow import Guidance, MixedGuidance
 from meanflow.sampling import time_grid
 from teacher.audio.registry import mmaudio_codec
-from teacher.features.dataset import FeatureSet, load_codec
-from teacher.features.extract import ExtractConfig, extract
+from teacher.features.codec import load_codec
+from teacher.features.config import ExtractConfig
+from teacher.features.dataset import FeatureSet
+from teacher.features.extract import extract
 from teacher.lists.manifest import read_manifest
 from teacher.network.mmaudio import MMAudio
 from teacher.sampling.generator import clip_seed, generate, noise
