@@ -8,7 +8,7 @@ from distill.loop_config import EvaluationConfig, LoopConfig, OptimConfig
 from distill.method.config import Method
 from distill.method.velocity_source import FromData, FromTeacher, GuidedInput, VelocitySource
 from meanflow.config import TAG
-from teacher.features.joint import Modalities
+from teacher.features.dataset import Modalities
 from teacher.flow_matching import FlowMatching
 from teacher.network.lora import LoRAConfig
 from teacher.network.variants import MMAudioConfig, variant

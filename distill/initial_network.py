@@ -12,7 +12,7 @@ from teacher.audio.codec import AudioCodec
 from teacher.audio.mmaudio_codec import MMAudioCodec
 from teacher.audio.registry import open_codec
 from teacher.encoders.registry import load_encoders
-from teacher.features.dataset import load_codec
+from teacher.features.codec import load_codec
 from teacher.files import file_sha256
 from teacher.network.mmaudio import FROZEN_PARAMETERS, MMAudio
 from teacher.network.variants import MMAudioConfig

@@ -27,7 +27,7 @@ from distill.method.velocity_source import GuidedInput
 from distill.processes import this_process
 from meanflow import Guidance, PlainFlowMatching
 from teacher.audio.codec import AudioCodec
-from teacher.features.joint import JointSet, Modalities
+from teacher.features.dataset import JointSet, Modalities
 from teacher.files import file_sha256
 from teacher.flow_matching import Terms, flow_matching_step
 from teacher.network.batch import Batch, BatchSlice

@@ -27,7 +27,7 @@ from distill.loop_config import EvaluationConfig
 from meanflow import Guidance
 from meanflow.config import to_plain
 from teacher.audio.codec import AudioCodec
-from teacher.features.dataset import Record
+from teacher.features.store import Record
 from teacher.network.mmaudio import MMAudio
 
 NAME = "latents"

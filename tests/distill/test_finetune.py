@@ -33,8 +33,8 @@ from meanflow.config import from_plain, to_plain
 from scripts import ema
 from scripts.train_teacher import PRESETS
 from teacher.audio.registry import open_codec
-from teacher.features.dataset import batch_indices, load_codec
-from teacher.features.joint import JointSet
+from teacher.features.codec import load_codec
+from teacher.features.dataset import JointSet, batch_indices
 from teacher.flow_matching import flow_matching_step
 from teacher.network.lora import LoRAConfig, load_adapter, merge_lora
 from teacher.network.mmaudio import MMAudio
