@@ -95,6 +95,10 @@ class _Pictures:
         return self.inner.name
 
     @property
+    def width(self) -> int:
+        return self.inner.width
+
+    @property
     def request(self) -> FrameRequest:
         return self.inner.request
 
@@ -111,6 +115,14 @@ class _Words:
     @property
     def name(self) -> str:
         return self.inner.name
+
+    @property
+    def width(self) -> int:
+        return self.inner.width
+
+    @property
+    def positions(self) -> int:
+        return self.inner.positions
 
     @property
     def shared_positions(self) -> int:

@@ -123,7 +123,7 @@ class Chain:
         """`generate` from noise and features on the device: the step-independent part of the network is in it."""
         dtype = torch.bfloat16 if self.precision == "demo" else torch.float32
         present = torch.ones(batch, dtype=torch.bool)
-        blank = Conditions.empty(batch, work.duration_s)
+        blank = Conditions.empty(batch, work.duration_s, self.net.config.widths)
         features = {
             name: functional.normalize(torch.randn(feature.shape, generator=torch.Generator().manual_seed(0)), dim=-1)
             for name, feature in (("clip", blank.clip), ("sync", blank.sync), ("text", blank.text))

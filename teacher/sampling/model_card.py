@@ -23,7 +23,7 @@ from safetensors.torch import save_file
 from meanflow.config import to_plain
 from teacher.audio.codec import write_codec_file
 from teacher.audio.mmaudio_codec import STACKS
-from teacher.encoders.registry import CLIP_FILE, SYNCHFORMER_FILE
+from teacher.encoders.registry import ENCODERS
 from teacher.files import LOCK, file_sha256, new_folder, replacing, write_digests
 from teacher.files.tensors import file_digest
 from teacher.weights import WeightsError, read_features_info, read_run_config, weight_file
@@ -206,7 +206,8 @@ def _copy_parts(pipeline: "Pipeline", target: Path) -> None:
 def _weight_files(folder: Path) -> Iterable[Path]:
     """Files of codecs and encoders; networks and what lies there besides are not part of the pipeline."""
     parts = [c for stack in STACKS.values() for c in (stack.vae_component, stack.vocoder_component)]
-    names = {CLIP_FILE, SYNCHFORMER_FILE, *(f"{part}.safetensors" for part in parts)}
+    encoders = [file for entry in ENCODERS.values() for file in entry.files]
+    names = {*encoders, *(f"{part}.safetensors" for part in parts)}
     return (path for path in folder.iterdir() if path.name in names)
 
 

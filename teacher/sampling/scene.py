@@ -186,7 +186,7 @@ def _conditions(
     cache: EncodedCache | None,
 ) -> Conditions:
     """Conditions of windows [start, start + length_s) of one video under one prompt, on the CPU."""
-    blank = Conditions.empty(len(starts_s), length_s)
+    blank = Conditions.empty(len(starts_s), length_s, encoders.widths)
     has = torch.ones(len(starts_s), dtype=torch.bool)
     clip, sync, text = blank.clip, blank.sync, blank.text
     if video is not None:

@@ -5,8 +5,9 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
+from teacher.encoders.clip import FILE as CLIP_FILE
 from teacher.encoders.clip import ClipConfig, build_clip
-from teacher.encoders.registry import CLIP_FILE, SYNCHFORMER_FILE
+from teacher.encoders.synchformer import FILE as SYNCHFORMER_FILE
 from teacher.encoders.synchformer import SynchformerVisual, VisualConfig
 
 TINY_CLIP = ClipConfig(image_width=80, image_layers=1, image_heads=1, image_hidden=64, text_layers=1, text_hidden=64)
