@@ -51,7 +51,9 @@ def test_what_is_recorded_is_read_and_rendered(tmp_path):
     )
     assert render(render(text, tmp_path), tmp_path) == render(text, tmp_path)
     assert quoted(text) == {"t"}
-    assert made.command in render(text.replace("n said", "source"), tmp_path)
+    shown = render(text.replace("n said", "source"), tmp_path)
+    assert max(map(len, shown.splitlines())) <= 120
+    assert "".join(made.command.split()) in "".join(shown.split())
 
 
 END = "<!-- end of results -->"

@@ -377,3 +377,13 @@ def test_slurm_script_passes_the_warning_on_and_requeues(tmp_path):
 )
 def test_slurm_script_requeues_nothing_else(tmp_path, warned, code, env, expected):
     assert job(tmp_path, warned=warned, code=code, **env) == expected
+
+
+def test_the_former_command_still_launches_and_names_the_new_one(tmp_path):
+    script = tmp_path / "hello.py"
+    script.write_text("print('started')")
+    command = [sys.executable, "-m", "distill.configs.launch", "--config_file", "one_gpu", "--cpu", str(script)]
+    ended = subprocess.run(command, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr
+    assert "started" in ended.stdout
+    assert "is now python -m distill.launch.launcher" in ended.stderr
