@@ -1,4 +1,4 @@
-"""Encoders by name, and the one way a video becomes features: extraction and sampling both go through here."""
+"""Encoders by name, and the frames that they are given: extraction and sampling both go through here."""
 
 import functools
 from collections.abc import Callable
@@ -6,13 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Float, UInt8
-from torch import Tensor
+from jaxtyping import UInt8
 
 from teacher.encoders import clip, embedded, synchformer
 from teacher.encoders.base import ImageEncoder, SyncEncoder, TextEncoder, require_files
 from teacher.files.errors import WeightsError
-from teacher.media import FrameRequest, MediaError, MediaInfo, probe, read_frames
+from teacher.media import FrameRequest, MediaError, MediaInfo, read_frames
 from teacher.network.sequence import ConditionWidths
 
 SHORTEST_FRACTION = 0.9
@@ -110,30 +109,14 @@ def _load(name: str, weights_dir: Path, device: str) -> Encoders:
     return ENCODERS[name].load(weights_dir, device)
 
 
-def encode_clip(
-    encoders: Encoders, path: Path, *, start_s: float, duration_s: float
-) -> tuple[Float[Tensor, "image_frames image_width"], Float[Tensor, "sync_frames sync_width"]]:
-    """Image and synchronisation features of [start_s, start_s + duration_s), in one decoding pass, float32.
-
-    Raises MediaError when the file has no picture or less than 0.9 duration_s of it from start_s on.
-    """
-    return encode_window(encoders, probe(path), start_s=start_s, duration_s=duration_s)
-
-
-def encode_window(
-    encoders: Encoders, info: MediaInfo, *, start_s: float, duration_s: float
-) -> tuple[Float[Tensor, "image_frames image_width"], Float[Tensor, "sync_frames sync_width"]]:
-    """`encode_clip` for a file that is already probed."""
-    image, sync = read_window_frames(encoders.requests, info, start_s, duration_s)
-    return encoders.image(image), encoders.sync(sync)
-
-
 def read_window_frames(
     requests: Requests, info: MediaInfo, start_s: float, duration_s: float
 ) -> tuple[UInt8[np.ndarray, "image_frames 3 _ _"], UInt8[np.ndarray, "sync_frames 3 _ _"]]:
-    """The frames that `encode_window` encodes, so that one process can read and another encode.
+    """Frames of [start_s, start_s + duration_s) of a probed film for each request, in one decoding pass.
 
-    Where the picture ends early its last frame is held. Raises MediaError as `encode_clip`.
+    Reading and encoding are apart, so that one process can read and another encode. Where the picture ends early its
+    last frame is held. Raises MediaError when the film has no picture, or less than 0.9 duration_s of it from start_s
+    on.
     """
     if not info.has_video:
         raise MediaError(f"{info.path}: has no picture; give a video file")

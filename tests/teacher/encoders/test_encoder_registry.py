@@ -11,7 +11,6 @@ from teacher.encoders.base import tensors_digest
 from teacher.encoders.clip import FILE as CLIP_FILE
 from teacher.encoders.registry import (
     ENCODERS,
-    encode_clip,
     encoder_set,
     load_encoders,
     read_window_frames,
@@ -21,7 +20,7 @@ from teacher.encoders.synchformer import SynchformerVisual, VisualConfig
 from teacher.files.errors import WeightsError
 from teacher.media import MediaError, probe, write_video
 from teacher.network.sequence import MMAUDIO_WIDTHS, image_frames, sync_frames
-from tests.teacher.tiny_weights import write_tiny_encoders
+from tests.teacher.tiny_weights import encode_clip, write_tiny_encoders
 
 
 @pytest.fixture(scope="module")
