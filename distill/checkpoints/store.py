@@ -26,9 +26,9 @@ from distill.checkpoints.manifest import (
     verifies,
 )
 from distill.checkpoints.run_folder import publish, write_config
-from distill.checkpoints.writing import Tensors, stream_tensors, total_bytes, write_new, write_tensors
-from distill.loop.lines import last_line
-from teacher.files import flush_folder, read_digests, recorded_steps
+from teacher.files import flush_folder, read_digests, recorded_steps, write_new
+from teacher.files.json_files import last_line
+from teacher.files.safetensors import Tensors, stream_tensors, total_bytes, write_tensors
 from teacher.weights.run_folder import published
 
 __all__ = [

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
-from distill.loop.lines import drop_later
+from teacher.files.json_files import drop_later
 
 
 @dataclass(frozen=True)

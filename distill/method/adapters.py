@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from distill.engines import Tensors
-from teacher.files.tensors import check_fit
+from teacher.files.components import check_fit
 from teacher.network.lora import (
     ALPHA,
     LoRAConfig,

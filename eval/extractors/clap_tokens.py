@@ -20,8 +20,8 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from teacher.files.components import few
 from teacher.files.errors import WeightsError
-from teacher.files.tensors import few
 
 CAPTION_TOKENS = 77
 VOCABULARY, MERGES = "vocab.json", "merges.txt"

@@ -11,6 +11,7 @@ from teacher.features import store
 from teacher.features.store import FeatureError, Skipped
 from teacher.features.windows import Found, Window, WindowReader
 from teacher.features.workers import DIED, Processes, WorkerPool
+from teacher.files import write_json
 from teacher.files.tensor_file import AGAIN
 from teacher.lists.manifest import Item
 
@@ -57,7 +58,7 @@ def look(
                     raise RuntimeError(f"asked for the windows of {wanted}, got those of {path}")
                 tell("look", done + len(found), total)
             entries = [_described(found[item.path]) for item in block]
-            store.write_json(paths[k], {"plan": plan, "items": entries, "digest": _digest(entries)}, indent=None)
+            write_json(paths[k], {"plan": plan, "items": entries, "digest": _digest(entries)}, indent=None)
         done += len(block)
         tell("look", done, total)
     processes.wait(lambda: all(path.is_file() for path in paths), what="the look at all files", on=processes.others)

@@ -15,8 +15,8 @@ from eval.extractors.clap_text import GPT2_SMALL, ROBERTA_BASE, TextConfig
 from eval.extractors.clap_tokens import GPT2, ROBERTA, CaptionTokenizer
 from eval.extractors.htsat import LAION, MS_2023, Htsat, HtsatConfig, front_end_tensors
 from eval.extractors.htsat_front_end import LogMelConfig, laion_length, ms_length
+from teacher.files import file_digest
 from teacher.files.errors import WeightsError
-from teacher.files.tensors import file_digest
 from tests.eval.extractors.test_clap_text import GPT2_SIZE, ROBERTA_SIZE, recipe, small_text, vocabulary_folder
 
 SMALL_AUDIO = HtsatConfig(
