@@ -26,7 +26,7 @@ import torch
 
 from benchmarks.meanflow_step import opened, random_conditions
 from distill.checkpoints.ema import SharedAverages, trained_names
-from distill.config import Distillation, OptimConfig
+from distill.config import Method, OptimConfig
 from distill.engines import Engine, start
 from distill.loop.memory import prepare_blocks
 from distill.method.step import train_step
@@ -38,9 +38,9 @@ from teacher.network.batch import Batch, BatchSlice
 from teacher.network.mmaudio import MMAudio
 from teacher.network.variants import variant
 
-METHODS: dict[str, Callable[[], FlowMatching | Distillation]] = {
+METHODS: dict[str, Callable[[], FlowMatching | Method]] = {
     "flow": FlowMatching,
-    "meanflow": lambda: Distillation(times=TimePairs(fm_fraction=0.75)),
+    "meanflow": lambda: Method(times=TimePairs(fm_fraction=0.75)),
     "mf-mjt": lambda: student_mf_mjt().method,
 }
 """Flow matching of a teacher; MeanFlow with a quarter of the rows at r < t; the same with guided targets."""
@@ -81,14 +81,14 @@ def default_rows() -> list[Row]:
 class Training:
     """A started engine with everything a run holds in memory, and its step on random features."""
 
-    def __init__(self, method: FlowMatching | Distillation, args: argparse.Namespace) -> None:
+    def __init__(self, method: FlowMatching | Method, args: argparse.Namespace) -> None:
         self.engine: Engine = start(timeout_s=120.0)
         self.method, self.args = method, args
         self.config = variant(args.network)
         draws = torch.Generator().manual_seed(0)
         net = opened(MMAudio(self.config), draws)
         self.teacher: MMAudio | None = None
-        if isinstance(method, Distillation):
+        if isinstance(method, Method):
             self.teacher, net = net.to(self.engine.device).eval(), opened(student_from_teacher(net), draws)
         net.train()
         checkpoint, compiled = BLOCKS[args.blocks]

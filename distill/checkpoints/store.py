@@ -25,18 +25,10 @@ from distill.checkpoints.manifest import (
     verified,
     verifies,
 )
-from distill.checkpoints.run_folder import publish, write_config
 from teacher.files import flush_folder, read_digests, recorded_steps, write_new
 from teacher.files.json_files import last_line
-from teacher.files.safetensors import Tensors, stream_tensors, total_bytes, write_tensors
+from teacher.files.safetensors import Tensors, stream_tensors, total_bytes
 from teacher.weights.run_folder import published
-
-__all__ = [
-    "HISTORY", "LOG", "Checkpoint", "Tensors", "at", "drop_later", "finished_without_checkpoints", "newest", "publish",
-    "save", "write_config", "write_tensors",
-]  # fmt: skip
-"""What a loop needs of a run folder, in one place."""
-
 
 LOG, HISTORY = "metrics.jsonl", "history.jsonl"
 """Files of a run folder: numbers by step, and a line for every stretch of steps that one process, or one group of them,

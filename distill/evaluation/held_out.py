@@ -19,14 +19,14 @@ from typing import NamedTuple, TypeAlias, TypeVar
 import torch
 from torch import Tensor, nn
 
-from distill.config import EvaluationConfig
 from distill.engines.base import Engine
 from distill.evaluation.clips import SEED, FixedClips, Reference, agreement, reference_guidance
 from distill.loop.tracking import Preview
+from distill.loop_config import EvaluationConfig
 from meanflow import Guidance
 from meanflow.config import to_plain
 from teacher.audio.codec import AudioCodec
-from teacher.features.dataset import Record
+from teacher.features.store import Record
 from teacher.files.safetensors import read_content, write_tensors
 from teacher.network.mmaudio import MMAudio
 

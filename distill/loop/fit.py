@@ -14,7 +14,7 @@ from tqdm import tqdm
 from distill.engines import start
 from distill.engines.optim import learning_rate
 from distill.loop.feed import Feed, generator
-from distill.loop.session import Session, Task, everywhere
+from distill.loop.session import Session, TrainingTask, everywhere
 from distill.loop.tracking import Means, Pace, Tracker
 from distill.loop.watchdog import Signals, Skipped, Watchdog, signal_status
 from teacher.files import FolderLock
@@ -25,7 +25,7 @@ NUMBERS = 65
 """One more than the largest signal."""
 
 
-def fit(task: Task, run: Path) -> Path:
+def fit(task: TrainingTask, run: Path) -> Path:
     """Train until loop.steps, from the newest checkpoint of `run` that verifies if there is one; the run folder.
 
     Data order and random numbers derive from (seed, step, position in the batch), so that a resumed run repeats the

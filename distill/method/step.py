@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from distill.config import Distillation
+from distill.method.config import Method
 from distill.method.velocity_source import Networks, Rows, Target, Teaching, Unguided
 from meanflow import AverageVelocity, Field, Headed, Residual, interpolate, velocity
 from meanflow.loss import squared_error
@@ -27,7 +27,7 @@ def train_step(
     plain: MMAudio,
     teacher: MMAudio,
     batch: Batch,
-    config: Distillation,
+    config: Method,
     *,
     generator: torch.Generator,
     progress: float = 1.0,
@@ -57,7 +57,7 @@ def train_step(
 
 
 def _times(
-    config: Distillation, batch_slice: BatchSlice, progress: float, generator: torch.Generator, dtype: torch.dtype
+    config: Method, batch_slice: BatchSlice, progress: float, generator: torch.Generator, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
     """(r, t) of a slice's rows. Rows with r < t, which cost a derivative, are spread evenly over the whole batch, so
     that every process has as many, to within one; which data meet them stays random. A prefix, which is there to meet

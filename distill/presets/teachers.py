@@ -9,15 +9,8 @@ from teacher.network.lora import LoRAConfig
 from teacher.network.variants import variant
 
 DATA = (Path("runs/demo/features"),)
-TEACHER = Path("runs/demo/teacher")
 OWN_DATA = (Path("runs/own/features"),)
-FULL_DATA = (Path("features/vgg"),)
 PRETRAINED = Path("runs/mmaudio-small-16k")
-PRETRAINED_V2 = Path("runs/mmaudio-large-44k-v2")
-UNGUIDED = Path("runs/mf-mjt-unguided")
-HEALED = Path("runs/mf-mjt-large-44k-v2-heal")
-UNGUIDED_SHARE = 1 / 3
-"""Of a warm-started training, the part before guidance: 20 of 60 epochs of MeanFlow from SiT-XL (zhuyu-cs/MeanFlow)."""
 PUBLISHED = ("small_16k", "small_44k", "medium_44k", "large_44k", "large_44k_v2")
 
 

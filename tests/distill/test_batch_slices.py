@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from distill.config import Distillation, FromData, FromTeacher, GuidedInput
+from distill.config import FromData, FromTeacher, GuidedInput, Method
 from distill.loop.feed import Feed, generator
 from distill.method.step import evenly, train_step
 from distill.method.student import student_from_teacher
@@ -19,16 +19,16 @@ from tests.teacher.network.test_network import conditions, opened, small
 
 DROPOUT = ConditionDropout(video=0.3, text=0.3, text_only=0.2)
 METHODS = {
-    "meanflow": Distillation(objective=MeanFlow(), times=TimePairs(fm_fraction=0.5, full_fraction=0.5)),
-    "guided by itself": Distillation(
+    "meanflow": Method(objective=MeanFlow(), times=TimePairs(fm_fraction=0.5, full_fraction=0.5)),
+    "guided by itself": Method(
         velocity=FromData(mixed=MixedGuidance(omega=0.3, kappa=0.9), predictions="student"),
         times=MixedTimes(fm_fraction=0.5),
     ),
-    "rescaled guidance": Distillation(velocity=FromTeacher(guidance=Guidance(omega=2.0))),
-    "scale as an input": Distillation(objective=ImprovedMeanFlow(), velocity=GuidedInput()),
-    "prefix": Distillation(times=MixedTimes(fm_fraction=0.5, assign="prefix")),
-    "terminal": Distillation(objective=TerminalVelocity()),
-    "guided later": Distillation(velocity=GuidedInput(), guided_from=0.9),
+    "rescaled guidance": Method(velocity=FromTeacher(guidance=Guidance(omega=2.0))),
+    "scale as an input": Method(objective=ImprovedMeanFlow(), velocity=GuidedInput()),
+    "prefix": Method(times=MixedTimes(fm_fraction=0.5, assign="prefix")),
+    "terminal": Method(objective=TerminalVelocity()),
+    "guided later": Method(velocity=GuidedInput(), guided_from=0.9),
 }
 
 METHODS |= {

@@ -5,7 +5,7 @@ from dataclasses import dataclass, fields, replace
 import pytest
 import torch
 
-from distill.config import Distillation, FromData, FromTeacher, GuidedInput
+from distill.config import FromData, FromTeacher, GuidedInput, Method
 from distill.method.step import train_step
 from distill.method.student import student_from_teacher
 from distill.method.velocity_source import Networks
@@ -104,7 +104,7 @@ def test_a_dropped_row_does_not_reach_into_the_others(nets, state):
             seen.append((nets, x_t, t, v, made))
             return made
 
-    method = Distillation(velocity=Watched(), dropout=ConditionDropout(video=0.5, text=0.5))
+    method = Method(velocity=Watched(), dropout=ConditionDropout(video=0.5, text=0.5))
     draws = torch.Generator().manual_seed(0)
     train_step(
         lambda *a: nets.student(*a, torch.ones(ROWS).double()),
@@ -213,7 +213,7 @@ def test_the_scale_reaches_every_call_of_the_network(nets, state):
                 torch.testing.assert_close(field.train(rows)(x_t[rows], r[rows], t[rows]), plain, **EXACT)
             return super().__call__(field, x_t, r, t, v, progress=progress)
 
-    method = Distillation(objective=Watched(), velocity=GuidedInput(), dropout=ConditionDropout(video=0.0, text=0.0))
+    method = Method(objective=Watched(), velocity=GuidedInput(), dropout=ConditionDropout(video=0.0, text=0.0))
     train_step(wrapped, nets.student, nets.teacher, batch, method, generator=torch.Generator().manual_seed(0))
     assert torch.equal(shown[1][:2], torch.ones(2).double())
     assert len(shown[1].unique()) == ROWS - 1
@@ -223,7 +223,7 @@ def test_the_scale_reaches_every_call_of_the_network(nets, state):
 def test_a_guided_input_learns_the_scale_and_derivatives_pass_it_by(nets, state):
     """The guidance embedding gets a gradient under MeanFlow, whose derivative holds omega fixed."""
     batch = Batch(latents=state[0], conditions=nets.conditions, indices=torch.arange(ROWS))
-    method = Distillation(
+    method = Method(
         objective=MeanFlow(), velocity=GuidedInput(), times=MixedTimes(fm_fraction=0.5), loss=AdaptiveL2(p=0.0)
     )
     terms = train_step(
