@@ -23,7 +23,6 @@ from torch import Tensor, nn
 from distill.checkpoints.writing import write_tensors
 from distill.engines.base import Engine
 from distill.evaluation.clips import SEED, FixedClips, Reference, agreement, reference_guidance
-from distill.loop.tracking import Preview
 from distill.loop_config import EvaluationConfig
 from meanflow import Guidance
 from meanflow.config import to_plain
@@ -87,8 +86,20 @@ HELD_OUT_FILE = "held_out.safetensors"
 
 
 @dataclass(frozen=True)
+class Preview:
+    """Sounds (B, samples) at `sample_rate` and their log-mel pictures (B, bins, frames)."""
+
+    waves: Tensor
+    sample_rate: int
+    pictures: Tensor
+    captions: list[str]
+    names: tuple[str, ...] = ()
+    """What each is called in TensorBoard; without any, 0, 1 and so on."""
+
+
+@dataclass(frozen=True)
 class Evaluated:
-    """One evaluation: numbers for the log by name, and what is heard of it."""
+    """One evaluation: numbers for the log by name, and sounds to listen to."""
 
     scalars: dict[str, float]
     preview: Preview | None

@@ -16,7 +16,8 @@ from safetensors.torch import load_file
 
 from distill.checkpoints import store as checkpoint
 from distill.checkpoints import writing
-from distill.checkpoints.store import at, drop_later, newest, publish, save
+from distill.checkpoints.run_folder import publish
+from distill.checkpoints.store import at, drop_later, newest, save
 from distill.checkpoints.writing import write_tensors
 from teacher.files import check_digests, recorded_steps
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from distill.engines.base import Engine
+from distill.processes import is_single_in_place_of_several, this_process
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -15,12 +16,12 @@ if TYPE_CHECKING:
 PRECISIONS = {"no": torch.float32, "bf16": torch.bfloat16}
 
 
-def start(*, timeout_s: float = 1800.0) -> Engine:
+def choose_engine(*, timeout_s: float = 1800.0) -> Engine:
     """The engine that `accelerate launch` configured; a single process without it.
 
     Raises ValueError for precisions other than no and bf16, and where fewer processes started than were asked for.
     """
-    if _one_for_several():
+    if is_single_in_place_of_several():
         raise ValueError(
             "several processes were asked for and accelerate launch started one, as it does with --cpu and for a file "
             "of distributed_type NO: use --config_file distill/configs/ddp_8gpu.yaml (or ddp_float32_8gpu.yaml), which "
@@ -41,7 +42,7 @@ def start(*, timeout_s: float = 1800.0) -> Engine:
     # Later than the loop's watchdog, which says more than a collective that gives up.
     accelerator = _accelerator(timedelta(seconds=2 * timeout_s + 60), deepspeed)
     atexit.register(_leave)
-    expected = int(os.environ.get("WORLD_SIZE", "1"))
+    expected = this_process().world_size
     if accelerator.num_processes != expected:
         raise ValueError(f"expected {expected} processes, accelerate started {accelerator.num_processes}")
     if str(accelerator.distributed_type).endswith("DEEPSPEED"):
@@ -81,14 +82,6 @@ def _without_shared_memory() -> None:
     import deepspeed.ops
 
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-
-
-def _one_for_several() -> bool:
-    """Whether accelerate's launcher of a single process ran for several: it then gives an address to meet at, which a
-    launcher of several (torchrun, mpirun, srun) accompanies with numbers of processes."""
-    launched = "ACCELERATE_USE_CPU" in os.environ and "MASTER_PORT" in os.environ
-    counted = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
-    return launched and not any(name in os.environ for name in counted)
 
 
 def _leave() -> None:
