@@ -5,8 +5,8 @@ from dataclasses import replace
 from html import escape
 from pathlib import Path
 
+from eval.report.blocks import Table
 from eval.report.budgets import READING, budget_table, circumstances, totals_table
-from eval.report.tables import Table
 from eval.speed.budget import Budget
 from scripts.app.studio import Limits, Made, Take
 from teacher.media import MediaInfo
