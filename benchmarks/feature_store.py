@@ -23,6 +23,7 @@ from eval.ledger import Table, record
 from teacher.features import store
 from teacher.features.dataset import FeatureSet
 from teacher.features.store import Record, Shard
+from teacher.files import write_json
 from teacher.network.sequence import IMAGE_DIM, SEQUENCE_16K, SYNC_DIM, TEXT_DIM, TEXT_TOKENS, image_frames, sync_frames
 
 DURATION_S, CHANNELS = 8.0, 20
@@ -114,7 +115,7 @@ def write_store(folder: Path, options: Options, video: bool) -> None:
         "latent_mean": [STATISTICS[0]] * CHANNELS,
         "latent_std": [STATISTICS[1]] * CHANNELS,
     }
-    store.write_json(folder / "features.json", info)
+    write_json(folder / "features.json", info)
 
 
 def _record(row: int, caption: str, video: bool) -> Record:

@@ -17,10 +17,8 @@ from pathlib import Path
 from typing import NamedTuple, TypeAlias, TypeVar
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from distill.checkpoints.writing import write_tensors
 from distill.engines.base import Engine
 from distill.evaluation.clips import SEED, FixedClips, Reference, agreement, reference_guidance
 from distill.loop_config import EvaluationConfig
@@ -28,6 +26,7 @@ from meanflow import Guidance
 from meanflow.config import to_plain
 from teacher.audio.codec import AudioCodec
 from teacher.features.store import Record
+from teacher.files.safetensors import read_content, write_tensors
 from teacher.network.mmaudio import MMAudio
 
 NAME = "latents"
@@ -51,11 +50,10 @@ def key_of(
 def read_held_out(path: Path, key: str) -> Tensor | None:
     """The latents of a file; None where it is absent, damaged in any byte, or was made with another key."""
     try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            latents: Tensor = file.get_tensor(NAME)
-    except (OSError, SafetensorError):
+        tensors, metadata = read_content(path, [NAME])
+    except (OSError, ValueError):
         return None
+    latents = tensors[NAME]
     return latents if metadata == _metadata(key, latents) else None
 
 

@@ -7,7 +7,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor, nn
 
-from teacher.files.tensors import check_fit
+from teacher.files.components import check_fit
 from teacher.network.lora import (
     ALPHA,
     LoRAConfig,

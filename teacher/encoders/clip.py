@@ -18,8 +18,8 @@ from torch.nn import functional
 
 from mf_mjt_torchvision import guard_torchvision
 from teacher.encoders.base import Frames, checked_frames, count_blocks, shape_of, tensors_digest
+from teacher.files.components import load_strictly, read_tensors
 from teacher.files.errors import WeightsError
-from teacher.files.tensors import load_strictly, read_tensors
 from teacher.media import FrameRequest
 from teacher.network.sequence import IMAGE_FPS
 

@@ -21,8 +21,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from teacher.encoders.base import Frames, checked_frames, count_blocks, shape_of, tensors_digest
+from teacher.files.components import load_strictly, read_tensors
 from teacher.files.errors import WeightsError
-from teacher.files.tensors import load_strictly, read_tensors
 from teacher.media import FrameRequest
 from teacher.network.sequence import SEGMENT_FRAMES, SEGMENT_STRIDE, SYNC_FPS
 

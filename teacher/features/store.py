@@ -23,7 +23,6 @@ else. digests.json has the SHA-256 of whole files. Folders of older versions hav
 
 Opening the shards and texts of a feature folder (teacher/features/store.py): headers and indices, checked."""
 
-import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -31,13 +30,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save
 from torch import Tensor
 
+from teacher.files import as_json, split_lines
 from teacher.files import read_json as read_any_json
-from teacher.files import replacing, split_lines
 from teacher.files.errors import FeatureError
-from teacher.files.tensor_file import AGAIN, CHECKS, TensorFile, row_checks, small_digest
+from teacher.files.tensor_file import AGAIN, TensorFile, write_checked
 from teacher.network.sequence import (
     IMAGE_DIM,
     SYNC_DIM,
@@ -108,22 +106,6 @@ def text_path(folder: Path, number: int) -> Path:
     return folder / "texts" / f"{number:05d}.safetensors"
 
 
-def as_json(content: Any, *, indent: int | None = None, separators: tuple[str, str] | None = None) -> str:
-    """JSON as text for people. Names of files that are not UTF-8, which UTF-8 cannot hold, are written escaped."""
-    text = json.dumps(content, indent=indent, separators=separators, ensure_ascii=False)
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError:
-        return json.dumps(content, indent=indent, separators=separators)
-    return text
-
-
-def write_json(path: Path, content: dict[str, Any], *, indent: int | None = 1) -> None:
-    """Write JSON through a temporary file and a rename."""
-    with replacing(path) as temporary:
-        temporary.write_text(as_json(content, indent=indent) + "\n", encoding="utf-8")
-
-
 def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object; FeatureError when it is missing or damaged."""
     try:
@@ -146,22 +128,6 @@ def read_info(folder: Path, versions: tuple[int, ...] = (FORMAT_VERSION,)) -> di
     return info
 
 
-def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, Any]) -> tuple[int, str]:
-    """Write safetensors with one JSON string as metadata and the checks of everything, whole or not at all.
-
-    Returns length and SHA-256 of the file.
-    """
-    made = {n: t.detach().cpu().contiguous() for n, t in tensors.items() if not n.endswith(CHECKS)}
-    made |= {f"{name}{CHECKS}": checks for name in list(made) if (checks := row_checks(name, made[name])) is not None}
-    described = {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in made.items()}
-    metadata = {name: value for name, value in metadata.items() if name != "digest"}
-    digest = small_digest(described, lambda name: made[name].flatten().view(torch.uint8).numpy().tobytes(), metadata)
-    content = save(made, metadata={"json": as_json(metadata | {"digest": digest})})
-    with replacing(path) as temporary:
-        temporary.write_bytes(content)
-    return len(content), hashlib.sha256(content).hexdigest()
-
-
 def write_shard(path: Path, shard: Shard) -> tuple[int, str]:
     """Write a shard in one file; latents with std are rounded to bfloat16, those without stay float32."""
     tensors = {
@@ -177,7 +143,7 @@ def write_shard(path: Path, shard: Shard) -> tuple[int, str]:
     else:
         tensors |= {"mean": shard.mean.bfloat16(), "std": shard.std.bfloat16(), "moments": _moments(shard)}
     codec = {"codec": shard.codec} if shard.codec else {}
-    return write_tensors(path, tensors, {"skipped": list(shard.skipped), "padded": shard.padded, **codec})
+    return write_checked(path, tensors, {"skipped": list(shard.skipped), "padded": shard.padded, **codec})
 
 
 def write_texts(path: Path, captions: Sequence[str], features: Tensor, *, shared_positions: int) -> tuple[int, str]:
@@ -194,7 +160,7 @@ def write_texts(path: Path, captions: Sequence[str], features: Tensor, *, shared
         "filled": torch.tensor([bool(caption.strip()) for caption in captions]),
         "captions": _bytes(as_json(list(captions))),
     }
-    return write_tensors(path, tensors, {})
+    return write_checked(path, tensors, {})
 
 
 def _moments(shard: Shard) -> Tensor:

@@ -15,6 +15,7 @@ from teacher.encoders.registry import SHORTEST_SHARE, frame_requests, load_encod
 from teacher.features import store
 from teacher.features.store import Skipped
 from teacher.features.workers import DIED, WorkerPool
+from teacher.files import write_json
 from teacher.files.errors import FeatureError
 from teacher.files.processes import Processes
 from teacher.files.tensor_file import AGAIN
@@ -218,7 +219,7 @@ def look(
                     raise RuntimeError(f"asked for the windows of {wanted}, got those of {path}")
                 tell("look", done + len(found), total)
             entries = [_described(found[item.path]) for item in block]
-            store.write_json(paths[k], {"plan": plan, "items": entries, "digest": _digest(entries)}, indent=None)
+            write_json(paths[k], {"plan": plan, "items": entries, "digest": _digest(entries)}, indent=None)
         done += len(block)
         tell("look", done, total)
     processes.wait(lambda: all(path.is_file() for path in paths), what="the look at all files", on=processes.others)

@@ -13,7 +13,6 @@ from safetensors.torch import load_file
 
 from distill.checkpoints.posthoc import reconstruct
 from distill.checkpoints.run_folder import write_config
-from distill.checkpoints.writing import write_tensors
 from distill.config import DistillRun, Fresh, FromWeights, TeacherRun
 from distill.initial_network import fresh_or_loaded
 from distill.loop import fit as train
@@ -35,6 +34,7 @@ from scripts.train_teacher import commands
 from teacher.audio.registry import open_codec
 from teacher.features.codec import load_codec
 from teacher.features.dataset import JointSet, batch_indices
+from teacher.files.safetensors import write_tensors
 from teacher.flow_matching import flow_matching_step
 from teacher.network.lora import LoRAConfig, load_adapter, merge_lora
 from teacher.network.mmaudio import MMAudio

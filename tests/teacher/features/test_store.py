@@ -14,8 +14,9 @@ from teacher.features.codec import latent_statistics
 from teacher.features.dataset import FeatureSet
 from teacher.features.rows import Buffers
 from teacher.features.store import Layout, Record, Shard, ShardFile
+from teacher.files import write_json
 from teacher.files.errors import FeatureError
-from teacher.files.tensor_file import Files, TensorFile
+from teacher.files.tensor_file import Files, TensorFile, write_checked
 from teacher.network.sequence import IMAGE_DIM, SYNC_DIM, TEXT_DIM, TEXT_TOKENS, image_frames, sync_frames
 
 DURATION_S = 1.0
@@ -101,7 +102,7 @@ def write(folder: Path, *, std: bool = True, shared: int = 1, per_file: int = 2)
         "latent_mean": MEAN.tolist(),
         "latent_std": STD.tolist(),
     }
-    store.write_json(folder / "features.json", info)
+    write_json(folder / "features.json", info)
     return shards
 
 
@@ -264,7 +265,7 @@ def test_shared_positions_that_differ_are_refused(tmp_path):
 def rewrite(path: Path, **changes: torch.Tensor) -> None:
     """The same file with some tensors replaced."""
     file = TensorFile.open(path)
-    store.write_tensors(path, {name: file.small(name) for name in file.entries} | changes, file.metadata)
+    write_checked(path, {name: file.small(name) for name in file.entries} | changes, file.metadata)
 
 
 def damage_short(folder: Path) -> None:
@@ -303,7 +304,7 @@ def damage_rows(folder: Path) -> None:
 
 def damage_version(folder: Path) -> None:
     info = json.loads((folder / "features.json").read_text())
-    store.write_json(folder / "features.json", info | {"version": 1})
+    write_json(folder / "features.json", info | {"version": 1})
 
 
 @pytest.mark.parametrize(

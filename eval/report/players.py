@@ -1,4 +1,4 @@
-"""examples.json, read and checked: the clips whose players the page shows."""
+"""examples.json: the clips whose players a page shows, read and checked."""
 
 import json
 from dataclasses import dataclass, fields
@@ -12,7 +12,7 @@ SOUND_SUFFIXES = (".wav", ".flac", ".mp3", ".ogg")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Entry:
+class Version:
     """One version of an example: real, or made by some model."""
 
     name: str
@@ -33,7 +33,7 @@ class Example:
     task: Task
     id: str
     caption: str
-    entries: tuple[Entry, ...]
+    entries: tuple[Version, ...]
 
 
 def read_examples(path: Path) -> list[Example]:
@@ -61,7 +61,7 @@ def _example(item: object, where: str, folder: Path) -> Example:
     if item["task"] not in get_args(Task):
         raise ValueError(f"{where}: task must be one of {get_args(Task)}, got {item['task']!r}")
     try:
-        entries = tuple(Entry(**entry) for entry in item["entries"])
+        entries = tuple(Version(**entry) for entry in item["entries"])
     except TypeError as error:
         raise ValueError(f"{where}: an entry has the fields name, media and spectrogram ({error})") from error
     for entry in entries:

@@ -13,8 +13,8 @@ from typing import Any, Self
 import torch
 import tyro
 
-from scripts.app_files import Workspace
-from scripts.app_studio import Limits, Model, Setting, Studio
+from scripts.app.studio import Limits, Model, Setting, Studio
+from scripts.app.workspace import Workspace
 from scripts.errors import one_line_errors
 from teacher.network.sequence import MIN_DURATION_S
 from teacher.sampling.pipeline import Pipeline
@@ -100,12 +100,13 @@ def serve(args: App) -> None:
     with Stop() as stop, Workspace.temporary() as workspace:
         # Read by gradio when it is imported and when the page is built.
         os.environ |= {"GRADIO_TEMP_DIR": str(workspace.uploads), "GRADIO_ANALYTICS_ENABLED": "False"}
-        from scripts import app_page
+        from scripts.app.guard import Hosts, Visitors
+        from scripts.app.page import build, launch_options
 
-        studio, visitors = Studio(models=models, workspace=workspace, limits=args.limits), app_page.Visitors()
-        hosts = app_page.Hosts(host=args.host, extra=args.allow_host, share=args.share)
-        page = app_page.build(studio, visitors, starts=starts)
-        options = app_page.launch_options(studio, visitors, hosts, port=args.port, max_megabytes=args.max_megabytes)
+        studio, visitors = Studio(models=models, workspace=workspace, limits=args.limits), Visitors()
+        hosts = Hosts(host=args.host, extra=args.allow_host, share=args.share)
+        page = build(studio, visitors, starts=starts)
+        options = launch_options(studio, visitors, hosts, port=args.port, max_megabytes=args.max_megabytes)
         page.launch(prevent_thread_lock=True, **options)
         print(f"http://{args.host}:{args.port} (Ctrl-C ends)", flush=True)
         try:
@@ -149,7 +150,3 @@ class Stop:
         """Until a signal comes."""
         while self.signal is None:
             time.sleep(0.1)
-
-
-if __name__ == "__main__":
-    cli()

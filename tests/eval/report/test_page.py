@@ -1,7 +1,9 @@
 """The report page: every number, player and file it promises is there, and nothing points outside."""
 
+import dataclasses
 import json
 import re
+from html import unescape
 from html.parser import HTMLParser
 
 import numpy as np
@@ -9,13 +11,22 @@ import pytest
 from PIL import Image
 
 from eval.compare.examples import PICTURE_HEIGHT, PICTURE_WIDTH, spectrogram_png
+from eval.compare.hygiene import TestFacts, write_facts
 from eval.compare.rows import Row, append_lines
-from eval.report.charts import nice_ticks
+from eval.report.blocks import Heading, Paragraph, inert, markdown
+from eval.report.page import write_report
 from eval.report.paper import write_paper
-from eval.report.tables import significant
-from eval.report.write import write_report
+from eval.report.results import Results
 from eval.speed.budget import STAGES, with_totals
 from teacher.media import write_audio
+from tests.eval.report.comparison import page_of, three_models
+from tests.eval.report.comparison import row as vta_row
+
+
+@pytest.fixture
+def three():
+    return three_models()
+
 
 NAMES = ("ground truth", "teacher, 25 steps", "teacher, 1 step", "student, 1 step")
 
@@ -83,7 +94,7 @@ class Page(HTMLParser):
 
 
 def test_page_has_every_player_and_every_file_exists(folder):
-    page = Page(write_report(folder / "rows.jsonl").read_text())
+    page = Page(write_report(Results.read(folder / "rows.jsonl")).read_text())
     assert len(page.named("video")) == len(NAMES)
     assert len(page.named("audio")) == len(NAMES)
     assert len(page.named("img")) == 2 * len(NAMES)
@@ -94,21 +105,21 @@ def test_page_has_every_player_and_every_file_exists(folder):
 
 
 def test_page_needs_nothing_from_outside(folder):
-    text = write_report(folder / "rows.jsonl").read_text()
+    text = write_report(Results.read(folder / "rows.jsonl")).read_text()
     assert not re.search(r"https?:|//[a-z]|@import|url\(", text)
     assert not Page(text).named("link")
     assert str(folder) not in text
 
 
 def test_text_from_outside_is_escaped(folder):
-    text = write_report(folder / "rows.jsonl").read_text()
+    text = write_report(Results.read(folder / "rows.jsonl")).read_text()
     assert "<b>thud" not in text
-    assert "a &lt;b&gt;thud&lt;/b&gt; &amp; a &quot;ring&quot;" in text
+    assert "a &lt;b&gt;thud&lt;/b&gt; &amp; a &#34;ring&#34;" in text
     assert "--steps 1 25 &lt;all&gt;" in text
 
 
 def test_page_tells_numbers_directions_origin_and_the_limits_of_the_metrics(folder):
-    text = write_report(folder / "rows.jsonl").read_text()
+    text = write_report(Results.read(folder / "rows.jsonl")).read_text()
     for part in ("Video to audio", "Text to audio", "FD (embedded) ↓", "IS (embedded) ↑", "Onset F1 ↑", "NFE"):
         assert part in text
     assert "not comparable with published figures" in text
@@ -120,7 +131,7 @@ def test_page_tells_numbers_directions_origin_and_the_limits_of_the_metrics(fold
 
 
 def test_both_tables_hold_means_deviations_and_the_best_in_bold(folder):
-    page = write_report(folder / "rows.jsonl")
+    page = write_report(Results.read(folder / "rows.jsonl"))
     markdown = (folder / "results.md").read_text()
     # Student, seeds 0 and 1: 3.25 and 4.25, mean 3.75, deviation 0.71. Teacher with 25 steps: 1.6 and 2.6, the best.
     assert re.search(r"\| Student \| 1 \| 1 \| 3\.75 ± 0\.71 \|", markdown)
@@ -131,12 +142,12 @@ def test_both_tables_hold_means_deviations_and_the_best_in_bold(folder):
     assert markdown.count("| **1.66** ± 0.38 |") == 2
     text = page.read_text()
     assert '<td>3.75<span class="spread"> ± 0.71</span></td>' in text
-    assert '<td class=best>2.10<span class="spread"> ± 0.71</span></td>' in text
+    assert '<td class="best">2.10<span class="spread"> ± 0.71</span></td>' in text
     assert "Onset" not in markdown.split("## Text to audio")[1].split("## How to read it")[0]
 
 
 def test_charts_show_steps_evaluations_and_time_with_floor_and_ceiling(folder):
-    text = write_report(folder / "rows.jsonl").read_text()
+    text = write_report(Results.read(folder / "rows.jsonl")).read_text()
     # Five scores for video (FD, KAD, KL, IS, onsets), four for text, each against steps, evaluations and time.
     assert text.count('<svg class="chart"') == 3 * (5 + 4)
     assert text.count('class="level"') == 2 * 3 * (5 + 4)  # real sound and the codec round trip
@@ -150,19 +161,22 @@ def test_charts_show_steps_evaluations_and_time_with_floor_and_ceiling(folder):
 
 def test_page_without_examples_has_no_players(folder):
     (folder / "examples.json").unlink()
-    assert not Page(write_report(folder / "rows.jsonl").read_text()).named("video")
+    assert not Page(write_report(Results.read(folder / "rows.jsonl")).read_text()).named("video")
 
 
 def test_mixed_configurations_are_pointed_out(folder):
     changed = json.loads(row("vta", "student", 1, 0, 3.25).to_json()) | {"config_digest": "another"}
     append_lines(folder / "rows.jsonl", [json.dumps(changed)])
-    assert "several configurations are mixed for Student, VTA;" in write_report(folder / "rows.jsonl").read_text()
+    assert (
+        "several configurations are mixed for Student, VTA;"
+        in write_report(Results.read(folder / "rows.jsonl")).read_text()
+    )
 
 
 def test_guidance_scales_are_not_mixed_configurations(folder):
     changed = json.loads(row("vta", "student", 1, 0, 3.25).to_json()) | {"config_digest": "another", "guidance": 1.4}
     append_lines(folder / "rows.jsonl", [json.dumps(changed)])
-    text = write_report(folder / "rows.jsonl").read_text()
+    text = write_report(Results.read(folder / "rows.jsonl")).read_text()
     assert "are mixed" not in text
     assert "Student, guidance 1.4" in text
 
@@ -170,7 +184,7 @@ def test_guidance_scales_are_not_mixed_configurations(folder):
 def test_a_page_with_a_single_row_of_an_older_version(tmp_path):
     """No estimates, no clips.jsonl, one model, one seed: everything that can be told is, nothing fails."""
     append_lines(tmp_path / "rows.jsonl", [row("vta", "student", 1, 0, 3.25).to_json()])
-    text = write_report(tmp_path / "rows.jsonl").read_text()
+    text = write_report(Results.read(tmp_path / "rows.jsonl")).read_text()
     markdown = (tmp_path / "results.md").read_text()
     assert "<td>3.25</td>" in text
     assert "before intervals and bias were kept" in text
@@ -194,21 +208,19 @@ def test_bad_examples_are_refused_by_number(folder, change, message):
     examples[1]["entries"][0] |= change
     (folder / "examples.json").write_text(json.dumps(examples))
     with pytest.raises(ValueError, match=f"example 2.*{message}"):
-        write_report(folder / "rows.jsonl")
+        write_report(Results.read(folder / "rows.jsonl"))
 
 
 def test_no_rows_and_no_file_are_different_errors(tmp_path):
-    for write in (write_report, write_paper):
-        with pytest.raises(FileNotFoundError, match=r"absent/rows\.jsonl does not exist"):
-            write(tmp_path / "absent" / "rows.jsonl")
+    with pytest.raises(FileNotFoundError, match=r"absent/rows\.jsonl does not exist"):
+        Results.read(tmp_path / "absent" / "rows.jsonl")
     (tmp_path / "rows.jsonl").write_text("")
-    for write in (write_report, write_paper):
-        with pytest.raises(ValueError, match="holds no rows of results; run the comparison first"):
-            write(tmp_path / "rows.jsonl")
+    with pytest.raises(ValueError, match="holds no rows of results; run the comparison first"):
+        Results.read(tmp_path / "rows.jsonl")
 
 
 def test_how_to_read_real_sound_and_a_negative_kernel_distance(folder):
-    page = write_report(folder / "rows.jsonl").read_text()
+    page = write_report(Results.read(folder / "rows.jsonl")).read_text()
     for text in (page.split('id="reading"')[1], (folder / "results.md").read_text().split("## How to read it")[1]):
         assert "so real sound may stand above the codec" in text
         assert "may come out negative" in text
@@ -224,11 +236,46 @@ def test_spectrogram_shows_a_tone_at_its_height(tmp_path):
     assert height == pytest.approx(0.575, abs=0.03)
 
 
-def test_ticks_are_round_and_span_zero_and_the_values():
-    assert nice_ticks([3.0, 9.7]) == [0.0, 2.0, 4.0, 6.0, 8.0, 10.0]
-    assert nice_ticks([-0.2, 0.9])[0] == -0.25
-    assert nice_ticks([0.0]) == pytest.approx([0.0, 0.2])
+def test_names_from_outside_are_escaped(tmp_path, three):
+    rows = [dataclasses.replace(r, model="<i>x|y</i>" if r.model == "tiny" else r.model) for r in three]
+    rows = [dataclasses.replace(r, metrics=dict(r.metrics) | {"<b>new": 1.0}) for r in rows]
+    page, markdown = page_of(tmp_path, rows)
+    assert "<i>x" not in page
+    assert "<b>new" not in page
+    assert "<i>x|y</i>, 1 step, against" in unescape(page)
+    assert "| &lt;i>x\\|y&lt;/i> | 1 |" in markdown
 
 
-def test_factors_keep_three_digits():
-    assert [significant(v) for v in (0.1, 0.00312, 12.345, 0.0)] == ["0.100", "0.00312", "12.3", "0"]
+def test_excluded_clips_are_listed_with_their_reason(tmp_path):
+    fact = TestFacts(task="vta", ids=("a", "b"), excluded=(("lost", "no such <file>"),))
+    write_facts(tmp_path, [fact])
+    page, markdown = page_of(tmp_path, [vta_row()])
+    assert "Ids of the 2 clips</summary>" in page
+    assert "<pre>a b</pre>" in page
+    assert "Excluded for every model: 1" in page
+    assert "lost: no such &lt;file&gt;" in page
+    assert fact.digest in page
+    assert fact.digest in markdown
+
+
+HOSTILE = "<script>alert(1)</script><img src=x>|`x`![p](http://h/p.png) [l](javascript:x)\n\n[d]: http://h\n# head"
+
+
+def test_names_from_outside_are_words_in_markdown(tmp_path, three):
+    rows = [dataclasses.replace(r, model=HOSTILE, command=HOSTILE) if r.kind == "student" else r for r in three]
+    rows = [dataclasses.replace(r, metrics=dict(r.metrics) | {HOSTILE: 1.0}) for r in rows]
+    append_lines(tmp_path / "rows.jsonl", [r.to_json() for r in rows])
+    write_report(Results.read(tmp_path / "rows.jsonl"))
+    write_paper(Results.read(tmp_path / "rows.jsonl"))
+    for name in ("results.md", "paper.md"):
+        text = (tmp_path / name).read_text()
+        assert "alert(1)" in text
+        for part in ("<script", "<img", "![p](", "[l](", "\n[d]:", "\n# head", " `x`"):
+            assert part not in text, (name, part)
+        shown = [line for line in text.splitlines() if line.startswith("| ") and "alert" in line]
+        assert shown
+
+
+def test_our_own_markdown_stays():
+    assert inert("**bold** and 1 < 2") == "**bold** and 1 &lt; 2"
+    assert markdown([Heading(text="a", level=2), Paragraph("b\nc")]) == "## a\n\nb c"

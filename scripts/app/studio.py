@@ -12,13 +12,13 @@ from typing import TypeAlias
 from eval.compare.examples import spectrogram_png
 from eval.speed.budget import Budget
 from eval.speed.measure import measure_budget
-from eval.speed.stages import Chain, Work
+from eval.speed.stages import StagedGenerator, Workload
 from meanflow import Guidance
-from scripts.app_files import Workspace
-from scripts.app_timing import Clock, timed
+from scripts.app.workspace import Workspace
 from teacher.files import file_sha256
 from teacher.media import MediaError, MediaInfo, probe
 from teacher.sampling.pipeline import Pipeline, Scene, Sound
+from teacher.sampling.stages import StageClock, never_stop
 
 MAX_WORDS = 400
 """Characters of a prompt."""
@@ -28,17 +28,13 @@ KEEP_SCENES_S = 600.0
 """Seconds of encoded video kept in memory, 0.15 MB each."""
 BUDGET_RUNS = 5
 """How often a budget runs every stage: counted, warmed up, timed three times."""
-Going: TypeAlias = Callable[[], None]
-"""Asked before every step and every window; raises StoppedError where the work is to end."""
+Check: TypeAlias = Callable[[], None]
+"""Called before every stage and every evaluation of a network; raises StoppedError where the work is to end."""
 Key: TypeAlias = tuple[object, ...]
 
 
 class StoppedError(ValueError):
     """The visitor pressed Stop or has gone, or the page is being closed."""
-
-
-def go_on() -> None:
-    """Nobody stops this work."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,7 +121,6 @@ class Studio:
     models: Sequence[Model]
     workspace: Workspace
     limits: Limits = field(default_factory=Limits)
-    _clock: Clock = field(default_factory=Clock)
     _scenes: OrderedDict[Key, Scene] = field(default_factory=OrderedDict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -145,36 +140,36 @@ class Studio:
             )
         return info
 
-    def compare(self, ask: Ask, settings: Sequence[Setting], seed: int, going: Going = go_on) -> Made:
+    def compare(self, ask: Ask, settings: Sequence[Setting], seed: int, check: Check = never_stop) -> Made:
         """One sound of every model from the same seed, and the video again with each."""
-        return self._make(ask, settings, [_whole("seed", seed, 0, MAX_SEED)], going, films=True)
+        return self._make(ask, settings, [_whole("seed", seed, 0, MAX_SEED)], check, films=True)
 
-    def grid(self, ask: Ask, setting: Setting, seed: int, count: int, going: Going = go_on) -> Made:
+    def grid(self, ask: Ask, setting: Setting, seed: int, count: int, check: Check = never_stop) -> Made:
         """`count` sounds of one model from consecutive seeds, asked of the pipeline in a single call."""
         if count not in GRIDS:
             raise ValueError(f"a grid has {' or '.join(map(str, GRIDS))} sounds, got {count}")
         first = _whole("seed", seed, 0, MAX_SEED)
-        return self._make(ask, [setting], list(range(first, first + count)), going, films=False)
+        return self._make(ask, [setting], list(range(first, first + count)), check, films=False)
 
-    def budget(self, ask: Ask, setting: Setting, going: Going = go_on) -> Budget:
+    def budget(self, ask: Ask, setting: Setting, check: Check = never_stop) -> Budget:
         """Every stage of one window counted and timed on its own, a few times over (eval/speed/measure.py)."""
         pipeline = self._model(setting.model).pipeline
         total_s = self._length_s(ask, pipeline)
         self._check_work(min(total_s, pipeline.window_s), [setting], BUDGET_RUNS)
-        work = Work(
+        workload = Workload(
             duration_s=min(total_s, pipeline.window_s),
             captions=(ask.prompt or "",),
             windows=() if ask.video is None else ((ask.video, 0.0),),
         )
         with self._lock:
-            going()
+            check()
             return measure_budget(
-                Chain.of_pipeline(pipeline, setting.model),
-                work,
+                StagedGenerator.of_pipeline(pipeline, setting.model),
+                workload,
                 steps=(setting.steps,),
                 guidance=(Guidance(omega=setting.guidance),),
                 repeats=BUDGET_RUNS - 2,
-                told=lambda line: going(),
+                report=lambda line: check(),
             )
 
     def finish(self, timeout_s: float) -> None:
@@ -191,7 +186,7 @@ class Studio:
                 f"a click may have {self.limits.evaluated_s:.0f}: ask for fewer steps, fewer sounds or less time"
             )
 
-    def _make(self, ask: Ask, settings: Sequence[Setting], seeds: list[int], going: Going, *, films: bool) -> Made:
+    def _make(self, ask: Ask, settings: Sequence[Setting], seeds: list[int], check: Check, *, films: bool) -> Made:
         seconds: dict[str, dict[str, float]] = {}
         encoded: dict[Key, dict[str, float]] = {}
         drawn: list[tuple[str, list[Sound]]] = []
@@ -199,39 +194,40 @@ class Studio:
         lengths = {self._length_s(ask, self._model(setting.model).pipeline) for setting in settings}
         self._check_work(max(lengths), settings, len(seeds))
         with self._lock:
-            self._clock = Clock(going=going)
+            clock = StageClock(check=check)
             for setting in settings:
-                going()
+                check()
                 pipeline = self._model(setting.model).pipeline
                 key = self._key(ask, pipeline)
-                scene, encoding = self._scene(ask, pipeline, key)
+                scene, encoding = self._scene(ask, pipeline, key, clock)
                 shared |= bool(encoded.get(key))
                 encoding = encoded.setdefault(key, encoding)
-                sounds, generation = self._draw(scene, setting, seeds)
+                sounds, generation = self._draw(scene, setting, seeds, clock)
                 seconds[setting.model] = encoding | generation
                 drawn.append((setting.model, sounds))
-            takes = self._written(drawn, going, films=films)
+            takes = self._written(drawn, check, films=films)
         audio_s = sum(sound.duration_s for sound in drawn[0][1])
         return Made(takes=tuple(takes), seconds=seconds, shared=shared, audio_s=audio_s)
 
-    def _written(self, drawn: Sequence[tuple[str, list[Sound]]], going: Going, *, films: bool) -> list[Take]:
+    def _written(self, drawn: Sequence[tuple[str, list[Sound]]], check: Check, *, films: bool) -> list[Take]:
         folder = self.workspace.new_result()
         takes = []
         try:
             for name, sounds in drawn:
                 for sound in sounds:
-                    going()
+                    check()
                     takes.append(_write(name, sound, folder, film=films))
         except BaseException:
             self.workspace.drop(folder)
             raise
         return takes
 
-    def _draw(self, scene: Scene, setting: Setting, seeds: list[int]) -> tuple[list[Sound], dict[str, float]]:
-        watched = timed(self._model(setting.model).pipeline, self._clock)
-        return self._clock.generation(
-            lambda: watched(scene, seeds=seeds, steps=setting.steps, guidance=setting.guidance)
-        )
+    def _draw(
+        self, scene: Scene, setting: Setting, seeds: list[int], clock: StageClock
+    ) -> tuple[list[Sound], dict[str, float]]:
+        pipeline = self._model(setting.model).pipeline
+        sounds = pipeline(scene, seeds=seeds, steps=setting.steps, guidance=setting.guidance, clock=clock)
+        return sounds, clock.take()
 
     def _key(self, ask: Ask, pipeline: Pipeline) -> Key:
         """By which a scene is known: what is seen and said, and all that makes features of it. Raises ValueError for
@@ -246,26 +242,23 @@ class Studio:
             pipeline.window_s,
         )
 
-    def _scene(self, ask: Ask, pipeline: Pipeline, key: Key) -> tuple[Scene, dict[str, float]]:
+    def _scene(self, ask: Ask, pipeline: Pipeline, key: Key, clock: StageClock) -> tuple[Scene, dict[str, float]]:
         """The encoded scene and the seconds that took now, by stage: none where it was encoded before."""
         if key in self._scenes:
             self._scenes.move_to_end(key)
             # The same pictures may have come again under another name; the film is made from the file at hand.
             return replace(self._scenes[key], video=ask.video), {}
-        watched = timed(pipeline, self._clock)
-        scene, seconds = self._clock.encoding(
-            lambda: watched.encode(
-                video=ask.video,
-                prompt=ask.prompt,
-                negative_prompt=ask.negative_prompt,
-                duration_s=self._length_s(ask, pipeline) if ask.video is None else None,
-            ),
-            video=ask.video is not None,
+        scene = pipeline.encode(
+            video=ask.video,
+            prompt=ask.prompt,
+            negative_prompt=ask.negative_prompt,
+            duration_s=self._length_s(ask, pipeline) if ask.video is None else None,
+            clock=clock,
         )
         self._scenes[key] = scene
         while len(self._scenes) > 1 and sum(scene.total_s for scene in self._scenes.values()) > KEEP_SCENES_S:
             self._scenes.popitem(last=False)
-        return scene, seconds
+        return scene, clock.take()
 
     def _length_s(self, ask: Ask, pipeline: Pipeline) -> float:
         if ask.video is not None:

@@ -1,20 +1,21 @@
-"""Safetensors files: reading, strict loading, and the description that a converted component carries.
+"""Weights in safetensors files: strict loading into modules, and the components that `mf-convert` makes.
 
-Models import this module alone: it knows no network.
+A component is one file of float32 tensors whose metadata say where it came from (`ComponentInfo`). What is read is
+compared with digests.json beside it. Models import this module; it knows no network.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from teacher.files import compare_recorded, file_sha256
+from teacher.files.digests import compare_recorded
 from teacher.files.errors import WeightsError
+from teacher.files.replace import replacing
+from teacher.files.safetensors import Described, read_content, read_header, stream_values
 
 LISTED = 8
 """Names that a message lists before it only counts."""
@@ -44,8 +45,8 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     """Tensors of a safetensors file; WeightsError if it is absent or damaged, by digests.json beside it too."""
     compare_weights(path)
     try:
-        return load_file(path)
-    except (OSError, SafetensorError) as error:
+        return read_content(path).tensors
+    except (OSError, ValueError) as error:
         raise WeightsError(f"cannot read weights {path}: {error}") from error
 
 
@@ -65,23 +66,52 @@ def read_component(path: Path) -> tuple[dict[str, Tensor], ComponentInfo]:
 def read_component_info(path: Path) -> ComponentInfo:
     """The description alone, without the tensors."""
     try:
-        with safe_open(path, framework="pt") as file:
-            plain = json.loads((file.metadata() or {})["json"])
-        return ComponentInfo(**{name: str(plain[name]) for name in ComponentInfo.__dataclass_fields__})
-    except (OSError, SafetensorError) as error:
+        metadata = read_header(path).metadata
+    except (OSError, ValueError) as error:
         raise WeightsError(f"cannot read weights {path}: {error}") from error
+    try:
+        plain = json.loads(metadata["json"])
+        return ComponentInfo(**{name: str(plain[name]) for name in ComponentInfo.__dataclass_fields__})
     except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise WeightsError(
             f"{path} is not a component made by mf-convert; move it away and give it to mf-convert --file"
         ) from error
 
 
+def write_component(
+    path: Path,
+    tensors: Mapping[str, Tensor],
+    info: ComponentInfo,
+    *,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> None:
+    """Write tensors of any floating-point type as float32, in their order, with memory for one of them.
+
+    Raises WeightsError and leaves nothing behind if a value is NaN or infinite. `progress` is called with (bytes that
+    are written, bytes in all) after each tensor.
+    """
+    described = [Described(name, torch.float32, tuple(tensor.shape)) for name, tensor in tensors.items()]
+    total = sum(one.size for one in described)
+
+    def values() -> Iterator[Tensor]:
+        done = 0
+        for one in described:
+            made = tensors[one.name].detach().to("cpu", torch.float32)
+            if not bool(torch.isfinite(made).all()):
+                raise WeightsError(f"{info.source}: {one.name} holds NaN or infinity; the file is damaged")
+            yield made
+            done += one.size
+            progress(done, total)
+
+    with replacing(path) as staging:
+        stream_values(staging, described, values(), info.metadata())
+
+
 def read_shapes(path: Path) -> dict[str, tuple[int, ...]]:
     """Names and shapes of a safetensors file, from its header alone; WeightsError if it is absent or damaged."""
     try:
-        with safe_open(path, framework="pt") as file:
-            return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 - not a dict
-    except (OSError, SafetensorError) as error:
+        return {name: entry.shape for name, entry in read_header(path).entries.items()}
+    except (OSError, ValueError) as error:
         raise WeightsError(f"cannot read weights {path}: {error}") from error
 
 
@@ -129,16 +159,3 @@ def few(names: Sequence[str]) -> str:
     """The first names, and how many more there are."""
     more = len(names) - LISTED
     return ", ".join(names[:LISTED]) + (f" and {more} more" if more > 0 else "")
-
-
-def file_digest(path: Path) -> str:
-    """First 12 hexadecimal digits of a file's SHA-256; a file that was compared when opened is not read again."""
-    return file_sha256(path)[:12]
-
-
-def tensor_parts(tensors: Mapping[str, Tensor]) -> list[tuple[str, bytes]]:
-    """Name, type and shape of every tensor with its bytes, the pieces of a digest of their content (`parts_digest`)."""
-    return [
-        (f"{name} {tensor.dtype} {list(tensor.shape)}", tensor.flatten().view(torch.uint8).numpy().tobytes())
-        for name, tensor in tensors.items()
-    ]

@@ -1,17 +1,15 @@
-"""A paper's table from rows: which columns, which values in bold, which names, and what is said below."""
+"""The tables of a paper from rows: which columns, which values in bold, which names, and what is said around them."""
 
-import math
 import re
 
-import numpy as np
-import pytest
-
+from eval.compare.hygiene import TestFacts
 from eval.compare.rows import Row, append_lines, json_line
-from eval.metrics.onsets import OnsetCounts
 from eval.metrics.uncertainty import Estimate
-from eval.report.paired import clip_values, difference, mean_interval, settings
-from eval.report.paper import OWN, PUBLISHED, escaped, paper_latex, paper_markdown, paper_table, write_paper
-from eval.speed.budget import STAGES, with_totals
+from eval.report.paper import columns_of, escaped, paper_latex, paper_markdown, paper_table, write_paper
+from eval.report.results import Results, TaskResults
+from eval.report.settings import settings
+from eval.speed.budget import STAGES, Budget, Machine, Roofline, StageBudget, Timing, with_totals
+from eval.speed.budget import Setting as Timed
 
 
 def row(model="teacher", steps=25, seed=0, *, task="vta", metrics=None, **changes):
@@ -38,6 +36,17 @@ def clips(rows, scores):
     return {r.scores_key: {f"clip{k}": one for k, one in enumerate(own)} for r, own in zip(rows, scores, strict=True)}
 
 
+OWN = [c for c in columns_of("vta") if not c.metric.published]
+PUBLISHED = {task: [c for c in columns_of(task) if task in c.paper.tables] for task in ("vta", "tta")}
+
+
+def table_of(rows, scores=None, task="vta", **more):
+    """The table of rows with the scores of their clips."""
+    return paper_table(
+        TaskResults(task=task, settings=tuple(s for s in settings(rows, scores) if s.task == task), **more)
+    )
+
+
 def bold(text):
     return re.findall(r"\*\*(.+?)\*\*", text)
 
@@ -45,7 +54,7 @@ def bold(text):
 def test_published_columns_come_in_the_order_of_the_paper_with_ours_after_them():
     metrics = {c.key: 0.5 for c in (*PUBLISHED["vta"], *OWN)}
     rows = [row(metrics=metrics, params=157_000_000, duration_s=8.0), row("student", 1, metrics=metrics)]
-    table = paper_table(rows, {}, "vta")
+    table = table_of(rows, None, "vta")
     assert table.table.columns == (
         "Model", "Params", "Steps", "NFE",
         "FD_PaSST ↓", "FD_PANNs ↓", "FD_VGG ↓", "KL_PANNs ↓", "KL_PaSST ↓", "IS ↑", "IB ↑", "DeSync ↓",
@@ -62,15 +71,15 @@ def test_published_columns_come_in_the_order_of_the_paper_with_ours_after_them()
 
 def test_text_to_audio_has_the_columns_of_table_three():
     rows = [row(task="tta", metrics={c.key: 0.5 for c in PUBLISHED["tta"]})]
-    titles = paper_table(rows, {}, "tta").table.columns
+    titles = table_of(rows, None, "tta").table.columns
     assert titles[3:8] == ("FD_PANNs ↓", "FD_VGG ↓", "IS ↑", "CLAP_LAION ↑", "CLAP_MS ↑")
 
 
 def test_other_scores_of_published_networks_follow_the_paper_and_are_never_missed():
     extra = {"is_passt": 5.0, "pam": 0.75, "fd_passt": 60.0, "frechet": 2.0, "fd_panns": 7.0}
-    titles = paper_table([row(metrics=extra)], {}, "vta").table.columns
+    titles = table_of([row(metrics=extra)], None, "vta").table.columns
     assert titles[3:8] == ("FD_PaSST ↓", "FD_PANNs ↓", "IS_PaSST ↑", "PAM ↑", "Embedded-FD ↓")
-    table = paper_table([row(task="tta", metrics=extra)], {}, "tta")
+    table = table_of([row(task="tta", metrics=extra)], None, "tta")
     assert table.table.columns[3:8] == ("FD_PANNs ↓", "FD_PaSST ↓", "IS_PaSST ↑", "PAM ↑", "Embedded-FD ↓")
     missed = next(n for n in table.details if n.startswith("Not computed"))
     assert not {"PAM", "KL_PaSST", "AES_PQ"} & set(missed.removesuffix(".").split(": ")[1].split(", "))
@@ -79,16 +88,16 @@ def test_other_scores_of_published_networks_follow_the_paper_and_are_never_misse
 def test_how_the_intervals_were_found_is_said_once():
     estimate = Estimate(low=9.0, high=11.0, level=0.95, bias=0.5, count=9, method="a jackknife", bias_method="a form")
     rows = [row(metrics={"frechet": 10.0, "kad": 1.0}, estimates={"frechet": estimate})]
-    text = paper_markdown(paper_table(rows, {}, "vta"))
+    text = paper_markdown(table_of(rows, None, "vta"))
     assert text.count("Embedded-FD: interval by a jackknife; bias: a form.") == 1
     assert "Embedded-KAD: interval" not in text
-    assert "intervals and bias of every value" not in paper_markdown(paper_table([row()], {}, "vta"))
+    assert "intervals and bias of every value" not in paper_markdown(table_of([row()], None, "vta"))
 
 
 def test_rows_of_several_models_and_scales_stand_apart():
     rows = [row(), row("small_student", 1, kind="student", guidance=1.0), row("small_student", 1, kind="student"),
             row("other", 1, kind="student")]  # fmt: skip
-    table = paper_table(rows, {}, "vta")
+    table = table_of(rows, None, "vta")
     names = ["Teacher", "small_student, guidance 1", "small_student, guidance 1.4", "other"]
     assert [r.model for r in table.table.rows] == names
     latex = paper_latex(table)
@@ -97,7 +106,7 @@ def test_rows_of_several_models_and_scales_stand_apart():
 
 
 def test_columns_nobody_computed_are_left_out_and_named_below():
-    table = paper_table([row(metrics={"frechet": 1.0, "fd_panns": 2.0}), row("student", 1)], {}, "vta")
+    table = table_of([row(metrics={"frechet": 1.0, "fd_panns": 2.0}), row("student", 1)], None, "vta")
     assert table.table.columns == ("Model", "Steps", "NFE", "FD_PANNs ↓", "Embedded-FD ↓", "RTF ↓")
     note = next(n for n in table.details if n.startswith("Not computed"))
     assert note == (
@@ -108,14 +117,14 @@ def test_columns_nobody_computed_are_left_out_and_named_below():
 
 
 def test_embedded_metrics_never_bear_a_published_name():
-    published = {c.title[:-2].lower() for columns in PUBLISHED.values() for c in columns}
+    published = {c.name.lower() for columns in PUBLISHED.values() for c in columns}
     for column in OWN:
-        name = column.title[:-2].lower()
+        name = column.name.lower()
         assert name not in published | {"fd", "fad", "kl", "is", "kad"}
         assert name.startswith(("embedded-", "onset-"))
-    text = paper_markdown(paper_table([row()], {}, "vta"))
+    text = paper_markdown(table_of([row()], None, "vta"))
     assert "must not be compared" in text
-    assert "must not be compared" not in paper_markdown(paper_table([row(metrics={"fd_panns": 1.0})], {}, "vta"))
+    assert "must not be compared" not in paper_markdown(table_of([row(metrics={"fd_panns": 1.0})], None, "vta"))
 
 
 def test_best_is_bold_only_where_every_difference_exceeds_its_interval():
@@ -125,83 +134,37 @@ def test_best_is_bold_only_where_every_difference_exceeds_its_interval():
     near = [{"kl": k + 1 + d} for k, d in zip(base, [0.01, -0.01, 0.01, -0.01], strict=True)]
     far = [{"kl": k + 1 + d} for k, d in zip(base, [2.0, -2.0, 2.0, -2.0], strict=True)]
     own = [{"kl": k} for k in base]
-    clear = paper_markdown(paper_table(rows, clips(rows, [own, near]), "vta"))
+    clear = paper_markdown(table_of(rows, clips(rows, [own, near]), "vta"))
     assert bold(clear) == ["2.000"]
     assert "Embedded-KL: paired over clips." in clear
-    assert bold(paper_markdown(paper_table(rows, clips(rows, [own, far]), "vta"))) == []
+    assert bold(paper_markdown(table_of(rows, clips(rows, [own, far]), "vta"))) == []
 
 
 def test_one_rival_within_the_interval_is_enough_to_lose_the_bold():
     rows = [row(metrics={"kl": 2.0}), row(steps=8, metrics={"kl": 2.1}), row("student", 1, metrics={"kl": 9.0})]
     scores = [[{"kl": v} for v in values] for values in ([2, 2, 2, 2.0], [1.0, 3.2, 1.0, 3.2], [9.0, 9, 9, 9])]
-    assert bold(paper_markdown(paper_table(rows, clips(rows, scores), "vta"))) == []
+    assert bold(paper_markdown(table_of(rows, clips(rows, scores), "vta"))) == []
 
 
 def test_without_an_interval_the_best_is_bold_and_that_is_said():
     rows = [row(metrics={"frechet": 2.0}), row("student", 1, metrics={"frechet": 3.0})]
-    text = paper_markdown(paper_table(rows, {}, "vta"))
+    text = paper_markdown(table_of(rows, None, "vta"))
     assert bold(text) == ["2.00"]
     assert "Embedded-FD: no interval, the best value is bold." in text
     equal = [row(metrics={"frechet": 2.0}), row("student", 1, metrics={"frechet": 2.0})]
-    assert bold(paper_markdown(paper_table(equal, {}, "vta"))) == []
+    assert bold(paper_markdown(table_of(equal, None, "vta"))) == []
 
 
 def test_higher_is_better_where_the_arrow_points_up_and_floors_are_never_best():
     rows = [row(metrics={"is_panns": 5.0}), row("student", 1, metrics={"is_panns": 4.0}),
             row("reference", 0, metrics={"is_panns": 9.0})]  # fmt: skip
-    assert bold(paper_markdown(paper_table(rows, {}, "vta"))) == ["5.00"]
-
-
-def test_groups_of_clips_and_seeds_are_used_where_clips_have_no_scores():
-    def one(model, steps, value, replicates):
-        estimate = Estimate(low=0.0, high=99.0, level=0.95, bias=0.0, count=9, method="m", bias_method="b",
-                            replicates=replicates)  # fmt: skip
-        return row(model, steps, metrics={"frechet": value}, estimates={"frechet": estimate}, clips_digest="same")
-
-    rows = [one("teacher", 25, 10.0, (9.0, 11.0, 10.0)), one("student", 1, 14.0, (13.0, 15.0, 17.0))]
-    found = difference(*settings(rows, {}), "frechet")
-    # Differences -4, -4, -7 by group: variance 2, error sqrt(2 x 2) = 2, t of two degrees of freedom 4.3027.
-    assert (found.value, found.how) == (-4.0, "paired over groups of clips")
-    assert found.high - found.value == pytest.approx(2 * 4.3027, abs=1e-3)
-    rows = [row(seed=s, metrics={"frechet": 10.0 + s}) for s in (0, 1)]
-    rows += [row("student", 1, s, metrics={"frechet": v}) for s, v in ((0, 12.0), (1, 15.0))]
-    seeds = difference(*settings(rows, {}), "frechet")
-    # Differences -2 and -4: mean -3, s / sqrt(2) = 1, t of one degree of freedom = tan(0.475 pi) = 12.706.
-    assert seeds.value == pytest.approx(-3.0)
-    assert seeds.high + 3.0 == pytest.approx(math.tan(0.475 * math.pi))
-    assert "seeds" in seeds.how
-
-
-def test_pairs_are_made_by_clip_not_by_position():
-    rows = [row(metrics={"kl": 2.5}), row("student", 1, metrics={"kl": 3.5})]
-    scores = clips(rows, [[{"kl": float(k)} for k in range(4)], [{"kl": k + 1.0} for k in range(4)]])
-    other = rows[1].scores_key
-    scores[other] = dict(reversed(scores[other].items()))
-    found = difference(*settings(rows, scores), "kl")
-    assert (found.low, found.high) == pytest.approx((-1.0, -1.0))
-
-
-def test_jackknife_values_average_to_the_ratio_without_its_bias():
-    counts = [OnsetCounts(hits=h, misses=m, false_alarms=f) for h, m, f in ((3, 1, 0), (0, 2, 2), (4, 0, 1))]
-    scores = {str(k): {"hits": c.hits, "misses": c.misses, "false_alarms": c.false_alarms}
-              for k, c in enumerate(counts)}  # fmt: skip
-    values = clip_values(scores | {"unknown": {"kl": 1.0}}, "onset_f1")
-    # F1 of all: 14 / 20. Without each: 8/13, 14/16, 6/11. n f - (n - 1) f_-i.
-    assert values == pytest.approx({"0": 2.1 - 16 / 13, "1": 2.1 - 28 / 16, "2": 2.1 - 12 / 11})
-    assert clip_values(scores, "kl") is None
-
-
-def test_the_interval_covers_the_true_difference_as_often_as_it_says():
-    draws = np.random.default_rng(0).normal(loc=0.3, size=(2000, 10))
-    ends = [mean_interval(d) for d in draws]
-    covered = np.mean([low <= 0.3 <= high for low, high in ends])
-    assert covered == pytest.approx(0.95, abs=0.015)  # three standard errors of 2000 draws
+    assert bold(paper_markdown(table_of(rows, None, "vta"))) == ["5.00"]
 
 
 def test_latex_has_rules_arrows_bold_and_as_many_cells_as_columns():
     rows = [row(metrics={"kl": 2.0, "fd_passt": 60.0}), row("student", 1, metrics={"kl": 3.0, "fd_passt": 70.0}),
             row("codec", 0, metrics={"kl": 1.0}), row("reference", 0, metrics={"fd_passt": 1.0})]  # fmt: skip
-    text = paper_latex(paper_table(rows, {}, "vta"))
+    text = paper_latex(table_of(rows, None, "vta"))
     for part in (
         r"\toprule",
         r"\bottomrule",
@@ -237,10 +200,94 @@ def test_one_command_writes_both_with_the_digest_of_the_ids(tmp_path):
     ]  # fmt: skip
     append_lines(tmp_path / "clips.jsonl", lines)
     append_lines(tmp_path / "rows.jsonl", [r.to_json() for r in rows])
-    latex, markdown = (path.read_text() for path in write_paper(tmp_path / "rows.jsonl"))
+    latex, markdown = (path.read_text() for path in write_paper(Results.read(tmp_path / "rows.jsonl")))
     assert latex.count(r"\begin{table}") == markdown.count("## ") == 2
     # printf 'c0\\nc1\\nc2\\nc3\\n' | sha256sum
     assert "SHA-256 of the sorted ids 08443e70448d5428947346795ca301865221ce1a9a1be914bf85e22f5496079f" in markdown
     assert "Overlap with training data: not looked at." in markdown
     assert "results.md" not in latex
     assert "08443e70" not in "".join(line for line in latex.splitlines() if not line.startswith("%"))
+
+
+def test_the_caption_says_task_size_and_kinds_and_has_a_label():
+    every = {"fd_panns": 1.0, "frechet": 2.0, "onset_f1": 0.5}
+    table = table_of([row(metrics=every)], None, "vta")
+    assert table.caption == (
+        "Video to audio on 4 test clips: scores of published networks, scores on this project's own (embedded) "
+        "features and onsets against known events."
+    )
+    assert f"\\caption{{{table.caption}}}\n\\label{{tab:vta}}\n" in paper_latex(table)
+    published = table_of([row(task="tta", metrics={"fd_panns": 1.0})], None, "tta")
+    assert published.caption == "Text to audio on 4 test clips: scores of published networks."
+    assert published.label == "tab:tta"
+
+
+def test_below_the_latex_table_stands_what_a_reader_needs_and_the_rest_is_commented_out():
+    estimate = Estimate(low=9.0, high=11.0, level=0.95, bias=0.5, count=9, method="a\njackknife", bias_method="a form")
+    rows = [row(metrics={"kl": 1.0}, estimates={"kl": estimate}), row("student", 1, metrics={"kl": 2.0})]
+    table = table_of(rows, None, "vta", facts=TestFacts(task="vta", ids=("a", "b", "c", "d")))
+    shown, comments = paper_latex(table).split("\\end{table}\n")
+    for text in (
+        "4 clips, means over 1 seed of the noise.",
+        "must not be compared",
+        "Bold: the best",
+        "RTF and time: ",
+    ):
+        assert text in shown
+    for text in ("Not computed", "interval by a jackknife", "SHA-256 of the sorted ids"):
+        assert text in comments
+        assert text not in shown
+    assert "Embedded-KL: no interval, the best value is bold." in shown  # what weakens the bold is not hidden
+    assert all(line.startswith("% ") for line in comments.splitlines())  # a line break does not end a comment
+    assert "results.md" not in shown + comments
+    assert "are in results.md" in paper_markdown(table)
+
+
+def test_unequal_seeds_have_a_column_and_are_called_unfinished():
+    rows = [row(seed=s, steps=n) for s in (0, 1, 2) for n in (1, 25)] + [row("student", 1, s) for s in (0, 2)]
+    rows += [row("student", 2), row("codec", 0), row(seed=0, steps=50)]
+    table = table_of(rows, None, "vta")
+    place = table.table.columns.index("Seeds") - 1
+    assert [r.cells[place].text for r in table.table.rows] == ["3", "3", "1", "2", "1", "–"]
+    for text in (paper_latex(table), paper_markdown(table)):
+        assert "4 clips, means over seeds of the noise, as many as the column Seeds says." in text
+        assert (
+            "Unfinished: seeds 1 and 2 are missing for Teacher (50 steps); Student (2 steps). Also, seed 1 is missing "
+            "for Student (1 step)."
+        ) in text
+    equal = table_of([row(seed=s) for s in (0, 1)] + [row("codec", 0)], None, "vta")  # the codec has no noise
+    assert "Seeds" not in equal.table.columns
+    assert equal.notes[0] == "4 clips, means over 2 seeds of the noise."
+    assert "Unfinished" not in paper_markdown(equal)
+
+
+def test_the_footnote_says_how_the_times_were_taken(tmp_path):
+    rows = [row(duration_s=8.0), row("student", 1, duration_s=8.0)]
+    note = next(n for n in table_of(rows, None, "vta").notes if n.startswith("RTF"))
+    assert note == (
+        "RTF and time: video-to-audio, every stage included, one clip at a time, the number of calls was not kept, "
+        "threads not recorded, on CPU_1 & co."
+    )
+    stages = tuple(
+        StageBudget(
+            stage=name,
+            batch=1,
+            dtype="float32",
+            timing=Timing(median_s=2.0, p10_s=2.0, p90_s=2.0, repeats=7 if name == "text encoder" else 50),
+            setting=Timed(steps=25, guidance=1.4) if name == "flow network" else None,
+        )
+        for name in STAGES
+    )
+    Budget(
+        name="x", duration_s=8.0, command="", cuda=None, tf32="none", compiled=False, attention=(), stages=stages,
+        machine=Machine(device="here", torch_version="2", threads=3, dtype="float32"),
+        rooflines=(Roofline(flops_per_s=1.0, bytes_per_s=1.0, dtype="float32", device="here"),),
+    ).write(tmp_path / "budget-teacher-vta.json")  # fmt: skip
+    append_lines(tmp_path / "rows.jsonl", [r.to_json() for r in rows])
+    for path in write_paper(Results.read(tmp_path / "rows.jsonl")):
+        told = "Teacher: median of 7 calls, 3 threads; Student: the number of calls was not kept, threads not recorded"
+        assert told in path.read_text()  # 25 x 0.01 = 2 s / 8 s: the budget is that of the row
+    append_lines(tmp_path / "rows.jsonl", [row(duration_s=8.0, rtf=with_totals(dict.fromkeys(STAGES, 0.3))).to_json()])
+    assert (
+        "median of" not in write_paper(Results.read(tmp_path / "rows.jsonl"))[0].read_text()
+    )  # a budget of another measurement

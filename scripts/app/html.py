@@ -5,12 +5,12 @@ from dataclasses import replace
 from html import escape
 from pathlib import Path
 
+from eval.report.blocks import Table
 from eval.report.budgets import READING, budget_table, circumstances, totals_table
-from eval.report.tables import Table
 from eval.speed.budget import Budget
-from scripts.app_studio import Limits, Made, Take
-from scripts.app_timing import ENCODING, STAGES
+from scripts.app.studio import Limits, Made, Take
 from teacher.media import MediaInfo
+from teacher.sampling.stages import ENCODING, STAGES
 
 Address = Callable[[Path], str]
 """Where the server shows a file."""
