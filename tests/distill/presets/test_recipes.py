@@ -414,7 +414,7 @@ def test_the_page_lists_every_recipe_and_its_commands_parse():
     text = RECIPES.read_text()
     own = [name for name in PRESETS if name.startswith("mf-mjt") or name in ("demo", "debug")]
     assert all(f"`{name}`" in text for name in own)
-    commands = re.findall(r"-m scripts\.distill ((?:.|\\\n)*?)(?=\n)", text)
+    commands = re.findall(r"-m scripts\.distill ((?:.|\\\n)*?)(?<!\\)(?=\n)", text)
     assert len(commands) >= 6
     for command in commands:
         tyro.extras.overridable_config_cli(PRESETS, args=command.replace("\\\n", " ").split())
