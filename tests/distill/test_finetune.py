@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 from dataclasses import replace
 from pathlib import Path
@@ -160,7 +161,7 @@ def test_a_fresh_network_takes_statistics_and_the_empty_caption(data, monkeypatc
     info = json.loads((data / "features.json").read_text())
     info["config"]["encoders"] = "mmaudio"
     folder = data.parent / "spoken"
-    folder.mkdir(exist_ok=True)
+    shutil.copytree(data, folder, dirs_exist_ok=True)
     (folder / "features.json").write_text(json.dumps(info))
     monkeypatch.setattr("distill.initial_network.load_codec", lambda features, weights_dir: codec)
     monkeypatch.setattr("distill.initial_network.load_encoders", lambda name, weights_dir: Spoken())
