@@ -28,10 +28,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from eval.ledger import Table, record
-from eval.speed.cost import StageCost, count
+from eval.speed.budget import StageCost, with_totals
+from eval.speed.cost import count
 from eval.speed.random_stages import random_chain
 from eval.speed.roofline import roofline_of
-from eval.speed.timing import machine, with_totals
+from eval.speed.timing import machine
 from meanflow import Guidance
 from teacher.audio.alias_free import SNAKE_EPS, SnakeBeta, kaiser_sinc_filter
 from teacher.audio.toom_cook import with_toom_cook

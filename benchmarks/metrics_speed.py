@@ -19,9 +19,9 @@ import torch
 import tyro
 
 from eval.ledger import Table, record
-from eval.metrics.frechet import frechet_distance
 from eval.metrics.inception import inception_score
 from eval.metrics.kernel import KAD_SCALE, kernel_distance, reference_bandwidth
+from eval.metrics.moments.distance import frechet_distance
 from eval.metrics.moments.jackknife import frechet_jackknife
 from eval.metrics.uncertainty import jackknife
 from mf_mjt_torchvision import guard_torchvision

@@ -12,14 +12,14 @@ from pathlib import Path
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from distill.config import Distillation, FromTeacher
+from distill.config import FromTeacher, Method
 from distill.method.step import train_step
 from distill.method.student import student_from_teacher
 from distill.presets import student_demo
 from eval.ledger import Table, record
 from meanflow import TimePairs
-from teacher.features.dataset import Batch
 from teacher.flow_matching import FlowMatching, flow_matching_step
+from teacher.network.batch import Batch
 from teacher.network.conditions import Conditions
 from teacher.network.mmaudio import MMAudio
 from teacher.network.sequence import image_frames, sync_frames
@@ -76,13 +76,13 @@ def main() -> None:
 
         return step
 
-    def distil(method: Distillation) -> Callable[[], torch.Tensor]:
+    def distil(method: Method) -> Callable[[], torch.Tensor]:
         return lambda: train_step(student, student, teacher, data, method, generator=torch.Generator()).loss
 
     plain = FlowMatching()
-    only_fm = Distillation(times=TimePairs(fm_fraction=1.0))
-    some = Distillation(times=TimePairs(fm_fraction=0.75))
-    every = Distillation(times=TimePairs(fm_fraction=0.0))
+    only_fm = Method(times=TimePairs(fm_fraction=1.0))
+    some = Method(times=TimePairs(fm_fraction=0.75))
+    every = Method(times=TimePairs(fm_fraction=0.0))
     demo = student_demo().method
     assert isinstance(demo.velocity, FromTeacher)
     rows = {

@@ -26,21 +26,21 @@ import torch
 
 from benchmarks.meanflow_step import opened, random_conditions
 from distill.checkpoints.ema import SharedAverages, trained_names
-from distill.config import Distillation, OptimConfig
+from distill.config import Method, OptimConfig
 from distill.engines import Engine, start
 from distill.loop.memory import prepare_blocks
 from distill.method.step import train_step
 from distill.method.student import student_from_teacher
 from distill.presets import student_mf_mjt
 from meanflow import TimePairs
-from teacher.features.dataset import Batch, BatchSlice
 from teacher.flow_matching import FlowMatching, Terms, flow_matching_step
+from teacher.network.batch import Batch, BatchSlice
 from teacher.network.mmaudio import MMAudio
 from teacher.network.variants import variant
 
-METHODS: dict[str, Callable[[], FlowMatching | Distillation]] = {
+METHODS: dict[str, Callable[[], FlowMatching | Method]] = {
     "flow": FlowMatching,
-    "meanflow": lambda: Distillation(times=TimePairs(fm_fraction=0.75)),
+    "meanflow": lambda: Method(times=TimePairs(fm_fraction=0.75)),
     "mf-mjt": lambda: student_mf_mjt().method,
 }
 """Flow matching of a teacher; MeanFlow with a quarter of the rows at r < t; the same with guided targets."""
@@ -81,14 +81,14 @@ def default_rows() -> list[Row]:
 class Training:
     """A started engine with everything a run holds in memory, and its step on random features."""
 
-    def __init__(self, method: FlowMatching | Distillation, args: argparse.Namespace) -> None:
+    def __init__(self, method: FlowMatching | Method, args: argparse.Namespace) -> None:
         self.engine: Engine = start(timeout_s=120.0)
         self.method, self.args = method, args
         self.config = variant(args.network)
         draws = torch.Generator().manual_seed(0)
         net = opened(MMAudio(self.config), draws)
         self.teacher: MMAudio | None = None
-        if isinstance(method, Distillation):
+        if isinstance(method, Method):
             self.teacher, net = net.to(self.engine.device).eval(), opened(student_from_teacher(net), draws)
         net.train()
         checkpoint, compiled = BLOCKS[args.blocks]
@@ -110,23 +110,23 @@ class Training:
     def step(self, batch: Batch) -> None:
         """Forward, backward, optimiser and averages, as the loop does them."""
         engine, size = self.engine, len(batch.latents)
-        share = BatchSlice(engine.process * size, (engine.process + 1) * size, engine.processes * size)
+        batch_slice = BatchSlice(engine.process * size, (engine.process + 1) * size, engine.processes * size)
         draws = torch.Generator(engine.device).manual_seed(self.done)
         with engine.micro(last=True):
             with engine.autocast():
-                loss = self.terms(batch, draws, share).loss.mean()
+                loss = self.terms(batch, draws, batch_slice).loss.mean()
             engine.backward(loss)
         if engine.step(self.optim.lr, self.optim.clip_norm, healthy=True) is None:
             raise RuntimeError("the gradient is not finite")
         self.done += 1
         self.averages.update(self.done)
 
-    def terms(self, batch: Batch, draws: torch.Generator, share: BatchSlice) -> Terms:
+    def terms(self, batch: Batch, draws: torch.Generator, batch_slice: BatchSlice) -> Terms:
         net, plain, method = self.engine.model, self.engine.plain, self.method
         if isinstance(method, FlowMatching):
-            return flow_matching_step(net, batch, method, generator=draws, share=share)
+            return flow_matching_step(net, batch, method, generator=draws, batch_slice=batch_slice)
         assert self.teacher is not None
-        return train_step(net, plain, self.teacher, batch, method, generator=draws, share=share)
+        return train_step(net, plain, self.teacher, batch, method, generator=draws, batch_slice=batch_slice)
 
     def measure(self, size: int) -> dict[str, Any]:
         """Mean time of at least three steps and `--seconds` after two untimed ones, and the peak over all of them."""

@@ -12,7 +12,7 @@ from teacher.audio.codec import AudioCodec
 from teacher.audio.mmaudio_codec import MMAudioCodec
 from teacher.audio.registry import open_codec
 from teacher.encoders.registry import load_encoders
-from teacher.features.dataset import load_codec
+from teacher.features.codec import load_codec
 from teacher.files import file_sha256
 from teacher.network.mmaudio import FROZEN_PARAMETERS, MMAudio
 from teacher.network.variants import MMAudioConfig
@@ -38,7 +38,9 @@ class InitialNetwork:
     """Digests of the files it starts from."""
 
 
-def begin(start: Fresh | FromWeights, features: Path, *, seed: int, weights_dir: Path | None = None) -> InitialNetwork:
+def fresh_or_loaded(
+    start: Fresh | FromWeights, features: Path, *, seed: int, weights_dir: Path | None = None
+) -> InitialNetwork:
     """The network that `start` describes, for the latents and conditions of a feature folder.
 
     A fresh network takes the latent statistics of the features' codec and the text features of the empty caption; a
@@ -63,7 +65,7 @@ def begin(start: Fresh | FromWeights, features: Path, *, seed: int, weights_dir:
     return InitialNetwork(net=net, codec=codec, digests={})
 
 
-def earlier_student(
+def resumed_student(
     start: FromWeights,
     teacher: MMAudio,
     wanted: MMAudioConfig,

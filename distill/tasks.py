@@ -7,12 +7,12 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from distill.config import DistillConfig, TeacherRun
+from distill.config import DistillRun, TeacherRun
 from distill.evaluation import BEST_STUDENT, BEST_TEACHER, HeldOut, Scores
 from distill.evaluation.clips import Reference
-from distill.initial_network import InitialNetwork, begin, earlier_student, inherited_codec, inherited_licence
+from distill.initial_network import InitialNetwork, fresh_or_loaded, inherited_codec, inherited_licence, resumed_student
 from distill.loop.fit import fit
-from distill.loop.session import Task
+from distill.loop.session import TrainingTask
 from distill.method.adapters import adapt
 from distill.method.step import train_step
 from distill.method.student import (
@@ -25,10 +25,10 @@ from distill.method.student import (
 )
 from meanflow import Guidance
 from teacher.audio.codec import AudioCodec
-from teacher.features.dataset import Batch, BatchSlice
-from teacher.features.joint import JointSet, Modalities
+from teacher.features.dataset import JointSet, Modalities
 from teacher.files import file_sha256
 from teacher.flow_matching import Terms, flow_matching_step
+from teacher.network.batch import Batch, BatchSlice
 from teacher.network.embeddings import SMOOTH_LIMIT
 from teacher.network.mmaudio import MMAudio
 from teacher.weights import load_network, weight_file
@@ -50,19 +50,24 @@ def train_teacher(
 
 def teacher_task(
     config: TeacherRun, run: Path, *, weights_dir: Path | None = None, scores: Scores | None = None
-) -> Task:
+) -> TrainingTask:
     """What `train_teacher` trains."""
-    started = begin(config.start, config.data[0], seed=config.loop.seed, weights_dir=weights_dir)
+    started = fresh_or_loaded(config.start, config.data[0], seed=config.loop.seed, weights_dir=weights_dir)
     net, codec = started.net, started.codec
     data = open_sets(config.data, config.repeat, codec, modalities=config.modalities)
     merging = None if config.lora is None else adapt(net, config.lora, seed=config.loop.seed)
 
     def step(
-        model: nn.Module, plain: MMAudio, batch: Batch, generator: torch.Generator, progress: float, share: BatchSlice
+        model: nn.Module,
+        plain: MMAudio,
+        batch: Batch,
+        generator: torch.Generator,
+        progress: float,
+        batch_slice: BatchSlice,
     ) -> Terms:
-        return flow_matching_step(model, batch, config.method, generator=generator, share=share)
+        return flow_matching_step(model, batch, config.method, generator=generator, batch_slice=batch_slice)
 
-    return Task(
+    return TrainingTask(
         kind="teacher",
         config=config,
         loop=config.loop,
@@ -79,7 +84,7 @@ def teacher_task(
     )
 
 
-def train(config: DistillConfig, run: Path, *, weights_dir: Path | None = None, scores: Scores | None = None) -> Path:
+def distil(config: DistillRun, run: Path, *, weights_dir: Path | None = None, scores: Scores | None = None) -> Path:
     """Distil the teacher of a run folder into an average-velocity student; the run folder.
 
     One line says what became of a time embedding that had to be replaced.
@@ -92,9 +97,9 @@ def train(config: DistillConfig, run: Path, *, weights_dir: Path | None = None, 
 
 
 def student_task(
-    config: DistillConfig, run: Path, *, weights_dir: Path | None = None, scores: Scores | None = None
-) -> Task:
-    """What `train` trains. Raises ValueError where teacher, student, data and method do not go together."""
+    config: DistillRun, run: Path, *, weights_dir: Path | None = None, scores: Scores | None = None
+) -> TrainingTask:
+    """What `distil` trains. Raises ValueError where teacher, student, data and method do not go together."""
     method, seed = config.method, config.loop.seed
     teacher, file = load_network(config.teacher), weight_file(config.teacher, "auto")
     codec = inherited_codec(teacher, config.teacher, config.data[0], weights_dir)
@@ -109,13 +114,20 @@ def student_task(
     digests = {"teacher": file_sha256(file)[:12]}
 
     def step(
-        model: nn.Module, plain: MMAudio, batch: Batch, generator: torch.Generator, progress: float, share: BatchSlice
+        model: nn.Module,
+        plain: MMAudio,
+        batch: Batch,
+        generator: torch.Generator,
+        progress: float,
+        batch_slice: BatchSlice,
     ) -> Terms:
-        return train_step(model, plain, teacher, batch, method, generator=generator, progress=progress, share=share)
+        return train_step(
+            model, plain, teacher, batch, method, generator=generator, progress=progress, batch_slice=batch_slice
+        )
 
     guidance = method.velocity.reference_guidance if method.guided_from < 1 else Guidance()
     reference = Reference(net=teacher, digest=digests["teacher"], guidance=guidance)
-    return Task(
+    return TrainingTask(
         kind="student",
         config=config,
         loop=config.loop,
@@ -134,7 +146,7 @@ def student_task(
     )
 
 
-def _student(config: DistillConfig, teacher: MMAudio, codec: AudioCodec, weights_dir: Path | None) -> InitialNetwork:
+def _student(config: DistillRun, teacher: MMAudio, codec: AudioCodec, weights_dir: Path | None) -> InitialNetwork:
     """The network to train: an earlier run's, or a new one from the teacher. Its weights may be used as both allow."""
     method, licence = config.method, inherited_licence(config.teacher)
     guidance_embedding = method.velocity.guidance_input
@@ -154,12 +166,12 @@ def _student(config: DistillConfig, teacher: MMAudio, codec: AudioCodec, weights
         time_embedding=method.time_embedding,
     )
     auto = method.time_embedding == "auto"
-    started = earlier_student(config.student, teacher, wanted, config.data[0], any_times=auto, weights_dir=weights_dir)
+    started = resumed_student(config.student, teacher, wanted, config.data[0], any_times=auto, weights_dir=weights_dir)
     lines = dict.fromkeys(line for line in (licence, started.licence) if line is not None)
     return replace(started, licence="; ".join(lines) or None)
 
 
-def time_note(config: DistillConfig, task: Task) -> list[str]:
+def time_note(config: DistillRun, task: TrainingTask) -> list[str]:
     """What became of a time embedding too fast to differentiate: one line, none where there is nothing to say."""
     teacher, student = task.frozen[0], task.net
     assert isinstance(teacher, MMAudio)

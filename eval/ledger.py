@@ -20,18 +20,18 @@ import re
 import shlex
 import subprocess
 import sys
+import textwrap
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
-import torch
-
-from eval.speed.timing import machine_facts
 from teacher.files import read_json, replacing
 
 FORMAT = 1
+LINE = 120
+"""Characters in a line of Markdown."""
 BLOCK = re.compile(r"<!-- results (?P<what>[^>]*?) -->\n(?P<text>.*?)<!-- end of results -->", re.DOTALL)
 PACKAGES = ("torch", "numpy", "scipy", "accelerate", "deepspeed", "av", "safetensors")
 """Packages whose versions decide numbers or times."""
@@ -139,6 +139,10 @@ def record(
 
     command: the command line to state; by default that of this process.
     """
+    import torch  # who renders a document need not wait for it
+
+    from eval.speed.timing import machine_facts
+
     commit, modified = _commit()
     entry = Entry(
         command=command or _command(),
@@ -177,7 +181,7 @@ def render(text: str, results: Path) -> str:
             raise ValueError(f"the ledger has no {path}, which a document quotes")
         entry = Entry.read(path)
         try:
-            body = "\n\n".join(entry.item(item) for item in items)
+            body = "\n\n".join(_wrapped(entry.item(item)) for item in items)
         except KeyError as error:
             raise ValueError(f"{path}: {error.args[0]}") from error
         return f"<!-- results {' '.join([name, *items])} -->\n{body}\n<!-- end of results -->"
@@ -186,6 +190,18 @@ def render(text: str, results: Path) -> str:
     if len(BLOCK.findall(text)) != text.count("<!-- results "):
         raise ValueError("a block of results has no end")
     return made
+
+
+def _wrapped(markdown: str) -> str:
+    """Markdown whose lines end at 120 characters, but for the rows of tables; a list's lines hang under its first."""
+    lines = []
+    for line in markdown.split("\n"):
+        if len(line) <= LINE or line.startswith("|"):
+            lines.append(line)
+            continue
+        hang = "  " if line.startswith("- ") else ""
+        lines += textwrap.wrap(line, LINE, subsequent_indent=hang, break_long_words=False, break_on_hyphens=False)
+    return "\n".join(lines)
 
 
 def quoted(text: str) -> set[str]:

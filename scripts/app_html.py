@@ -5,9 +5,9 @@ from dataclasses import replace
 from html import escape
 from pathlib import Path
 
+from eval.report.budgets import READING, budget_table, circumstances, totals_table
 from eval.report.tables import Table
 from eval.speed.budget import Budget
-from eval.speed.budget_text import READING, budget_table, circumstances, totals_table
 from scripts.app_studio import Limits, Made, Take
 from scripts.app_timing import ENCODING, STAGES
 from teacher.media import MediaInfo

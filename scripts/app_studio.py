@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import TypeAlias
 
 from eval.compare.examples import spectrogram_png
-from eval.speed.budget import Budget, measure_budget
+from eval.speed.budget import Budget
+from eval.speed.measure import measure_budget
 from eval.speed.stages import Chain, Work
 from meanflow import Guidance
 from scripts.app_files import Workspace
@@ -156,7 +157,7 @@ class Studio:
         return self._make(ask, [setting], list(range(first, first + count)), going, films=False)
 
     def budget(self, ask: Ask, setting: Setting, going: Going = go_on) -> Budget:
-        """Every stage of one window counted and timed on its own, a few times over (eval/speed/budget.py)."""
+        """Every stage of one window counted and timed on its own, a few times over (eval/speed/measure.py)."""
         pipeline = self._model(setting.model).pipeline
         total_s = self._length_s(ask, pipeline)
         self._check_work(min(total_s, pipeline.window_s), [setting], BUDGET_RUNS)

@@ -20,7 +20,7 @@ READ, IMAGE, MOTION, TEXT = "decode+resize", "image encoder", "motion encoder", 
 FLOW, DECODE = "flow network", "codec decode"
 ENCODING = (READ, IMAGE, MOTION, TEXT)
 STAGES = (*ENCODING, FLOW, DECODE)
-"""Named as in eval/speed/timing.py, in order."""
+"""Named as in eval/speed/budget.py, in order."""
 Result = TypeVar("Result")
 
 

@@ -19,7 +19,8 @@ import tyro
 
 from eval.compare.comparison import Comparison
 from eval.compare.examples import ExampleWriter, write_examples
-from eval.compare.hygiene import TestFacts, find_overlap, read_groups, write_facts
+from eval.compare.hygiene import TestFacts, write_facts
+from eval.compare.overlap import find_overlap, read_groups
 from eval.compare.rows import Row, Task, check_lines
 from eval.compare.sweep import PART, KeptAudio, Origin
 from eval.compare.test_set import TestSet, Unreadable
@@ -29,10 +30,11 @@ from eval.speed.timing import machine_facts
 from scripts.compare_inputs import check_fits, check_least, entries, listed
 from scripts.contestants import contestants
 from scripts.errors import one_line_errors
-from teacher.features.dataset import FeatureSet, load_codec
+from teacher.features.codec import load_codec
+from teacher.features.dataset import FeatureSet
 from teacher.features.store import Record
-from teacher.features.workers import Processes
 from teacher.files import FolderLock
+from teacher.files.processes import Processes
 
 
 @dataclass(frozen=True, kw_only=True)

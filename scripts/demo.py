@@ -10,11 +10,11 @@ from pathlib import Path
 
 import tyro
 
-from distill.loop.exits import INTERRUPTED, SAVED_AND_LEFT
 from eval.compare.rows import read_rows
 from eval.ledger import Table, record
-from eval.report.summary import over_trainings, what_one_step_is_worth
+from eval.report.trainings import over_trainings, what_one_step_is_worth
 from scripts.errors import one_line_errors
+from teacher.files.errors import INTERRUPTED, SAVED_AND_LEFT
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import tyro
 
-from distill.config import DistillConfig
+from distill.config import DistillRun
 from distill.presets import (
     student_debug,
     student_demo,
@@ -20,23 +20,23 @@ from distill.presets import (
     student_mf_mjt_unguided,
 )
 from distill.presets.methods import METHODS
-from distill.tasks import train
+from distill.tasks import distil
 from scripts.errors import one_line_errors
 from scripts.scores import embedded_scores
 
 
 @dataclass(frozen=True, kw_only=True)
-class Distil:
+class DistillCommand:
     """Distil the student; the same command on the same folder resumes."""
 
-    run: Annotated[DistillConfig, tyro.conf.arg(name="")]
+    run: Annotated[DistillRun, tyro.conf.arg(name="")]
     out: Path = Path("runs/demo/student")
     """Run folder: configuration, weights, averages, metrics.jsonl, TensorBoard events."""
     weights_dir: Path | None = None
     """Folder of converted official weights, where the features come from them and they lie elsewhere by now."""
 
 
-def _presets() -> dict[str, tuple[str, Distil]]:
+def _presets() -> dict[str, tuple[str, DistillCommand]]:
     """Recipes by name: the demo's, the full-scale ones, and every other objective in the place of MeanFlow."""
     table = {"demo": _preset(student_demo), "debug": _preset(student_debug)}
     full = {
@@ -49,13 +49,13 @@ def _presets() -> dict[str, tuple[str, Distil]]:
     }
     table |= {name: _preset(make, Path("runs") / name) for name, make in full.items()}
     for name, method in METHODS.items():
-        table[name] = (method.says, Distil(run=method.run(), out=Path("runs") / name))
+        table[name] = (method.says, DistillCommand(run=method.run(), out=Path("runs") / name))
     return table
 
 
-def _preset(make: Callable[[], DistillConfig], out: Path = Path("runs/demo/student")) -> tuple[str, Distil]:
+def _preset(make: Callable[[], DistillRun], out: Path = Path("runs/demo/student")) -> tuple[str, DistillCommand]:
     """What the help says of a recipe, and the recipe."""
-    return (make.__doc__ or "").strip().splitlines()[0], Distil(run=make(), out=out)
+    return (make.__doc__ or "").strip().splitlines()[0], DistillCommand(run=make(), out=out)
 
 
 PRESETS = _presets()
@@ -65,7 +65,7 @@ PRESETS = _presets()
 def cli() -> None:
     """Entry point."""
     command = tyro.extras.overridable_config_cli(PRESETS, description=__doc__)
-    made = train(command.run, command.out, weights_dir=command.weights_dir, scores=embedded_scores())
+    made = distil(command.run, command.out, weights_dir=command.weights_dir, scores=embedded_scores())
     if os.environ.get("RANK", "0") == "0":
         print(f"student in {made}")
 

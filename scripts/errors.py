@@ -1,6 +1,6 @@
 """Errors a user can mend become one line on standard error and an exit status; anything else keeps its traceback.
 
-The statuses are those of `distill.loop.exits`: 2 wrong input, 70 and 71 training that cannot go on, 130 Ctrl-C.
+Which error means which status is said in `teacher.files.errors`.
 """
 
 import functools
@@ -10,11 +10,12 @@ import sys
 import traceback
 from collections.abc import Callable
 
-from distill.loop.exits import INTERRUPTED, WRONG_INPUT, TrainingError
+from teacher.files.errors import exit_status
 
 
 def one_line_errors(command: Callable[[], None]) -> Callable[[], None]:
-    """Decorator for entry points. ValueError, OSError and TrainingError carry messages meant for users.
+    """Decorator for entry points. Errors with an exit status of their own (`teacher.files.errors`) carry
+    messages meant for users.
 
     What the console cannot show (captions on one that is not UTF-8, bytes of file names) is printed as an escape.
     """
@@ -26,27 +27,25 @@ def one_line_errors(command: Callable[[], None]) -> Callable[[], None]:
                 stream.reconfigure(errors="backslashreplace")
         try:
             command()
-        except TrainingError as error:
-            _leave(error, error.status)
         except BrokenPipeError:  # whoever read the output has enough
             os._exit(0)
-        except (ValueError, OSError) as error:
-            _leave(error, WRONG_INPUT)
-        except KeyboardInterrupt:
-            print("interrupted; what was finished is kept, and the same command goes on from there", file=sys.stderr)
-            _end(INTERRUPTED)
-        except Exception:
-            if not _several():
+        except (Exception, KeyboardInterrupt) as error:
+            status = exit_status(error)
+            if status is not None:
+                print(_line(error), file=sys.stderr)
+            elif _several():
+                traceback.print_exc()
+            else:
                 raise
-            traceback.print_exc()
-            _end(1)
+            _end(1 if status is None else status)
 
     return guarded
 
 
-def _leave(error: Exception, status: int) -> None:
-    print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-    _end(status)
+def _line(error: BaseException) -> str:
+    if isinstance(error, KeyboardInterrupt):
+        return "interrupted; what was finished is kept, and the same command goes on from there"
+    return f"error: {' '.join(str(error).split())}"
 
 
 def _end(status: int) -> None:

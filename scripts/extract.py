@@ -17,7 +17,8 @@ from tqdm import tqdm
 
 from scripts.errors import one_line_errors
 from teacher.features import store
-from teacher.features.extract import ExtractConfig, extract
+from teacher.features.config import ExtractConfig
+from teacher.features.extract import extract
 from teacher.lists.manifest import Item, LeftOut, Split, read_manifest
 from teacher.lists.published import ListKind, read_list
 

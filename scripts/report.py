@@ -7,7 +7,6 @@ from pathlib import Path
 
 import tyro
 
-from eval.compare.hygiene import look_again
 from eval.compare.rows import changed_lines
 from eval.report.paper import write_paper
 from eval.report.write import write_report
@@ -29,6 +28,8 @@ def report(rows: Path, data: Path | None = None, runs: tuple[Path, ...] = (), ma
     if not rows.is_file():
         raise ValueError(f"{rows} does not exist; run the comparison first")
     if data is not None:
+        from eval.compare.overlap import look_again  # reads features, for which torch is needed
+
         for fact in look_again(rows, data, runs, manifest).values():
             print(f"{fact.task}: {' '.join(fact.sentences())}")
     for path in (rows, rows.with_name("clips.jsonl")):

@@ -13,11 +13,11 @@ from torch import Tensor
 
 from distill.evaluation import Scores
 from eval.features.embedded import EmbeddedAudioFeatures, EmbeddedClassifier, labels_are_useful, pseudo_labels
-from eval.metrics.frechet import frechet_distance
 from eval.metrics.kl import kl_divergence
+from eval.metrics.moments.distance import frechet_distance
 from eval.metrics.moments.gaussian import GaussianStats
 from eval.metrics.onsets import detect_onsets, match_onsets
-from teacher.features.dataset import Record
+from teacher.features.store import Record
 
 CLIPS_PER_CLASS = 4
 RIDGE = 1.0

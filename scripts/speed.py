@@ -9,8 +9,8 @@ import torch
 import tyro
 
 from eval.ledger import record
-from eval.speed.budget import measure_budget
-from eval.speed.budget_text import batch_markdown, budget_markdown
+from eval.report.budgets import batch_markdown, budget_markdown
+from eval.speed.measure import measure_budget
 from eval.speed.random_stages import EncoderSet, random_chain
 from eval.speed.stages import Chain, Work
 from meanflow import Guidance

@@ -86,7 +86,7 @@ def _floors_of(args: Verify, kept: Kept, row: Row) -> list[Check]:
 
 
 def _all(args: Verify, kept: Kept) -> list[Check]:
-    tasks = facts_of(kept.rows, args.rows)
+    tasks = facts_of(kept.rows, kept.clips, args.rows)
     checks = [check for row in kept.rows for check in kept.check(row)]
     if args.data is not None:
         for task in tasks:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from meanflow.path import interpolate, velocity
 from meanflow.shapes import PerSample
 from meanflow.time_sampling import Density, LogitNormal
-from teacher.features.dataset import Batch, BatchSlice
+from teacher.network.batch import Batch, BatchSlice
 from teacher.network.conditions import Conditions
 from teacher.network.velocity import forward_velocity
 
@@ -26,8 +26,8 @@ class Terms(NamedTuple):
 class ConditionDropout:
     """Which conditions a training row keeps.
 
-    text_only is the share of audio-video-text rows shown as audio-text rows (joint training on one set); of the rest,
-    video (image and sync) and text are dropped independently, which trains the unconditional branch of guidance.
+    text_only is the fraction of audio-video-text rows shown as audio-text rows (joint training on one set). In the
+    others video (image and sync) and text are dropped independently, which trains the unconditional branch of guidance.
     """
 
     video: float = 0.1
@@ -43,15 +43,15 @@ class ConditionDropout:
                 raise ValueError(f"dropout {name} must lie in [0, 1), got {getattr(self, name)}")
 
     def __call__(
-        self, conditions: Conditions, *, generator: torch.Generator, share: BatchSlice | None = None
+        self, conditions: Conditions, *, generator: torch.Generator, batch_slice: BatchSlice | None = None
     ) -> Conditions:
         """The conditions with some modalities marked absent; the input is not modified.
 
-        `share` says which rows of a larger batch they are, for which the numbers are drawn.
+        `batch_slice` says which rows of a larger batch they are, for which the numbers are drawn.
         """
-        share = share or BatchSlice.whole(len(conditions))
+        batch_slice = batch_slice or BatchSlice.whole(len(conditions))
         kinds = 3 if self.joint_video else 4
-        draw = share.of(torch.rand(kinds, share.total, generator=generator, device=generator.device), dim=1)
+        draw = batch_slice.of(torch.rand(kinds, batch_slice.total, generator=generator, device=generator.device), dim=1)
         no_video = draw[2] < self.text_only
         clip = no_video | (draw[0] < self.video)
         sync = no_video | (draw[0 if self.joint_video else 3] < self.video)
@@ -73,24 +73,29 @@ class FlowMatching:
 
 
 def flow_matching_step(
-    net: nn.Module, batch: Batch, config: FlowMatching, *, generator: torch.Generator, share: BatchSlice | None = None
+    net: nn.Module,
+    batch: Batch,
+    config: FlowMatching,
+    *,
+    generator: torch.Generator,
+    batch_slice: BatchSlice | None = None,
 ) -> Terms:
     """Mean over frames and channels of ||v_net(x_t, t) - (e - x)||^2, one value per sample (B,).
 
-    `net` may be wrapped by a data-parallel engine: it is called once. `share` says which rows of a
-    larger batch these are.
+    `net` may be wrapped by a data-parallel engine: it is called once. `batch_slice` says which
+    rows of a larger batch these are.
     """
     x = batch.latents
-    share = share or BatchSlice.whole(len(x))
-    e = noise_of(share, x, generator=generator)
-    t = share.of(config.times(share.total, generator=generator))
-    conditions = config.dropout(batch.conditions, generator=generator, share=share)
+    batch_slice = batch_slice or BatchSlice.whole(len(x))
+    e = noise_of(batch_slice, x, generator=generator)
+    t = batch_slice.of(config.times(batch_slice.total, generator=generator))
+    conditions = config.dropout(batch.conditions, generator=generator, batch_slice=batch_slice)
     v = forward_velocity(net, interpolate(x, e, t), t, conditions)
     loss = (v - velocity(x, e)).float().pow(2).flatten(1).mean(1)
     return Terms(loss, {"loss": loss.detach()})
 
 
-def noise_of(share: BatchSlice, x: Tensor, *, generator: torch.Generator) -> Tensor:
-    """Gaussian noise like `x`, the rows of a share, out of the noise drawn for the whole batch."""
-    shape = (share.total, *x.shape[1:])
-    return share.of(torch.randn(shape, generator=generator, device=x.device, dtype=x.dtype))
+def noise_of(batch_slice: BatchSlice, x: Tensor, *, generator: torch.Generator) -> Tensor:
+    """Gaussian noise like `x`, the rows of a batch slice, out of the noise drawn for the whole batch."""
+    shape = (batch_slice.total, *x.shape[1:])
+    return batch_slice.of(torch.randn(shape, generator=generator, device=x.device, dtype=x.dtype))

@@ -2,6 +2,7 @@
 
 import re
 import shlex
+import subprocess
 import tomllib
 from pathlib import Path
 
@@ -39,6 +40,20 @@ def test_python_example_runs(tmp_path, monkeypatch):
     for block in blocks:
         exec(compile(block, "README.md", "exec"), {})
     assert (tmp_path / "runs" / "ball.flac").is_file()
+
+
+def test_lines_of_pages_end_at_120_characters():
+    """Every Markdown page of the project, but for the rows of tables, which cannot be broken."""
+    pages = subprocess.run(["git", "ls-files", "*.md"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    pages = pages.split() or [str(p.relative_to(ROOT)) for p in ROOT.glob("**/*.md") if ".venv" not in p.parts]
+    long = [
+        f"{page}:{k}"
+        for page in pages
+        for k, line in enumerate((ROOT / page).read_text().splitlines(), 1)
+        if len(line) > 120 and not line.startswith("|")
+    ]
+    assert "README.md" in pages
+    assert long == []
 
 
 def test_commands_exist():

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from distill.checkpoints.store import DamagedError, verified
+from distill.checkpoints.manifest import DamagedError, verified
 from teacher.files import (
     DIGEST,
     DIGESTS,

@@ -9,8 +9,9 @@ from typing import Any, Literal, TypeAlias, cast
 import torch
 from safetensors import safe_open
 
+from distill.checkpoints.manifest import Checkpoint, read_manifest
 from distill.checkpoints.run_folder import CONSOLIDATED
-from distill.checkpoints.store import Checkpoint, at, newest, read_manifest
+from distill.checkpoints.store import at, newest
 from distill.checkpoints.writing import Written, copy_file, stream_tensors, write_new
 from distill.method.adapters import merged
 from meanflow.config import from_plain

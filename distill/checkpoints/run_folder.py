@@ -7,13 +7,14 @@ from collections.abc import Callable, Iterable, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from itertools import chain
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 from safetensors import SafetensorError, safe_open
 
-from distill.checkpoints.store import read_manifest, step_of
+from distill.checkpoints.manifest import read_manifest, step_of
 from distill.checkpoints.writing import Tensors, Written, write_tensors
-from distill.config import NEUTRAL, decisive, without_places
+from distill.config import DistillRun, TeacherRun, with_current_names
+from distill.loop_config import OPERATIONAL
 from meanflow.config import from_plain, to_plain
 from teacher.files import (
     check_digests,
@@ -35,7 +36,12 @@ Transform: TypeAlias = Callable[[str, Tensors], dict[str, Tensors]]
 
 
 def write_config(
-    run: Path, kind: str, config: Any, network: MMAudioConfig, digests: dict[str, str], licence: str | None = None
+    run: Path,
+    kind: str,
+    config: TeacherRun | DistillRun,
+    network: MMAudioConfig,
+    digests: dict[str, str],
+    licence: str | None = None,
 ) -> None:
     """config.json before step 0; a folder that already holds another configuration is refused.
 
@@ -51,12 +57,12 @@ def write_config(
     } | ({} if licence is None else {"licence": licence})
     path = run / "config.json"
     if path.exists():
-        kept = read_run_config(run)
+        kept = with_current_names(read_run_config(run))
         if CONSOLIDATED in kept:
             raise ValueError(f"{run} holds weights taken out of a run, not a run; choose another --out")
         same = {
             "kind": kept.get("kind") == kind,
-            "run": _same(config, kept.get("run"), moved=kept.get("digests") == digests),
+            "run": _same_run(config, kept.get("run"), moved=kept.get("digests") == digests),
             "network": _same(network, kept.get("network")),
             "digests": kept.get("digests") == digests,
         }
@@ -156,17 +162,26 @@ def _metadata(path: Path) -> dict[str, str] | None:
 def _told(name: str, kept: object, wanted: object) -> list[str]:
     """Where two configurations differ, of what decides: loop.optim.lr 0.001 instead of 0.002."""
     if isinstance(kept, dict) and isinstance(wanted, dict):
-        neutral = NEUTRAL if name == "run.loop" else ()
+        neutral = OPERATIONAL if name == "run.loop" else ()
         keys = [key for key in wanted if key in kept and key not in neutral and kept[key] != wanted[key]]
         told = [line for key in keys for line in _told(f"{name}.{key}", kept[key], wanted[key])]
         return told if told or neutral else [name]
     return [f"{name} {wanted} instead of {kept}"]
 
 
-def _same(config: Any, plain: object, *, moved: bool = False) -> bool:
-    compared = without_places if moved else decisive
+def _same_run(config: TeacherRun | DistillRun, plain: object, *, moved: bool) -> bool:
+    """Whether a recorded run is this one, but for what changes no number; `moved`: wherever its folders lie."""
     try:
-        return bool(compared(from_plain(type(config), plain)) == compared(config))
+        found: TeacherRun | DistillRun = from_plain(type(config), plain)
+    except (ValueError, TypeError):
+        return False
+    found, wanted = found.without_operational_fields(), config.without_operational_fields()
+    return found.without_places() == wanted.without_places() if moved else found == wanted
+
+
+def _same(config: MMAudioConfig, plain: object) -> bool:
+    try:
+        return bool(from_plain(MMAudioConfig, plain) == config)
     except (ValueError, TypeError):
         return False
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from distill.config import OptimConfig
+from distill.loop_config import OptimConfig
 from teacher.network.mmaudio import MMAudio
 
 if TYPE_CHECKING:

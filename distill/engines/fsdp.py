@@ -23,9 +23,9 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, OffloadPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from distill.config import OptimConfig
 from distill.engines.base import Engine, Tensors
 from distill.engines.optim import MOMENTS, adamw, check_moments, set_learning_rate, steps_on_device
+from distill.loop_config import OptimConfig
 from teacher.network.mmaudio import MMAudio
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from distill.config import OptimConfig
+from distill.loop_config import OptimConfig
 
 
 def adamw(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:

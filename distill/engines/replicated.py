@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from distill.config import OptimConfig
 from distill.engines.base import Engine, Tensors
 from distill.engines.optim import adamw, named_moments, restore_moments, set_learning_rate
+from distill.loop_config import OptimConfig
 from teacher.network.mmaudio import MMAudio
 
 

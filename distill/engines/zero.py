@@ -21,10 +21,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from distill.config import OptimConfig
 from distill.engines.base import Engine, Tensors
 from distill.engines.optim import MOMENTS, adamw, check_moments, set_learning_rate, steps_on_device
 from distill.engines.zero_settings import check_settings, complete_settings
+from distill.loop_config import OptimConfig
 from teacher.network.mmaudio import MMAudio
 
 if TYPE_CHECKING:

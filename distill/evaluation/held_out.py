@@ -21,14 +21,14 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from distill.checkpoints.writing import write_tensors
-from distill.config import EvaluationConfig
 from distill.engines.base import Engine
 from distill.evaluation.clips import SEED, FixedClips, Reference, agreement
 from distill.loop.tracking import Preview
+from distill.loop_config import EvaluationConfig
 from meanflow import Guidance
 from meanflow.config import to_plain
 from teacher.audio.codec import AudioCodec
-from teacher.features.dataset import Record
+from teacher.features.store import Record
 from teacher.network.mmaudio import MMAudio
 
 NAME = "latents"

@@ -9,7 +9,8 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from teacher.features.dataset import Batch, BatchSlice, Examples, batch_indices, shares
+from teacher.features.dataset import Examples, batch_indices
+from teacher.network.batch import Batch, BatchSlice, batch_slices
 
 
 class Feed:
@@ -28,7 +29,7 @@ class Feed:
     ) -> None:
         """`steps` is the end, beyond which nothing is read ahead."""
         self.data, self.steps, self.batch_size, self.seed = data, steps, batch_size, seed
-        self.shares = shares(batch_size, process=process, processes=processes, micro_batch=micro_batch)
+        self.batch_slices = batch_slices(batch_size, process=process, processes=processes, micro_batch=micro_batch)
         self.reader = ThreadPoolExecutor(1, thread_name_prefix="feed")
         self.ahead: dict[tuple[int, int], Future[Batch]] = {}
 
@@ -38,23 +39,23 @@ class Feed:
 
     def passes(self, step: int) -> Iterator[tuple[BatchSlice, Batch]]:
         """This process's forward passes of a step, in order; raises what reading raised, at the pass it belongs to."""
-        for k, share in enumerate(self.shares):
+        for k, batch_slice in enumerate(self.batch_slices):
             coming = self._ask(step, k)
-            following = (step, k + 1) if k + 1 < len(self.shares) else (step + 1, 0)
+            following = (step, k + 1) if k + 1 < len(self.batch_slices) else (step + 1, 0)
             if following[0] < self.steps:
                 self.ahead[following] = self._ask(*following)
-            yield share, coming.result()
+            yield batch_slice, coming.result()
 
     def _ask(self, step: int, k: int) -> "Future[Batch]":
         waiting = self.ahead.pop((step, k), None)
         if waiting is not None:
             return waiting
-        share = self.shares[k]
-        return self.reader.submit(self._read, step, share)
+        batch_slice = self.batch_slices[k]
+        return self.reader.submit(self._read, step, batch_slice)
 
-    def _read(self, step: int, share: BatchSlice) -> Batch:
-        rows = share.of(self.rows(step)).tolist()
-        return self.data.batch(rows, generator=generator(self.seed, step, "posterior"), share=share)
+    def _read(self, step: int, batch_slice: BatchSlice) -> Batch:
+        rows = batch_slice.of(self.rows(step)).tolist()
+        return self.data.batch(rows, generator=generator(self.seed, step, "posterior"), batch_slice=batch_slice)
 
     def __enter__(self) -> Self:
         return self

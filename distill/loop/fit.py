@@ -13,23 +13,24 @@ from tqdm import tqdm
 
 from distill.engines import start
 from distill.engines.optim import learning_rate
-from distill.loop.exits import WRONG_INPUT, Signals, Skipped, TrainingError, Watchdog, exit_status
 from distill.loop.feed import Feed, generator
-from distill.loop.session import Session, Task, everywhere
+from distill.loop.session import Session, TrainingTask, everywhere
 from distill.loop.tracking import Means, Pace, Tracker
-from teacher.features.dataset import Batch, BatchSlice, FeatureError
+from distill.loop.watchdog import Signals, Skipped, Watchdog, signal_status
 from teacher.files import FolderLock
+from teacher.files.errors import WRONG_INPUT, FeatureError, TrainingError
+from teacher.network.batch import Batch, BatchSlice
 
 NUMBERS = 65
 """One more than the largest signal."""
 
 
-def fit(task: Task, run: Path) -> Path:
+def fit(task: TrainingTask, run: Path) -> Path:
     """Train until loop.steps, from the newest checkpoint of `run` that verifies if there is one; the run folder.
 
     Data order and random numbers derive from (seed, step, position in the batch), so that a resumed run repeats the
     uninterrupted one, and processes may come and go between two runs. SIGINT, SIGTERM and SIGUSR1 save at the end of
-    the current step and leave with a status of their own (`distill.loop.exits`).
+    the current step and leave with a status of their own (`teacher.files.errors`).
 
     The main process holds the run folder's lock from before its first file is written to the end, so that a second
     training into the folder is refused. Nothing is done, and a line says so, where the run is finished and its
@@ -57,7 +58,7 @@ def fit(task: Task, run: Path) -> Path:
             processes=engine.processes,
             micro_batch=loop.micro_batch,
         )
-        session.begin(micro_batch=len(feed.shares[0]), accumulation=len(feed.shares))
+        session.begin(micro_batch=len(feed.batch_slices[0]), accumulation=len(feed.batch_slices))
         stack.enter_context(feed)
         signals = stack.enter_context(Signals())
         with writing(run):
@@ -130,7 +131,7 @@ class _Loop:
                     progress.close()
                     if self.engine.main:
                         print(f"saved at step {done} in {session.run}; the same command goes on from there", flush=True)
-                    raise SystemExit(exit_status(signal))
+                    raise SystemExit(signal_status(signal))
 
     def _update(self, step: int) -> int:
         """One optimiser step, left out where loss or gradient is not finite; the signal that asks to stop, or 0."""
@@ -138,13 +139,13 @@ class _Loop:
         rate = learning_rate(step, loop.steps, loop.optim)
         logs: list[dict[str, Tensor]] = []
         losses: list[Tensor] = []
-        passes = len(self.feed.shares)
-        for k, (share, batch) in enumerate(self._passes(step)):
+        passes = len(self.feed.batch_slices)
+        for k, (batch_slice, batch) in enumerate(self._passes(step)):
             with engine.micro(last=k == passes - 1):
                 with engine.autocast():
                     numbers = generator(loop.seed, step, "step", engine.device)
                     terms = task.step(
-                        engine.model, engine.plain, batch.to(engine.device), numbers, step / loop.steps, share
+                        engine.model, engine.plain, batch.to(engine.device), numbers, step / loop.steps, batch_slice
                     )
                 engine.backward(terms.loss.mean() / passes)
             logs.append(terms.logs)
@@ -155,7 +156,7 @@ class _Loop:
         norm = engine.step(rate, loop.optim.clip_norm, healthy=healthy)
         self.session.averages.update(step + 1)  # after a skip too: the weights stand for this stretch of time
         if norm is None:
-            self._skip(step, [(int(k) + self.feed.shares[0].begin, float(loss[k])) for k in bad])
+            self._skip(step, [(int(k) + self.feed.batch_slices[0].begin, float(loss[k])) for k in bad])
             return signal
         self.skipped.fine()
         for values in logs:

@@ -17,18 +17,20 @@ from torch import nn
 from distill.checkpoints import store as checkpoint
 from distill.checkpoints.ema import PowerEMA, SharedAverages, holding, trained_names
 from distill.checkpoints.posthoc import write_snapshot
-from distill.checkpoints.run_folder import package_version
-from distill.config import LoopConfig
+from distill.checkpoints.run_folder import package_version, publish, write_config
+from distill.config import DistillRun, TeacherRun
 from distill.engines import Engine, Tensors
 from distill.engines.base import TogetherError, precision_name
 from distill.evaluation import Evaluated, HeldOut
-from distill.loop.exits import CANNOT_GO_ON, WRONG_INPUT, TrainingError
 from distill.loop.lines import append, drop_later, last_line
 from distill.loop.memory import prepare_blocks
+from distill.loop_config import LoopConfig
 from teacher.audio.codec import AudioCodec
-from teacher.features.dataset import Batch, BatchSlice, Examples
+from teacher.features.dataset import Examples
 from teacher.files import DIGESTS, read_digests, replacing, write_digests
+from teacher.files.errors import CANNOT_GO_ON, WRONG_INPUT, TrainingError
 from teacher.flow_matching import Terms
+from teacher.network.batch import Batch, BatchSlice
 from teacher.network.mmaudio import MMAudio
 from teacher.weights import load_strictly, read_run_config
 
@@ -38,11 +40,11 @@ whole batch these are) -> terms."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Task:
+class TrainingTask:
     """What the loop trains: a network, its step, and a way to judge it."""
 
     kind: str
-    config: Any
+    config: TeacherRun | DistillRun
     """The run's dataclass, written to config.json."""
     loop: LoopConfig
     data: Examples
@@ -96,7 +98,7 @@ def ending(status: int) -> Iterator[None]:
 class Session:
     """Every method is called by every process."""
 
-    def __init__(self, task: Task, run: Path, engine: Engine) -> None:
+    def __init__(self, task: TrainingTask, run: Path, engine: Engine) -> None:
         """Take up the newest checkpoint of `run` that verifies, if there is one: `first` is the step to go on from."""
         self.task, self.run, self.engine = task, run, engine
         self.first, self.bad_in_a_row = 0, 0
@@ -198,7 +200,7 @@ class Session:
         described = (run, task.kind, task.config, task.net.config, task.digests, task.licence)
         _mend_record(run)
         if (run / "config.json").exists():
-            checkpoint.write_config(*described)
+            write_config(*described)
         self.finished = checkpoint.finished_without_checkpoints(run, task.loop.steps)
         if self.finished:
             print(
@@ -208,7 +210,7 @@ class Session:
             )
             return
         if not (run / "config.json").exists():
-            checkpoint.write_config(*described)
+            write_config(*described)
         if task.codec.digest == task.data.info["codec"]["digest"]:
             _copy(task.features / "codec.safetensors", run / "codec.safetensors")
         else:
@@ -239,7 +241,7 @@ class Session:
     def _compare_evaluation(self, measured: object) -> None:
         """Evaluations of other clips, or against other steps of the teacher, cannot be compared: the best starts anew.
 
-        These settings are not decisive for the run (`distill.config.NEUTRAL`), since they change no weights.
+        These settings are operational (`distill.loop_config.OPERATIONAL`), since they change no weights.
         """
         if not self.task.loop.evaluation.every and isinstance(measured, dict):
             self.measured = measured  # nothing else will be measured
@@ -284,7 +286,7 @@ class Session:
             )
 
     def _publish(self, folder: Path) -> None:
-        checkpoint.publish(self.run, folder, ["model", *self.averages.names], self.task.publish)
+        publish(self.run, folder, ["model", *self.averages.names], self.task.publish)
 
     def _greet(self) -> None:
         if self.engine.main:

@@ -6,13 +6,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from distill.config import Distillation
+from distill.method.config import Method
 from distill.method.velocity_source import Networks, State, Target
 from meanflow import Prediction, Residual, StudentCalls, interpolate, velocity
 from meanflow.loss import squared_error
 from meanflow.shapes import OnRows, Predict, VelocityOnRows
-from teacher.features.dataset import Batch, BatchSlice
 from teacher.flow_matching import Terms, noise_of
+from teacher.network.batch import Batch, BatchSlice
 from teacher.network.mmaudio import MMAudio
 from teacher.network.velocity import forward_prediction, student_prediction
 
@@ -25,11 +25,11 @@ def train_step(
     plain: MMAudio,
     teacher: MMAudio,
     batch: Batch,
-    config: Distillation,
+    config: Method,
     *,
     generator: torch.Generator,
     progress: float = 1.0,
-    share: BatchSlice | None = None,
+    batch_slice: BatchSlice | None = None,
     averaged: MMAudio | None = None,
 ) -> Terms:
     """Draw noise, times and dropped conditions; form the objective's residual; weigh it.
@@ -37,18 +37,18 @@ def train_step(
     `student` is the possibly wrapped network and is called exactly once, with gradients; `plain` is the same network
     without a wrapper, on which derivatives and targets are taken without a graph; `teacher` is frozen. `progress` in
     [0, 1] is the share of training that is done, for schedules of the objective, of the times and of the guidance.
-    `share` says which rows of a larger batch these are. `averaged` is the student with averaged weights, for objectives
-    that declare to need them (`Needs.averaged`).
+    `batch_slice` says which rows of a larger batch these are. `averaged` is the student with averaged weights, for
+    objectives that declare to need them (`Needs.averaged`).
     """
     x = batch.latents
-    share = share or BatchSlice.whole(len(x))
-    e = noise_of(share, x, generator=generator)
-    r, t = _times(config, share, progress, generator, torch.promote_types(x.dtype, torch.float32))
+    batch_slice = batch_slice or BatchSlice.whole(len(x))
+    e = noise_of(batch_slice, x, generator=generator)
+    r, t = _times(config, batch_slice, progress, generator, torch.promote_types(x.dtype, torch.float32))
     x_t = interpolate(x, e, t)
-    conditions = config.dropout(batch.conditions, generator=generator, share=share)
+    conditions = config.dropout(batch.conditions, generator=generator, batch_slice=batch_slice)
     nets = Networks(teacher, plain, conditions, x.shape[1], averaged)
     source = config.velocity if progress >= config.guided_from else config.velocity.unguided()
-    target = source.target(nets, State(x_t, t, velocity(x, e), generator, share))
+    target = source.target(nets, State(x_t, t, velocity(x, e), generator, batch_slice))
 
     calls = _calls(student, nets, target, source.teaching(nets, target))
     residual = config.objective(calls, x_t, r, t, target.v, progress=progress)
@@ -57,16 +57,16 @@ def train_step(
 
 
 def _times(
-    config: Distillation, share: BatchSlice, progress: float, generator: torch.Generator, dtype: torch.dtype
+    config: Method, batch_slice: BatchSlice, progress: float, generator: torch.Generator, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
-    """(r, t) of a share's rows. Rows with r < t, which cost a derivative, are spread evenly over the whole batch, so
+    """(r, t) of a slice's rows. Rows with r < t, which cost a derivative, are spread evenly over the whole batch, so
     that every process has as many, to within one; which data meet them stays random. A prefix, which is there to meet
     dropped conditions, stays where it is."""
     r, t = (time.to(dtype) for time in config.times(share.total, generator=generator, progress=progress))
     if not config.times.fixed_order:
         order = evenly(r < t)
         r, t = r[order], t[order]
-    return share.of(r), share.of(t)
+    return batch_slice.of(r), batch_slice.of(t)
 
 
 def evenly(marked: Tensor) -> Tensor:

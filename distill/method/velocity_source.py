@@ -14,7 +14,7 @@ from torch import Tensor
 from meanflow import Guidance, MixedGuidance, Velocity
 from meanflow.guidance import Guided, check_interval, inside
 from meanflow.shapes import VelocityOnRows
-from teacher.features.dataset import BatchSlice
+from teacher.network.batch import BatchSlice
 from teacher.network.conditions import Conditions
 from teacher.network.mmaudio import Encoded, MMAudio
 from teacher.network.velocity import Guide, student_prediction, teacher_velocity
@@ -32,7 +32,7 @@ class State(NamedTuple):
     v: Tensor
     """The conditional velocity e - x of the data (B, N, C)."""
     generator: torch.Generator
-    part: BatchSlice
+    batch_slice: BatchSlice
     """Which rows of the whole batch, for which the numbers are drawn, these are."""
 
 
@@ -264,16 +264,16 @@ class GuidedInput:
 
     def draw(self, n: int, *, generator: torch.Generator) -> Tensor:
         """omega (n,) by inversion: omega^(1 - power) is uniform, log omega is for power = 1."""
-        share = torch.rand(n, generator=generator, device=generator.device)
+        uniform = torch.rand(n, generator=generator, device=generator.device)
         if self.power == 1.0:
-            return torch.exp(share * math.log(self.max_omega))
+            return torch.exp(uniform * math.log(self.max_omega))
         end = self.max_omega ** (1 - self.power)
-        return ((1 + share * (end - 1)) ** (1 / (1 - self.power))).clamp(1.0, self.max_omega)
+        return ((1 + uniform * (end - 1)) ** (1 / (1 - self.power))).clamp(1.0, self.max_omega)
 
     def target(self, nets: Networks, state: State) -> Target:
         """v_g with the omega drawn for each row."""
-        x_t, t, v, generator, part = state
-        omega = part.of(self.draw(part.total, generator=generator)).to(t.dtype)
+        x_t, t, v, generator, batch_slice = state
+        omega = batch_slice.of(self.draw(batch_slice.total, generator=generator)).to(t.dtype)
         omega = torch.where(nets.conditioned, omega, torch.ones_like(omega))
         rows = nets.guided_rows(t, self.interval)
         if len(rows) == 0:

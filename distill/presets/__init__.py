@@ -1,7 +1,6 @@
 """Complete configurations by name, for the command lines and for code."""
 
 from distill.presets.students import (
-    PUBLISHED,
     student_debug,
     student_demo,
     student_large_44k_v2,
@@ -11,7 +10,14 @@ from distill.presets.students import (
     student_mf_mjt_lora,
     student_mf_mjt_unguided,
 )
-from distill.presets.teachers import teacher_debug, teacher_demo, teacher_finetune, teacher_lora, teacher_published
+from distill.presets.teachers import (
+    PUBLISHED,
+    teacher_debug,
+    teacher_demo,
+    teacher_finetune,
+    teacher_lora,
+    teacher_published,
+)
 
 __all__ = [
     "PUBLISHED",

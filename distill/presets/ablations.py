@@ -4,7 +4,7 @@ from dataclasses import dataclass, field, replace
 
 from distill.config import Fresh, TeacherRun
 from distill.presets import teacher_published
-from teacher.features.joint import Modalities
+from teacher.features.dataset import Modalities
 from teacher.network.variants import MMAudioConfig, variant
 
 BASE = "small_16k"

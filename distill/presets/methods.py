@@ -5,7 +5,7 @@ Data, batch, optimiser and length are those of `student_mf_mjt`, so that what di
 
 from dataclasses import dataclass
 
-from distill.config import Distillation, DistillConfig, FromData, FromTeacher, GuidedInput
+from distill.config import DistillRun, FromData, FromTeacher, GuidedInput, Method
 from distill.presets import student_mf_mjt
 from meanflow import (
     AdaptiveL2,
@@ -25,16 +25,16 @@ from meanflow.time_sampling import PUBLISHED, MixedTimes, Ordered
 
 
 @dataclass(frozen=True, kw_only=True)
-class Method:
+class Published:
     """One objective with what goes with it."""
 
     says: str
-    method: Distillation
+    method: Method
 
-    def run(self) -> DistillConfig:
+    def run(self) -> DistillRun:
         """The full-scale run."""
         loop = student_mf_mjt()
-        return DistillConfig(data=loop.data, teacher=loop.teacher, method=self.method, loop=loop.loop)
+        return DistillRun(data=loop.data, teacher=loop.teacher, method=self.method, loop=loop.loop)
 
 
 IMAGENET = AdaptiveL2(p=1.0, c=1e-2, reduction="sum")
@@ -48,28 +48,28 @@ SCALE_3 = FromData(mixed=MixedGuidance(omega=0.3, kappa=0.9), predictions="stude
 GUIDED_TEACHER = FromTeacher(guidance=Guidance(omega=3.0, rescale=False))
 """The same scale from the teacher, for objectives that do not learn u(x_t, t, t) or stand on it."""
 
-METHODS: dict[str, Method] = {
-    "meanflow": Method(
+METHODS: dict[str, Published] = {
+    "meanflow": Published(
         says="MeanFlow (2505.13447): exact derivative on a quarter of the rows, the target guided as in XL/2.",
-        method=Distillation(
+        method=Method(
             objective=MeanFlow(),
             times=PUBLISHED["meanflow_imagenet"],
             loss=IMAGENET,
             velocity=FromData(mixed=MixedGuidance(omega=0.2, kappa=0.92, interval=(0.0, 0.75)), predictions="student"),
         ),
     ),
-    "improved": Method(
+    "improved": Published(
         says="Improved MeanFlow (2512.02012), boundary form: tangent u(x_t, t, t), the guidance scale as an input.",
-        method=Distillation(
+        method=Method(
             objective=ImprovedMeanFlow(),
             times=PUBLISHED["improved_meanflow"],
             loss=IMAGENET,
             velocity=GuidedInput(),
         ),
     ),
-    "improved-head": Method(
+    "improved-head": Published(
         says="Improved MeanFlow with a velocity head of 8 blocks, as published; the teacher needs as many fused ones.",
-        method=Distillation(
+        method=Method(
             objective=ImprovedMeanFlow(head=True),
             times=PUBLISHED["improved_meanflow"],
             loss=IMAGENET,
@@ -77,43 +77,43 @@ METHODS: dict[str, Method] = {
             velocity_head=8,
         ),
     ),
-    "alpha-flow": Method(
+    "alpha-flow": Published(
         says="AlphaFlow (2510.20771): from flow matching to MeanFlow over training.",
-        method=Distillation(objective=AlphaFlow(), times=PUBLISHED["improved_meanflow"], loss=AUDIO, velocity=SCALE_3),
+        method=Method(objective=AlphaFlow(), times=PUBLISHED["improved_meanflow"], loss=AUDIO, velocity=SCALE_3),
     ),
-    "split": Method(
+    "split": Published(
         says="SplitMeanFlow (2507.16884): no derivative; the boundary is the guided teacher. Times and loss are ours.",
-        method=Distillation(
+        method=Method(
             objective=SplitMeanFlow(), times=PUBLISHED["improved_meanflow"], loss=AUDIO, velocity=GUIDED_TEACHER
         ),
     ),
-    "transition": Method(
+    "transition": Published(
         says="Transition model (2509.04394): central differences; for the float32 launch files alone.",
-        method=Distillation(
+        method=Method(
             objective=TransitionModel(),
             times=PUBLISHED["transition"],
             loss=AdaptiveL2(p=1.0, c=1e-5),
             velocity=FromData(mixed=MixedGuidance(omega=1.0, kappa=0.75, interval=(0.3, 0.8)), predictions="student"),
         ),
     ),
-    "terminal": Method(
+    "terminal": Published(
         says="Terminal velocity matching (2511.19797): four rows through the network for each; float32 launch files.",
-        method=Distillation(
+        method=Method(
             objective=TerminalVelocity(), times=PUBLISHED["terminal_velocity"], loss=SQUARED, velocity=SCALE_3
         ),
     ),
-    "consistency": Method(
+    "consistency": Published(
         says="Consistency distillation (2303.01469) of the guided teacher, for one step. Times and loss are ours.",
-        method=Distillation(
+        method=Method(
             objective=ConsistencyTraining(),
             times=MixedTimes(fm_fraction=1.0, fm_density=LogitNormal(mean=-0.4)),
             loss=AUDIO,
             velocity=GUIDED_TEACHER,
         ),
     ),
-    "flow-matching": Method(
+    "flow-matching": Published(
         says="Plain flow matching (2210.02747) of the guided velocity: the baseline of many steps.",
-        method=Distillation(
+        method=Method(
             objective=PlainFlowMatching(),
             times=MixedTimes(pairs=Ordered(), fm_fraction=1.0, fm_density=LogitNormal(mean=0.0)),
             loss=SQUARED,

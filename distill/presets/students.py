@@ -6,16 +6,16 @@ from dataclasses import replace
 from pathlib import Path
 
 from distill.config import (
-    Distillation,
-    DistillConfig,
+    DistillRun,
     EvaluationConfig,
     FromData,
     FromTeacher,
     FromWeights,
     LoopConfig,
+    Method,
     OptimConfig,
 )
-from distill.presets.teachers import teacher_published
+from distill.presets.teachers import DATA, PRETRAINED, debug_loop, teacher_published
 from meanflow import (
     AdaptiveL2,
     Correction,
@@ -32,38 +32,21 @@ from meanflow.time_sampling import MixedTimes
 from teacher.flow_matching import ConditionDropout
 from teacher.network.lora import LoRAConfig
 
-DATA = (Path("runs/demo/features"),)
 TEACHER = Path("runs/demo/teacher")
-OWN_DATA = (Path("runs/own/features"),)
 FULL_DATA = (Path("features/vgg"),)
-PRETRAINED = Path("runs/mmaudio-small-16k")
 PRETRAINED_V2 = Path("runs/mmaudio-large-44k-v2")
 UNGUIDED = Path("runs/mf-mjt-unguided")
 HEALED = Path("runs/mf-mjt-large-44k-v2-heal")
 UNGUIDED_SHARE = 1 / 3
 """Of a warm-started training, the part before guidance: 20 of 60 epochs of MeanFlow from SiT-XL (zhuyu-cs/MeanFlow)."""
-PUBLISHED = ("small_16k", "small_44k", "medium_44k", "large_44k", "large_44k_v2")
 
 
-def debug_loop() -> LoopConfig:
-    """Twenty steps, everything on the schedule at least once."""
-    return LoopConfig(
-        steps=20,
-        batch_size=8,
-        optim=OptimConfig(lr=1e-3, warmup_steps=5),
-        ema_std=(0.1,),
-        log_every=5,
-        save_every=10,
-        evaluation=EvaluationConfig(every=20, num_clips=4, teacher_steps=5),
-    )
-
-
-def student_demo() -> DistillConfig:
+def student_demo() -> DistillRun:
     """The demo's student on two CPU cores in a few minutes."""
-    return DistillConfig(
+    return DistillRun(
         data=DATA,
         teacher=TEACHER,
-        method=Distillation(
+        method=Method(
             objective=MeanFlow(correction=Correction(clip=2.0)),
             loss=AdaptiveL2(p=0.5, c=1e-2),
             times=TimePairs(density=LogitNormal(mean=0.0), fm_fraction=0.3, full_fraction=0.5),
@@ -81,7 +64,7 @@ def student_demo() -> DistillConfig:
     )
 
 
-def student_mf_mjt() -> DistillConfig:
+def student_mf_mjt() -> DistillRun:
     """A student of MMAudio small_16k: without guidance for a third of the run, then with guided targets.
 
     Published, by whom: from MeanAudio (arXiv 2508.06098, second stage) times, target, loss, rate and its steps,
@@ -93,10 +76,10 @@ def student_mf_mjt() -> DistillConfig:
     Ours: how often is saved, evaluated and, for averages of any width afterwards, kept. What MF-MJT itself (arXiv
     2509.06389) used is not in what could be read of it. Nothing here was run at this size.
     """
-    return DistillConfig(
+    return DistillRun(
         data=FULL_DATA,
         teacher=PRETRAINED,
-        method=Distillation(
+        method=Method(
             objective=MeanFlow(),
             times=PUBLISHED_TIMES["meanaudio"],
             velocity=FromData(mixed=MixedGuidance(omega=0.3, kappa=0.9), predictions="student"),
@@ -108,7 +91,7 @@ def student_mf_mjt() -> DistillConfig:
     )
 
 
-def student_mf_mjt_unguided() -> DistillConfig:
+def student_mf_mjt_unguided() -> DistillRun:
     """The first of two commands in place of mf-mjt: its first third, without guidance, as a run of its own.
 
     The rate's steps come at shares of a run, so here they come at 80 and 90 % of this third, as they did for the
@@ -122,7 +105,7 @@ def student_mf_mjt_unguided() -> DistillConfig:
     )
 
 
-def student_mf_mjt_guided() -> DistillConfig:
+def student_mf_mjt_guided() -> DistillRun:
     """The second of two commands: goes on from the student of mf-mjt-unguided, every target guided."""
     full = student_mf_mjt()
     return replace(
@@ -133,7 +116,7 @@ def student_mf_mjt_guided() -> DistillConfig:
     )
 
 
-def student_mf_mjt_lora() -> DistillConfig:
+def student_mf_mjt_lora() -> DistillRun:
     """mf-mjt with adapters beside the teacher's frozen weights; the embedding of t - r is trained in full.
 
     Published: rate 5e-5 without decay of weights, 6,000 steps of 32 and 1,000 of warm-up are AnyFlow's (arXiv
@@ -149,7 +132,7 @@ def student_mf_mjt_lora() -> DistillConfig:
     )
 
 
-def student_large_44k_v2_heal() -> DistillConfig:
+def student_large_44k_v2_heal() -> DistillRun:
     """The first of two commands for MMAudio large_44k_v2: flow matching to the teacher with a smooth time embedding.
 
     The second version embeds time with up to 10,000 rad per unit, whose derivative drowns the velocity. The student's
@@ -162,7 +145,7 @@ def student_large_44k_v2_heal() -> DistillConfig:
     return replace(
         full,
         teacher=PRETRAINED_V2,
-        method=Distillation(
+        method=Method(
             objective=PlainFlowMatching(),
             loss=AdaptiveL2(p=0.0),
             times=MixedTimes(fm_fraction=1.0, fm_density=Uniform()),
@@ -180,7 +163,7 @@ def student_large_44k_v2_heal() -> DistillConfig:
     )
 
 
-def student_large_44k_v2() -> DistillConfig:
+def student_large_44k_v2() -> DistillRun:
     """The second of two commands for MMAudio large_44k_v2: mf-mjt from the healed student.
 
     As mf-mjt; pictures and synchronisation are dropped each on their own, as the second version was trained. Never run.
@@ -214,6 +197,6 @@ def _full_loop() -> LoopConfig:
     )
 
 
-def student_debug() -> DistillConfig:
+def student_debug() -> DistillRun:
     """Seconds on a CPU; checks the machinery, learns little."""
-    return DistillConfig(data=DATA, teacher=TEACHER, method=Distillation(), loop=debug_loop())
+    return DistillRun(data=DATA, teacher=TEACHER, method=Method(), loop=debug_loop())

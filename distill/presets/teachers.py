@@ -1,12 +1,30 @@
 """Recipes of teachers: functions that return a complete configuration. Flags then change numbers, not kinds."""
 
 from dataclasses import replace
+from pathlib import Path
 
 from distill.config import EvaluationConfig, Fresh, FromWeights, LoopConfig, OptimConfig, TeacherRun
-from distill.presets.students import DATA, OWN_DATA, PRETRAINED, debug_loop
 from teacher.flow_matching import ConditionDropout, FlowMatching
 from teacher.network.lora import LoRAConfig
 from teacher.network.variants import variant
+
+DATA = (Path("runs/demo/features"),)
+OWN_DATA = (Path("runs/own/features"),)
+PRETRAINED = Path("runs/mmaudio-small-16k")
+PUBLISHED = ("small_16k", "small_44k", "medium_44k", "large_44k", "large_44k_v2")
+
+
+def debug_loop() -> LoopConfig:
+    """Twenty steps, everything on the schedule at least once."""
+    return LoopConfig(
+        steps=20,
+        batch_size=8,
+        optim=OptimConfig(lr=1e-3, warmup_steps=5),
+        ema_std=(0.1,),
+        log_every=5,
+        save_every=10,
+        evaluation=EvaluationConfig(every=20, num_clips=4, teacher_steps=5),
+    )
 
 
 def teacher_demo() -> TeacherRun:

@@ -14,7 +14,7 @@ from eval.compare.test_set import TestSet
 from eval.compare.training_sounds import TrainingSounds
 from eval.features.clip_features import ClipFeatures
 from meanflow.config import digest
-from teacher.features.workers import Processes
+from teacher.files.processes import Processes
 
 RESERVED = ("codec", "reference")
 

@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from eval.compare.rows import Task
-from eval.compare.sweep import KeptAudio, safe_name
-from teacher.features.dataset import Record
+from eval.compare.rows import Task, safe_name
+from eval.compare.sweep import KeptAudio
+from teacher.features.store import Record
 from teacher.files import replacing
 from teacher.media import remux, write_audio
 

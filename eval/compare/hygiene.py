@@ -1,25 +1,16 @@
-"""Whether the networks compared have heard any of the test clips: by id, by source and by content.
+"""The facts of a test set: which clips were scored, which were left out, and what is known of their overlap with the
+training data of the networks compared."""
 
-What was scored, what was left out, and whether the networks have heard any of it: the facts of a test set."""
-
-import csv
-import io
 import json
-import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, get_args
 
-from eval.compare.rows import Row, Task, ids_digest, ids_text, read_clip_scores, read_rows
-from teacher.features.dataset import FeatureSet
-from teacher.features.store import Record
-from teacher.files import file_sha256, read_json, replacing, split_lines
-from teacher.weights.run_folder import read_run_config
+from eval.compare.rows import ClipScores, Row, ScoresKey, Task, ids_digest, ids_text
+from teacher.files import read_json, replacing
 
-CLIP_OF_A_VIDEO = re.compile(r"Y?([A-Za-z0-9_-]{11})_\d+(_\d+)?|Y([A-Za-z0-9_-]{11})")
-"""Ids of VGGSound and AudioCaps: the 11 letters of a video, then times; of the AudioSet part of WavCaps: a Y and the
-letters. Two clips of one video sound alike."""
+FACTS = "testset.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,90 +33,6 @@ class Overlap:
     def clean(self) -> bool:
         """Nothing found in common; what could not be looked at is in `unread` and `unknown`."""
         return not (self.by_id or self.by_source or self.by_content)
-
-
-def trained_on(runs: Iterable[Path]) -> tuple[tuple[Path, ...], tuple[str, ...]]:
-    """Feature folders the runs learnt from, each once; and the runs for which they are not known, with the reason."""
-    folders: dict[Path, None] = {}
-    unknown = []
-    for run in runs:
-        data = _training_data(run)
-        paths = [Path(p) for p in data]
-        gone = [str(p) for p in paths if not (p / "features.json").is_file()]
-        if gone or not paths:
-            unknown.append(f"{run} ({', '.join(gone)} not here)" if gone else f"{run} (its configuration names none)")
-        folders |= dict.fromkeys(p for p in paths if str(p) not in gone)
-    return tuple(folders), tuple(unknown)
-
-
-def find_overlap(test: Sequence[Record], runs: Iterable[Path], *, groups: Mapping[str, str] | None = None) -> Overlap:
-    """Look for test clips in the training splits of all feature folders the runs learnt from.
-
-    By item id; by the group of the records and by video, for ids that name one; and by SHA-256 of the media files, of
-    which only those with a size that occurs on both sides are read. `groups`: item id -> group_id, in place of what the
-    records say (see `read_groups`); features extracted before groups were kept have none.
-    """
-    folders, unknown = trained_on(runs)
-    ids: set[str] = set()
-    sources: set[str] = set()
-    files: set[Path] = set()
-    groups = groups or {}
-    for record in (r for folder in folders for r in FeatureSet.open(folder, "train").records):
-        ids.add(record.item_id)
-        sources |= sources_of(record, groups)
-        files.add(Path(record.path))
-    same_bytes, unread = _same_content({Path(r.path) for r in test}, files)
-    by_id = [r.id for r in test if r.item_id in ids]
-    by_source = [r.id for r in test if r.item_id not in ids and sources_of(r, groups) & sources]
-    taken = {*by_id, *by_source}
-    return Overlap(
-        training_files=len(files),
-        by_id=tuple(by_id),
-        by_source=tuple(by_source),
-        by_content=tuple(r.id for r in test if r.id not in taken and Path(r.path) in same_bytes),
-        unread=unread,
-        unknown=unknown,
-    )
-
-
-def sources_of(record: Record, groups: Mapping[str, str] | None = None) -> frozenset[str]:
-    """What a record is a piece of: its group where known, and its video where its id names one, else the item itself.
-
-    Both count, since the other side may know only one of them.
-    """
-    video = CLIP_OF_A_VIDEO.fullmatch(record.item_id)
-    own = (video.group(1) or video.group(3)) if video else record.item_id
-    return frozenset({own, (groups or {}).get(record.item_id, record.group_id)} - {""})
-
-
-def read_groups(manifest: Path) -> dict[str, str]:
-    """Item id -> group_id of a .jsonl, .csv or .tsv manifest; items without either are left out."""
-    text = manifest.read_text(encoding="utf-8-sig")
-    if manifest.suffix.lower() == ".jsonl":
-        rows = [json.loads(line) for line in split_lines(text) if line.strip()]
-    else:
-        delimiter = "\t" if manifest.suffix.lower() == ".tsv" else ","
-        rows = list(csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter))
-    return {str(r["id"]): str(r["group_id"]) for r in rows if r.get("id") and r.get("group_id")}
-
-
-def _same_content(test: set[Path], training: set[Path]) -> tuple[set[Path], int]:
-    """Files of `test` whose bytes are those of some file of `training`, and how many files are gone."""
-    sizes = {path: path.stat().st_size for path in test | training if path.is_file()}
-    shared = {sizes[p] for p in test if p in sizes} & {sizes[p] for p in training if p in sizes}
-    known = {file_sha256(p) for p in training if sizes.get(p) in shared}
-    found = {p for p in test if sizes.get(p) in shared and file_sha256(p) in known}
-    return found, len(test | training) - len(sizes)
-
-
-def _training_data(run: Path) -> tuple[str, ...]:
-    """The feature folders config.json names; none for published weights."""
-    settings = read_run_config(run).get("run")
-    data = settings.get("data", ()) if isinstance(settings, dict) else ()
-    return (data,) if isinstance(data, str) else tuple(map(str, data))
-
-
-FACTS = "testset.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -194,14 +101,16 @@ def read_facts(path: Path) -> dict[Task, TestFacts]:
     return found
 
 
-def scored_ids(rows: Sequence[Row], rows_path: Path) -> dict[Task, tuple[str, ...]]:
-    """The ids each task was scored on, from clips.jsonl beside the rows; a task without per-clip scores is left out.
+def scored_ids(
+    rows: Sequence[Row], clips: Mapping[ScoresKey, ClipScores], rows_path: Path
+) -> dict[Task, tuple[str, ...]]:
+    """The ids each task was scored on, from the scores of its clips (see `read_clip_scores`); a task without such
+    scores is left out. `rows_path` names the file in errors.
 
     Raises:
         ValueError: rows of one task that were not scored on the same clips, or as many as the row says: an average
             over other clips is no comparison.
     """
-    clips = read_clip_scores(rows_path.with_name("clips.jsonl"))
     found: dict[Task, tuple[str, ...]] = {}
     for row in rows:
         ids = tuple(clips.get(row.scores_key, ()))
@@ -217,40 +126,19 @@ def scored_ids(rows: Sequence[Row], rows_path: Path) -> dict[Task, tuple[str, ..
     return found
 
 
-def facts_of(rows: Sequence[Row], rows_path: Path) -> dict[Task, TestFacts]:
+def facts_of(rows: Sequence[Row], clips: Mapping[ScoresKey, ClipScores], rows_path: Path) -> dict[Task, TestFacts]:
     """Facts of every task from testset.json beside the rows, or where there is none from the per-clip scores alone.
 
     Raises:
         ValueError: testset.json lists other clips than were scored; or as `scored_ids`.
     """
     written = read_facts(rows_path.with_name(FACTS))
-    scored = scored_ids(rows, rows_path)
+    scored = scored_ids(rows, clips, rows_path)
     for task in written.keys() & scored.keys():
         other = sorted(set(written[task].ids) ^ set(scored[task]))
         if other:
             raise ValueError(f"{rows_path.with_name(FACTS)} lists other clips for {task} than were scored: {other[:5]}")
     return {task: TestFacts(task=task, ids=ids) for task, ids in scored.items()} | written
-
-
-def look_again(
-    rows_path: Path, data: Path, runs: Sequence[Path], manifest: Path | None = None
-) -> dict[Task, TestFacts]:
-    """Write testset.json anew for finished rows: ids from the scores, overlap between `data` and the data of `runs`.
-
-    Raises:
-        ValueError: as `facts_of`; a scored id that is no test clip of `data`.
-    """
-    records = {r.id: r for r in FeatureSet.open(data, "test").records}
-    groups = read_groups(manifest) if manifest is not None else None
-    found = {}
-    for task, fact in facts_of(read_rows(rows_path), rows_path).items():
-        strangers = [i for i in fact.ids if i not in records]
-        if strangers:
-            raise ValueError(f"{data} has no test clips {', '.join(strangers[:5])}, which were scored")
-        overlap = find_overlap([records[i] for i in fact.ids], runs, groups=groups)
-        found[task] = replace(fact, overlap=overlap)
-    write_facts(rows_path.parent, found.values())
-    return found
 
 
 def _fact(entry: Mapping[str, Any]) -> TestFacts:

@@ -13,7 +13,7 @@ from eval.compare.sweep import PART, Origin, finished, part_path, parts_folder, 
 from eval.features.cache import in_parts
 from eval.features.clip_features import ClipFeatures
 from eval.metrics.clip_scores import clip_estimates, clip_metrics
-from teacher.features.workers import Processes
+from teacher.files.processes import Processes
 
 Waves = Callable[[int, int], Tensor]
 """Real sound of clips first .. last - 1, (clips, samples)."""

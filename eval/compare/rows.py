@@ -4,6 +4,7 @@ import hashlib
 import json
 import math
 import os
+import re
 import zlib
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -268,3 +269,9 @@ def ids_text(ids: Iterable[str]) -> str:
 def json_line(value: Mapping[str, Any]) -> str:
     """A mapping as one line of JSON with sorted keys."""
     return json.dumps(dict(value), sort_keys=True)
+
+
+def safe_name(name: str) -> str:
+    """A name for a file: letters, digits, dot, dash and underscore, with a digest where anything was replaced."""
+    safe = re.sub(r"[^A-Za-z0-9._-]+", "_", name).strip(".")[:80]
+    return safe if safe == name else f"{safe}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"

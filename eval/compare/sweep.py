@@ -1,7 +1,5 @@
 """Runs a generator over step counts and seeds, scores it and appends rows as they are finished."""
 
-import hashlib
-import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -12,12 +10,12 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from eval.compare.rows import Kind, Row, Task, append_lines, ids_digest, json_line, read_rows, sealed
+from eval.compare.rows import Kind, Row, Task, append_lines, ids_digest, json_line, read_rows, safe_name, sealed
 from eval.compare.scorer import Scorer, Scores
 from eval.features.cache import in_parts
 from eval.features.clip_features import ClipFeatures
 from eval.features.kept_embeddings import keep_embeddings
-from teacher.features.workers import Processes
+from teacher.files.processes import Processes
 from teacher.media import write_audio
 from teacher.network.conditions import Conditions
 from teacher.sampling.generator import clip_seed
@@ -72,12 +70,6 @@ class KeptAudio:
         """File of one clip; model and id are made safe for a file name."""
         setting = f"{task}-{safe_name(model)}-{steps}-g{guidance:g}-s{self.seed}"
         return self.folder / f"{setting}-{safe_name(clip_id)}.wav"
-
-
-def safe_name(name: str) -> str:
-    """A name for a file: letters, digits, dot, dash and underscore, with a digest where anything was replaced."""
-    safe = re.sub(r"[^A-Za-z0-9._-]+", "_", name).strip(".")[:80]
-    return safe if safe == name else f"{safe}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
 
 
 def sweep(

@@ -38,7 +38,7 @@ from eval.metrics.clip_metrics import ClipMetric, OnsetJudge
 from meanflow.config import digest
 from teacher.features.dataset import FeatureSet
 from teacher.features.store import Record
-from teacher.features.workers import Processes
+from teacher.files.processes import Processes
 from teacher.lists.greatest_hits import video_name
 from teacher.lists.manifest import FILE_COLUMNS, read_manifest
 from teacher.lists.published import SPLIT_WORDS, ListKind, listed_ids, read_names, read_text

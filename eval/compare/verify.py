@@ -26,7 +26,7 @@ from eval.features.clip_features import ClipFeatures, is_sealed
 from eval.features.kept_embeddings import KeptEmbeddings, embeddings_path, reference_path
 from eval.metrics.clip_scores import clip_estimates, clip_metrics
 from eval.metrics.uncertainty import Estimate
-from eval.speed.timing import TOTALS
+from eval.speed.budget import TOTALS
 from teacher.files import file_sha256, same_digest
 
 RELATIVE, ABSOLUTE = 1e-6, 1e-7

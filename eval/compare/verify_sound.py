@@ -18,7 +18,7 @@ from eval.compare.training_sounds import TrainingSounds
 from eval.compare.verify import PARTS, Check, Kept
 from eval.features.sources import FeatureSource
 from eval.metrics.clip_metrics import ClipMetric, OnsetJudge
-from teacher.features.dataset import load_codec
+from teacher.features.codec import load_codec
 
 TOLERANCE = (2e-3, 2e-3)
 """Kept files are rounded to 16 bits: over 60 files of the demo that moves the divergence of a clip by 6e-4 at most."""

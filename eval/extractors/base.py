@@ -1,12 +1,13 @@
 """What a feature extractor is to the metrics."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Protocol, Self
+from typing import Protocol
 
 import torch
 from torch import Tensor
+
+from eval.metrics.embeddings import Embeddings
 
 
 class FeatureExtractor(Protocol):
@@ -62,51 +63,9 @@ class EmbeddingModel(Protocol):
         """Length of a row."""
         ...
 
-    def embed(self, waves: Tensor) -> "Embeddings":
+    def embed(self, waves: Tensor) -> Embeddings:
         """waves (batch, samples) of one length. A clip's rows and logits do not depend on the batch it is in."""
         ...
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Embeddings:
-    """What a model says of a number of clips; float32 on the CPU."""
-
-    rows: Tensor
-    """(rows, dimensions): the rows of the first clip in order of time, then those of the second, and so on."""
-    counts: tuple[int, ...]
-    """Rows of each clip, at least one."""
-    logits: Tensor | None = None
-    """(clips, classes), before any sigmoid or softmax; None where the model has no classes."""
-
-    def __post_init__(self) -> None:
-        if self.rows.ndim != 2 or sum(self.counts) != len(self.rows) or min(self.counts, default=1) < 1:
-            raise ValueError(
-                f"rows must be (rows, dimensions) with at least one row per clip, counted in counts: got "
-                f"{tuple(self.rows.shape)} and {len(self.counts)} counts that add up to {sum(self.counts)}"
-            )
-        if self.logits is not None and (self.logits.ndim != 2 or len(self.logits) != len(self.counts)):
-            raise ValueError(f"logits must be ({len(self.counts)}, classes), got {tuple(self.logits.shape)}")
-        for name, values in (("rows", self.rows), ("logits", self.logits)):
-            if values is not None and not torch.isfinite(values).all():
-                raise ValueError(f"{name} must be finite, got NaN or infinite values")
-
-    @classmethod
-    def join(cls, parts: Sequence[Self]) -> Self:
-        """The clips of all parts in order. Raises ValueError without parts, or if only some of them have logits."""
-        if not parts:
-            raise ValueError("parts must not be empty")
-        logits = [part.logits for part in parts if part.logits is not None]
-        if logits and len(logits) != len(parts):
-            raise ValueError(f"logits must be there in all parts or in none, got {len(logits)} of {len(parts)}")
-        return cls(
-            rows=torch.cat([part.rows for part in parts]),
-            counts=sum((part.counts for part in parts), ()),
-            logits=torch.cat(logits) if logits else None,
-        )
-
-    def of_clip(self, index: int) -> Tensor:
-        """Rows of one clip (its count, dimensions)."""
-        return self.rows.split(self.counts)[index]
 
 
 def check_waves(waves: Tensor, *, model: str, sample_rate: int, shortest: int) -> None:

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from eval.compare.rows import append_lines, read_lines
 from eval.features.clip_features import ClipFeatures
-from teacher.features.workers import Processes
 from teacher.files import file_sha256
+from teacher.files.processes import Processes
 
 
 @dataclass(frozen=True, kw_only=True)

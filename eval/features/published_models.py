@@ -144,15 +144,17 @@ class PublishedModels:
     def _clap(self, duration_s: float, device: str) -> list[ClipMetric]:
         judges: list[ClipMetric] = []
         if self.clap_laion is not None:
-            from eval.extractors.clap_laion import ClapLaion
+            from eval.extractors import clap
 
-            laion = ClapLaion.load(self.clap_laion, tokenizer=_given(self.roberta_tokens), device=device)
+            tokenizer = _given(self.roberta_tokens)
+            laion = clap.Clap.load(self.clap_laion, clap.CLAP_LAION, tokenizer=tokenizer, device=device)
             listener = ModelSource(source="clap_laion", model=laion, duration_s=duration_s)
             judges.append(_captioned("clap_laion", listener, laion.embed_text))
         if self.clap_ms is not None:
-            from eval.extractors.clap_ms import ClapMs
+            from eval.extractors import clap
 
-            ms = ClapMs.load(self.clap_ms, tokenizer=_given(self.gpt2_tokens), device=device)
+            tokenizer = _given(self.gpt2_tokens)
+            ms = clap.Clap.load(self.clap_ms, clap.CLAP_MS_2023, tokenizer=tokenizer, device=device)
             listener = ModelSource(source="clap_ms", model=ms, duration_s=duration_s)
             judges.append(_captioned("clap_ms", listener, ms.embed_text))
             judges.append(PamJudge.of(ms, duration_s=duration_s))

@@ -1,65 +1,31 @@
-"""Cosine between the two embeddings of a clip: the ImageBind score and the CLAP scores, and what chance gives.
+"""Cosine between the two embeddings of a clip: the ImageBind score and the CLAP scores.
 
 ImageBind score (arXiv 2305.05665): picture and sound of a clip, each the mean over its parts of unit vectors; papers
 print 100 times the mean over clips. CLAP score (arXiv 2211.06687): sound and caption; printed as it is, negative
 values kept. Nothing is clipped or scaled here.
 """
 
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Self
+from typing import TYPE_CHECKING, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
-from eval.metrics.moments.gaussian import Features, as_matrix
+from eval.metrics.base import ClipMetric, PaperColumn, Scores, SoundModel, Task
 
-PRINTED_IMAGEBIND_SCALE = 100.0
-"""Papers print the ImageBind score as this many times the mean cosine, the CLAP scores as the mean cosine itself."""
+if TYPE_CHECKING:
+    from torch import Tensor
 
+    from eval.metrics.moments.gaussian import Features
+    from teacher.features.store import Record
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class AlignmentScore:
-    """How well the two sides of each clip agree, beside the same sides paired wrongly."""
+    Side = Callable[[Record], Tensor]
+    """What a clip is compared with, (dimensions,): the embedding of its picture or of its caption."""
 
-    per_clip: NDArray[np.float64]
-    """Cosine of clip i's two embeddings, (clips,), each in [-1, 1]."""
-    shuffled: NDArray[np.float64]
-    """Cosine of clip i's first embedding and another clip's second one, (clips,)."""
-    chance: float
-    """Mean of `shuffled` over all derangements: the mean cosine of two embeddings of different clips."""
-    seed: int
-    """Seed of the derangement behind `shuffled`."""
-
-    def __post_init__(self) -> None:
-        if self.per_clip.ndim != 1 or self.per_clip.shape != self.shuffled.shape or len(self.per_clip) < 2:
-            raise ValueError(
-                "per_clip and shuffled must be of the same two clips or more, "
-                f"got {self.per_clip.shape} and {self.shuffled.shape}"
-            )
-
-    @classmethod
-    def from_embeddings(cls, a: Features, b: Features, *, seed: int = 0) -> Self:
-        """a, b (clips, d), row i of both from clip i; they need not have length 1.
-
-        Raises:
-            ValueError: unequal shapes, fewer than two clips, a row that is zero or not finite.
-        """
-        first, second = _unit_pair(a, b)
-        order = derangement(len(first), seed=seed)
-        per_clip = _row_products(first, second)
-        # All pairs less the n right ones: no matrix of pairs is needed.
-        crossed = float(first.sum(axis=0) @ second.sum(axis=0)) - float(per_clip.sum())
-        return cls(
-            per_clip=per_clip,
-            shuffled=_row_products(first, second[order]),
-            chance=crossed / (len(first) * (len(first) - 1)),
-            seed=seed,
-        )
-
-    @property
-    def mean(self) -> float:
-        """The score: mean cosine over clips."""
-        return float(self.per_clip.mean())
+Against = Literal["picture", "caption"]
 
 
 def paired_cosines(a: Features, b: Features) -> NDArray[np.float64]:
@@ -73,36 +39,6 @@ def paired_cosines(a: Features, b: Features) -> NDArray[np.float64]:
     return _row_products(*_unit_pair(a, b))
 
 
-def mean_of_unit_parts(parts: Features, name: str = "parts") -> NDArray[np.float64]:
-    """(clips, parts, d) -> (clips, d): each part brought to length 1, then averaged, as ImageBind joins its three
-    2-s pieces of sound and nine of picture.
-
-    The mean is not brought back to length 1; `paired_cosines` does not mind.
-
-    Raises:
-        ValueError: not three-dimensional, no parts, a part that is zero or not finite.
-    """
-    shape = tuple(parts.shape)
-    if len(shape) != 3 or 0 in shape:
-        raise ValueError(f"{name} must have shape (clips, parts, dimensions), none of them 0, got {shape}")
-    flat = parts.reshape(shape[0] * shape[1], shape[2])
-    return _unit(flat, name).reshape(shape).mean(axis=1)
-
-
-def derangement(count: int, *, seed: int) -> NDArray[np.int64]:
-    """A permutation of 0..count-1 that leaves nothing in place, uniform among all of those.
-
-    Drawn until it is one, e = 2.7 times on average. Raises ValueError for fewer than 2: one thing has nowhere to go.
-    """
-    if count < 2:
-        raise ValueError(f"count must be at least 2 (a single clip cannot be paired with another), got {count}")
-    generator, places = np.random.default_rng(seed), np.arange(count)
-    while True:
-        order = generator.permutation(count)
-        if not (order == places).any():
-            return order
-
-
 def _unit_pair(a: Features, b: Features) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     if tuple(a.shape) != tuple(b.shape):
         raise ValueError(f"a and b must be paired embeddings of one shape, got {tuple(a.shape)} and {tuple(b.shape)}")
@@ -112,6 +48,8 @@ def _unit_pair(a: Features, b: Features) -> tuple[NDArray[np.float64], NDArray[n
 
 
 def _unit(features: Features, name: str) -> NDArray[np.float64]:
+    from eval.metrics.moments.gaussian import as_matrix
+
     matrix = as_matrix(features, name)
     # Divided by the largest entry first: squares of 1e-200 or 1e200 leave the range of float64.
     largest = np.abs(matrix).max(axis=1, keepdims=True)
@@ -123,3 +61,69 @@ def _unit(features: Features, name: str) -> NDArray[np.float64]:
 
 def _row_products(a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.einsum("nd,nd->n", a, b).clip(-1.0, 1.0)  # beyond 1 only by rounding
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class CosineScorer:
+    """Cosine between the embedding of the sound and that of the picture or the caption; nothing for a clip without."""
+
+    key: str
+    model: SoundModel
+    side: Side
+    tasks: tuple[Task, ...]
+    against: Against
+
+    def __post_init__(self) -> None:
+        if self.against not in get_args(Against):
+            raise ValueError(f"against must be one of {', '.join(get_args(Against))}, got {self.against!r}")
+
+    @property
+    def name(self) -> str:
+        return f"{self.key} by {self.model.name}"
+
+    def scores(self, records: Sequence[Record], waves: Tensor, sample_rate: int) -> list[Scores]:
+        import torch
+
+        having = [k for k, record in enumerate(records) if self._has_side(record)]
+        found: list[Scores] = [{} for _ in records]
+        if having:
+            sounds = self.model.embed(waves[having], sample_rate).rows
+            sides = torch.stack([self.side(records[k]) for k in having])
+            for k, value in zip(having, paired_cosines(sounds, sides).tolist(), strict=True):
+                found[k] = {self.key: value}
+        return found
+
+    def _has_side(self, record: Record) -> bool:
+        return record.has_video if self.against == "picture" else bool(record.caption.strip())
+
+
+def clap_metric(key: str, label: str, *, model: str, sub: str) -> ClipMetric:
+    """CLAP score of one model."""
+    return ClipMetric(
+        key=key,
+        label=label,
+        better="higher",
+        digits=3,
+        explanation=f"Cosine between the sound and its caption in the space of {model}, mean over clips, not times "
+        "100.",
+        source=key,
+        main=True,
+        aspect="caption",
+        paper=PaperColumn(name="CLAP", sub=sub, digits=3, tables=("tta",)),
+    )
+
+
+IB_SCORE = ClipMetric(
+    key="ib_score",
+    label="IB-score",
+    better="higher",
+    digits=4,
+    explanation="ImageBind: cosine between the sound and the picture, mean over clips; papers print it times 100.",
+    source="imagebind",
+    main=True,
+    aspect="picture",
+    paper=PaperColumn(name="IB", scale=100.0, tables=("vta",)),
+    tasks=("vta",),
+)
+CLAP_LAION = clap_metric("clap_laion", "CLAP (LAION)", model="LAION-CLAP", sub="LAION")
+CLAP_MS = clap_metric("clap_ms", "CLAP (MS)", model="MS-CLAP 2023", sub="MS")

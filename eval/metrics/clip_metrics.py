@@ -24,7 +24,7 @@ from teacher.features.store import Record
 
 if TYPE_CHECKING:  # a network is imported by who asks for it
     from eval.extractors.aesthetics import Aesthetics
-    from eval.extractors.clap_ms import ClapMs
+    from eval.extractors.clap import Clap
     from eval.extractors.synchformer import DesyncExtractor
 
 Scores = dict[str, float]
@@ -184,13 +184,13 @@ class PamJudge:
     A window is as long as what the model hears, so that nothing is cropped.
     """
 
-    model: "ClapMs"
+    model: "Clap"
     listener: ModelSource
     prompts: Tensor
     """Embeddings of `PROMPTS`, (2, dimensions)."""
 
     @classmethod
-    def of(cls, model: "ClapMs", *, duration_s: float) -> Self:
+    def of(cls, model: "Clap", *, duration_s: float) -> Self:
         """With the embeddings of the two prompts."""
         listener = ModelSource(source="pam", model=model, duration_s=duration_s)
         return cls(model=model, listener=listener, prompts=model.embed_text(PROMPTS))
@@ -204,7 +204,7 @@ class PamJudge:
         return ("vta", "tta")
 
     def judge(self, records: Sequence[Record], waves: Tensor, sample_rate: int) -> list[Scores]:
-        length = self.model.network.config.samples
+        length = self.model.spec.samples
         windows = [pam_windows(wave, window=length) for wave in self.listener.prepared(waves, sample_rate)]
         rows = self.model.embed(torch.cat(windows)).rows
         embeddings = Embeddings(rows=rows, counts=tuple(len(some) for some in windows))

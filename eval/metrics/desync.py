@@ -1,20 +1,28 @@
-"""DeSync: by how many seconds sound and picture are apart in the ears and eyes of Synchformer (arXiv 2401.16423).
+"""DeSync: by how many seconds sound and picture are apart according to Synchformer (arXiv 2401.16423).
 
-The model sorts a window of 14 segments (4.8 s) into 21 offsets from -2.0 to 2.0 s. A clip is judged on its first and on
+The model sorts a window of 14 segments (4.8 s) into 21 offsets from -2.0 to 2.0 s. A clip is scored on its first and on
 its last window, and its DeSync is the mean of the two |offsets| (arXiv 2412.15322). Chance is 22/21 = 1.048 s for a
 model that answers evenly; one that always answers "0" scores a perfect 0, so look at the ground truth's score too.
 """
 
-from collections.abc import Callable
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Self
+from typing import TYPE_CHECKING, Protocol, Self
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
-from teacher.encoders.synchformer_sync import class_offsets_s, offset_s
+from eval.metrics.base import ClipMetric, PaperColumn, Scores, Task
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from teacher.features.store import Record
+
+    OffsetHead = Callable[[Tensor, Tensor], Tensor]
+    """Features of one window, visual (clips, 14, 8, d) and audio (clips, 14, 6, d) -> logits (clips, 21)."""
 
 WINDOW_SEGMENTS = 14
 """As many as the offset head has positions for."""
@@ -23,9 +31,6 @@ STEP_S = 0.32
 CLASSES = 21
 CHANCE_S = 22 / 21
 """Expected DeSync of offsets drawn evenly from the classes: 2 (0.2 + 0.4 + ... + 2.0) / 21."""
-
-OffsetHead = Callable[[Tensor, Tensor], Tensor]
-"""Features of one window, visual (clips, 14, 8, d) and audio (clips, 14, 6, d) -> logits (clips, 21)."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -46,6 +51,10 @@ class DeSync:
         Raises:
             ValueError: other shapes, no clips, or logits that are not finite.
         """
+        import torch
+
+        from teacher.encoders.synchformer_sync import offset_s
+
         for name, logits in (("first", first), ("last", last)):
             if logits.ndim != 2 or logits.shape[1] != CLASSES or len(logits) == 0:
                 raise ValueError(
@@ -97,6 +106,84 @@ def first_and_last(segments: int) -> tuple[slice, slice]:
 
 def expected_s(probabilities: Tensor) -> Tensor:
     """Mean |offset| of a law over the classes, (..., 21) -> (...); 22/21 for the even one. Float64."""
+    from teacher.encoders.synchformer_sync import class_offsets_s
+
     if probabilities.shape[-1] != CLASSES:
         raise ValueError(f"probabilities must be over {CLASSES} classes, got {probabilities.shape[-1]}")
     return probabilities.double() @ class_offsets_s(CLASSES).abs().to(probabilities.device)
+
+
+class OffsetModel(Protocol):
+    """What `eval.extractors.synchformer.DesyncExtractor` gives."""
+
+    @property
+    def name(self) -> str:
+        """Model, version of the front end and digest of the file."""
+        ...
+
+    @property
+    def sample_rate(self) -> int:
+        """Sample rate in Hz of the waves it expects."""
+        ...
+
+    def hear(self, waves: Tensor) -> Tensor:
+        """waves (clips, samples) -> audio features (clips, segments, 6, width)."""
+        ...
+
+    def logits(self, visual: Tensor, audio: Tensor) -> Tensor:
+        """Features of both -> logits of the first and of the last window, (clips, 2, 21)."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class DesyncScorer:
+    """DeSync of single clips. The mean of the wave stays in, as in the published evaluation."""
+
+    model: OffsetModel
+    side: Callable[[Record], Tensor]
+    """Visual features of a clip, (segments, 8, width)."""
+
+    @property
+    def name(self) -> str:
+        return self.model.name
+
+    @property
+    def tasks(self) -> tuple[Task, ...]:
+        return DESYNC.tasks
+
+    def scores(self, records: Sequence[Record], waves: Tensor, sample_rate: int) -> list[Scores]:
+        import soxr
+        import torch
+
+        having = [k for k, record in enumerate(records) if record.has_video]
+        found: list[Scores] = [{} for _ in records]
+        if having:
+            rate = self.model.sample_rate
+            prepared = [waves[k].double().numpy() for k in having]
+            if sample_rate != rate:
+                prepared = [soxr.resample(wave, sample_rate, rate, quality="HQ") for wave in prepared]
+            visual = torch.stack([self.side(records[k]) for k in having])
+            audio = self.model.hear(torch.from_numpy(np.stack(prepared)).float())
+            count = min(visual.shape[1], audio.shape[1])  # both begin together, so equal numbers are equal times
+            logits = self.model.logits(visual[:, :count], audio[:, :count])
+            values = DeSync.from_logits(logits[:, 0], logits[:, 1]).per_clip_s
+            for k, value in zip(having, values.tolist(), strict=True):
+                found[k] = {DESYNC.key: value}
+        return found
+
+
+DESYNC = ClipMetric(
+    key="desync",
+    label="DeSync (s)",
+    better="lower",
+    digits=3,
+    explanation="Synchformer: mean absolute offset between sound and picture in seconds, first and last 4.8 s of each "
+    "clip. Guessing gives 1.05 s.",
+    source="synchformer",
+    main=True,
+    aspect="timing",
+    paper=PaperColumn(name="DeSync", digits=3, tables=("vta",)),
+    tasks=("vta",),
+    # The largest of 21 logits: rounding of the wave may move one of two windows to the next class, 0.2 s away.
+    tolerance=(0.0, 0.1 + 1e-6),
+)

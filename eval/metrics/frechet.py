@@ -1,246 +1,157 @@
-"""Frechet distance between two Gaussians, and the value sampling alone gives it."""
+"""Frechet distances (FD): how far the sounds of a set are from real ones, in kind and in variety.
 
-from dataclasses import dataclass
-from functools import cached_property
-from typing import Literal
+    FD = ||mu_a - mu_b||^2 + Tr(S_a + S_b - 2 (S_a S_b)^(1/2))
+
+of the mean and covariance of the features of all real and of all generated clips (`eval.metrics.moments.distance`),
+and FD∞, its extrapolation to infinitely many clips (arXiv 1911.07023).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
-from numpy.typing import NDArray
-from scipy.linalg import lapack
-from torch import Tensor
 
-from eval.metrics.moments.float32 import Float32Moments
-from eval.metrics.moments.gaussian import Features, GaussianStats, as_matrix
+from eval.metrics.base import EMBEDDED, Aspect, PaperColumn, SetMetric
+from eval.metrics.uncertainty import Estimate, groups_for, jackknife
 
-Form = Literal["auto", "rows", "moments"]
-"""`rows`: from the clips themselves, no covariance is formed. `moments`: from the covariances. `auto`: `rows` for
-each set given as features with no more clips than dimensions, `moments` for the others; for two large sets of features
-`moments` with products in float32 where these are seen to do (see `frechet_distance`)."""
+if TYPE_CHECKING:
+    from eval.metrics.embeddings import Embeddings
 
-PIVOT_LIMIT = 1e-10
-"""Below this ratio of smallest to largest Cholesky pivot a covariance is treated as singular."""
-
-EIGENVALUE_LIMIT = 1e-9
-"""Below this ratio of smallest to largest eigenvalue of S_a S_b the singular values of F_a F_b^T are taken instead:
-the root of an eigenvalue that is e times the largest is off by about 1e-16 / sqrt(e)."""
-
-SINGLE_LEAST = 1 << 33
-"""n d^2 of the smaller set from which float32 is tried: a double product of that size takes a tenth of a second."""
-
-SINGLE_LIMIT = 1e-7
-"""Share of the distance that the standard error by float32 may have, a tenth of what is asked of the distance."""
+FEWEST_FOR_A_LINE = 60
+"""Fifteen subsets of different sizes between a quarter of the clips and all need as many."""
+EXPLANATION = (
+    "Fréchet distance between the {features} of all generated and all real clips: how far the sounds as a set are from "
+    "real ones, in kind and in variety. Other real clips do not score zero: sampling alone keeps it above, so compare "
+    "only equal numbers of clips."
+)
+INFINITE = (
+    "The same distance extrapolated to infinitely many clips, a line against 1/n: without the first-order bias, and "
+    "noisier."
+)
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Side:
-    """A Gaussian made ready for distances; float64. Built once where one side meets many."""
+def frechet_metric(
+    key: str, label: str, *, source: str, features: str, dimensions: int, paper: PaperColumn
+) -> SetMetric:
+    """FD of one source; every row counts."""
 
-    mean: NDArray[np.float64]
-    trace: float
-    """Of the covariance S."""
-    rows: Tensor | None
-    """F (n - 1, d) with S = F^T F where the clips themselves serve."""
-    covariance: NDArray[np.float64] | None
-    """S where the covariance serves."""
+    def value(reference: Embeddings, generated: Embeddings) -> dict[str, float]:
+        from eval.metrics.moments.distance import frechet_distance
 
-    @cached_property
-    def cholesky(self) -> Tensor | None:
-        """L with S = L L^T; None where S is singular to rounding or not formed."""
-        if self.covariance is None:
-            return None
-        lower, failed = torch.linalg.cholesky_ex(torch.from_numpy(self.covariance))
-        pivots = lower.diagonal().square()
-        return lower if not failed and pivots.min() > PIVOT_LIMIT * pivots.max() else None
+        return {key: frechet_distance(reference.matrix, generated.matrix)}
 
-    @cached_property
-    def factor(self) -> Tensor:
-        """F (rank, d) with S = F^T F."""
-        if self.rows is not None:
-            return self.rows
-        return _eigen_factor(self.covariance) if self.cholesky is None else self.cholesky.T
+    def estimate(reference: Embeddings, generated: Embeddings) -> dict[str, Estimate]:
+        found = frechet_interval(reference, generated)
+        return {} if found is None else {key: found}
 
-
-@dataclass(frozen=True, kw_only=True)
-class FrechetEstimate:
-    """A Frechet distance with what is needed to judge it.
-
-    bias: what two samples of these sizes, both of the reference's law, would have as distance (`frechet_bias`).
-    """
-
-    distance: float
-    bias: float
-    reference_count: int
-    generated_count: int
-
-    @property
-    def corrected(self) -> float:
-        """distance - bias: first order only, and only if the two laws are alike; may be negative."""
-        return self.distance - self.bias
-
-
-def frechet_distance(a: GaussianStats | Features, b: GaussianStats | Features, *, form: Form = "auto") -> float:
-    """||mu_a - mu_b||^2 + Tr(S_a + S_b - 2 (S_a S_b)^(1/2)), in float64.
-
-    a, b: features (clips, d) or moments. With S = F^T F, Tr (S_a S_b)^(1/2) is the nuclear norm of F_a F_b^T: no root
-    of a product is taken, and covariances of fewer clips than dimensions are no special case. F is, per set,
-    the centred clips over sqrt(n - 1), a Cholesky factor, or for a singular covariance its eigenvectors. Where both
-    covariances have full rank it is the sum of the roots of the eigenvalues of L_a^T S_b L_a, which is symmetric.
-    Two equal sets give zero up to rounding, which may be a little below zero and is returned as it is.
-
-    With form `auto`, the covariances of two large sets of features are taken with float32 products first; the distance
-    found so is returned where its error, estimated from what float32 cost in a few columns and from the condition of
-    the covariances, is below 1e-7 of it, and found again in float64 where not. Form `moments` is float64 throughout.
-
-    Differs from av-benchmark in three ways: the mean is taken in float64 (there float32), nothing is ever added to the
-    diagonal, and no failure becomes the value -1.
-
-    Raises:
-        ValueError: different dimensions, entries that are not finite, fewer than two clips, a covariance with a clearly
-            negative eigenvalue, or form "rows" for moments.
-    """
-    if form == "auto" and not isinstance(a, GaussianStats) and not isinstance(b, GaussianStats):
-        quick = _single_distance(a, b)
-        if quick is not None:
-            return quick
-    return distance_of_sides(side_of(a, form), side_of(b, form))
-
-
-def frechet_estimate(
-    reference: GaussianStats | Features, generated: GaussianStats | Features, *, form: Form = "auto"
-) -> FrechetEstimate:
-    """Distance, its first-order bias and both numbers of clips, float64 in every form.
-
-    Raises what `frechet_distance` raises.
-    """
-    first, second = side_of(reference, form), side_of(generated, form)
-    n, m = _count(reference), _count(generated)
-    bias = _bias(torch.linalg.svdvals(first.factor).square().numpy(), n, m)
-    return FrechetEstimate(distance=distance_of_sides(first, second), bias=bias, reference_count=n, generated_count=m)
-
-
-def frechet_bias(stats: GaussianStats, n: int, m: int) -> float:
-    """Expected Frechet distance between samples of sizes n and m of one and the same Gaussian, to first order.
-
-    (1/n + 1/m) [5/4 Tr S + 1/2 sum_ij l_i l_j / (l_i + l_j)], l the eigenvalues of S. Good to about 1 % when n and m
-    are well above the dimension; at n comparable to d it is an order of magnitude, no more. With the eigenvalues of a
-    sample of fewer clips than dimensions it is too small, for such a sample shows fewer directions than there are.
-    """
-    if n < 2 or m < 2:
-        raise ValueError(f"n and m must be at least 2, got {n} and {m}")
-    return _bias(np.linalg.eigvalsh(stats.covariance).astype(np.float64), n, m)
-
-
-def side_of(value: GaussianStats | Features, form: Form = "auto") -> Side:
-    """One side of a distance; raises what `frechet_distance` raises."""
-    if form not in ("auto", "rows", "moments"):
-        raise ValueError(f"form must be auto, rows or moments, got {form!r}")
-    if not isinstance(value, GaussianStats):
-        if form == "rows" or (form == "auto" and len(value) <= value.shape[-1]):
-            return _side_of_rows(as_matrix(value))
-        value = GaussianStats.from_features(value)
-    elif form == "rows":
-        raise ValueError("form rows needs the features themselves, got moments")
-    return Side(mean=value.mean, trace=float(np.trace(value.covariance)), rows=None, covariance=value.covariance)
-
-
-def distance_of_sides(a: Side, b: Side) -> float:
-    """The distance of two sides."""
-    if a.mean.shape != b.mean.shape:
-        raise ValueError(f"both sets must have the same dimension, got {a.mean.size} and {b.mean.size}")
-    shift = a.mean - b.mean
-    overlap = _overlap_of_full_rank(a, b)
-    if overlap is None:
-        overlap = nuclear_norm(a.factor @ b.factor.T)
-    return float(shift @ shift) + a.trace + b.trace - 2.0 * overlap
-
-
-def nuclear_norm(product: Tensor) -> float:
-    """Sum of the singular values of `product` (k, l).
-
-    Where no singular value is small they are the roots of the eigenvalues of P^T P, five times faster; else the
-    singular values themselves, since the root of an eigenvalue lost in rounding would be wrong by 1e-8.
-    """
-    if product.numel() == 0:
-        return 0.0
-    tall = product if product.shape[0] >= product.shape[1] else product.T
-    roots = _sum_of_roots(torch.linalg.eigvalsh(tall.T @ tall))
-    return float(torch.linalg.svdvals(product).sum()) if roots is None else roots
-
-
-def _single_distance(a: Features, b: Features) -> float | None:
-    """The distance with products in float32; None where the sets are small, singular, or too alike for float32."""
-    shapes = (tuple(a.shape), tuple(b.shape))
-    if any(len(shape) != 2 or not shape[0] > shape[1] for shape in shapes) or shapes[0][1] != shapes[1][1]:
-        return None
-    if min(n * d * d for n, d in shapes) < SINGLE_LEAST:
-        return None
-    x, y = Float32Moments.from_matrix(as_matrix(a)), Float32Moments.from_matrix(as_matrix(b))
-    if x is None or y is None:
-        return None
-    first, second = (Side(mean=z.mean, trace=z.trace, rows=None, covariance=z.covariance) for z in (x, y))
-    if first.cholesky is None or second.cholesky is None:
-        return None
-    (first_root, first_rest), (second_root, second_rest) = (
-        x.frechet_errors(first.cholesky),
-        y.frechet_errors(second.cholesky),
+    return SetMetric(
+        key=key,
+        label=label,
+        better="lower",
+        digits=2,
+        explanation=EXPLANATION.format(features=features),
+        source=source,
+        main=True,
+        aspect=DISTANCE,
+        paper=paper,
+        dimensions=dimensions,
+        needs="features",
+        value=value,
+        estimate=estimate,
     )
-    rest = first_rest * np.sqrt(y.trace) + second_rest * np.sqrt(x.trace)
-
-    def precise(distance: float) -> bool:  # not so where the error is nan or the distance not positive
-        error = (first_root + second_root) * np.sqrt(max(distance, 0.0)) + rest
-        return bool(error < SINGLE_LIMIT * distance)
-
-    shift = x.mean - y.mean
-    largest = float(shift @ shift) + x.trace + y.trace
-    overlap = _overlap_of_full_rank(first, second) if precise(largest) else None
-    return None if overlap is None or not precise(largest - 2.0 * overlap) else largest - 2.0 * overlap
 
 
-def _overlap_of_full_rank(a: Side, b: Side) -> float | None:
-    """Tr (S_a S_b)^(1/2) from the eigenvalues of L_a^T S_b L_a, LAPACK's reduction of S_b S_a; None where unsafe."""
-    if a.cholesky is None or b.covariance is None:
+def frechet_interval(reference: Embeddings, generated: Embeddings) -> Estimate | None:
+    """Interval and bias of FD; None with too few clips.
+
+    Clips are deleted by groups, so that rows of one clip stay together. Bias: the closed form of `frechet_bias`; where
+    clips have several rows that of the jackknife, since rows of one clip are alike and the closed form, which counts
+    them as independent, would be far too small.
+    """
+    from eval.metrics.moments.distance import frechet_bias, frechet_distance
+    from eval.metrics.moments.gaussian import GaussianStats
+    from eval.metrics.moments.jackknife import frechet_jackknife
+
+    groups = groups_for(len(reference), len(generated))
+    if groups is None:
         return None
-    # The transposes of symmetric matrices spare copies: LAPACK stores columns. Only one triangle is filled.
-    reduced, _ = lapack.dsygst(b.covariance.T, np.asfortranarray(a.cholesky.numpy()), itype=2, lower=1)
-    return _sum_of_roots(torch.linalg.eigvalsh(torch.from_numpy(reduced.T), UPLO="U"))
-
-
-def _sum_of_roots(eigenvalues: Tensor) -> float | None:
-    """Sum of the roots of ascending `eigenvalues`; None where the smallest is too near to rounding."""
-    if eigenvalues[0] > EIGENVALUE_LIMIT * eigenvalues[-1]:
-        return float(eigenvalues.sqrt().sum())
-    return None
-
-
-def _side_of_rows(matrix: NDArray[np.float64]) -> Side:
-    if len(matrix) < 2:
-        raise ValueError(f"features must have at least 2 rows (a covariance needs two clips), got {len(matrix)}")
-    mean = matrix.mean(axis=0)
-    centred = torch.from_numpy(matrix - mean)
-    # n centred rows span n - 1 directions. The reflection that takes (1, ..., 1) / sqrt(n) to the first axis leaves
-    # row 0 zero, by which it is dropped, and row i as below; without it every product would be singular.
-    factor = (centred[1:] + centred[0] / (np.sqrt(len(matrix)) - 1.0)) / np.sqrt(len(matrix) - 1)
-    return Side(mean=mean, trace=float(factor.square().sum()), rows=factor, covariance=None)
-
-
-def _eigen_factor(covariance: NDArray[np.float64] | None) -> Tensor:
-    """F (rank, d) with S = F^T F, the eigenvalues that are only rounding noise left out."""
-    eigenvalues, vectors = torch.linalg.eigh(torch.from_numpy(covariance))
-    largest = float(eigenvalues.abs().max())
-    if eigenvalues[0] < -1e-6 * largest:
-        raise ValueError(
-            f"a covariance must have no negative eigenvalue, got {eigenvalues[0]:.3g} beside {largest:.3g}"
+    x, y = reference.by_clip, generated.by_clip
+    if not all(len(rows) == 1 for rows in (*x, *y)):
+        found = jackknife(
+            lambda kept, others: frechet_distance(
+                np.concatenate([x[k] for k in kept]), np.concatenate([y[k] for k in others])
+            ),
+            np.arange(len(x)),
+            np.arange(len(y)),
+            groups=groups,
         )
-    keep = eigenvalues > largest * len(eigenvalues) * np.finfo(np.float64).eps
-    return (vectors[:, keep] * eigenvalues[keep].sqrt()).T
+        return Estimate.of_jackknife(found)
+    found = frechet_jackknife(np.concatenate(x), np.concatenate(y), groups=groups)
+    stats = GaussianStats.from_features(reference.matrix)
+    bias = frechet_bias(stats, stats.count, len(generated.matrix))
+    method = "first order, two samples of these sizes of the reference's own law"
+    return Estimate.of_jackknife(found, bias=bias, bias_method=method)
 
 
-def _bias(eigenvalues: NDArray[np.float64], n: int, m: int) -> float:
-    positive = eigenvalues[eigenvalues > 0.0]
-    pairs = np.multiply.outer(positive, positive) / np.add.outer(positive, positive)
-    return (1.0 / n + 1.0 / m) * float(1.25 * positive.sum() + 0.5 * pairs.sum())
+def infinite_metric(key: str, label: str, *, source: str) -> SetMetric:
+    """FD∞ of one source, and as KEY_error the standard error of the line's intercept."""
+
+    def value(reference: Embeddings, generated: Embeddings) -> dict[str, float]:
+        from eval.metrics.moments.extrapolation import frechet_infinity
+
+        if min(len(reference), len(generated)) < FEWEST_FOR_A_LINE:
+            return {}
+        found = frechet_infinity(reference.matrix, generated.matrix)
+        return {key: found.intercept, f"{key}_error": found.standard_error}
+
+    return SetMetric(
+        key=key,
+        label=label,
+        better="lower",
+        digits=2,
+        explanation=INFINITE,
+        source=source,
+        needs="features",
+        value=value,
+        costly=True,
+    )
 
 
-def _count(value: GaussianStats | Features) -> int:
-    return value.count if isinstance(value, GaussianStats) else len(value)
+DISTANCE: Aspect = "distance"
+FD_PASST = frechet_metric(
+    "fd_passt",
+    "FD (PaSST)",
+    source="passt",
+    features="PaSST features (768)",
+    dimensions=768,
+    paper=PaperColumn(name="FD", sub="PaSST", tables=("vta",)),
+)
+FD_PANNS = frechet_metric(
+    "fd_panns",
+    "FD (PANNs)",
+    source="panns",
+    features="PANNs features (2048)",
+    dimensions=2048,
+    paper=PaperColumn(name="FD", sub="PANNs", tables=("vta", "tta")),
+)
+FD_VGGISH = frechet_metric(
+    "fd_vggish",
+    "FD (VGGish)",
+    source="vggish",
+    features="VGGish features (128), every 0.96 s a row,",
+    dimensions=128,
+    paper=PaperColumn(name="FD", sub="VGG", tables=("vta", "tta")),
+)
+FD_EMBEDDED = frechet_metric(
+    "frechet",
+    "FD (embedded)",
+    source=EMBEDDED,
+    features="features",
+    dimensions=84,
+    paper=PaperColumn(name="Embedded-FD"),
+)
+FD_PASST_INFINITE = infinite_metric("fd_passt_inf", "FD∞ (PaSST)", source="passt")
+FD_PANNS_INFINITE = infinite_metric("fd_panns_inf", "FD∞ (PANNs)", source="panns")
+FD_VGGISH_INFINITE = infinite_metric("fd_vggish_inf", "FD∞ (VGGish)", source="vggish")
+FD_EMBEDDED_INFINITE = infinite_metric("frechet_inf", "FD∞ (embedded)", source=EMBEDDED)

@@ -1,13 +1,20 @@
-"""Inception score from class logits."""
+"""Inception score (IS): how clear and how varied the classes of the generated clips are, from class logits."""
+
+from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
-from eval.metrics.uncertainty import GROUPS, Jackknife, jackknife
+from eval.metrics.base import EMBEDDED, PaperColumn, SetMetric
+from eval.metrics.uncertainty import GROUPS, Estimate, Jackknife, groups_for, jackknife
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from eval.metrics.embeddings import Embeddings
 
 SHUFFLE_SEED = 2020
 """Seed of the row shuffle before splitting; the one torch-fidelity and av-benchmark use."""
@@ -59,6 +66,8 @@ def inception_jackknife(
 
     A new shuffle for every replicate would be counted as luck with clips and widen the interval many times.
     """
+    import torch
+
     labels = split_labels(logits, splits=splits, seed=seed)
 
     def score(kept: NDArray[np.floating], kept_labels: NDArray[np.int64]) -> float:
@@ -88,6 +97,8 @@ def _split_scores(logits: Tensor, labels: NDArray[np.int64], splits: int) -> NDA
     With e = exp(z - max z) and Z = sum e, the negative entropy of a clip is sum e (z - max z) / Z - ln Z, and
     the mean posterior a weighted sum of rows of e: one exponential per logit and no log.
     """
+    import torch
+
     logits = logits.detach().cpu()
     split_of = torch.from_numpy(labels)
     counts = torch.bincount(split_of, minlength=splits).double()
@@ -110,3 +121,90 @@ def _split_scores(logits: Tensor, labels: NDArray[np.int64], splits: int) -> NDA
     if not torch.isfinite(scores).all():
         raise ValueError("logits must be finite, got NaN or infinite entries")
     return scores.numpy()
+
+
+EXPLANATION = (
+    "Inception score over {classes}: clear and varied classes score high, from 1 to the number of classes. It never "
+    "looks at the real clips; their own value is what to aim at. It rises with the number of clips."
+)
+PUBLISHED_SPLITS = 10
+"""Parts over which publications average the score."""
+LEAST_PER_SPLIT = 10
+"""With fewer clips than this per part one part is taken; the row says how many there were."""
+
+
+def splits_for(clips: int, *, wanted: int) -> int:
+    """Parts the score is averaged over."""
+    return wanted if clips >= LEAST_PER_SPLIT * wanted else 1
+
+
+def inception_metric(
+    key: str,
+    label: str,
+    *,
+    source: str,
+    classes: str,
+    splits: int,
+    paper: PaperColumn,
+    main: bool = False,
+    summary: bool = False,
+) -> SetMetric:
+    """IS of one source; as KEY_std and KEY_splits its deviation over the parts and their number."""
+
+    def value(_: Embeddings, generated: Embeddings) -> dict[str, float]:
+        parts = splits_for(len(generated), wanted=splits)
+        score = inception_score(generated.class_logits, splits=parts)
+        return {key: score.mean, f"{key}_std": score.std, f"{key}_splits": float(parts)}
+
+    def estimate(_: Embeddings, generated: Embeddings) -> dict[str, Estimate]:
+        parts = splits_for(len(generated), wanted=splits)
+        groups = groups_for(len(generated) // parts)
+        if groups is None:
+            return {}
+        return {key: Estimate.of_jackknife(inception_jackknife(generated.class_logits, splits=parts, groups=groups))}
+
+    return SetMetric(
+        key=key,
+        label=label,
+        better="higher",
+        digits=2,
+        explanation=EXPLANATION.format(classes=classes),
+        source=source,
+        main=main,
+        aspect="clarity" if summary else None,
+        paper=paper,
+        needs="logits",
+        value=value,
+        estimate=estimate,
+        uses_reference=False,
+    )
+
+
+IS_PANNS = inception_metric(
+    "is_panns",
+    "IS (PANNs)",
+    source="panns",
+    classes="527 AudioSet classes by PANNs",
+    splits=PUBLISHED_SPLITS,
+    paper=PaperColumn(name="IS", tables=("vta", "tta")),
+    main=True,
+    summary=True,
+)
+IS_PASST = inception_metric(
+    "is_passt",
+    "IS (PaSST)",
+    source="passt",
+    classes="527 AudioSet classes by PaSST",
+    splits=PUBLISHED_SPLITS,
+    paper=PaperColumn(name="IS", sub="PaSST"),
+)
+IS_EMBEDDED = inception_metric(
+    "inception_score",
+    "IS (embedded)",
+    source=EMBEDDED,
+    classes="the embedded classes",
+    splits=1,  # the embedded classes are few and so are their clips
+    paper=PaperColumn(name="Embedded-IS"),
+    main=True,
+    summary=True,
+)

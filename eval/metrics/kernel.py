@@ -1,18 +1,24 @@
 """Kernel distance (KAD): unbiased squared maximum mean discrepancy with a Gaussian kernel, in blocks."""
 
+from __future__ import annotations
+
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
-from eval.metrics.moments.gaussian import Features, as_matrix
-from eval.metrics.moments.pairwise import aligned, centred, row_blocks, squared_distances, squared_distances_within
-from eval.metrics.uncertainty import GROUPS, Jackknife, group_labels
+from eval.metrics.base import EMBEDDED, PaperColumn, SetMetric
+from eval.metrics.uncertainty import GROUPS, Estimate, Jackknife, group_labels, groups_for
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from eval.metrics.embeddings import Embeddings
+    from eval.metrics.moments.gaussian import Features
 
 KAD_SCALE = 100.0
 """KAD is printed as 100 x MMD^2 (arXiv 2502.15602)."""
@@ -29,16 +35,6 @@ BINS = 1 << 16
 """Bins of the histogram in which the median distance is located before it is found exactly."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class KernelEstimate:
-    """A kernel distance (x 100) with the bandwidth it depends on and both numbers of clips."""
-
-    distance: float
-    bandwidth: float
-    reference_count: int
-    generated_count: int
-
-
 def reference_bandwidth(reference: Features) -> float:
     """Median distance between different clips of the reference; for an even number of pairs the mean of the middle two.
 
@@ -49,6 +45,11 @@ def reference_bandwidth(reference: Features) -> float:
     Raises:
         ValueError: fewer than two clips, or at least half of the pairs identical to rounding.
     """
+    import torch
+
+    from eval.metrics.moments.gaussian import as_matrix
+    from eval.metrics.moments.pairwise import centred
+
     matrix = as_matrix(reference, "reference")
     if len(matrix) < 2:
         raise ValueError(f"reference must have at least 2 clips, got {len(matrix)}")
@@ -87,18 +88,11 @@ def kernel_distance(
     Raises:
         ValueError: different dimensions, fewer than two clips, not finite, or a bandwidth that is not positive.
     """
+    from eval.metrics.moments.pairwise import row_blocks
+
     x, y = _checked(reference, generated, bandwidth)
     products = _products(x, y, bandwidth, precision)
     return _Sums.of(x, y, row_blocks(len(x)), row_blocks(len(y)), bandwidth, products).distance()
-
-
-def kernel_estimate(reference: Features, generated: Features, *, bandwidth: float | None = None) -> KernelEstimate:
-    """`kernel_distance` with the bandwidth recorded; it is that of the reference unless given."""
-    width = reference_bandwidth(reference) if bandwidth is None else bandwidth
-    distance = kernel_distance(reference, generated, bandwidth=width)
-    return KernelEstimate(
-        distance=distance, bandwidth=width, reference_count=len(reference), generated_count=len(generated)
-    )
 
 
 def kernel_jackknife(
@@ -141,7 +135,9 @@ class _Sums:
         y_slices: list[slice],
         bandwidth: float,
         products: torch.dtype,
-    ) -> "_Sums":
+    ) -> _Sums:
+        from eval.metrics.moments.pairwise import squared_distances
+
         xy = np.zeros((len(x_slices), len(y_slices)))
         for i, j, block in squared_distances(x, y, x_slices, y_slices, products=products):
             xy[i, j] = _kernel(block, bandwidth).sum()
@@ -163,6 +159,10 @@ class _Sums:
 
 
 def _products(x: Tensor, y: Tensor, bandwidth: float, precision: Precision) -> torch.dtype:
+    import torch
+
+    from eval.metrics.moments.pairwise import row_blocks
+
     if precision not in ("auto", "single", "double"):
         raise ValueError(f"precision must be auto, single or double, got {precision!r}")
     pairs = min(len(x), len(y)) ** 2 / 2
@@ -172,6 +172,8 @@ def _products(x: Tensor, y: Tensor, bandwidth: float, precision: Precision) -> t
 
 
 def _sums_within(x: Tensor, slices: list[slice], bandwidth: float, products: torch.dtype) -> NDArray[np.float64]:
+    from eval.metrics.moments.pairwise import squared_distances_within
+
     sums = np.zeros((len(slices), len(slices)))
     for i, j, block in squared_distances_within(x, slices, products=products):
         values = _kernel(block, bandwidth)
@@ -187,6 +189,10 @@ def _kernel(squared: Tensor, bandwidth: float) -> Tensor:
 
 def _pair_values(x: Tensor) -> Iterator[Tensor]:
     """Squared distances of all pairs of different clips, block by block, each pair once."""
+    import torch
+
+    from eval.metrics.moments.pairwise import row_blocks, squared_distances_within
+
     for i, j, block in squared_distances_within(x, row_blocks(len(x))):
         if i == j:
             above = torch.triu_indices(len(block), len(block), offset=1)
@@ -201,6 +207,8 @@ def _bin_of(values: Tensor, top: float) -> Tensor:
 
 def _by_group(z: Tensor, label: NDArray[np.int64], groups: int) -> tuple[Tensor, list[slice]]:
     """Rows sorted by group, and the slice of each group."""
+    import torch
+
     edges = np.concatenate([[0], np.bincount(label, minlength=groups).cumsum()])
     return z[torch.from_numpy(np.argsort(label, kind="stable"))], [
         slice(int(begin), int(end)) for begin, end in pairwise(edges)
@@ -208,6 +216,63 @@ def _by_group(z: Tensor, label: NDArray[np.int64], groups: int) -> tuple[Tensor,
 
 
 def _checked(reference: Features, generated: Features, bandwidth: float) -> tuple[Tensor, Tensor]:
+    from eval.metrics.moments.pairwise import aligned
+
     if not bandwidth > 0.0:
         raise ValueError(f"bandwidth must be positive, got {bandwidth}")
     return aligned(reference, generated, least=2)
+
+
+EXPLANATION = (
+    "Kernel distance of {features}, 100 x unbiased squared maximum mean discrepancy, bandwidth from the real clips: as "
+    "FD, without its bias from few clips. As an unbiased estimate of a distance that is zero for real sound it may "
+    "come out negative, which means no more than zero."
+)
+
+
+def kernel_metric(
+    key: str, label: str, *, source: str, features: str, paper: PaperColumn, main: bool = False
+) -> SetMetric:
+    """KAD of one source, with the bandwidth of the reference and one row per clip, the mean where it has several."""
+
+    def value(reference: Embeddings, generated: Embeddings) -> dict[str, float]:
+        x = reference.means
+        return {key: kernel_distance(x, generated.means, bandwidth=reference_bandwidth(x))}
+
+    def estimate(reference: Embeddings, generated: Embeddings) -> dict[str, Estimate]:
+        groups = groups_for(len(reference), len(generated))
+        if groups is None:
+            return {}
+        x = reference.means
+        found = kernel_jackknife(x, generated.means, bandwidth=reference_bandwidth(x), groups=groups)
+        return {key: Estimate.of_jackknife(found, bias=0.0, bias_method="unbiased for a fixed bandwidth")}
+
+    return SetMetric(
+        key=key,
+        label=label,
+        better="lower",
+        digits=2,
+        explanation=EXPLANATION.format(features=features),
+        source=source,
+        main=main,
+        paper=paper,
+        needs="features",
+        value=value,
+        estimate=estimate,
+    )
+
+
+KAD_PASST = kernel_metric(
+    "kad_passt", "KAD (PaSST)", source="passt", features="PaSST features", paper=PaperColumn(name="KAD", sub="PaSST")
+)
+KAD_PANNS = kernel_metric(
+    "kad_panns", "KAD (PANNs)", source="panns", features="PANNs features", paper=PaperColumn(name="KAD", sub="PANNs")
+)
+KAD_EMBEDDED = kernel_metric(
+    "kad",
+    "KAD (embedded)",
+    source=EMBEDDED,
+    features="embedded features",
+    paper=PaperColumn(name="Embedded-KAD"),
+    main=True,
+)

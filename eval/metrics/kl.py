@@ -5,9 +5,14 @@ reference comes first: probability the reference has and the generated clip lack
 All raise ValueError for unequal shapes and for logits that are not finite.
 """
 
-import torch
-from torch import Tensor
-from torch.nn.functional import logsigmoid
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from eval.metrics.base import EMBEDDED, ClipMetric, PaperColumn
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def kl_divergence(reference_logits: Tensor, generated_logits: Tensor) -> Tensor:
@@ -41,6 +46,8 @@ def kl_bernoulli(reference_logits: Tensor, generated_logits: Tensor) -> Tensor:
 
 
 def _weighted_log_ratio(reference: Tensor, generated: Tensor) -> Tensor:
+    from torch.nn.functional import logsigmoid
+
     return reference.sigmoid() * (logsigmoid(reference) - logsigmoid(generated))
 
 
@@ -51,6 +58,55 @@ def _checked(reference_logits: Tensor, generated_logits: Tensor) -> tuple[Tensor
             f"got {tuple(reference_logits.shape)} and {tuple(generated_logits.shape)}"
         )
     for name, logits in (("reference_logits", reference_logits), ("generated_logits", generated_logits)):
-        if not torch.isfinite(logits).all():
+        if not logits.isfinite().all():
             raise ValueError(f"{name} must be finite, got NaN or infinite entries")
     return reference_logits.double(), generated_logits.double()
+
+
+EXPLANATION = (
+    "Divergence from the class posterior of each real clip to that of the clip generated for the same video or "
+    "caption, softmax over {classes}, averaged: whether the right kind of sound was made."
+)
+
+
+def kl_metric(
+    key: str, label: str, *, source: str, classes: str, paper: PaperColumn, leads: bool = False
+) -> ClipMetric:
+    """KL over the classes of one source."""
+    return ClipMetric(
+        key=key,
+        label=label,
+        better="lower",
+        digits=3,
+        explanation=EXPLANATION.format(classes=classes),
+        source=source,
+        main=True,
+        aspect="kind",
+        leads=leads,
+        paper=paper,
+        divergence=kl_divergence,
+    )
+
+
+KL_PANNS = kl_metric(
+    "kl_panns",
+    "KL (PANNs)",
+    source="panns",
+    classes="527 AudioSet classes by PANNs",
+    paper=PaperColumn(name="KL", sub="PANNs", tables=("vta",)),
+)
+KL_PASST = kl_metric(
+    "kl_passt",
+    "KL (PaSST)",
+    source="passt",
+    classes="527 AudioSet classes by PaSST",
+    paper=PaperColumn(name="KL", sub="PaSST", tables=("vta",)),
+    leads=True,
+)
+KL_EMBEDDED = kl_metric(
+    "kl",
+    "KL (embedded)",
+    source=EMBEDDED,
+    classes="the embedded classes",
+    paper=PaperColumn(name="Embedded-KL", digits=3),
+)

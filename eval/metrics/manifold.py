@@ -1,12 +1,19 @@
 """Precision, recall, density and coverage: how two sets of features overlap as neighbourhoods."""
 
+from __future__ import annotations
+
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
+from eval.metrics.base import EMBEDDED, SetMetric
+from eval.metrics.uncertainty import Estimate, Jackknife, group_labels, groups_for
 
-from eval.metrics.moments.gaussian import Features
-from eval.metrics.moments.pairwise import aligned, row_blocks, squared_distances
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from eval.metrics.embeddings import Embeddings
+    from eval.metrics.moments.gaussian import Features
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +45,10 @@ def manifold_scores(reference: Features, generated: Features, *, neighbours: int
     Raises:
         ValueError: different dimensions, not finite, or `neighbours` not between 1 and the smaller count - 1.
     """
+    import torch
+
+    from eval.metrics.moments.pairwise import aligned, row_blocks, squared_distances
+
     if neighbours < 1:
         raise ValueError(f"neighbours must be at least 1, got {neighbours}")
     x, y = aligned(reference, generated, least=neighbours + 1)
@@ -64,6 +75,10 @@ def manifold_scores(reference: Features, generated: Features, *, neighbours: int
 
 def _squared_radii(x: Tensor, neighbours: int) -> Tensor:
     """Squared distance of every row to its `neighbours`-th nearest other row; only that many candidates are kept."""
+    import torch
+
+    from eval.metrics.moments.pairwise import row_blocks, squared_distances
+
     blocks = row_blocks(len(x))
     nearest: list[Tensor] = [x.new_empty(rows.stop - rows.start, 0) for rows in blocks]
     for i, j, block in squared_distances(x, x, blocks, blocks):
@@ -72,3 +87,71 @@ def _squared_radii(x: Tensor, neighbours: int) -> Tensor:
         candidates = torch.cat([nearest[i], block], dim=1)
         nearest[i] = candidates.topk(min(neighbours, candidates.shape[1]), dim=1, largest=False).values
     return torch.cat([part[:, -1] for part in nearest])
+
+
+NEIGHBOURS = 5
+MOST_CLIPS = 5000
+"""Above this number of clips the intervals, which take twenty times all pairs, are left out."""
+PARTS: tuple[tuple[str, Callable[[ManifoldScores], float], str], ...] = (
+    ("precision", lambda found: found.precision, "share of generated clips that lie among real ones: quality"),
+    ("recall", lambda found: found.recall, "share of real clips that lie among generated ones: variety"),
+    (
+        "density",
+        lambda found: found.density,
+        "how many real neighbourhoods a generated clip lies in, relative to the neighbours counted: quality, without "
+        "one outlier deciding",
+    ),
+    (
+        "coverage",
+        lambda found: found.coverage,
+        "share of real clips that have a generated one in their neighbourhood: variety",
+    ),
+)
+
+
+def manifold_metrics(source: str, *, label: str, features: str, prefix: str = "") -> tuple[SetMetric, ...]:
+    """The four scores of one source, which come out of one computation with one row per clip; none below 6 clips."""
+
+    def value(reference: Embeddings, generated: Embeddings) -> dict[str, float]:
+        if min(len(reference), len(generated)) <= NEIGHBOURS:
+            return {}
+        found = manifold_scores(reference.means, generated.means, neighbours=NEIGHBOURS)
+        return {prefix + name: of(found) for name, of, _ in PARTS}
+
+    def estimate(reference: Embeddings, generated: Embeddings) -> dict[str, Estimate]:
+        counts = len(reference), len(generated)
+        groups = groups_for(*counts)
+        if groups is None or min(counts) < 2 * NEIGHBOURS + 2 or max(counts) > MOST_CLIPS:
+            return {}
+        x, y = reference.means, generated.means
+        labels = group_labels(counts, groups=groups)
+        whole = manifold_scores(x, y, neighbours=NEIGHBOURS)
+        without = [
+            manifold_scores(x[labels[0] != group], y[labels[1] != group], neighbours=NEIGHBOURS)
+            for group in range(groups)
+        ]
+        return {
+            prefix + name: Estimate.of_jackknife(
+                Jackknife(value=of(whole), replicates=tuple(map(of, without)), counts=counts, seed=0)
+            )
+            for name, of, _ in PARTS
+        }
+
+    return tuple(
+        SetMetric(
+            key=prefix + name,
+            label=f"{name.capitalize()} ({label})",
+            better="higher",
+            digits=3,
+            explanation=f"In {features}, 5 neighbours: {words}.",
+            source=source,
+            needs="features",
+            value=value,
+            estimate=estimate,
+        )
+        for name, _, words in PARTS
+    )
+
+
+MANIFOLD_PASST = manifold_metrics("passt", label="PaSST", features="PaSST features", prefix="passt_")
+MANIFOLD_EMBEDDED = manifold_metrics(EMBEDDED, label="embedded", features="embedded features")

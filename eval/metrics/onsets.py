@@ -1,16 +1,26 @@
-"""The two curves onset detection reads: log-spectral flux by frame and the rise of energy by millisecond.
+"""Onset precision, recall and F1: whether sounds begin when something happens in the picture.
 
-Onset detection, one-to-one matching and pooled precision, recall and F1.
-
-Every event and every claim counts once. `eval.metrics.greatest_hits` has the published script's scores, which do not.
+Onsets are detected in the wave, matched one to one with the known events of the clip, and counted; the counts are
+summed over clips before a ratio is taken. Detection reads two curves, the log-spectral flux by frame and the rise of
+energy by millisecond. Every event and every detected onset counts once; `eval.metrics.greatest_hits` has the published
+script's scores, where they do not.
 """
+
+from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
 from numpy.typing import NDArray
+
+from eval.metrics.base import EVENTS, ClipMetric, Metric, PaperColumn, Scores, Task
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from teacher.features.store import Record
 
 HOP_S = 0.008
 WINDOW_S = 0.032
@@ -218,3 +228,113 @@ def _ratio(part: int, whole: int, *, empty: bool) -> float:
     if whole == 0:
         return 1.0 if empty else 0.0
     return part / whole
+
+
+COUNTS = ("hits", "misses", "false_alarms")
+"""Counts of a clip, which are summed over clips before any ratio is taken."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class OnsetScorer:
+    """hits, misses and false_alarms of clips whose events are known: detected onsets matched with them one to one."""
+
+    tolerance_s: float = DEFAULT_TOLERANCE_S
+
+    @property
+    def name(self) -> str:
+        return f"onsets within {self.tolerance_s:g} s"
+
+    @property
+    def tasks(self) -> tuple[Task, ...]:
+        return ("vta",)
+
+    def scores(self, records: Sequence[Record], waves: Tensor, sample_rate: int) -> list[Scores]:
+        found: list[Scores] = []
+        for record, wave in zip(records, waves.float(), strict=True):
+            if record.events_s is None:
+                found.append({})
+                continue
+            counts = match_onsets(record.events_s, detect_onsets(wave.numpy(), sample_rate), self.tolerance_s)
+            found.append(dict(zip(COUNTS, map(float, (counts.hits, counts.misses, counts.false_alarms)), strict=True)))
+        return found
+
+
+def _ratio_of(hits: NDArray[np.float64], wrong: NDArray[np.float64], other: NDArray[np.float64]) -> NDArray[np.float64]:
+    """hits / (hits + wrong) of rows of counts; where nothing counts, 1 unless there are errors of the `other` kind."""
+    whole = hits + wrong
+    return np.where(whole > 0, hits / np.where(whole > 0, whole, 1.0), np.where(other > 0, 0.0, 1.0))
+
+
+def precision_of(counts: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Precision of rows (rows, 3) of hits, misses and false alarms, as `OnsetCounts` has it."""
+    hits, misses, false_alarms = counts.T
+    return _ratio_of(hits, false_alarms, misses)
+
+
+def recall_of(counts: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Recall of rows (rows, 3) of hits, misses and false alarms, as `OnsetCounts` has it."""
+    hits, misses, false_alarms = counts.T
+    return _ratio_of(hits, misses, false_alarms)
+
+
+def f1_of(counts: NDArray[np.float64]) -> NDArray[np.float64]:
+    """F1 of rows (rows, 3) of hits, misses and false alarms, as `OnsetCounts` has it."""
+    hits, misses, false_alarms = counts.T
+    return _ratio_of(hits, (misses + false_alarms) / 2.0, np.zeros_like(hits))
+
+
+ONSET_F1 = ClipMetric(
+    key="onset_f1",
+    label="Onset F1",
+    better="higher",
+    digits=3,
+    explanation="Whether sounds begin when something happens in the picture: detected onsets matched one to one "
+    "with the known events within 50 ms, counts pooled over clips. The row of real sound is what the detector reaches "
+    "on the truth. Video-to-audio only.",
+    source=EVENTS,
+    main=True,
+    aspect="events",
+    paper=PaperColumn(name="Onset-F1", digits=3),
+    tasks=("vta",),
+    scorer=OnsetScorer,
+    columns=COUNTS,
+    ratio=f1_of,
+    count_key="onset_clips",
+    tolerance=(0.0, 0.0),
+)
+ONSET_PRECISION = ClipMetric(
+    key="onset_precision",
+    label="Onset precision",
+    better="higher",
+    digits=3,
+    explanation="Share of the detected onsets that belong to a known event.",
+    source=EVENTS,
+    tasks=("vta",),
+    scorer=OnsetScorer,
+    columns=COUNTS,
+    ratio=precision_of,
+    count_key="onset_clips",
+    tolerance=(0.0, 0.0),
+)
+ONSET_RECALL = ClipMetric(
+    key="onset_recall",
+    label="Onset recall",
+    better="higher",
+    digits=3,
+    explanation="Share of the known events with a detected onset.",
+    source=EVENTS,
+    tasks=("vta",),
+    scorer=OnsetScorer,
+    columns=COUNTS,
+    ratio=recall_of,
+    count_key="onset_clips",
+    tolerance=(0.0, 0.0),
+)
+ONSET_CLIPS = Metric(
+    key="onset_clips",
+    label="Onset clips",
+    better=None,
+    digits=0,
+    explanation="Clips whose events are known, which the onset scores are of.",
+    source=EVENTS,
+)

@@ -3,23 +3,30 @@
     PAM = mean over the windows w of a clip of P(clean | w),
     P(clean | w) = softmax over the two prompts of s cos(w, prompt) = 1 / (1 + exp(-s (cos(w, clean) - cos(w, noisy))))
 
-with s the model's logit scale. It judges quality, not whether the sound fits a video or a caption. Between 0 and 1; no
-absolute meaning. Windows are 7 s long, so that nothing is cropped at random; what is done with the rest of a clip
-(`Tail`) belongs beside every score: the published code changed it.
+with s the model's logit scale. It measures quality, not whether the sound fits a video or a caption. It lies between 0
+and 1 and has no absolute meaning. Windows are 7 s long, so that nothing is cropped at random; what is done with the
+rest of a clip (`Tail`) belongs beside every score: the published code changed it.
 """
 
+from __future__ import annotations
+
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, Self, get_args
+from typing import TYPE_CHECKING, Literal, Protocol, Self, get_args
 
 import numpy as np
-import torch
-from jaxtyping import Float
 from numpy.typing import NDArray
-from torch import Tensor
 
-from eval.extractors.base import Embeddings
 from eval.metrics.alignment import paired_cosines
+from eval.metrics.base import ClipMetric, PaperColumn, Scores, SoundModel, Task
+from eval.metrics.embeddings import Embeddings
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
+    from torch import Tensor
+
+    from teacher.features.store import Record
 
 PROMPTS = ("the sound is clear and clean.", "the sound is noisy and with artifacts.")
 """The clean one first."""
@@ -34,13 +41,15 @@ the first one, as in the paper's reproduction."""
 
 
 def pam_windows(
-    wave: Float[Tensor, "samples"], *, tail: Tail = "tiled", window: int = WINDOW_SAMPLES
+    wave: Float[Tensor, samples], *, tail: Tail = "tiled", window: int = WINDOW_SAMPLES
 ) -> Float[Tensor, "windows window"]:
     """A mono clip at 44.1 kHz -> its windows in order of time; a clip of up to one window is repeated to fill it.
 
     Raises:
         ValueError: not (samples,), no samples, or an unknown `tail`.
     """
+    import torch
+
     if wave.ndim != 1 or len(wave) == 0:
         raise ValueError(f"wave must be (samples,) with samples in it, got {tuple(wave.shape)}")
     if tail not in get_args(Tail):
@@ -107,3 +116,61 @@ class Pam:
     def mean(self) -> float:
         """Mean over clips."""
         return float(self.per_clip.mean())
+
+
+class PromptModel(Protocol):
+    """What `eval.extractors.clap_ms.ClapMs` gives."""
+
+    @property
+    def window_samples(self) -> int:
+        """Samples that the model takes at once, so that nothing is cropped."""
+        ...
+
+    @property
+    def logit_scale(self) -> float:
+        """Factor of the cosines before the softmax."""
+        ...
+
+    def embed(self, waves: Tensor) -> Embeddings:
+        """waves (windows, samples) -> one row each."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class PamScorer:
+    """PAM of single clips, cut into windows as long as the model takes, the rest of a clip repeated."""
+
+    model: PromptModel
+    sound: SoundModel
+    """The same model with the policy by which sound reaches it."""
+    prompts: Tensor
+    """Embeddings of `PROMPTS`, (2, dimensions)."""
+
+    @property
+    def name(self) -> str:
+        return f"pam-v1 tiled by {self.sound.name}"
+
+    @property
+    def tasks(self) -> tuple[Task, ...]:
+        return PAM.tasks
+
+    def scores(self, records: Sequence[Record], waves: Tensor, sample_rate: int) -> list[Scores]:
+        import torch
+
+        length = self.model.window_samples
+        windows = [pam_windows(wave, window=length) for wave in self.sound.prepared(waves, sample_rate)]
+        rows = self.model.embed(torch.cat(windows)).rows
+        embeddings = Embeddings(rows=rows, counts=tuple(len(some) for some in windows))
+        pam = Pam.from_embeddings(embeddings, self.prompts, logit_scale=self.model.logit_scale)
+        return [{PAM.key: value} for value in pam.per_clip.tolist()]
+
+
+PAM = ClipMetric(
+    key="pam",
+    label="PAM",
+    better="higher",
+    digits=3,
+    explanation="Probability of “the sound is clear and clean” against its opposite by MS-CLAP.",
+    source="clap_ms",
+    paper=PaperColumn(name="PAM", digits=3),
+)

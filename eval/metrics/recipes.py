@@ -8,10 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eval.features.clip_features import FEATURES, LOGITS, ClipFeatures
-from eval.metrics.frechet import frechet_bias, frechet_distance
 from eval.metrics.inception import inception_jackknife, inception_score
 from eval.metrics.kernel import kernel_distance, kernel_jackknife, reference_bandwidth
 from eval.metrics.manifold import ManifoldScores, manifold_scores
+from eval.metrics.moments.distance import frechet_bias, frechet_distance
 from eval.metrics.moments.extrapolation import frechet_infinity
 from eval.metrics.moments.gaussian import GaussianStats
 from eval.metrics.moments.jackknife import frechet_jackknife

@@ -18,6 +18,8 @@ RESAMPLED_AT_ONCE = 1 << 18
 
 GROUPS = 20
 """Groups of the jackknife; the t quantile below allows for how few there are."""
+FEWEST_CLIPS = 4
+"""An interval needs at least two groups of two clips."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -197,6 +199,12 @@ def group_labels(counts: tuple[int, ...], *, groups: int = GROUPS, seed: int = 0
         count: np.random.default_rng([seed, count]).permutation(np.arange(count) % groups) for count in set(counts)
     }
     return [by_count[count] for count in counts]
+
+
+def groups_for(*counts: int) -> int | None:
+    """Groups of the jackknife: 20, or one per clip where there are fewer; None below four clips."""
+    fewest = min(counts)
+    return None if fewest < FEWEST_CLIPS else min(GROUPS, fewest)
 
 
 def jackknife(

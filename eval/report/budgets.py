@@ -1,6 +1,5 @@
-"""The staged budgets beside the rows: what every stage costs, per model and task.
-
-How the times of the rows were taken: calls and threads, from the staged budgets they are of."""
+"""Staged budgets beside the rows: what every stage costs, as tables and in words, and how the times of the rows were
+taken (calls and threads), as far as the budgets they come from are there."""
 
 import math
 import re
@@ -9,16 +8,34 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
-from eval.compare.rows import Task
-from eval.compare.sweep import safe_name
+from eval.compare.rows import Task, safe_name
 from eval.report.paired import Setting
 from eval.report.summary import Summary
-from eval.report.tables import FEWEST_CALLS, GENERATORS, MODEL_TITLES, TASK_TOTALS, Table
-from eval.speed.budget import Budget
+from eval.report.tables import (
+    FEWEST_CALLS,
+    GENERATORS,
+    MODEL_TITLES,
+    NONE,
+    TASK_TOTALS,
+    Cell,
+    Table,
+    TableRow,
+    paragraphs,
+    significant,
+)
+from eval.speed.budget import SCOPES, Budget, StageBudget, Total
 from eval.speed.budget import Setting as Timed
-from eval.speed.budget_text import budget_table, circumstances, totals_table
 
 FILE = re.compile(r"budget-(?P<model>.+)-(?P<task>vta|tta)\.json")
+READING = (
+    "RTF: wall time over the duration of the sound made; below 1 is faster than real time. Floor: the least time that "
+    "the machine's own measured rates allow, max(FLOP / rate of a large product, bytes / rate of streaming), with "
+    "weights and inputs read once for every operator that reads them, results written, and nothing in between leaving "
+    "the chip. Share: floor / median; above 100 % where a cache held what was taken to come from memory. MB eager: "
+    "what moves when every operator reads and writes memory. FLOP: matrix products, convolutions and attention, 2 per "
+    "multiply-add; nothing element-wise and no FFT, so the floor of Griffin-Lim is too low. Totals are sums of the "
+    "stages' medians. Not included anywhere: loading weights, writing files, drawing noise."
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,3 +159,128 @@ def _told(setting: Setting, calls: Calls | None) -> str:
 
 def _name(summary: Summary) -> str:
     return MODEL_TITLES.get(summary.model, summary.model)
+
+
+def budget_table(budget: Budget, batch: int) -> Table:
+    """One line a stage, the flow network once a setting. Raises ValueError for a batch size that was not measured."""
+    chosen = [s for s in budget.stages if s.batch == batch]
+    if not chosen:
+        raise ValueError(f"batch must be one of {', '.join(map(str, budget.batches))}, got {batch}")
+    columns = ("Stage", "GFLOP", "MB at least", "MB eager", "Operators", "Floor ms", "Median ms", "p10–p90 ms", "Share")
+    rows = tuple(TableRow(model=_named(s), cells=_stage_cells(budget, s)) for s in chosen)
+    return Table(columns=(*columns, _rate_title(batch)), rows=rows)
+
+
+def totals_table(budget: Budget, batch: int) -> Table:
+    """One line per total and setting, with what it includes."""
+    rows = tuple(
+        TableRow(model=total.name, cells=_total_cells(budget, total, batch, setting))
+        for setting in budget.settings(batch)
+        for total in budget.totals(batch, setting)
+    )
+    columns = ("Total", "Steps", "Guidance", "Floor ms", "Median ms", "Share", _rate_title(batch), "Includes")
+    return Table(columns=columns, rows=rows)
+
+
+def budget_markdown(budget: Budget) -> str:
+    """The whole budget: what it was taken on, the tables of every batch size, how to read them."""
+    parts: list[str | Table] = [f"# Staged budget: {budget.name}", circumstances(budget)]
+    for batch in budget.batches:
+        clips = f"{batch} clip{'s' if batch > 1 else ''} of {budget.duration_s:g} s"
+        parts.append(f"## Batch {batch}: {'latency' if batch == 1 else 'throughput'}, {clips}")
+        parts += [budget_table(budget, batch), totals_table(budget, batch)]
+    parts.append(READING)
+    command = f"\n\n`{' '.join(budget.command.replace('`', ' ').split())}`" if budget.command else ""
+    return f"{paragraphs(parts)}{command}\n"
+
+
+def batch_markdown(budget: Budget, batch: int) -> str:
+    """Stages and totals of one batch size."""
+    return paragraphs([budget_table(budget, batch), totals_table(budget, batch)])
+
+
+def circumstances(budget: Budget) -> str:
+    """Machine, software, precision, rates, calls: everything a time depends on, in a sentence each."""
+    m, first = budget.machine, budget.stages[0].timing
+    rates = "; ".join(
+        f"{r.dtype}: {r.flops_per_s / 1e9:.4g} GFLOP/s, {r.bytes_per_s / 1e9:.3g} GB/s" for r in budget.rooflines
+    )
+    longest = max(budget.stages, key=lambda s: s.timing.warmup_s)
+    peaks = [s.peak_bytes for s in budget.stages if s.peak_bytes is not None]
+    facts = [
+        f"{m.device}, {m.threads} thread{'s' if m.threads > 1 else ''}, torch {m.torch_version}"
+        + (f", CUDA {budget.cuda}" if budget.cuda else ""),
+        f"network in {m.dtype}, encoders and decoders in float32; TF32 {budget.tf32}; "
+        f"{'compiled' if budget.compiled else 'eager, not compiled'}; "
+        f"attention: {', '.join(budget.attention) or 'none counted'}",
+        f"measured rates: {rates}",
+        f"{first.repeats} timed calls a stage after {first.warmup} of warm-up and one that was counted; the longest "
+        f"warm-up took {longest.timing.warmup_s:.3g} s ({longest.stage}, batch {longest.batch})",
+        *([f"peak memory {max(peaks) / 2**30:.3g} GiB"] if peaks else []),
+    ]
+    return ". ".join(fact[0].upper() + fact[1:] for fact in facts) + "."
+
+
+def _named(stage: StageBudget) -> str:
+    if stage.setting is None:
+        return stage.stage
+    steps, evaluations = stage.setting.steps, stage.evaluations
+    guided = "off" if stage.setting.guidance == 1.0 else f"{stage.setting.guidance:g}"
+    return f"{stage.stage}: {steps} step{'s' if steps > 1 else ''}, guidance {guided}, NFE {evaluations}"
+
+
+def _stage_cells(budget: Budget, stage: StageBudget) -> tuple[Cell, ...]:
+    cost, time, floor_s, share = stage.cost, stage.timing, budget.floor_s(stage), budget.share(stage)
+    counts = (NONE,) * 4
+    if cost is not None:
+        counts = (_plain(cost.flops / 1e9), _mega(cost.bytes), _mega(cost.traffic), str(cost.operators))
+    texts = (
+        *counts,
+        NONE if floor_s is None else _ms(floor_s),
+        _ms(time.median_s),
+        f"{_ms(time.p10_s)}–{_ms(time.p90_s)}",
+        NONE if share is None else _percent(share),
+        _rate(budget, time.median_s, stage.batch),
+    )
+    return tuple(Cell(text=text) for text in texts)
+
+
+def _total_cells(budget: Budget, total: Total, batch: int, setting: Timed) -> tuple[Cell, ...]:
+    without = f" (without {', '.join(total.uncounted)})" if total.uncounted else ""
+    texts = (
+        str(setting.steps),
+        "off" if setting.guidance == 1.0 else f"{setting.guidance:g}",
+        _ms(total.floor_s) + without,
+        _ms(total.median_s),
+        NONE if total.uncounted else _percent(total.floor_s / total.median_s),
+        _rate(budget, total.median_s, batch),
+        SCOPES[total.name],
+    )
+    return tuple(Cell(text=text) for text in texts)
+
+
+def _rate_title(batch: int) -> str:
+    return "RTF" if batch == 1 else "s of audio per s"
+
+
+def _rate(budget: Budget, median_s: float, batch: int) -> str:
+    """RTF of one clip; throughput of several, which is no latency."""
+    made_s = batch * budget.duration_s
+    return significant(median_s / made_s if batch == 1 else made_s / median_s)
+
+
+def _ms(seconds: float) -> str:
+    return _plain(1e3 * seconds)
+
+
+def _mega(count: int) -> str:
+    return _plain(count / 1e6)
+
+
+def _plain(value: float) -> str:
+    """Three significant digits, whole numbers above 100."""
+    return f"{value:.0f}" if value >= 100 else significant(value)
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.3g} %"

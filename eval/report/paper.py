@@ -410,7 +410,7 @@ def write_paper(rows_path: Path) -> tuple[Path, Path]:
     rows = rows_of(rows_path)
     clips = read_clip_scores(rows_path.with_name("clips.jsonl"))
     budgets = read_budgets(rows_path.parent, list(dict.fromkeys(row.model for row in rows)))
-    texts = paper_texts(rows, clips, facts_of(rows, rows_path), budgets)
+    texts = paper_texts(rows, clips, facts_of(rows, clips, rows_path), budgets)
     paths = rows_path.with_name("paper.tex"), rows_path.with_name("paper.md")
     for path, text in zip(paths, texts, strict=True):
         path.write_text(text, encoding="utf-8")

@@ -7,7 +7,7 @@ from html import escape
 from eval.compare.hygiene import TestFacts
 from eval.compare.rows import Task
 from eval.metrics.metric_text import metric
-from eval.report.budgets import KeptBudget, calls_of, timing_sentence
+from eval.report.budgets import READING, KeptBudget, calls_of, timing_sentence
 from eval.report.caution import few_clips
 from eval.report.charts import charts
 from eval.report.differences import PAIRED_NOTE, pair_table, pairing_told, pairs
@@ -26,7 +26,6 @@ from eval.report.tables import (
     spread_told,
     steps_title,
 )
-from eval.speed.budget_text import READING
 
 RTF_NOTE = (
     "Real-time factor: wall-clock time divided by the duration of the sound made; below 1 is faster than real time. "

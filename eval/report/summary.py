@@ -1,20 +1,13 @@
 """Rows of results averaged over seeds."""
 
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import TypeVar, get_args
 
 from eval.compare.rows import Kind, Row, Task
-from eval.ledger import Table
 
 T = TypeVar("T")
-
-QUOTED_SCORES: Mapping[str, tuple[str, str]] = {
-    "frechet": ("FD ↓", ".1f"), "kl": ("KL ↓", ".2f"), "inception_score": ("IS ↑", ".2f"),
-    "onset_f1": ("onset F1 ↑", ".3f"),
-}  # fmt: skip
-"""Scores that documents quote, with their titles and formats."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,83 +94,3 @@ def _summary(key: tuple[Task, str, int, float], rows: list[Row], several_scales:
 def _agreed(values: list[T | None]) -> T | None:
     """The value all rows have, None where they do not agree."""
     return values[0] if len(set(values)) == 1 else None
-
-
-def over_trainings(trainings: Sequence[Sequence[Row]], task: Task) -> Table:
-    """Results of the same comparison after trainings with other seeds: one line per model, steps and guidance.
-
-    Means and sample standard deviations go over noise seeds and trainings together; the column behind FD has the mean
-    over noise seeds of each training, in the order given. Real-time factors are medians over all rows.
-
-    Raises:
-        ValueError: trainings that were not compared at the same settings.
-    """
-    summaries = [{s.key: s for s in summarise(rows) if s.task == task} for rows in trainings]
-    if any(set(found) != set(summaries[0]) for found in summaries):
-        raise ValueError("all trainings must have been compared at the same steps and guidance scales")
-    pooled = {s.key: s for s in summarise(_renumbered(trainings)) if s.task == task}
-    shown = [name for name in QUOTED_SCORES if any(name in s.mean for s in pooled.values())]
-    scope = "video-to-audio" if task == "vta" else "text-to-audio"
-    lines = []
-    for key in summaries[0]:
-        whole, parts = pooled[key], [found[key] for found in summaries]
-        scores: list[object] = []
-        for name in shown:
-            value, spread = whole.mean.get(name), whole.std.get(name)
-            real = whole.kind in ("codec", "reference")  # neither trained nor drawn from noise
-            scores.append(value if value is None or spread is None or real else [value, spread])
-            if name == "frechet":
-                scores.append("" if real else " / ".join(f"{part.mean[name]:.1f}" for part in parts))
-        model = {"codec": "codec round trip", "reference": "other real clips"}.get(whole.kind, whole.model)
-        scale = f"{whole.guidance:g}" if whole.steps else ""
-        times = [whole.rtf.get("flow network"), whole.rtf.get(scope)]
-        lines.append((model, whole.steps or None, scale, whole.nfe or None, *scores, *times))
-    titles = [t for name in shown for t in ((QUOTED_SCORES[name][0], "FD by training") if name == "frechet" else
-                                            (QUOTED_SCORES[name][0],))]  # fmt: skip
-    digits = [d for name in shown for d in ((QUOTED_SCORES[name][1], "") if name == "frechet" else
-                                            (QUOTED_SCORES[name][1],))]  # fmt: skip
-    return Table(
-        columns=("model", "steps", "guidance", "evaluations", *titles, "RTF, flow network", f"RTF, {scope}"),
-        formats=("", "d", "", "d", *digits, ".4f", ".4f"),
-        rows=tuple(lines),
-    )
-
-
-def _renumbered(trainings: Sequence[Sequence[Row]]) -> list[Row]:
-    """All rows, with noise seeds that tell the trainings apart."""
-    return [replace(row, seed=1_000_000 * k + row.seed) for k, rows in enumerate(trainings) for row in rows]
-
-
-def what_one_step_is_worth(trainings: Sequence[Sequence[Row]], task: Task) -> str:
-    """Sentences about the student's one step beside the teacher's steps, computed: ratios of FD, training by training.
-
-    Says what is better than what, whichever way it comes out; empty where teacher or student is missing.
-    """
-    found: list[dict[tuple[str, int], Summary]] = []
-    for rows in trainings:
-        kinds = {(s.kind, s.steps): s for s in summarise(rows) if s.task == task and "frechet" in s.mean}
-        found.append({(kind, steps): s for (kind, steps), s in kinds.items() if kind in ("teacher", "student")})
-    steps = sorted({n for one in found for kind, n in one if kind == "teacher"})
-    if not steps or any(("student", 1) not in one for one in found):
-        return ""
-
-    def ratios(n: int) -> list[float]:
-        return [one["student", 1].mean["frechet"] / one["teacher", n].mean["frechet"] for one in found]
-
-    quoted = sorted({*steps[:2], steps[-1]})
-    told = [f"{' and '.join(f'{r:.2f}' for r in ratios(n))} times that of the teacher's {n}" for n in quoted]
-    student = found[0]["student", 1]
-    better = [n for n in steps if all(r > 1 for r in ratios(n))]
-    worse = [n for n in steps if all(r < 1 for r in ratios(n))]
-    words = {"vta": "Video to audio", "tta": "Text to audio"}[task]
-    text = (
-        f"{words}: the student's one step ({student.nfe} evaluation{'s' * (student.nfe > 1)}) has an FD "
-        f"{', '.join(told)} steps, by training. "
-    )
-    if better:
-        text += f"The teacher is better in every training at {', '.join(map(str, better))} steps"
-        first = found[0]["teacher", better[0]]
-        text += f" ({first.nfe} evaluations at {better[0]}). "
-    if worse:
-        text += f"The student is better in every training than the teacher at {', '.join(map(str, worse))} steps. "
-    return text.replace("at 1 steps", "at 1 step").strip()

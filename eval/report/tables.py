@@ -9,7 +9,7 @@ from pathlib import Path
 from eval.compare.rows import Kind, Row, Task, read_rows
 from eval.metrics.metric_text import MetricText, metrics_of
 from eval.report.summary import Summary
-from eval.speed.timing import STAGES
+from eval.speed.budget import STAGES
 
 SEEDS_NOTE = "Where two settings have different seeds, a difference is over those that both have."
 

@@ -59,10 +59,11 @@ def write_report(rows_path: Path, *, title: str = TITLE, lead: str = LEAD) -> Pa
 
 def read_results(rows: Sequence[Row], rows_path: Path) -> list[TaskResults]:
     """What there is to show of every task: the rows and what lies beside them."""
-    found = settings(rows, read_clip_scores(rows_path.with_name("clips.jsonl")))
+    clips = read_clip_scores(rows_path.with_name("clips.jsonl"))
+    found = settings(rows, clips)
     examples = read_examples(rows_path.with_name("examples.json"))
     budgets = read_budgets(rows_path.parent, list(dict.fromkeys(s.summary.model for s in found)))
-    tested: Mapping[Task, TestFacts] = facts_of(rows, rows_path)
+    tested: Mapping[Task, TestFacts] = facts_of(rows, clips, rows_path)
     return [
         TaskResults(
             task=task,

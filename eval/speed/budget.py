@@ -1,43 +1,148 @@
-"""The staged budget: what each stage on the way to sound costs, takes and could take at best on this machine.
+"""The staged budget: what each stage on the way to sound costs, takes and could take at best on one machine.
 
     floor = max(flops / F, bytes / B)      with F and B measured on the same device (eval/speed/roofline.py), flops and
-    bytes
-                                           counted on the same calls (eval/speed/cost.py)
+                                           bytes counted on the same calls (eval/speed/cost.py)
     share of the roofline = floor / median time
 
-A budget is plain numbers: taken by eval/speed/budget.py, written as JSON, read back, shown by
-eval/speed/budget_text.py.
+A budget is plain numbers, for which no torch is needed: eval/speed/measure.py takes one, it is written as JSON and read
+back, and eval/report/budgets.py shows it.
+"""
 
-
-Taking a staged budget (eval/speed/budget.py) of a chain: every stage counted, warmed up, timed."""
-
-from collections.abc import Callable
+import json
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
-import torch
-
-from eval.speed.cost import StageCost, count
-from eval.speed.roofline import Roofline, roofline_of
-from eval.speed.stages import Chain, StageCall, Work
-from eval.speed.timing import (
-    FINE_STAGES,
-    STAGES,
-    SUBTOTALS,
-    TOTALS,
-    Machine,
-    Timing,
-    check_stage,
-    machine,
-    measure,
-    synchroniser,
-    with_totals,
+STAGES = (
+    "decode+resize",
+    "image encoder",
+    "motion encoder",
+    "text encoder",
+    "flow network",
+    "codec decode",
 )
-from meanflow import Guidance
-from meanflow.config import dumps, loads
+"""Everything between a video file or a caption and a waveform, in order."""
+
+SUBTOTALS: Mapping[str, tuple[str, ...]] = {"codec decode": ("latent decode", "vocoder")}
+"""Stages that may be timed in parts: latent -> spectrogram -> wave. The stage is then the sum of its parts."""
+
+FINE_STAGES = tuple(part for stage in STAGES for part in SUBTOTALS.get(stage, (stage,)))
+"""STAGES with the parts in the place of the stages they make up."""
+
+TOTALS: Mapping[str, tuple[str, ...]] = {
+    "generator only": ("flow network",),
+    "noise to wave": ("flow network", "codec decode"),
+    "text-to-audio": ("text encoder", "flow network", "codec decode"),
+    "frames to wave": STAGES[1:],
+    "video-to-audio": STAGES,
+}
+"""Named sums of stages. Published figures differ in scope; these say what they include."""
+
+SCOPES: Mapping[str, str] = {
+    "generator only": "the flow network with its features given, latents out, no sound yet",
+    "noise to wave": "the flow network with its features given, latent decoder and vocoder",
+    "text-to-audio": "from a caption to the wave: text encoder, flow network, latent decoder and vocoder",
+    "frames to wave": "the three encoders on frames that are decoded already, flow network, latent decoder and vocoder",
+    "video-to-audio": "from the video file to the wave: decoding and resizing as well; no muxing, no writing",
+}
+"""What each total includes, in words. Papers call both of the first two the time of generation."""
 
 FLOW = "flow network"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Timing:
+    """Wall-clock time of one call, in seconds: median, 10th and 90th percentile over `repeats` calls.
+
+    The percentiles are calls that were measured (nearest rank), not interpolations: of 5 the first and the last.
+    """
+
+    median_s: float
+    p10_s: float
+    p90_s: float
+    repeats: int
+    warmup: int = 0
+    """Calls before those, not in the figures."""
+    warmup_s: float = 0.0
+    """What they took altogether: compilation and the choice of algorithms are in here."""
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.p10_s <= self.median_s <= self.p90_s < float("inf"):
+            raise ValueError(
+                f"times must be finite with 0 <= p10_s <= median_s <= p90_s, "
+                f"got {self.p10_s}, {self.median_s}, {self.p90_s}"
+            )
+        if self.repeats < 1 or self.warmup < 0 or self.warmup_s < 0.0:
+            raise ValueError(
+                f"repeats must be at least 1, warmup and warmup_s at least 0, "
+                f"got {self.repeats}, {self.warmup}, {self.warmup_s}"
+            )
+
+    def rtf(self, audio_s: float) -> float:
+        """Real-time factor: median wall time / duration of the audio made; below 1 is faster than real time."""
+        if not audio_s > 0.0:
+            raise ValueError(f"audio_s must be positive, got {audio_s}")
+        return self.median_s / audio_s
+
+
+@dataclass(frozen=True, kw_only=True)
+class Machine:
+    """What a timing was taken on."""
+
+    device: str
+    torch_version: str
+    threads: int
+    dtype: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageCost:
+    """Counts of one call; see the module."""
+
+    flops: int
+    bytes: int
+    traffic: int
+    operators: int
+    """That touch memory: on a GPU about the number of kernels launched, at some 5 microseconds each."""
+
+    def __post_init__(self) -> None:
+        for name in ("flops", "bytes", "traffic", "operators"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
+
+    @property
+    def intensity(self) -> float:
+        """Floating-point operations per byte that has to be moved."""
+        return self.flops / self.bytes if self.bytes else 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Roofline:
+    """Measured rates of one device in one precision."""
+
+    flops_per_s: float
+    """Of a large matrix product; a multiply-add counts as 2."""
+    bytes_per_s: float
+    """Of the fastest way of streaming large blocks: reading, copying, or a = b + s c."""
+    dtype: str
+    device: str
+
+    def __post_init__(self) -> None:
+        for name, rate in (("flops_per_s", self.flops_per_s), ("bytes_per_s", self.bytes_per_s)):
+            if not 0.0 < rate < math.inf:
+                raise ValueError(f"{name} must be positive and finite, got {rate}")
+
+    def floor_s(self, flops: float, bytes: float) -> float:
+        """max(flops / F, bytes / B) in seconds: the least time of a call that overlaps both perfectly."""
+        if flops < 0 or bytes < 0:
+            raise ValueError(f"flops and bytes must not be negative, got {flops} and {bytes}")
+        return max(flops / self.flops_per_s, bytes / self.bytes_per_s)
+
+    def bound(self, flops: float, bytes: float) -> str:
+        """Which of the two decides the floor: "arithmetic" or "memory"."""
+        return "arithmetic" if flops / self.flops_per_s >= bytes / self.bytes_per_s else "memory"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -174,106 +279,54 @@ class Budget:
         return tuple(made)
 
     def write(self, path: Path) -> None:
-        """As JSON."""
+        """Write the budget as JSON."""
+        from meanflow.config import dumps  # imports torch, which whoever writes a budget has and who reads one need not
+
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(dumps(self) + "\n", encoding="utf-8")
 
     @classmethod
     def read(cls, path: Path) -> Self:
-        """What `write` wrote; ValueError naming the file and what is wrong with it otherwise."""
+        """Read what `write` wrote; ValueError naming the file and what is wrong with it otherwise."""
         try:
-            return loads(cls, path.read_text(encoding="utf-8"))
-        except (ValueError, KeyError, TypeError) as error:
+            plain = json.loads(path.read_text(encoding="utf-8"), object_hook=_untagged)
+            stages = tuple(
+                StageBudget(
+                    **stage
+                    | {"timing": Timing(**stage["timing"])}
+                    | {"cost": None if stage.get("cost") is None else StageCost(**stage["cost"])}
+                    | {"setting": None if stage.get("setting") is None else Setting(**stage["setting"])}
+                )
+                for stage in plain.pop("stages")
+            )
+            machine = Machine(**plain.pop("machine"))
+            rooflines = tuple(Roofline(**rates) for rates in plain.pop("rooflines"))
+            attention = tuple(plain.pop("attention"))
+            return cls(machine=machine, rooflines=rooflines, attention=attention, stages=stages, **plain)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"{path}: not a budget ({error})") from error
 
 
-@torch.no_grad()
-def measure_budget(
-    chain: Chain,
-    work: Work,
-    *,
-    steps: tuple[int, ...] = (1,),
-    guidance: tuple[Guidance, ...] = (Guidance(),),
-    batches: tuple[int, ...] = (1,),
-    warmup: int = 1,
-    repeats: int = 5,
-    command: str = "",
-    rooflines: tuple[Roofline, ...] | None = None,
-    told: Callable[[str], None] = lambda line: None,
-) -> Budget:
-    """Count and time every stage at every batch size. Each is run once to be counted, then `warmup` + `repeats` times.
+def _untagged(plain: dict[str, object]) -> dict[str, object]:
+    """A JSON object without the name of its class, which `write` puts into every one."""
+    return {name: value for name, value in plain.items() if name != "type"}
 
-    The roofline is measured first, unless given or measured before in this process. `told` receives a line per stage
-    as it is done. Raises ValueError for empty or repeated choices and for warmup or repeats below 1.
+
+def check_stage(stage: str) -> None:
+    """ValueError unless `stage` is one of STAGES or FINE_STAGES."""
+    known = dict.fromkeys((*STAGES, *FINE_STAGES))
+    if stage not in known:
+        raise ValueError(f"stage must be one of {', '.join(known)}, got {stage!r}")
+
+
+def with_totals(values: Mapping[str, float]) -> dict[str, float]:
+    """Real-time factors (or seconds) by stage with the sums added whose stages are all present.
+
+    A stage given in parts is added as their sum; one that is given itself stays as it is.
     """
-    for name, values in (("steps", steps), ("guidance", guidance), ("batches", batches)):
-        if not values or len(set(values)) < len(values):
-            raise ValueError(f"{name} must be one or more different values, got {values}")
-    if warmup < 1 or repeats < 1:
-        raise ValueError(f"warmup and repeats must be at least 1, got {warmup} and {repeats}")
-    wait, attention, made = synchroniser(chain.device), set[str](), []
-    if rooflines is None:
-        dtypes = [torch.float32] + [torch.bfloat16] * (chain.precision != "float32")
-        rooflines = tuple(roofline_of(dtype, chain.device) for dtype in dtypes)
-    for batch in batches:
-        for call in chain.calls(work, batch=batch, steps=steps, guidance=guidance):
-            counted = count(call.call)
-            attention |= counted.attention
-            cost = counted.cost if counted.cost.operators else None
-            del counted
-            _reset_peak(chain.device)
-            timing = measure(call.call, warmup=warmup, repeats=repeats, synchronise=wait)
-            made.append(_stage(call, batch, timing, cost, _peak(chain.device)))
-            told(f"batch {batch}, {call.stage}{_asked(call)}: {1e3 * timing.median_s:.4g} ms")
-    on_gpu = torch.device(chain.device).type == "cuda"
-    return Budget(
-        name=chain.name,
-        duration_s=work.duration_s,
-        command=command,
-        machine=machine(chain.device, torch.float32 if chain.precision == "float32" else torch.bfloat16),
-        cuda=torch.version.cuda if on_gpu else None,
-        tf32=_tf32() if on_gpu else "none on a processor",
-        compiled=_compiled(chain.net),
-        attention=tuple(sorted(attention)),
-        rooflines=rooflines,
-        stages=tuple(made),
-    )
-
-
-def _stage(call: StageCall, batch: int, timing: Timing, cost: StageCost | None, peak: int | None) -> StageBudget:
-    setting = None
-    if call.steps is not None and call.guidance is not None:
-        setting = Setting(steps=call.steps, guidance=call.guidance)
-    return StageBudget(
-        stage=call.stage,
-        batch=batch,
-        dtype=call.dtype,
-        timing=timing,
-        cost=cost,
-        setting=setting,
-        evaluations=call.evaluations,
-        peak_bytes=peak,
-    )
-
-
-def _asked(call: StageCall) -> str:
-    return "" if call.steps is None else f" ({call.steps} steps, guidance {call.guidance:g})"
-
-
-def _reset_peak(device: str) -> None:
-    if torch.device(device).type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-
-
-def _peak(device: str) -> int | None:
-    return torch.cuda.max_memory_allocated(device) if torch.device(device).type == "cuda" else None
-
-
-def _tf32() -> str:
-    products = torch.get_float32_matmul_precision() != "highest"
-    return f"products {'on' if products else 'off'}, convolutions {'on' if torch.backends.cudnn.allow_tf32 else 'off'}"
-
-
-def _compiled(net: torch.nn.Module) -> bool:
-    """Whether `Module.compile` was called on the network or a part of it."""
-    return any(part._compiled_call_impl is not None for part in net.modules())
+    found = dict(values)
+    for sums in (SUBTOTALS, TOTALS):
+        for name, parts in sums.items():
+            if name not in found and all(part in found for part in parts):
+                found[name] = sum(found[part] for part in parts)
+    return found

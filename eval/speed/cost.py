@@ -23,6 +23,8 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
+from eval.speed.budget import StageCost
+
 _aten = torch.ops.aten
 UNTOUCHED = (_aten.empty, _aten.empty_like, _aten.empty_strided, _aten.new_empty, _aten.new_empty_strided)
 """Operators that set memory aside without writing it."""
@@ -30,27 +32,6 @@ OVERWRITING = (_aten.copy_, _aten.fill_, _aten.zero_, _aten.normal_, _aten.unifo
 """Operators that write their first argument without reading it."""
 LOOKUPS = (_aten.embedding, _aten.index, _aten.index_select, _aten.gather)
 """Operators that read of their first argument only what they return."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class StageCost:
-    """Counts of one call; see the module."""
-
-    flops: int
-    bytes: int
-    traffic: int
-    operators: int
-    """That touch memory: on a GPU about the number of kernels launched, at some 5 microseconds each."""
-
-    def __post_init__(self) -> None:
-        for name in ("flops", "bytes", "traffic", "operators"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
-
-    @property
-    def intensity(self) -> float:
-        """Floating-point operations per byte that has to be moved."""
-        return self.flops / self.bytes if self.bytes else 0.0
 
 
 @dataclass(frozen=True, kw_only=True)

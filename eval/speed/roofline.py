@@ -5,46 +5,18 @@ device that does F operations and moves B bytes a second (Williams, Waterman and
 """
 
 import functools
-import math
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from eval.speed.budget import Roofline
 from eval.speed.timing import measure, synchroniser
 
 CPU_SIZE, GPU_SIZE = 2048, 8192
 """Rows of the square matrices: 17 GFLOP and 1.1 TFLOP a product, enough to be bound by arithmetic."""
 CPU_BYTES, GPU_BYTES = 128 * 2**20, 1024 * 2**20
 """Bytes of each of the three blocks that are streamed. A cache that holds them shows as a faster memory."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Roofline:
-    """Measured rates of one device in one precision."""
-
-    flops_per_s: float
-    """Of a large matrix product; a multiply-add counts as 2."""
-    bytes_per_s: float
-    """Of the fastest way of streaming large blocks: reading, copying, or a = b + s c."""
-    dtype: str
-    device: str
-
-    def __post_init__(self) -> None:
-        for name, rate in (("flops_per_s", self.flops_per_s), ("bytes_per_s", self.bytes_per_s)):
-            if not 0.0 < rate < math.inf:
-                raise ValueError(f"{name} must be positive and finite, got {rate}")
-
-    def floor_s(self, flops: float, bytes: float) -> float:
-        """max(flops / F, bytes / B) in seconds: the least time of a call that overlaps both perfectly."""
-        if flops < 0 or bytes < 0:
-            raise ValueError(f"flops and bytes must not be negative, got {flops} and {bytes}")
-        return max(flops / self.flops_per_s, bytes / self.bytes_per_s)
-
-    def bound(self, flops: float, bytes: float) -> str:
-        """Which of the two decides the floor: "arithmetic" or "memory"."""
-        return "arithmetic" if flops / self.flops_per_s >= bytes / self.bytes_per_s else "memory"
 
 
 @functools.cache

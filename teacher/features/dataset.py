@@ -1,95 +1,34 @@
-"""Which rows of a training step's batch one forward pass holds.
-
-Random numbers are drawn for the whole batch and each pass takes its rows, so that noise, times and dropped conditions
-are functions of (seed, step, position), the same for any number of processes and of passes per step.
-
-
-Extracted features: rows by index, batches by (seed, step). Opening a folder reads headers, not features."""
+"""Extracted features: rows by index, batches by (seed, step). Opening a folder reads headers, not features."""
 
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol, get_args
 
 import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from teacher.audio.codec import AudioCodec
-from teacher.audio.registry import open_codec
 from teacher.features import store
 from teacher.features.rows import Gathered, Records, Rows
-from teacher.features.store import FeatureError, Record
+from teacher.features.store import Record
 from teacher.files import check_digests, read_digests
+from teacher.files.errors import FeatureError
 from teacher.files.tensor_file import RESTORE
+from teacher.network.batch import Batch, BatchSlice
 from teacher.network.conditions import Conditions
 from teacher.network.sequence import SequenceConfig
 
-
-@dataclass(frozen=True)
-class BatchSlice:
-    """Positions begin .. end - 1 of a batch of `total` rows."""
-
-    begin: int
-    end: int
-    total: int
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.begin < self.end <= self.total:
-            raise ValueError(f"a share needs 0 <= begin < end <= total, got {self.begin}, {self.end}, {self.total}")
-
-    @classmethod
-    def whole(cls, total: int) -> "Share":
-        """All rows."""
-        return cls(0, total, total)
-
-    def __len__(self) -> int:
-        return self.end - self.begin
-
-    def of(self, drawn: Tensor, dim: int = 0) -> Tensor:
-        """The rows of this share of a tensor drawn for the whole batch, of length `total` along `dim`."""
-        return drawn.narrow(dim, self.begin, len(self))
-
-
-def shares(total: int, *, process: int, processes: int, micro_batch: int | None) -> list[BatchSlice]:
-    """The shares of one process, one per forward pass, in order: equal blocks of `micro_batch` rows.
-
-    None is the process's whole part at once. Raises ValueError unless all blocks come out equal, which averaging
-    gradients over processes and passes relies on.
-    """
-    part, rest = divmod(total, processes)
-    if rest or part == 0:
-        raise ValueError(f"batch_size {total} does not divide over {processes} processes")
-    size = micro_batch or part
-    if part % size:
-        raise ValueError(f"micro_batch {size} does not divide the {part} sounds of each process")
-    first = process * part
-    return [BatchSlice(begin, begin + size, total) for begin in range(first, first + part, size)]
-
-
-__all__ = ["Batch", "Examples", "FeatureError", "FeatureSet", "Record", "batch_indices", "load_codec"]
-
 COMPARED_AT_ONCE = 1 << 30
 """Bytes of a split up to which whole files are compared with digests.json when it is opened; about a second."""
-CODEC_VERSIONS = (1, 2)
-"""Versions of features.json whose codec can be read; runs keep the file of the features they were trained on."""
+COMPARED = ("duration_s", "sequence", "encoders")
+"""Entries of features.json that sets trained on together must share; and the latent space of their codecs."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Batch:
-    """Normalised latents (B, N, C), their conditions, both float32, and the rows they came from (B,)."""
-
-    latents: Float[Tensor, "batch frames channels"]
-    conditions: Conditions
-    indices: Tensor
-
-    def to(self, device: torch.device | str) -> "Batch":
-        """The same batch on another device."""
-        return Batch(
-            latents=self.latents.to(device), conditions=self.conditions.to(device), indices=self.indices.to(device)
-        )
+Modalities = Literal["AVT+AT", "AV+AT", "AVT+A", "AVT", "AV"]
+"""Modalities used of rows with picture + of rows without (arXiv 2412.15322, table 4). A: audio, V: video, T: text."""
 
 
 class Examples(Protocol):
@@ -120,7 +59,7 @@ class Examples(Protocol):
         indices: Sequence[int] | Tensor,
         *,
         generator: torch.Generator | None = None,
-        share: BatchSlice | None = None,
+        batch_slice: BatchSlice | None = None,
     ) -> Batch: ...
 
 
@@ -145,7 +84,7 @@ class FeatureSet:
         read.
         """
         folder = Path(folder)
-        info = _read_info(folder)
+        info = store.read_info(folder)
         if not info["counts"].get(split):
             found = ", ".join(f"{name} {count}" for name, count in info["counts"].items())
             raise FeatureError(f"{folder}: no examples in split {split!r} (found {found})")
@@ -199,22 +138,174 @@ class FeatureSet:
         indices: Sequence[int] | Tensor,
         *,
         generator: torch.Generator | None = None,
-        share: BatchSlice | None = None,
+        batch_slice: BatchSlice | None = None,
     ) -> Batch:
         """Rows `indices` in that order. With a generator, and where the codec has a std, z = mean + std e; else mean.
 
-        `share` says which rows of a larger batch they are, for which e is drawn.
+        `batch_slice` says which rows of a larger batch they are, for which e is drawn.
 
         Raises FeatureError when a latent is not finite; `verify` looks at all features.
         """
         rows = as_rows(indices, len(self))
         gathered = Gathered.blank(self.rows.layout, self.has_video[rows].numpy(), self.rows.buffers)
         self.rows.fill(rows, np.arange(len(rows)), gathered)
-        return finish_batch(gathered, rows, self, generator, share)
+        return finish_batch(gathered, rows, self, generator, batch_slice)
 
     def verify(self) -> None:
         """Read all features once; FeatureError naming the file that holds NaN or infinity."""
         self.rows.verify()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Masking:
+    """What a choice of `Modalities` hides."""
+
+    hide_video_text: bool = False
+    """AV: rows with picture lose their text."""
+    hide_sound_text: bool = False
+    """+A: rows without picture lose their text."""
+    leave_out_sounds: bool = False
+    """Without +: rows without picture are left out."""
+
+    @classmethod
+    def parse(cls, modalities: str) -> "Masking":
+        """From one of `Modalities`; ValueError otherwise."""
+        if modalities not in get_args(Modalities):
+            raise ValueError(f"modalities must be one of {', '.join(get_args(Modalities))}, got {modalities!r}")
+        video, _, sound = modalities.partition("+")
+        return cls(hide_video_text=video == "AV", hide_sound_text=sound == "A", leave_out_sounds=not sound)
+
+    def __call__(self, conditions: Conditions, has_video: Tensor) -> Conditions:
+        """Conditions with the text of either kind of rows marked absent."""
+        hidden = (has_video & self.hide_video_text) | (~has_video & self.hide_sound_text)
+        return replace(conditions, has_text=conditions.has_text & ~hidden)
+
+
+class JointSet:
+    """Rows of several sets, each set `repeat` times over: same interface as `FeatureSet`.
+
+    An epoch of `batch_indices` is a permutation of the repeated concatenation. All latents are normalised by the
+    statistics of the first set: name the audio-visual set first, as MMAudio takes its statistics from there.
+    """
+
+    def __init__(self, parts: Sequence[tuple[FeatureSet, int]], *, modalities: Modalities = "AVT+AT") -> None:
+        """Raises FeatureError when sets differ in duration, sequence, codec or encoders, or when no row remains."""
+        if not parts:
+            raise FeatureError("a joint set needs at least one set of features")
+        first = parts[0][0]
+        self.modalities, self.masking = modalities, Masking.parse(modalities)
+        for features, repeat in parts:
+            if repeat < 1:
+                raise FeatureError(f"{features.folder}: repeat must be at least 1, got {repeat}")
+            _check_same(first, features)
+        self.latent_mean, self.latent_std = first.latent_mean, first.latent_std
+        self.parts = tuple(
+            (features.with_statistics(first.latent_mean, first.latent_std), repeat) for features, repeat in parts
+        )
+        self._rows = [self._kept(features) for features, _ in self.parts]
+        self._ends: list[int] = []
+        for (_, repeat), kept in zip(self.parts, self._rows, strict=True):
+            self._ends.append((self._ends[-1] if self._ends else 0) + repeat * len(kept))
+        if len(self) == 0:
+            raise FeatureError(f"modalities {self.modalities} leave no row: none has a picture")
+
+    @classmethod
+    def open(
+        cls,
+        folders: Sequence[Path],
+        split: str,
+        *,
+        repeat: Sequence[int] = (),
+        modalities: Modalities = "AVT+AT",
+        statistics: tuple[Tensor, Tensor] | None = None,
+    ) -> "JointSet":
+        """One split of several folders; `repeat` holds one number per folder, () standing for 1 each.
+
+        `statistics` (mean, std) replace those of the first folder.
+        """
+        repeats = tuple(repeat) or (1,) * len(folders)
+        if len(repeats) != len(folders):
+            raise FeatureError(f"repeat must have one number per folder of features, got {repeats} for {len(folders)}")
+        opened = [FeatureSet.open(folder, split, statistics=statistics) for folder in folders]
+        return cls(list(zip(opened, repeats, strict=True)), modalities=modalities)
+
+    def __len__(self) -> int:
+        return self._ends[-1]
+
+    @property
+    def info(self) -> dict[str, Any]:
+        """features.json of the first set, with the digests and repeats of all."""
+        first = self.parts[0][0].info
+        joint = [{"digest": features.info["digest"], "repeat": repeat} for features, repeat in self.parts]
+        return first | {"joint": joint, "modalities": self.modalities}
+
+    @property
+    def records(self) -> Sequence[Record]:
+        """One per row, repeats included; a masked caption is still the record's."""
+
+        def get(index: int) -> Record:
+            which, row = (int(found) for found in self.locate(torch.tensor([index])))
+            return self.parts[which][0].records[row]
+
+        return Records(len(self), get)
+
+    @property
+    def duration_s(self) -> float:
+        return self.parts[0][0].duration_s
+
+    @property
+    def sequence(self) -> SequenceConfig:
+        """Rates of the latents."""
+        return self.parts[0][0].sequence
+
+    def batch(
+        self,
+        indices: Sequence[int] | Tensor,
+        *,
+        generator: torch.Generator | None = None,
+        batch_slice: BatchSlice | None = None,
+    ) -> Batch:
+        """Rows `indices` in that order, from whichever sets they fall into; see `FeatureSet.batch`."""
+        wanted = as_rows(indices, len(self))
+        which, rows = self.locate(wanted)
+        batch_slices = [(features, torch.nonzero(which == k).flatten()) for k, (features, _) in enumerate(self.parts)]
+        has_video = np.zeros(len(wanted), np.bool_)
+        for features, places in batch_slices:
+            has_video[places.numpy()] = features.has_video[rows[places]].numpy()
+        first = self.parts[0][0].rows
+        gathered = Gathered.blank(first.layout, has_video, first.buffers)
+        for features, places in batch_slices:
+            if len(places):
+                features.rows.fill(rows[places], places.numpy(), gathered)
+        batch = finish_batch(gathered, wanted, self, generator, batch_slice)
+        return replace(batch, conditions=self.masking(batch.conditions, batch.conditions.has_clip))
+
+    def locate(self, indices: Tensor) -> tuple[Tensor, Tensor]:
+        """Set number and row within that set of joint rows, both int64."""
+        which = torch.bucketize(indices, torch.tensor(self._ends), right=True)
+        rows = torch.empty_like(indices)
+        for k, kept in enumerate(self._rows):
+            here = which == k
+            rows[here] = kept[(indices[here] - (self._ends[k - 1] if k else 0)) % max(1, len(kept))]
+        return which, rows
+
+    def _kept(self, features: FeatureSet) -> Tensor:
+        """Rows of a set that take part."""
+        if self.masking.leave_out_sounds:
+            return torch.nonzero(features.has_video).flatten()
+        return torch.arange(len(features))
+
+
+def _check_same(first: FeatureSet, other: FeatureSet) -> None:
+    """FeatureError naming the folders and what differs."""
+    differing = [name for name in COMPARED if first.info[name] != other.info[name]]
+    if first.info["codec"]["latent_space"] != other.info["codec"]["latent_space"]:
+        differing.append("codec")
+    if differing:
+        raise FeatureError(
+            f"{first.folder} and {other.folder} differ in {' and '.join(differing)}; extract the second with the "
+            "settings of the first and --codec-from the first"
+        )
 
 
 def finish_batch(
@@ -222,13 +313,13 @@ def finish_batch(
     rows: Tensor,
     examples: Examples,
     generator: torch.Generator | None,
-    share: BatchSlice | None = None,
+    batch_slice: BatchSlice | None = None,
 ) -> Batch:
     """Draw from the posterior if there is a generator, then normalise: ((mean + std e) - latent_mean) / latent_std."""
     z = gathered.mean  # nobody else holds it yet
     if generator is not None and gathered.std is not None:
-        share = share or BatchSlice.whole(len(z))
-        e = share.of(torch.randn((share.total, *z.shape[1:]), generator=generator, device=generator.device))
+        batch_slice = batch_slice or BatchSlice.whole(len(z))
+        e = batch_slice.of(torch.randn((batch_slice.total, *z.shape[1:]), generator=generator, device=generator.device))
         z += gathered.std * e.cpu().numpy()
     z -= examples.latent_mean.numpy()
     z /= examples.latent_std.numpy()
@@ -244,19 +335,6 @@ def as_rows(indices: Sequence[int] | Tensor, count: int) -> Tensor:
     if rows.ndim != 1 or len(rows) == 0 or int(rows.min()) < 0 or int(rows.max()) >= count:
         raise IndexError(f"indices must be a non-empty list within 0..{count - 1}, got {rows.tolist()[:8]}")
     return rows
-
-
-def load_codec(folder: Path, *, weights_dir: Path | None = None, device: str = "cpu") -> AudioCodec:
-    """The codec that made the latents of a feature folder, checked against the digest in features.json.
-
-    `weights_dir` is where the files of a published codec lie, if not where they lay during extraction.
-    """
-    folder = Path(folder)
-    info = _read_info(folder, CODEC_VERSIONS)
-    codec = open_codec(folder / "codec.safetensors", weights_dir=weights_dir, device=device)
-    if codec.digest != info["codec"]["digest"]:
-        raise FeatureError(f"{folder}: codec.safetensors is not the codec of these latents; extract again")
-    return codec
 
 
 def batch_indices(num_items: int, batch_size: int, *, seed: int, step: int) -> Tensor:
@@ -298,17 +376,3 @@ def _check_small(folder: Path, split: str, info: dict[str, Any]) -> None:
         raise FeatureError(f"{error}; {RESTORE}") from error
     if faults:
         raise FeatureError(f"{faults[0]}{f' ({len(faults)} files differ)' if len(faults) > 1 else ''}; {RESTORE}")
-
-
-def _read_info(folder: Path, versions: tuple[int, ...] = (store.FORMAT_VERSION,)) -> dict[str, Any]:
-    if not (folder / "features.json").is_file():
-        state = "its extraction is unfinished: run it again" if (folder / "plan.json").is_file() else "extract first"
-        raise FeatureError(f"{folder}: no features.json; {state}")
-    info = store.read_json(folder / "features.json")
-    if info.get("format") != store.FORMAT or info.get("version") not in versions:
-        found = info.get("version")
-        raise FeatureError(
-            f"{folder}: features of version {store.FORMAT_VERSION} are read, found {found!r}; extract again "
-            "with --overwrite"
-        )
-    return info

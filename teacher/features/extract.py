@@ -20,12 +20,11 @@ import torch
 
 from teacher.audio.codec import AudioCodec
 from teacher.audio.embedded_codec import EmbeddedCodec
-from teacher.encoders.registry import Encoders, encode_clip, load_encoders
+from teacher.encoders.registry import Encoders, load_encoders
 from teacher.features import store
-from teacher.features.extract_codec import fitted_codec, given_codec, latent_statistics
-from teacher.features.extract_config import SPLITS, ExtractConfig, ExtractReport, count_reasons
-from teacher.features.extract_probe import Progress, blocks_of, look
-from teacher.features.extract_resume import (
+from teacher.features.codec import fitted_codec, given_codec, latent_statistics
+from teacher.features.config import SPLITS, ExtractConfig, ExtractReport, count_reasons
+from teacher.features.resume import (
     BEATS,
     check_folder,
     check_plan,
@@ -34,13 +33,14 @@ from teacher.features.extract_resume import (
     prepare_folder,
     remove_leftovers,
 )
-from teacher.features.extract_shards import CODEC_DIGITS, Part, Written, parts, write_shards, write_texts
-from teacher.features.store import FeatureError, Layout, ShardFile, Skipped
-from teacher.features.workers import PATIENCE_S, Processes, WorkerPool
+from teacher.features.shards import CODEC_DIGITS, Part, Written, parts, write_shards, write_texts
+from teacher.features.store import Layout, ShardFile, Skipped
+from teacher.features.windows import Progress, blocks_of, look
+from teacher.features.workers import WorkerPool
 from teacher.files import DIGESTS, FolderLock, file_sha256, read_digests, write_digests
+from teacher.files.errors import FeatureError
+from teacher.files.processes import PATIENCE_S, Processes
 from teacher.lists.manifest import Item
-
-__all__ = ["Encoders", "ExtractConfig", "ExtractReport", "FeatureError", "encode_clip", "extract", "load_encoders"]
 
 
 def extract(

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from teacher.features.store import INDICES, Layout, Record, ShardFile, open_texts, read_captions, shard_path
 from teacher.files import Moved
-from teacher.files.tensor_file import AGAIN, RESTORE, DamagedRow, FeatureError, Files, TensorFile, widen
+from teacher.files.errors import FeatureError
+from teacher.files.tensor_file import AGAIN, RESTORE, DamagedRow, Files, TensorFile, widen
 from teacher.network.conditions import Conditions
 from teacher.network.sequence import IMAGE_DIM, SYNC_DIM, TEXT_DIM, TEXT_TOKENS, image_frames, sync_frames
 

@@ -36,7 +36,8 @@ from torch import Tensor
 
 from teacher.files import read_json as read_any_json
 from teacher.files import replacing, split_lines
-from teacher.files.tensor_file import AGAIN, CHECKS, FeatureError, TensorFile, row_checks, small_digest
+from teacher.files.errors import FeatureError
+from teacher.files.tensor_file import AGAIN, CHECKS, TensorFile, row_checks, small_digest
 from teacher.network.sequence import (
     IMAGE_DIM,
     SYNC_DIM,
@@ -46,8 +47,6 @@ from teacher.network.sequence import (
     image_frames,
     sync_frames,
 )
-
-__all__ = ["FeatureError", "Record", "Shard", "Skipped"]
 
 FORMAT = "features"
 FORMAT_VERSION = 2
@@ -131,6 +130,20 @@ def read_json(path: Path) -> dict[str, Any]:
         return read_any_json(path)
     except (OSError, ValueError) as error:
         raise FeatureError(f"{path}: cannot be read ({error})") from error
+
+
+def read_info(folder: Path, versions: tuple[int, ...] = (FORMAT_VERSION,)) -> dict[str, Any]:
+    """features.json of a finished folder; FeatureError where there is none, or where it is of another version."""
+    if not (folder / "features.json").is_file():
+        state = "its extraction is unfinished: run it again" if (folder / "plan.json").is_file() else "extract first"
+        raise FeatureError(f"{folder}: no features.json; {state}")
+    info = read_json(folder / "features.json")
+    if info.get("format") != FORMAT or info.get("version") not in versions:
+        found = info.get("version")
+        raise FeatureError(
+            f"{folder}: features of version {FORMAT_VERSION} are read, found {found!r}; extract again with --overwrite"
+        )
+    return info
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, Any]) -> tuple[int, str]:

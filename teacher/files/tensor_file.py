@@ -25,6 +25,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from teacher.files.errors import FeatureError
+
 FIRST_READ = 16_384
 """Bytes read at once when a file is opened: header and the index tensors behind it, in most files."""
 LARGEST_HEADER = 100_000_000
@@ -45,10 +47,6 @@ CHECKS = ".crc"
 BY_ROW = ("mean", "std", "clip", "sync", "shared", "text")
 WHOLE = ("records", "captions")
 """Tensors with a check for each row, and with one for all."""
-
-
-class FeatureError(ValueError):
-    """A feature folder cannot be used or made. The message is one line that says what to do."""
 
 
 class DamagedRow(FeatureError):

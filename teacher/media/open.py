@@ -23,6 +23,7 @@ from av.packet import Packet
 from av.stream import Stream
 from av.video.stream import VideoStream
 
+from teacher.files.errors import MediaError
 from teacher.media.boxes import BoxError, check_boxes
 
 FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,flv,asf,wav,flac,ogg,mp3,aac,aiff,w64"
@@ -47,10 +48,6 @@ LIBRARIES = ("av/", str(soundfile.__file__), *(f"{Path(m.__file__ or '').parent}
 """Where the code of the libraries lies that read and write media; the compiled parts of PyAV call themselves av/..."""
 MAX_ASPECT = 32
 """Largest ratio of the long to the short edge; filling a square from a thinner picture would need a huge resize."""
-
-
-class MediaError(ValueError):
-    """A media file cannot be used. The message is one line that names the file and the reason."""
 
 
 @dataclass(frozen=True, kw_only=True)

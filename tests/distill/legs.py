@@ -6,9 +6,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from distill.config import Distillation, DistillConfig, FromData, OptimConfig
+from distill.config import DistillRun, FromData, Method, OptimConfig
 from distill.loop import fit as loop
-from distill.tasks import train
+from distill.tasks import distil
 from meanflow import MixedGuidance
 from meanflow.time_sampling import TimePairs
 from tests.distill import tiny
@@ -18,12 +18,12 @@ OPTIM = OptimConfig(lr=1e-3, adam_eps=1e-5, warmup_steps=0)
 """A large epsilon: without one Adam divides the smallest gradients by themselves, and with them their rounding."""
 
 
-def distillation(data: Path, teacher: Path) -> DistillConfig:
+def distillation(data: Path, teacher: Path) -> DistillRun:
     """Derivatives on half of the rows, guided by itself, in two passes per process where there is one, of four rows."""
-    return DistillConfig(
+    return DistillRun(
         data=(data,),
         teacher=teacher,
-        method=Distillation(
+        method=Method(
             times=TimePairs(fm_fraction=0.5, full_fraction=0.3),
             velocity=FromData(mixed=MixedGuidance(omega=0.5, kappa=0.5), predictions="student"),
         ),
@@ -40,7 +40,7 @@ def run(*, data: str, teacher: str, legs: list[dict[str, Any]]) -> list[int]:
     return [_leg(distillation(Path(data), Path(teacher)), Path(leg["run"]), leg["until"]) for leg in legs]
 
 
-def _leg(config: DistillConfig, run: Path, until: int | None) -> int:
+def _leg(config: DistillRun, run: Path, until: int | None) -> int:
     update = loop._Loop._update
 
     def interrupted(self: loop._Loop, step: int) -> int:
@@ -50,7 +50,7 @@ def _leg(config: DistillConfig, run: Path, until: int | None) -> int:
 
     loop._Loop._update = interrupted  # type: ignore[method-assign]
     try:
-        train(config, run)
+        distil(config, run)
     except SystemExit as left:
         return int(left.code or 0)
     finally:

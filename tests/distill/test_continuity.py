@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from distill.loop.exits import SAVED_AND_LEFT
 from distill.tasks import train_teacher
+from teacher.files.errors import SAVED_AND_LEFT
 from tests.distill import legs, tiny
 from tests.distill.processes import launch
 

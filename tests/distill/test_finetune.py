@@ -11,10 +11,11 @@ import torch
 import tyro
 from safetensors.torch import load_file
 
-from distill.checkpoints import store as checkpoint
 from distill.checkpoints.posthoc import reconstruct
-from distill.config import DistillConfig, Fresh, FromWeights, TeacherRun
-from distill.initial_network import begin
+from distill.checkpoints.run_folder import write_config
+from distill.checkpoints.writing import write_tensors
+from distill.config import DistillRun, Fresh, FromWeights, TeacherRun
+from distill.initial_network import fresh_or_loaded
 from distill.loop import fit as train
 from distill.loop.feed import generator
 from distill.presets import (
@@ -27,14 +28,13 @@ from distill.presets import (
     teacher_published,
 )
 from distill.presets.ablations import ABLATIONS, ablation
-from distill.tasks import open_sets, train_teacher
-from distill.tasks import train as distil
+from distill.tasks import distil, open_sets, train_teacher
 from meanflow.config import from_plain, to_plain
 from scripts import ema
 from scripts.train_teacher import PRESETS
 from teacher.audio.registry import open_codec
-from teacher.features.dataset import batch_indices, load_codec
-from teacher.features.joint import JointSet
+from teacher.features.codec import load_codec
+from teacher.features.dataset import JointSet, batch_indices
 from teacher.flow_matching import flow_matching_step
 from teacher.network.lora import LoRAConfig, load_adapter, merge_lora
 from teacher.network.mmaudio import MMAudio
@@ -124,7 +124,7 @@ def test_run_keeps_the_statistics_of_its_checkpoint(data, base, tmp_path, monkey
     mean, std = torch.linspace(-1, 1, 20), torch.linspace(0.5, 2, 20)
     tensors = load_file(base / "model.safetensors")
     tensors |= {"latent_mean": mean.view(1, 1, 20), "latent_std": std.view(1, 1, 20)}
-    checkpoint.write_tensors(start / "model.safetensors", tensors)
+    write_tensors(start / "model.safetensors", tensors)
     for name in ("config.json", "features.json"):
         (start / name).write_bytes((base / name).read_bytes())
     load_codec(data).with_statistics(mean, std).save(start / "codec.safetensors")
@@ -164,7 +164,7 @@ def test_a_fresh_network_takes_statistics_and_the_empty_caption(data, monkeypatc
     (folder / "features.json").write_text(json.dumps(info))
     monkeypatch.setattr("distill.initial_network.load_codec", lambda features, weights_dir: codec)
     monkeypatch.setattr("distill.initial_network.load_encoders", lambda name, weights_dir: Spoken())
-    net = begin(Fresh(network=tiny.NETWORK), folder, seed=0).net
+    net = fresh_or_loaded(Fresh(network=tiny.NETWORK), folder, seed=0).net
     assert torch.equal(net.latent_mean.flatten(), mean)
     assert torch.equal(net.latent_std.flatten(), std)
     assert torch.equal(net.empty_string_feat, empty)
@@ -215,7 +215,7 @@ def test_averages_afterwards(data, base, tmp_path, lora):
         torch.testing.assert_close(made[name], kept[name], rtol=1e-5, atol=1e-5)
     other, combination = reconstruct(run, 0.15)
     assert combination.error < 0.05
-    checkpoint.write_tensors(run / "ema-0.15.safetensors", other)
+    write_tensors(run / "ema-0.15.safetensors", other)
     assert load_network(run, weights="ema-0.15").config == tiny.NETWORK
     assert all(torch.equal(other[n], kept[n]) for n in ("latent_mean", "latent_std", "empty_string_feat"))
 
@@ -245,20 +245,20 @@ CONFIGS = [teacher_demo(), teacher_debug(), teacher_finetune(), teacher_lora(), 
 def test_configuration_survives_json(config, tmp_path):
     assert from_plain(type(config), json.loads(json.dumps(to_plain(config)))) == config
     for _ in range(2):  # the second time, the file is compared
-        checkpoint.write_config(tmp_path, "teacher", config, tiny.NETWORK, {"features": "0"})
+        write_config(tmp_path, "teacher", config, tiny.NETWORK, {"features": "0"})
     other = replace(config, loop=replace(config.loop, seed=config.loop.seed + 1))
     with pytest.raises(ValueError, match=r"another configuration \(run\."):
-        checkpoint.write_config(tmp_path, "teacher", other, tiny.NETWORK, {"features": "0"})
+        write_config(tmp_path, "teacher", other, tiny.NETWORK, {"features": "0"})
 
 
 def test_configuration_written_before_a_field_existed_still_fits(tmp_path):
     config = teacher_debug()
-    checkpoint.write_config(tmp_path, "teacher", config, tiny.NETWORK, {})
+    write_config(tmp_path, "teacher", config, tiny.NETWORK, {})
     document = json.loads((tmp_path / "config.json").read_text())
     del document["run"]["loop"]["ema_snapshot_every"]
     del document["network"]["sync"]
     (tmp_path / "config.json").write_text(json.dumps(document))
-    checkpoint.write_config(tmp_path, "teacher", config, tiny.NETWORK, {})
+    write_config(tmp_path, "teacher", config, tiny.NETWORK, {})
 
 
 def test_another_start_in_the_same_folder_is_refused(data, base, tmp_path):
@@ -282,7 +282,7 @@ def test_starts_that_do_not_fit_are_refused(data, base, tmp_path):
     info["config"]["encoders"] = "mmaudio"
     (student / "features.json").write_text(json.dumps(info))
     with pytest.raises(ValueError, match="was trained with 'mmaudio'; extract again with --encoders mmaudio"):
-        distil(DistillConfig(data=(data,), teacher=_posing(student, base, tmp_path)), tmp_path / "c")
+        distil(DistillRun(data=(data,), teacher=_posing(student, base, tmp_path)), tmp_path / "c")
 
 
 def _posing(features, weights, tmp_path):
@@ -362,9 +362,9 @@ def test_each_visit_draws_from_the_posterior_anew_and_reproducibly(data, tmp_pat
     """Latents with a std are drawn with a generator of their own: the step's noise does not depend on them."""
     seen, real = [], JointSet.batch
 
-    def batch(self, indices, *, generator=None, share=None):
+    def batch(self, indices, *, generator=None, batch_slice=None):
         seen.append(generator.initial_seed())
-        return real(self, indices, generator=generator, share=share)
+        return real(self, indices, generator=generator, batch_slice=batch_slice)
 
     monkeypatch.setattr(JointSet, "batch", batch)
     for name in "ab":

@@ -8,11 +8,11 @@ import pytest
 import torch
 import tyro
 
-from distill.config import Distillation, DistillConfig, FromData, FromTeacher, GuidedInput
+from distill.config import DistillRun, FromData, FromTeacher, GuidedInput, Method
 from distill.method.step import train_step
 from distill.method.student import student_from_teacher
 from distill.presets.methods import METHODS
-from distill.tasks import train, train_teacher
+from distill.tasks import distil, train_teacher
 from meanflow import (
     AlphaFlow,
     ConsistencyTraining,
@@ -24,7 +24,7 @@ from meanflow import (
 from meanflow.config import dumps, from_plain, loads, to_plain
 from meanflow.time_sampling import MixedTimes
 from scripts.distill import PRESETS
-from teacher.features.dataset import Batch
+from teacher.network.batch import Batch
 from teacher.network.conditions import Conditions
 from teacher.network.mmaudio import MMAudio
 from teacher.network.variants import MMAudioConfig
@@ -35,13 +35,11 @@ from tests.teacher.network.test_network import conditions, opened, small
 
 HALF = MixedTimes(fm_fraction=0.5)
 GUIDED = FromData(mixed=MixedGuidance(omega=0.3, kappa=0.9), predictions="student")
-METHOD = {kind.__name__: Distillation(objective=kind(), times=HALF) for kind in typing.get_args(Objective)} | {
-    "velocity head": Distillation(objective=ImprovedMeanFlow(head=True), times=HALF, velocity_head=1),
-    "anchored to the teacher": Distillation(
-        objective=TerminalVelocity(source="teacher"), times=HALF, velocity=FromTeacher()
-    ),
-    "guided by itself": Distillation(times=HALF, velocity=GUIDED),
-    "guidance as an input": Distillation(
+METHOD = {kind.__name__: Method(objective=kind(), times=HALF) for kind in typing.get_args(Objective)} | {
+    "velocity head": Method(objective=ImprovedMeanFlow(head=True), times=HALF, velocity_head=1),
+    "anchored to the teacher": Method(objective=TerminalVelocity(source="teacher"), times=HALF, velocity=FromTeacher()),
+    "guided by itself": Method(times=HALF, velocity=GUIDED),
+    "guidance as an input": Method(
         objective=ImprovedMeanFlow(head=True), times=HALF, velocity=GuidedInput(), velocity_head=1
     ),
 }
@@ -62,18 +60,18 @@ def teacher(data, tmp_path_factory):
 
 
 def run_of(data, teacher, method, steps=2):
-    return DistillConfig(data=(data,), teacher=teacher, method=method, loop=replace(tiny.LOOP, steps=steps))
+    return DistillRun(data=(data,), teacher=teacher, method=method, loop=replace(tiny.LOOP, steps=steps))
 
 
 @pytest.mark.parametrize("name", METHOD)
 def test_two_steps_of_the_real_loop(data, teacher, tmp_path, name):
     """Finite losses, weights that moved, and a configuration that comes back from the run folder."""
     config = run_of(data, teacher, METHOD[name])
-    run = train(config, tmp_path / "run")
+    run = distil(config, tmp_path / "run")
     logged = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert len(logged) == 2
     assert all(line["error"] >= 0 and line["skipped_in_a_row"] == 0 for line in logged)  # nan is not >= 0
-    assert from_plain(DistillConfig, json.loads((run / "config.json").read_text())["run"]) == config
+    assert from_plain(DistillRun, json.loads((run / "config.json").read_text())["run"]) == config
 
     trained, start = load_network(run, weights="model"), load_network(teacher)
     assert trained.config.velocity_head == METHOD[name].velocity_head
@@ -88,7 +86,7 @@ def test_two_steps_of_the_real_loop(data, teacher, tmp_path, name):
 
 def test_flow_matching_jumps_as_euler_steps(data, teacher, tmp_path):
     """It sees r = t only; the interval stays unheard, so that u(x_t, r, t) = u(x_t, t, t) for every r."""
-    net = load_network(train(run_of(data, teacher, METHOD["PlainFlowMatching"]), tmp_path / "run"))
+    net = load_network(distil(run_of(data, teacher, METHOD["PlainFlowMatching"]), tmp_path / "run"))
     g = torch.Generator().manual_seed(0)
     x, t = torch.randn(2, 31, 20, generator=g), torch.tensor([0.4, 0.9])
     encoded = net.encode_conditions(Conditions.empty(2, 1.0), 31)
@@ -111,7 +109,7 @@ def test_share_of_training_reaches_objective_and_times(data, teacher, tmp_path, 
     monkeypatch.setattr(AlphaFlow, "__call__", told_objective)
     monkeypatch.setattr(MixedTimes, "__call__", told_times)
     annealed = MixedTimes(fm_fraction=0.75, fm_fraction_end=0.25)
-    train(run_of(data, teacher, Distillation(objective=AlphaFlow(), times=annealed), steps=4), tmp_path / "run")
+    distil(run_of(data, teacher, Method(objective=AlphaFlow(), times=annealed), steps=4), tmp_path / "run")
     assert seen == {"times": [0.0, 0.25, 0.5, 0.75], "objective": [0.0, 0.25, 0.5, 0.75]}
 
 
@@ -150,7 +148,7 @@ def test_one_call_of_the_wrapper_per_step(name, progress):
 
 @pytest.mark.parametrize("method", [*METHOD.values(), *(m.method for m in METHODS.values())])
 def test_configuration_survives_json(method):
-    assert loads(Distillation, dumps(method)) == method
+    assert loads(Method, dumps(method)) == method
 
 
 def test_every_objective_has_a_recipe():
@@ -184,7 +182,7 @@ def test_flags_change_the_numbers_of_a_preset():
 )
 def test_choices_that_do_not_fit_are_refused(changes, message):
     with pytest.raises(ValueError, match=message):
-        Distillation(**changes)
+        Method(**changes)
 
 
 def test_networks_of_before_load_without_the_new_fields():

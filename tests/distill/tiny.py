@@ -5,7 +5,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from distill.config import EvaluationConfig, Fresh, LoopConfig, OptimConfig, TeacherRun
-from teacher.features.extract import ExtractConfig, extract
+from teacher.features.config import ExtractConfig
+from teacher.features.extract import extract
 from teacher.lists.manifest import read_manifest
 from teacher.network.variants import MMAudioConfig
 from teacher.world.render import WorldConfig, render_world

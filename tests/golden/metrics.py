@@ -10,9 +10,9 @@ from torch import Tensor
 
 from eval.metrics.alignment import paired_cosines
 from eval.metrics.desync import DeSync
-from eval.metrics.frechet import frechet_distance
 from eval.metrics.inception import inception_score
 from eval.metrics.kl import kl_divergence, kl_sigmoid_positive_part
+from eval.metrics.moments.distance import frechet_distance
 from eval.metrics.moments.gaussian import GaussianStats
 from teacher.encoders.synchformer_sync import class_offsets_s
 from tests.golden.deviation import Deviation, relative

@@ -8,7 +8,7 @@ import torch
 
 from eval.features.embedded import EmbeddedAudioFeatures
 from scripts.scores import embedded_scores
-from teacher.features.dataset import Record
+from teacher.features.store import Record
 
 RATE = 16000
 ONSETS = ["onset_precision", "onset_recall", "onset_f1"]

@@ -14,8 +14,8 @@ import time
 from pathlib import Path
 
 from distill.checkpoints import store as checkpoint
-from distill.loop.exits import CANNOT_GO_ON, WRONG_INPUT
 from eval.ledger import Table, record
+from teacher.files.errors import CANNOT_GO_ON, WRONG_INPUT
 
 ROOT = Path(__file__).resolve().parents[2]
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}

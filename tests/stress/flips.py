@@ -23,7 +23,8 @@ from eval.compare.rows import read_rows
 from eval.features.kept_embeddings import KeptEmbeddings, embeddings_path
 from eval.ledger import Table, record
 from scripts.check import faults
-from teacher.features.dataset import FeatureSet, load_codec
+from teacher.features.codec import load_codec
+from teacher.features.dataset import FeatureSet
 from teacher.sampling.pipeline import Card, Pipeline
 
 READ_AT_ONCE = 64

@@ -30,8 +30,8 @@ from accelerate.utils import gather_object  # noqa: F401
 from safetensors.torch import load_file
 
 from distill.checkpoints import store as checkpoint
-from distill.config import Distillation, DistillConfig, EvaluationConfig
-from distill.tasks import train, train_teacher
+from distill.config import DistillRun, EvaluationConfig, Method
+from distill.tasks import distil, train_teacher
 from eval.ledger import Table, record
 from meanflow.time_sampling import TimePairs
 from teacher.weights import load_network
@@ -79,7 +79,7 @@ def besiege(folder: Path, *, kills: int, seed: int, processes: int = 1, deadline
     return found
 
 
-def _prepared(folder: Path) -> DistillConfig:
+def _prepared(folder: Path) -> DistillRun:
     """Features, a teacher, and a distillation with a derivative, two averages, evaluation and saving at every step."""
     child = os.fork()
     if child == 0:  # threads that training starts must not be there when later processes are forked
@@ -91,12 +91,12 @@ def _prepared(folder: Path) -> DistillConfig:
     looks = EvaluationConfig(every=3, num_clips=2)
     loop = replace(tiny.LOOP, steps=STEPS, save_every=1, evaluation=looks, timeout_s=15.0)
     data = folder / "data" / "features"
-    return DistillConfig(
-        data=(data,), teacher=folder / "teacher", method=Distillation(times=TimePairs(fm_fraction=0.5)), loop=loop
+    return DistillRun(
+        data=(data,), teacher=folder / "teacher", method=Method(times=TimePairs(fm_fraction=0.5)), loop=loop
     )
 
 
-def _start(config: DistillConfig, run: Path, processes: int) -> list[int]:
+def _start(config: DistillRun, run: Path, processes: int) -> list[int]:
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         port = found.getsockname()[1]
@@ -106,7 +106,7 @@ def _start(config: DistillConfig, run: Path, processes: int) -> list[int]:
         if child == 0:
             os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(processes)}
             os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "LOCAL_WORLD_SIZE": str(processes)}
-            _quietly(lambda: train(config, run), run.with_suffix(".log"))
+            _quietly(lambda: distil(config, run), run.with_suffix(".log"))
         children.append(child)
     return children
 

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from teacher.features.dataset import Batch
 from teacher.flow_matching import ConditionDropout, FlowMatching, flow_matching_step
+from teacher.network.batch import Batch
 from teacher.network.mmaudio import MMAudio
 from tests.teacher.network.test_network import conditions, opened, small
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from eval.metrics.frechet import distance_of_sides, side_of
+from eval.metrics.moments.distance import distance_of_sides, side_of
 from eval.metrics.moments.gaussian import Features, GaussianStats, as_matrix
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from eval.metrics.frechet import Side, distance_of_sides, nuclear_norm, side_of
+from eval.metrics.moments.distance import Side, distance_of_sides, nuclear_norm, side_of
 from eval.metrics.moments.gaussian import Features, as_matrix, scatter_about
 from eval.metrics.uncertainty import GROUPS, Jackknife, group_labels
 

@@ -11,15 +11,16 @@ import pytest
 from distill.checkpoints import check as saving_check
 from distill.checkpoints import store as checkpoint
 from distill.checkpoints.consolidate import consolidate
+from distill.checkpoints.manifest import manifest, read_manifest
 from distill.checkpoints.posthoc import reconstruct
-from distill.checkpoints.store import manifest, read_manifest
 from distill.checkpoints.writing import write_new
-from distill.config import DistillConfig, EvaluationConfig, FromWeights
-from distill.loop.exits import TrainingError
+from distill.config import DistillRun, EvaluationConfig, FromWeights
+from distill.loop import session
 from distill.loop.lines import last_line
 from distill.tasks import student_task, train_teacher
 from scripts import check, ema
 from teacher.files import FolderLock, LockedError, check_digests, read_digests, recorded_steps, write_digests
+from teacher.files.errors import TrainingError
 from teacher.network.lora import LoRAConfig
 from teacher.sampling.pipeline import Card, Pipeline
 from teacher.weights import WeightsError, load_network, weight_file
@@ -85,8 +86,8 @@ def test_the_lock_is_held_from_the_first_file_to_the_last(data, tmp_path, monkey
 
         return call
 
-    for name in ("write_config", "save", "publish"):
-        monkeypatch.setattr(checkpoint, name, locked(getattr(checkpoint, name)))
+    for module, name in ((session, "write_config"), (checkpoint, "save"), (session, "publish")):
+        monkeypatch.setattr(module, name, locked(getattr(module, name)))
     again(data, tmp_path / "run")
     assert set(tried) == {"write_config", "save", "publish"}
     assert not (tmp_path / "run" / ".lock").exists()
@@ -212,7 +213,7 @@ def test_weights_are_recorded_and_damage_is_noticed_when_they_are_opened(data, r
         with pytest.raises(WeightsError, match=rf"{name}.safetensors is damaged: .* restore the file, or, if you repl"):
             load_network(run, weights=name)
     with pytest.raises(WeightsError, match="is damaged"):
-        student_task(DistillConfig(data=(data,), teacher=run, loop=LOOP), run.with_name("student"))
+        student_task(DistillRun(data=(data,), teacher=run, loop=LOOP), run.with_name("student"))
     flip(run / "codec.safetensors")
     with pytest.raises(WeightsError, match=r"codec.safetensors is damaged"):
         consolidate(run, run.with_name("out"))

@@ -17,7 +17,7 @@ import yaml
 from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.commands.launch import launch_command_parser
 
-from distill.config import DistillConfig, GuidedInput
+from distill.config import DistillRun, GuidedInput
 from distill.engines.start import PRECISIONS, start
 from distill.engines.zero_settings import check_settings
 from distill.launch import FOLDER, check
@@ -25,11 +25,11 @@ from distill.launch.launcher import configuration
 from distill.loop.fit import check_precision
 from distill.method.step import train_step
 from distill.method.student import student_from_teacher
-from distill.tasks import train, train_teacher
+from distill.tasks import distil, train_teacher
 from scripts.distill import PRESETS as STUDENTS
 from scripts.train_teacher import PRESETS as TEACHERS
-from teacher.features.dataset import Batch
 from teacher.flow_matching import flow_matching_step
+from teacher.network.batch import Batch
 from teacher.network.mmaudio import MMAudio
 from tests.distill import tiny
 from tests.distill.processes import installed
@@ -260,9 +260,9 @@ def test_the_loop_refuses_a_difference_in_bfloat16_before_it_writes(tmp_path, mo
     data = tiny.features(tmp_path)
     teacher = train_teacher(tiny.teacher_run(data), tmp_path / "teacher")
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
-    run = DistillConfig(data=(data,), teacher=teacher, method=STUDENTS["terminal"][1].run.method, loop=tiny.LOOP)
+    run = DistillRun(data=(data,), teacher=teacher, method=STUDENTS["terminal"][1].run.method, loop=tiny.LOOP)
     with pytest.raises(ValueError, match=r"need float32: launch with .* --mixed_precision no"):
-        train(run, tmp_path / "run")
+        distil(run, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
@@ -377,3 +377,13 @@ def test_slurm_script_passes_the_warning_on_and_requeues(tmp_path):
 )
 def test_slurm_script_requeues_nothing_else(tmp_path, warned, code, env, expected):
     assert job(tmp_path, warned=warned, code=code, **env) == expected
+
+
+def test_the_former_command_still_launches_and_names_the_new_one(tmp_path):
+    script = tmp_path / "hello.py"
+    script.write_text("print('started')")
+    command = [sys.executable, "-m", "distill.configs.launch", "--config_file", "one_gpu", "--cpu", str(script)]
+    ended = subprocess.run(command, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr
+    assert "started" in ended.stdout
+    assert "is now python -m distill.launch.launcher" in ended.stderr

@@ -5,14 +5,14 @@ from dataclasses import dataclass, fields, replace
 import pytest
 import torch
 
-from distill.config import Distillation, FromData, FromTeacher, GuidedInput
+from distill.config import FromData, FromTeacher, GuidedInput, Method
 from distill.method.step import train_step
 from distill.method.student import student_from_teacher
 from distill.method.velocity_source import Networks, State
 from meanflow import AdaptiveL2, Guidance, MeanFlow, MixedGuidance, PlainFlowMatching
 from meanflow.time_sampling import MixedTimes
-from teacher.features.dataset import Batch, BatchSlice
 from teacher.flow_matching import ConditionDropout
+from teacher.network.batch import Batch, BatchSlice
 from teacher.network.velocity import forward_velocity, student_velocity
 from tests.teacher.network.test_network import conditions, opened, small
 
@@ -108,7 +108,7 @@ def test_a_dropped_row_does_not_reach_into_the_others(nets, state):
             seen.append((nets, *state[:3], made))
             return made
 
-    method = Distillation(velocity=Watched(), dropout=ConditionDropout(video=0.5, text=0.5))
+    method = Method(velocity=Watched(), dropout=ConditionDropout(video=0.5, text=0.5))
     draws = torch.Generator().manual_seed(0)
     train_step(
         lambda *a: nets.student(*a, torch.ones(ROWS).double()),
@@ -217,7 +217,7 @@ def test_the_scale_reaches_every_call_of_the_network(nets, state):
                 torch.testing.assert_close(calls.train(rows)(x_t[rows], r[rows], t[rows]).u, plain, **EXACT)
             return super().__call__(calls, x_t, r, t, v, progress=progress)
 
-    method = Distillation(objective=Watched(), velocity=GuidedInput(), dropout=ConditionDropout(video=0.0, text=0.0))
+    method = Method(objective=Watched(), velocity=GuidedInput(), dropout=ConditionDropout(video=0.0, text=0.0))
     train_step(wrapped, nets.student, nets.teacher, batch, method, generator=torch.Generator().manual_seed(0))
     assert torch.equal(shown[1][:2], torch.ones(2).double())
     assert len(shown[1].unique()) == ROWS - 1
@@ -227,7 +227,7 @@ def test_the_scale_reaches_every_call_of_the_network(nets, state):
 def test_a_guided_input_learns_the_scale_and_derivatives_pass_it_by(nets, state):
     """The guidance embedding gets a gradient under MeanFlow, whose derivative holds omega fixed."""
     batch = Batch(latents=state[0], conditions=nets.conditions, indices=torch.arange(ROWS))
-    method = Distillation(
+    method = Method(
         objective=MeanFlow(), velocity=GuidedInput(), times=MixedTimes(fm_fraction=0.5), loss=AdaptiveL2(p=0.0)
     )
     terms = train_step(

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from distill.config import Distillation, FromData, FromTeacher
+from distill.config import FromData, FromTeacher, Method
 from distill.method.step import train_step
 from distill.method.student import student_from_teacher
 from meanflow import (
@@ -17,8 +17,8 @@ from meanflow import (
     Prediction,
     TimePairs,
 )
-from teacher.features.dataset import Batch
 from teacher.flow_matching import ConditionDropout
+from teacher.network.batch import Batch
 from teacher.network.velocity import forward_velocity, student_prediction, student_velocity
 from tests.teacher.network.test_network import conditions, opened, small
 
@@ -116,7 +116,7 @@ def test_flow_matching_rows_of_a_fresh_student_have_no_error(batch, velocity):
     """With r = t everywhere and v from the teacher, u(x_t, t, t) - v = 0 at the start, unless v is guided."""
     teacher = opened(small())
     student = student_from_teacher(teacher).double()
-    method = Distillation(velocity=velocity, times=TimePairs(fm_fraction=1.0))
+    method = Method(velocity=velocity, times=TimePairs(fm_fraction=1.0))
     terms = train_step(student, student, teacher, batch, method, generator=torch.Generator().manual_seed(0))
     guided = velocity.guidance.active
     assert (terms.logs["error"].mean() < 1e-20) == (not guided)
@@ -126,7 +126,7 @@ def test_a_fresh_head_has_no_error_either(batch):
     """At r = t both branches are the teacher's velocity, through the wrapper as well: two errors of exactly zero."""
     teacher = opened(small())
     student = student_from_teacher(teacher, velocity_head=1)
-    method = Distillation(
+    method = Method(
         objective=ImprovedMeanFlow(head=True),
         velocity=FromTeacher(),
         velocity_head=1,
@@ -142,7 +142,7 @@ def test_exact_and_differenced_derivative_agree_on_the_network(batch):
     student = opened(small(interval_embedding=True), seed=1)
     losses = []
     for derivative in (MeanFlow(), MeanFlow(correction=Correction(derivative=CentralDifference(eps=1e-5)))):
-        method = Distillation(objective=derivative, times=TimePairs(fm_fraction=0.0), loss=AdaptiveL2(p=0.0))
+        method = Method(objective=derivative, times=TimePairs(fm_fraction=0.0), loss=AdaptiveL2(p=0.0))
         losses.append(
             train_step(student, student, teacher, batch, method, generator=torch.Generator().manual_seed(0)).loss
         )
@@ -152,7 +152,7 @@ def test_exact_and_differenced_derivative_agree_on_the_network(batch):
 def test_target_carries_no_gradient_and_the_teacher_gets_none(batch):
     """The gradient of the step equals that of ||u - constant||^2 with the constant taken from the logs' residual."""
     teacher, student = opened(small()), opened(small(interval_embedding=True), seed=1)
-    method = Distillation(times=TimePairs(fm_fraction=0.5), loss=AdaptiveL2(p=0.0), velocity=FromTeacher())
+    method = Method(times=TimePairs(fm_fraction=0.5), loss=AdaptiveL2(p=0.0), velocity=FromTeacher())
     calls = []
 
     def wrapped(x, t, c, interval):
@@ -172,7 +172,7 @@ def test_mixed_guidance_leaves_unconditional_rows_alone(batch):
     dropped = ConditionDropout(video=1 - 1e-9, text=1 - 1e-9)
     errors = []
     for mixed in (MixedGuidance(), MixedGuidance(omega=0.3, kappa=0.5)):
-        method = Distillation(velocity=FromData(mixed=mixed), dropout=dropped)
+        method = Method(velocity=FromData(mixed=mixed), dropout=dropped)
         generator = torch.Generator().manual_seed(0)
         errors.append(train_step(student, student, teacher, batch, method, generator=generator).logs["error"].mean())
     torch.testing.assert_close(errors[0], errors[1], rtol=0, atol=0)

@@ -8,8 +8,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from meanflow import ForwardAD
 from meanflow.config import from_plain, to_plain
-from teacher.features.dataset import Batch
 from teacher.flow_matching import FlowMatching, flow_matching_step
+from teacher.network.batch import Batch
 from teacher.network.conditions import Conditions
 from teacher.network.embeddings import TimestepEmbedder
 from teacher.network.mmaudio import FROZEN_PARAMETERS, MMAudio

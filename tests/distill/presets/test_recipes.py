@@ -12,11 +12,11 @@ import tyro
 from safetensors.torch import load_file, save_file
 
 from distill import presets
-from distill.config import Distillation, DistillConfig, FromData, FromTeacher, FromWeights, GuidedInput
+from distill.config import DistillRun, FromData, FromTeacher, FromWeights, GuidedInput, Method
 from distill.engines.optim import learning_rate
 from distill.method.adapters import ADAPTER, adapt
 from distill.method.student import NEW_PARAMETERS, student_from_teacher, time_fit
-from distill.tasks import student_task, time_note, train
+from distill.tasks import distil, student_task, time_note
 from meanflow import (
     AlphaFlow,
     CentralDifference,
@@ -84,8 +84,8 @@ def teachers(data, tmp_path_factory):
 
 
 def run_of(data, teacher, **changes):
-    method = Distillation(**changes.pop("method", {}))
-    return DistillConfig(data=(data,), teacher=teacher, method=method, loop=tiny.LOOP, **changes)
+    method = Method(**changes.pop("method", {}))
+    return DistillRun(data=(data,), teacher=teacher, method=method, loop=tiny.LOOP, **changes)
 
 
 def task_of(data, teacher, tmp_path, **changes):
@@ -345,18 +345,18 @@ def test_starts_that_do_not_fit_are_refused(data, teachers, tmp_path):
 @pytest.mark.parametrize("value", [-0.1, 1.1, float("nan")])
 def test_guidance_begins_within_the_run(value):
     with pytest.raises(ValueError, match=r"guided_from must lie in \[0, 1\], got"):
-        Distillation(guided_from=value)
+        Method(guided_from=value)
 
 
 def test_time_embeddings_have_three_names():
     with pytest.raises(ValueError, match="time_embedding must be one of auto, teacher, smooth, got 'fast'"):
-        Distillation(time_embedding="fast")
+        Method(time_embedding="fast")
 
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_every_preset_survives_json_and_has_one_line_of_help(name):
     says, command = PRESETS[name]
-    assert from_plain(DistillConfig, json.loads(json.dumps(to_plain(command.run)))) == command.run
+    assert from_plain(DistillRun, json.loads(json.dumps(to_plain(command.run)))) == command.run
     assert 20 < len(says) < 120
     assert says.endswith(".")
 
@@ -431,7 +431,7 @@ def test_both_commands_of_the_second_version_in_the_real_loop(data, teachers, tm
     """Heal, then go on with adapters: the line is printed once, what lies in the run folders is plain weights."""
     loop = replace(tiny.LOOP, steps=2)
     heal = replace(presets.student_large_44k_v2_heal(), data=(data,), teacher=teachers["v2"], loop=loop)
-    first = train(heal, tmp_path / "heal")
+    first = distil(heal, tmp_path / "heal")
     assert capfd.readouterr().out.count("time embedding: 10,000 rad per unit in the teacher") == 1
     second = replace(
         presets.student_large_44k_v2(),
@@ -441,7 +441,7 @@ def test_both_commands_of_the_second_version_in_the_real_loop(data, teachers, tm
         lora=LORA,
         loop=loop,
     )
-    run = train(second, tmp_path / "run")
+    run = distil(second, tmp_path / "run")
     assert "time embedding" not in capfd.readouterr().out
     for made in (first, run):
         assert load_network(made).config == replace(V2, interval_embedding=True, time_frequencies="smooth")

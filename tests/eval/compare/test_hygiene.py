@@ -9,19 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from eval.compare.hygiene import (
-    Overlap,
-    TestFacts,
-    facts_of,
-    find_overlap,
-    look_again,
-    read_facts,
-    read_groups,
-    scored_ids,
-    sources_of,
-    trained_on,
-    write_facts,
-)
+from eval.compare.hygiene import Overlap, TestFacts, facts_of, read_facts, scored_ids, write_facts
+from eval.compare.overlap import find_overlap, look_again, read_groups, sources_of, trained_on
 from eval.compare.rows import Row, append_lines, ids_digest, json_line, read_clip_scores, read_rows
 from eval.compare.test_set import TestSet
 from eval.compare.training_sounds import TrainingSounds, read_waves
@@ -29,13 +18,18 @@ from eval.features.embedded import EmbeddedAudioFeatures, EmbeddedClassifier
 from eval.features.sources import EmbeddedSource
 from eval.metrics.clip_metrics import OnsetJudge
 from eval.report.parts import test_set_html as set_html
+from teacher.features.config import ExtractConfig
 from teacher.features.dataset import FeatureSet
-from teacher.features.extract import ExtractConfig, extract
+from teacher.features.extract import extract
 from teacher.lists.manifest import Item
 from teacher.media import write_audio
 
 RATE = 16_000
 TEST = tuple(f"test{k}" for k in range(5))
+
+
+def clips_beside(path):
+    return read_clip_scores(path.with_name("clips.jsonl"))
 
 
 def sound(seed):
@@ -240,17 +234,17 @@ def results(folder, scored):
 def test_models_scored_on_other_clips_are_no_comparison(tmp_path):
     path = results(tmp_path, {"teacher": ["a", "b", "c"], "student": ["a", "b", "d"]})
     with pytest.raises(ValueError, match=r"student, 1 step, seed 0 was scored on other clips .*\['c', 'd'\]"):
-        scored_ids(read_rows(path), path)
+        scored_ids(read_rows(path), clips_beside(path), path)
 
 
 def test_a_clip_missing_on_one_side_is_noticed_and_a_rerun_is_not(tmp_path):
     path = results(tmp_path, {"teacher": ["a", "b"], "student": ["b", "a"]})
     append_lines(tmp_path / "clips.jsonl", (tmp_path / "clips.jsonl").read_text().splitlines()[:2])  # cut, run again
-    assert scored_ids(read_rows(path), path) == {"vta": ("a", "b")}
+    assert scored_ids(read_rows(path), clips_beside(path), path) == {"vta": ("a", "b")}
     lines = (tmp_path / "clips.jsonl").read_text().splitlines()
     (tmp_path / "clips.jsonl").write_text("".join(f"{line}\n" for line in lines[:3]))
     with pytest.raises(ValueError, match=r"student, 1 step, seed 0 has 2 clips, clips\.jsonl has scores of 1"):
-        scored_ids(read_rows(path), path)
+        scored_ids(read_rows(path), clips_beside(path), path)
     (tmp_path / "clips.jsonl").write_text('{"task": 1}\n')
     with pytest.raises(ValueError, match="line 1 is not the scores of a clip"):
         read_clip_scores(tmp_path / "clips.jsonl")
@@ -260,7 +254,7 @@ def test_a_list_that_is_not_the_scored_one_is_refused(tmp_path):
     path = results(tmp_path, {"teacher": ["a", "b"]})
     write_facts(tmp_path, [TestFacts(task="vta", ids=("a", "c"))])
     with pytest.raises(ValueError, match=r"lists other clips for vta than were scored: \['b', 'c'\]"):
-        facts_of(read_rows(path), path)
+        facts_of(read_rows(path), clips_beside(path), path)
 
 
 def test_no_overlap_is_found_where_there_is_none(original, tmp_path):
@@ -349,7 +343,7 @@ def test_finished_rows_can_be_looked_at_again(original, tmp_path):
     found = look_again(path, original / "features", [run])["vta"]
     assert found.overlap is not None
     assert found.overlap.clean
-    assert facts_of(read_rows(path), path)["vta"] == found
+    assert facts_of(read_rows(path), clips_beside(path), path)["vta"] == found
     page = set_html(found)
     assert found.digest in page
     assert "test4" in page

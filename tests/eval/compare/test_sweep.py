@@ -8,9 +8,9 @@ import soundfile
 import torch
 
 from eval.compare.reference_rows import reference_rows
-from eval.compare.rows import Row, append_lines, read_rows
+from eval.compare.rows import Row, append_lines, read_rows, safe_name
 from eval.compare.scorer import Scorer
-from eval.compare.sweep import Clips, KeptAudio, Origin, clip_seed, safe_name, sweep
+from eval.compare.sweep import Clips, KeptAudio, Origin, clip_seed, sweep
 from eval.features.embedded import EmbeddedAudioFeatures, EmbeddedClassifier
 from eval.features.sources import EmbeddedSource, hear
 from eval.metrics.clip_metrics import OnsetJudge

@@ -19,8 +19,8 @@ from eval.features.embedded import EmbeddedAudioFeatures, EmbeddedClassifier
 from eval.features.sources import EmbeddedSource
 from eval.metrics.clip_metrics import OnsetJudge
 from teacher.features.store import Record
-from teacher.features.workers import Processes
-from teacher.files.tensor_file import FeatureError
+from teacher.files.errors import FeatureError
+from teacher.files.processes import Processes
 from teacher.network.conditions import Conditions
 
 RATE, COUNT, PART = 16_000, 7, 2

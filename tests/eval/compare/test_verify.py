@@ -23,7 +23,7 @@ from eval.features.kept_embeddings import KeptEmbeddings, embeddings_path, keep_
 from eval.features.sources import EmbeddedSource
 from eval.metrics.clip_metrics import OnsetJudge
 from eval.metrics.clip_scores import clip_metrics
-from eval.speed.timing import STAGES, TOTALS, with_totals
+from eval.speed.budget import STAGES, TOTALS, with_totals
 from scripts import report
 from scripts.check import faults
 from scripts.verify import cli

@@ -16,9 +16,10 @@ from eval.compare.test_set import TestSet
 from eval.compare.training_sounds import TrainingSounds
 from eval.features.published_models import PublishedModels
 from scripts.verify import cli
-from teacher.features.dataset import load_codec
-from teacher.features.extract import ExtractConfig, extract
-from teacher.features.workers import Processes
+from teacher.features.codec import load_codec
+from teacher.features.config import ExtractConfig
+from teacher.features.extract import extract
+from teacher.files.processes import Processes
 from teacher.lists.manifest import Item
 from teacher.media import write_audio, write_video
 

@@ -14,7 +14,7 @@ from eval.features.embedded import (
     labels_are_useful,
     pseudo_labels,
 )
-from eval.metrics.frechet import frechet_distance
+from eval.metrics.moments.distance import frechet_distance
 from eval.metrics.moments.gaussian import GaussianStats
 
 RATE = 16_000

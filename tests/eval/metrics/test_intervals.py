@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from eval.metrics.frechet import frechet_distance
 from eval.metrics.inception import inception_jackknife
 from eval.metrics.kernel import kernel_jackknife
+from eval.metrics.moments.distance import frechet_distance
 from eval.metrics.uncertainty import Interval, Jackknife, bootstrap_interval, group_labels, jackknife, paired_difference
 
 

@@ -6,10 +6,10 @@ import torch
 
 from eval.extractors.base import Embeddings
 from eval.features.clip_features import ClipFeatures
-from eval.metrics.frechet import frechet_distance
 from eval.metrics.inception import inception_score
 from eval.metrics.kernel import kernel_distance, reference_bandwidth
 from eval.metrics.manifold import manifold_scores
+from eval.metrics.moments.distance import frechet_distance
 from eval.metrics.recipes import RECIPES, groups_for, inception_recipe, recipes, splits_for
 from eval.metrics.uncertainty import group_labels
 

@@ -11,7 +11,7 @@ from eval.metrics.onsets import OnsetCounts
 from eval.metrics.uncertainty import Estimate
 from eval.report.paired import clip_values, difference, mean_interval, settings
 from eval.report.paper import OWN, PUBLISHED, escaped, paper_latex, paper_markdown, paper_table, write_paper
-from eval.speed.timing import STAGES, with_totals
+from eval.speed.budget import STAGES, with_totals
 
 
 def row(model="teacher", steps=25, seed=0, *, task="vta", metrics=None, **changes):

@@ -14,7 +14,7 @@ from eval.report.charts import nice_ticks
 from eval.report.paper import write_paper
 from eval.report.tables import significant
 from eval.report.write import write_report
-from eval.speed.timing import STAGES, with_totals
+from eval.speed.budget import STAGES, with_totals
 from teacher.media import write_audio
 
 NAMES = ("ground truth", "teacher, 25 steps", "teacher, 1 step", "student, 1 step")

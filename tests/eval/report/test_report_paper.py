@@ -4,10 +4,8 @@ from eval.compare.hygiene import TestFacts
 from eval.compare.rows import append_lines
 from eval.metrics.uncertainty import Estimate
 from eval.report.paper import paper_latex, paper_markdown, paper_table, write_paper
-from eval.speed.budget import Budget, StageBudget
+from eval.speed.budget import STAGES, Budget, Machine, Roofline, StageBudget, Timing, with_totals
 from eval.speed.budget import Setting as Timed
-from eval.speed.roofline import Roofline
-from eval.speed.timing import STAGES, Machine, Timing, with_totals
 from tests.eval.report.test_paper_table import row
 
 

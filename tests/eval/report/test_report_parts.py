@@ -20,10 +20,7 @@ from eval.report.paired import settings
 from eval.report.paper import write_paper
 from eval.report.tables import inert, paragraphs
 from eval.report.write import write_report
-from eval.speed.budget import Budget, Setting, StageBudget
-from eval.speed.cost import StageCost
-from eval.speed.roofline import Roofline
-from eval.speed.timing import STAGES, Machine, Timing, with_totals
+from eval.speed.budget import STAGES, Budget, Machine, Roofline, Setting, StageBudget, StageCost, Timing, with_totals
 
 CLIP_SCORES = ("kl", "desync", "ib_score", "clap_laion", "clap_ms", "pam", "gh_accuracy", "gh_ap", "gh_f1", "aes_pq",
                "aes_pc", "aes_ce", "aes_cu", *ONSETS, *DIVERGENCES.values())  # fmt: skip
@@ -284,7 +281,7 @@ def test_budgets_beside_the_rows_are_shown_per_model(tmp_path):
 
 
 def test_budgets_are_found_by_the_name_their_file_can_bear(tmp_path):
-    from eval.compare.sweep import safe_name
+    from eval.compare.rows import safe_name
 
     budget("x").write(tmp_path / f"budget-{safe_name('a b/c')}-tta.json")
     assert [(kept.model, kept.task) for kept in read_budgets(tmp_path, ["teacher", "a b/c"])] == [("a b/c", "tta")]

@@ -9,7 +9,7 @@ from eval.features.embedded import LENGTH
 from eval.report.caution import DIMENSIONS, few_clips
 from eval.report.differences import pairing_told, pairs
 from eval.report.paired import settings
-from eval.speed.timing import STAGES, with_totals
+from eval.speed.budget import STAGES, with_totals
 from tests.eval.report.test_report_parts import budget, estimate, grouped, page_of, row
 
 

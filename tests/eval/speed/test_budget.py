@@ -7,15 +7,13 @@ import numpy as np
 import pytest
 import torch
 
-from eval.speed import budget as measure_module
+from eval.report.budgets import budget_markdown, budget_table, totals_table
+from eval.speed import measure as measure_module
 from eval.speed import random_stages as random_module
-from eval.speed.budget import Budget, Setting, StageBudget, measure_budget
-from eval.speed.budget_text import budget_markdown, budget_table, totals_table
-from eval.speed.cost import StageCost
+from eval.speed.budget import FINE_STAGES, Budget, Machine, Roofline, Setting, StageBudget, StageCost, Timing
+from eval.speed.measure import measure_budget
 from eval.speed.random_stages import published_stack, random_chain
-from eval.speed.roofline import Roofline
 from eval.speed.stages import Chain, Work
-from eval.speed.timing import FINE_STAGES, Machine, Timing
 from meanflow import Guidance
 from scripts import speed as speed_script
 from teacher.audio.embedded_codec import EmbeddedCodec
@@ -268,7 +266,7 @@ def test_a_pipeline_is_cut_at_its_own_stages(film):
     assert calls["flow network"]().shape == (2, 20, 20)
     frames = codec.sequence.latent_frames(DURATION_S)
     e = noise([0, 1], frames, codec.latent_channels)
-    latents = pipeline.latents(Conditions.empty(2, DURATION_S), e, SamplingConfig())
+    latents = pipeline.generator.latents(Conditions.empty(2, DURATION_S), e, SamplingConfig())
     wave = latents
     for _, decode in chain.decoders:
         wave = decode(wave)

@@ -6,7 +6,8 @@ from torch import nn
 from torch._subclasses import FakeTensorMode
 from torch.nn import functional
 
-from eval.speed.cost import StageCost, count
+from eval.speed.budget import StageCost
+from eval.speed.cost import count
 from teacher.network.conditions import Conditions
 from teacher.network.mmaudio import MMAudio
 from teacher.network.variants import variant

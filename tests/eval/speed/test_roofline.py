@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from eval.speed import roofline
-from eval.speed.roofline import Roofline, measure_roofline
-from eval.speed.timing import Timing
+from eval.speed.budget import Roofline, Timing
+from eval.speed.roofline import measure_roofline
 
 LINE = Roofline(flops_per_s=100.0, bytes_per_s=10.0, dtype="float32", device="here")
 

@@ -12,7 +12,7 @@ import torch
 
 from teacher.features import store
 from teacher.features.dataset import FeatureSet
-from teacher.features.store import FeatureError
+from teacher.files.errors import FeatureError
 from teacher.files.tensor_file import TensorFile, is_finite
 from tests.teacher.features.test_store import rewrite, write
 
@@ -52,7 +52,8 @@ def test_a_file_cut_short_ends_in_an_error_and_not_in_a_signal(tmp_path, name, r
     code = f"""
         import os
         from pathlib import Path
-        from teacher.features.dataset import FeatureError, FeatureSet
+        from teacher.files.errors import FeatureError
+        from teacher.features.dataset import FeatureSet
         features = FeatureSet.open(Path({str(tmp_path)!r}), "train")
         if {seen}:
             features.batch(range(7))

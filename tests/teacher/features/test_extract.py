@@ -12,10 +12,14 @@ import numpy as np
 import pytest
 import torch
 
+from teacher.encoders.registry import encode_clip, load_encoders
 from teacher.features import store
-from teacher.features.dataset import FeatureSet, batch_indices, load_codec
-from teacher.features.extract import ExtractConfig, FeatureError, encode_clip, extract, load_encoders
-from teacher.features.extract_resume import make_plan
+from teacher.features.codec import load_codec
+from teacher.features.config import ExtractConfig
+from teacher.features.dataset import FeatureSet, batch_indices
+from teacher.features.extract import extract
+from teacher.features.resume import make_plan
+from teacher.files.errors import FeatureError
 from teacher.lists.manifest import Item, Split, write_manifest
 from teacher.media import MediaError, write_audio, write_video
 

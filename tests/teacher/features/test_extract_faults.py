@@ -16,13 +16,15 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from teacher.audio.embedded_codec import EmbeddedCodec
-from teacher.features import extract_resume as extract_plan
-from teacher.features import store
+from teacher.features import resume, store
 from teacher.features import workers as pool
-from teacher.features.dataset import FeatureSet, load_codec
-from teacher.features.extract import ExtractConfig, FeatureError, extract
+from teacher.features.codec import load_codec
+from teacher.features.config import ExtractConfig
+from teacher.features.dataset import FeatureSet
+from teacher.features.extract import extract
 from teacher.features.workers import WorkerPool
 from teacher.files import FolderLock, LockedError, Moved
+from teacher.files.errors import FeatureError
 from teacher.files.tensor_file import CHECKS, TensorFile
 from teacher.lists.manifest import Item, read_manifest
 from teacher.media import write_audio
@@ -454,4 +456,4 @@ def test_bytes_do_not_depend_on_where_the_folder_is(items, whole, tmp_path):
 def test_an_old_plan_block_of_another_extraction_is_not_taken(items, features):
     block = features / "plan" / "00000.json"
     with pytest.raises(FeatureError, match="belongs to another extraction"):
-        extract_plan.read_block(block, len(items), "0" * 64)
+        resume.read_block(block, len(items), "0" * 64)

@@ -22,14 +22,16 @@ from safetensors.torch import save_file
 
 from teacher.audio.codec import Posterior
 from teacher.encoders.registry import Encoders, frame_requests
+from teacher.features import codec as codec_module
 from teacher.features import extract as extract_module
-from teacher.features import extract_codec, windows
-from teacher.features import extract_probe as extract_look
-from teacher.features.dataset import FeatureSet, load_codec
-from teacher.features.extract import ExtractConfig, FeatureError, extract
-from teacher.features.joint import JointSet
+from teacher.features import windows
+from teacher.features.codec import load_codec
+from teacher.features.config import ExtractConfig
+from teacher.features.dataset import FeatureSet, JointSet
+from teacher.features.extract import extract
 from teacher.features.windows import Found
-from teacher.features.workers import Processes
+from teacher.files.errors import FeatureError
+from teacher.files.processes import Processes
 from teacher.lists.manifest import Item, Split, write_manifest
 from teacher.media import write_audio, write_video
 from teacher.network.sequence import SEQUENCE_16K, SequenceConfig
@@ -337,7 +339,7 @@ def heavy(monkeypatch):
         return Wide(latent_mean=torch.zeros(4), latent_std=torch.ones(4))
 
     monkeypatch.setattr(extract_module, "load_encoders", encoders)
-    monkeypatch.setattr(extract_codec, "mmaudio_codec", codec)
+    monkeypatch.setattr(codec_module, "mmaudio_codec", codec)
     return replace(CONFIG, codec="mmaudio_16k", encoders="mmaudio", weights_dir=Path("w"), device="cpu")
 
 
@@ -456,7 +458,7 @@ def test_films_may_give_fewer_windows_than_sounds(tmp_path):
 
 
 def test_a_rerun_does_not_look_at_files_again(items, tmp_path, monkeypatch):
-    monkeypatch.setattr(extract_look, "BLOCK", 4)
+    monkeypatch.setattr(windows, "BLOCK", 4)
     looked: list[Path] = []
     true_probe = windows.probe
     monkeypatch.setattr(windows, "probe", lambda path: looked.append(path) or true_probe(path))

@@ -10,10 +10,11 @@ import pytest
 import torch
 
 from teacher.features import store
-from teacher.features.dataset import FeatureSet, _read_info
-from teacher.features.extract_codec import latent_statistics
+from teacher.features.codec import latent_statistics
+from teacher.features.dataset import FeatureSet
 from teacher.features.rows import Buffers
-from teacher.features.store import FeatureError, Layout, Record, Shard, ShardFile
+from teacher.features.store import Layout, Record, Shard, ShardFile
+from teacher.files.errors import FeatureError
 from teacher.files.tensor_file import Files, TensorFile
 from teacher.network.sequence import IMAGE_DIM, SYNC_DIM, TEXT_DIM, TEXT_TOKENS, image_frames, sync_frames
 
@@ -176,7 +177,7 @@ def test_records_come_back(tmp_path):
 
 def test_statistics_of_shards_are_those_of_all_rows_with_picture(tmp_path):
     shards = write(tmp_path)
-    layout = Layout.of(_read_info(tmp_path))
+    layout = Layout.of(store.read_info(tmp_path))
     opened = [ShardFile.open(store.shard_path(tmp_path, "train", k), layout) for k in range(2)]
     assert opened[0].skipped == [("lost", "silent")]
     assert opened[0].padded == 1
@@ -198,7 +199,7 @@ def test_statistics_without_pictures_are_those_of_all_rows(tmp_path):
     write(tmp_path)
     for k, one in enumerate(made):
         store.write_shard(store.shard_path(tmp_path, "train", k), one)
-    layout = Layout.of(_read_info(tmp_path))
+    layout = Layout.of(store.read_info(tmp_path))
     opened = [ShardFile.open(store.shard_path(tmp_path, "train", k), layout) for k in range(2)]
     mean, std = latent_statistics(opened, ["train", "train"])
     values = torch.cat([one.mean for one in made]).double().flatten(0, 1)

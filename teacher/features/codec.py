@@ -1,4 +1,4 @@
-"""The codec of an extraction: given, or fitted on training sounds; and the statistics of its latents."""
+"""The codec of a feature folder: read from it, given to an extraction or fitted by it, and its latents' statistics."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -11,12 +11,28 @@ from teacher.audio.codec import AudioCodec
 from teacher.audio.embedded_codec import EmbeddedCodec
 from teacher.audio.registry import CODECS, mmaudio_codec, open_codec
 from teacher.features import store
-from teacher.features.dataset import load_codec
-from teacher.features.extract_config import ExtractConfig, count_reasons
-from teacher.features.extract_probe import Progress
-from teacher.features.store import FeatureError, ShardFile, Skipped
-from teacher.features.windows import Skip, Window
-from teacher.features.workers import DIED, Processes, WorkerPool
+from teacher.features.config import ExtractConfig, count_reasons
+from teacher.features.store import ShardFile, Skipped
+from teacher.features.windows import Progress, Skip, Window
+from teacher.features.workers import DIED, WorkerPool
+from teacher.files.errors import FeatureError
+from teacher.files.processes import Processes
+
+CODEC_VERSIONS = (1, 2)
+"""Versions of features.json whose codec can be read; runs keep the file of the features they were trained on."""
+
+
+def load_codec(folder: Path, *, weights_dir: Path | None = None, device: str = "cpu") -> AudioCodec:
+    """The codec that made the latents of a feature folder, checked against the digest in features.json.
+
+    `weights_dir` is where the files of a published codec lie, if not where they lay during extraction.
+    """
+    folder = Path(folder)
+    info = store.read_info(folder, CODEC_VERSIONS)
+    codec = open_codec(folder / "codec.safetensors", weights_dir=weights_dir, device=device)
+    if codec.digest != info["codec"]["digest"]:
+        raise FeatureError(f"{folder}: codec.safetensors is not the codec of these latents; extract again")
+    return codec
 
 
 def given_codec(config: ExtractConfig, device: str) -> AudioCodec | None:

@@ -6,29 +6,29 @@ from dataclasses import replace
 import pytest
 import torch
 
-from distill.config import Distillation, FromData, FromTeacher, GuidedInput
+from distill.config import FromData, FromTeacher, GuidedInput, Method
 from distill.loop.feed import Feed, generator
 from distill.method.step import evenly, train_step
 from distill.method.student import student_from_teacher
 from distill.presets.methods import METHODS as PRESETS
 from meanflow import Guidance, ImprovedMeanFlow, MeanFlow, MixedGuidance, TerminalVelocity
 from meanflow.time_sampling import MixedTimes, TimePairs
-from teacher.features.dataset import Batch, BatchSlice, shares
 from teacher.flow_matching import ConditionDropout, FlowMatching, flow_matching_step
+from teacher.network.batch import Batch, BatchSlice, batch_slices
 from tests.teacher.network.test_network import conditions, opened, small
 
 DROPOUT = ConditionDropout(video=0.3, text=0.3, text_only=0.2)
 METHODS = {
-    "meanflow": Distillation(objective=MeanFlow(), times=TimePairs(fm_fraction=0.5, full_fraction=0.5)),
-    "guided by itself": Distillation(
+    "meanflow": Method(objective=MeanFlow(), times=TimePairs(fm_fraction=0.5, full_fraction=0.5)),
+    "guided by itself": Method(
         velocity=FromData(mixed=MixedGuidance(omega=0.3, kappa=0.9), predictions="student"),
         times=MixedTimes(fm_fraction=0.5),
     ),
-    "rescaled guidance": Distillation(velocity=FromTeacher(guidance=Guidance(omega=2.0))),
-    "scale as an input": Distillation(objective=ImprovedMeanFlow(), velocity=GuidedInput()),
-    "prefix": Distillation(times=MixedTimes(fm_fraction=0.5, assign="prefix")),
-    "terminal": Distillation(objective=TerminalVelocity()),
-    "guided later": Distillation(velocity=GuidedInput(), guided_from=0.9),
+    "rescaled guidance": Method(velocity=FromTeacher(guidance=Guidance(omega=2.0))),
+    "scale as an input": Method(objective=ImprovedMeanFlow(), velocity=GuidedInput()),
+    "prefix": Method(times=MixedTimes(fm_fraction=0.5, assign="prefix")),
+    "terminal": Method(objective=TerminalVelocity()),
+    "guided later": Method(velocity=GuidedInput(), guided_from=0.9),
 }
 
 METHODS |= {
@@ -43,14 +43,14 @@ def batch():
     return Batch(latents=latents, conditions=conditions(small(), 12), indices=torch.arange(12))
 
 
-def part(batch, share):
-    rows = torch.arange(share.begin, share.end)
+def part(batch, batch_slice):
+    rows = torch.arange(batch_slice.begin, batch_slice.end)
     return Batch(latents=batch.latents[rows], conditions=batch.conditions.rows(rows), indices=batch.indices[rows])
 
 
 @pytest.mark.parametrize("name", METHODS)
 @pytest.mark.parametrize("count", [2, 3, 12])
-def test_losses_of_the_shares_are_those_of_the_whole(batch, name, count):
+def test_losses_of_the_slices_are_those_of_the_whole(batch, name, count):
     """Every row meets the same noise, times, dropped conditions and guidance scale, and logs the same values."""
     method, teacher = replace(METHODS[name], dropout=DROPOUT), opened(small())
     student = student_from_teacher(
@@ -62,11 +62,18 @@ def test_losses_of_the_shares_are_those_of_the_whole(batch, name, count):
         for parameter in student.parameters():
             parameter.add_(0.02)
 
-    def terms(share):
+    def terms(batch_slice):
         g = torch.Generator().manual_seed(5)
         with torch.no_grad():
             return train_step(
-                student, student, teacher, part(batch, share), method, generator=g, progress=0.5, share=share
+                student,
+                student,
+                teacher,
+                part(batch, batch_slice),
+                method,
+                generator=g,
+                progress=0.5,
+                batch_slice=batch_slice,
             )
 
     whole = terms(BatchSlice.whole(12))
@@ -80,9 +87,9 @@ def test_losses_of_the_shares_are_those_of_the_whole(batch, name, count):
 def test_teacher_step_too(batch):
     net, config = opened(small()), FlowMatching(dropout=DROPOUT)
 
-    def loss(share):
+    def loss(batch_slice):
         g = torch.Generator().manual_seed(5)
-        return flow_matching_step(net, part(batch, share), config, generator=g, share=share).loss
+        return flow_matching_step(net, part(batch, batch_slice), config, generator=g, batch_slice=batch_slice).loss
 
     joined = torch.cat([loss(BatchSlice(0, 4, 12)), loss(BatchSlice(4, 12, 12))])
     torch.testing.assert_close(joined, loss(BatchSlice.whole(12)), rtol=1e-9, atol=1e-12)
@@ -102,9 +109,11 @@ def test_marked_rows_are_spread_evenly(n, k):
         assert counts.max() <= -(-m * k // n)
 
 
-def test_shares_partition_the_batch_in_order():
+def test_batch_slices_partition_the_batch_in_order():
     for processes, micro in ((1, None), (2, None), (3, 2), (4, 1)):
-        made = [s for p in range(processes) for s in shares(12, process=p, processes=processes, micro_batch=micro)]
+        made = [
+            s for p in range(processes) for s in batch_slices(12, process=p, processes=processes, micro_batch=micro)
+        ]
         assert [row for s in made for row in range(s.begin, s.end)] == list(range(12))
         assert len({len(s) for s in made}) == 1
 
@@ -113,9 +122,9 @@ def test_shares_partition_the_batch_in_order():
     ("total", "processes", "micro", "message"),
     [(10, 4, None, "does not divide over 4"), (12, 2, 4, "does not divide the 6 sounds"), (2, 4, None, "over 4")],
 )
-def test_unequal_shares_are_refused(total, processes, micro, message):
+def test_unequal_slices_are_refused(total, processes, micro, message):
     with pytest.raises(ValueError, match=message):
-        shares(total, process=0, processes=processes, micro_batch=micro)
+        batch_slices(total, process=0, processes=processes, micro_batch=micro)
     with pytest.raises(ValueError, match="0 <= begin < end <= total"):
         BatchSlice(3, 3, 4)
 
@@ -129,12 +138,12 @@ class Numbered:
     def __len__(self):
         return self.count
 
-    def batch(self, indices, *, generator, share):
+    def batch(self, indices, *, generator, batch_slice):
         self.threads.add(threading.get_ident())
         self.asked.append(tuple(indices))
         if self.fail_at is not None and self.fail_at in indices:
             raise OSError(f"row {self.fail_at} cannot be read")
-        noise = share.of(torch.randn(share.total, generator=generator))
+        noise = batch_slice.of(torch.randn(batch_slice.total, generator=generator))
         rows = torch.as_tensor(indices)
         return Batch(latents=(rows + noise)[:, None, None], conditions=None, indices=rows)
 

@@ -8,9 +8,9 @@ import pytest
 import torch
 from safetensors.numpy import load_file
 
-from eval.metrics import frechet
-from eval.metrics.frechet import frechet_bias, frechet_distance
 from eval.metrics.kernel import KAD_SCALE, kernel_distance, reference_bandwidth
+from eval.metrics.moments import distance
+from eval.metrics.moments.distance import frechet_bias, frechet_distance
 from eval.metrics.moments.float32 import Float32Moments
 from eval.metrics.moments.gaussian import GaussianStats, as_matrix
 from eval.metrics.moments.jackknife import frechet_jackknife
@@ -144,7 +144,7 @@ def test_recorded_reference_numbers(recordings):
 
 def test_stored_reference_number():
     # The rank-deficient case of the recordings, kept here: 20 and 18 vectors of 32 numbers.
-    stored = json.loads((Path(__file__).parents[2] / "golden" / "frechet.json").read_text())
+    stored = json.loads((Path(__file__).parents[3] / "golden" / "frechet.json").read_text())
     sets = [GaussianStats.from_features(np.array(stored[name], np.float32)) for name in ("reference", "generated")]
     assert frechet_distance(*sets) == pytest.approx(stored["frechet"], rel=1e-4)
 
@@ -161,8 +161,8 @@ def mixed(seed, n, d, *, decay=0.5, scale=1.0, shift=0.0):
 
 def both_precisions(monkeypatch, x, y):
     """What `auto` finds when float32 is tried at every size, and whether it was kept, beside the float64 value."""
-    monkeypatch.setattr(frechet, "SINGLE_LEAST", 0)
-    return frechet_distance(x, y), frechet._single_distance(x, y) is not None, frechet_distance(x, y, form="moments")
+    monkeypatch.setattr(distance, "SINGLE_LEAST", 0)
+    return frechet_distance(x, y), distance._single_distance(x, y) is not None, frechet_distance(x, y, form="moments")
 
 
 def test_float32_products_keep_the_distance_to_a_part_in_ten_million(monkeypatch):
@@ -193,7 +193,7 @@ def test_float32_products_are_not_kept_where_they_would_not_do(monkeypatch):
 
 def test_float32_products_are_for_large_sets_of_more_clips_than_dimensions_only():
     x = mixed(1, 600, 48)
-    assert frechet._single_distance(x, mixed(2, 600, 48, scale=1.1)) is None  # 600 x 48^2 is far below 2^33
+    assert distance._single_distance(x, mixed(2, 600, 48, scale=1.1)) is None  # 600 x 48^2 is far below 2^33
     with pytest.raises(ValueError, match="same dimension"):
         frechet_distance(x, x[:, :5])
     with pytest.raises(ValueError, match="must have shape"):

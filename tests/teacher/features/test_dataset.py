@@ -8,9 +8,8 @@ from typing import get_args
 import pytest
 import torch
 
-from teacher.features.dataset import FeatureSet, batch_indices
-from teacher.features.joint import JointSet, Masking, Modalities
-from teacher.features.store import FeatureError
+from teacher.features.dataset import FeatureSet, JointSet, Masking, Modalities, batch_indices
+from teacher.files.errors import FeatureError
 from tests.teacher.features.test_store import MEAN, STD, write
 
 

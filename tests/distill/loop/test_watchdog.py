@@ -12,9 +12,10 @@ from datetime import timedelta
 
 import pytest
 
-from distill.loop import exits as faults
-from distill.loop.exits import Signals, Skipped, TrainingError, Watchdog, exit_status, is_broken_collective
+from distill.loop import watchdog as watchdog_module
+from distill.loop.watchdog import Signals, Skipped, Watchdog, is_broken_collective, signal_status
 from scripts.errors import one_line_errors
+from teacher.files.errors import TrainingError
 from tests.distill.processes import ROOT, Processes
 
 # -- signals --
@@ -30,7 +31,7 @@ def test_the_first_signal_is_only_noted(number, status):
         signal.raise_signal(number)
         signal.raise_signal(signal.SIGTERM)
         assert signals.number == number
-        assert exit_status(signals.number) == status
+        assert signal_status(signals.number) == status
     assert signal.getsignal(number) is before
 
 
@@ -41,7 +42,7 @@ def test_a_second_ctrl_c_interrupts_and_one_that_arrives_twice_does_not(monkeypa
         signal.raise_signal(signal.SIGINT)
         signal.raise_signal(signal.SIGINT)
         assert signals.number == signal.SIGINT
-        monkeypatch.setattr(faults, "TWICE_S", 0.0)
+        monkeypatch.setattr(watchdog_module, "TWICE_S", 0.0)
         time.sleep(0.001)
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
@@ -82,7 +83,7 @@ def sleeping(timeout_s: float, silent_s: float, beats: int, locked: bool) -> str
 def ended(**arguments: object) -> tuple[int, str, float]:
     """Status, output and seconds of one process that runs `sleeping`."""
     began = time.monotonic()
-    with Processes("tests.distill.loop.test_exits:sleeping", arguments, count=None) as alone:
+    with Processes("tests.distill.loop.test_watchdog:sleeping", arguments, count=None) as alone:
         (status,) = alone.codes(60.0)
         return status, alone.output(0), time.monotonic() - began
 
@@ -132,7 +133,7 @@ def reducing(timeout_s: float) -> None:
 
 @pytest.mark.parametrize("fault", [signal.SIGKILL, signal.SIGSTOP], ids=["dead", "hung"])
 def test_a_process_whose_peer_is_gone_ends_in_one_clear_line(fault):
-    with Processes("tests.distill.loop.test_exits:reducing", {"timeout_s": 4.0}, count=2) as both:
+    with Processes("tests.distill.loop.test_watchdog:reducing", {"timeout_s": 4.0}, count=2) as both:
         end = time.monotonic() + 90
         while "going" not in both.output(0) or "going" not in both.output(1):
             assert time.monotonic() < end, both.tails()
@@ -272,7 +273,7 @@ def test_one_of_several_processes_leaves_without_waiting_for_the_others():
     """Where something at the interpreter's end waits, as a communicator's destructor may."""
     code = (
         "import atexit, time; atexit.register(time.sleep, 300)\n"
-        "from distill.loop.exits import TrainingError; from scripts.errors import one_line_errors\n"
+        "from teacher.files.errors import TrainingError; from scripts.errors import one_line_errors\n"
         "def command(): print('said before', end=''); raise TrainingError('x', status=71)\n"
         "one_line_errors(command)()"
     )

@@ -11,11 +11,12 @@ from torch import Tensor
 from teacher.audio.codec import AudioCodec
 from teacher.encoders.registry import Encoders
 from teacher.features import store
-from teacher.features.extract_config import SPLITS, ExtractConfig
-from teacher.features.extract_probe import Progress
-from teacher.features.store import FeatureError, Record, Shard, shard_path, text_path
-from teacher.features.windows import Loaded, Skip, Window, window_events
-from teacher.features.workers import AHEAD_LARGE, AHEAD_PER_WORKER, DIED, Processes, WorkerPool
+from teacher.features.config import SPLITS, ExtractConfig
+from teacher.features.store import Record, Shard, shard_path, text_path
+from teacher.features.windows import Loaded, Progress, Skip, Window, window_events
+from teacher.features.workers import AHEAD_LARGE, AHEAD_PER_WORKER, DIED, WorkerPool
+from teacher.files.errors import FeatureError
+from teacher.files.processes import Processes
 from teacher.network.sequence import IMAGE_DIM, SYNC_DIM, image_frames, sync_frames
 
 TEXTS_AT_ONCE = 64

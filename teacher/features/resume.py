@@ -12,11 +12,11 @@ import torch
 
 from teacher.audio.codec import read_codec_file
 from teacher.features import store
-from teacher.features.extract_config import SPLITS, ExtractConfig
-from teacher.features.extract_probe import Progress, blocks_of, read_block
-from teacher.features.store import FeatureError, Layout, ShardFile, Skipped, read_captions, shard_path
+from teacher.features.config import SPLITS, ExtractConfig
+from teacher.features.store import Layout, ShardFile, Skipped, read_captions, shard_path
+from teacher.features.windows import Progress, blocks_of, read_block
 from teacher.files import DIGESTS, LOCK, check_digests, read_digests, remove_temporaries
-from teacher.files.errors import WeightsError
+from teacher.files.errors import FeatureError, WeightsError
 from teacher.files.tensor_file import BY_ROW, TensorFile
 from teacher.lists.manifest import Item
 

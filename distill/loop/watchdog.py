@@ -1,18 +1,6 @@
-"""What ends a run before its last step, and what it leaves with. Imports nothing heavy: the commands need it too.
+"""What may end a run before its last step: a signal, a process that hangs or died, too many skipped steps.
 
-| exit status | meaning | what to do |
-|---|---|---|
-| 0 | finished | |
-| 2 | wrong input | mend what the line says |
-| 70 | training cannot go on: too many skipped steps, damaged data, a full disk (TrainingError) | mend, start again |
-| 71 | another process died, or nothing was finished within the time limit (Watchdog) | start the same command again |
-| 75 | SIGTERM or SIGUSR1: saved at the end of the step (EX_TEMPFAIL) | start the same command again |
-| 130 | Ctrl-C: the same | start the same command again |
-
-The last checkpoint is intact in every case. These are the statuses of the processes; torchrun and `accelerate launch`
-leave with a status of their own, 1, when any of them is not 0. torchrun passes SIGTERM and SIGINT on and kills what is
-left 30 s later; SIGUSR1 ends torchrun alone, unless --signals-to-handle names it, so send that to the processes.
-Where Python's lock is held for good, the watchdog's second line of defence leaves with 1.
+The exit statuses are listed in `teacher.files.errors`.
 """
 
 import faulthandler
@@ -28,12 +16,8 @@ from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any, Literal, Self
 
-FINISHED = 0
-WRONG_INPUT = 2
-CANNOT_GO_ON = 70
-LOST = 71
-SAVED_AND_LEFT = 75
-INTERRUPTED = 130
+from distill.loop.lines import drop_later
+from teacher.files.errors import INTERRUPTED, LOST, SAVED_AND_LEFT, TrainingError
 
 TWICE_S = 0.5
 """Seconds within which a second SIGINT is the same one: Ctrl-C reaches a process from the terminal and its launcher."""
@@ -43,15 +27,7 @@ BROKEN = ("gloo", "nccl", "processgroup", "connection closed by peer", "connecti
 """What the errors of collectives say when another process is gone."""
 
 
-class TrainingError(RuntimeError):
-    """Training cannot go on; the message is one line for the user, and the last checkpoint is intact."""
-
-    def __init__(self, message: str, *, status: int = CANNOT_GO_ON) -> None:
-        super().__init__(message)
-        self.status = status
-
-
-def exit_status(number: int) -> int:
+def signal_status(number: int) -> int:
     """What a run leaves with that saved because of signal `number`."""
     return INTERRUPTED if number == signal.SIGINT else SAVED_AND_LEFT
 
@@ -190,8 +166,6 @@ class Skipped:
         self.total = 0
         """Lines in the file, in the process that writes; elsewhere steps left out since the start."""
         if write:
-            from distill.loop.lines import drop_later  # not at the top: the commands import this file
-
             self.total = drop_later(self.path, first)
 
     def fine(self) -> None:

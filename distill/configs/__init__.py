@@ -1,0 +1,1 @@
+"""Configuration files for `accelerate launch`, and the launcher under its former name."""

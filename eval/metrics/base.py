@@ -1,0 +1,221 @@
+"""What a metric is: one object with its words, its direction, its place in every table and the way it is computed.
+
+`SetMetric` is computed from the features of two sets of clips, `ClipMetric` clip by clip. Each file of this package
+declares its metrics, and `eval.metrics.METRICS` lists them; page, paper, console, cautions and checks read them there.
+Importing the declarations loads neither torch nor any network: the functions that compute import what they need.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from eval.metrics.uncertainty import Estimate, bootstrap_interval
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from eval.metrics.embeddings import Embeddings
+    from teacher.features.store import Record
+
+Task = Literal["vta", "tta"]
+"""vta: sound from video (and its text); tta: sound from text alone."""
+Better = Literal["lower", "higher"]
+Aspect = Literal["distance", "kind", "clarity", "picture", "caption", "timing", "events"]
+"""What a metric is of, in the order in which a summary names them: distance to real sound as a set, the right kind of
+sound, clear and varied classes, fit to the picture, fit to the caption, timing, onsets at known events."""
+EMBEDDED = "embedded"
+"""Source of metrics of the project's own features, which need no weights."""
+EVENTS = "events"
+"""Source of metrics against the known events of a clip."""
+Values = Mapping[str, float]
+Estimates = Mapping[str, Estimate]
+Scores = dict[str, float]
+"""Values of one clip by name."""
+Vector = NDArray[np.float64]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PaperColumn:
+    """How a paper prints a metric."""
+
+    name: str
+    sub: str = ""
+    """Index after the name: the network the metric uses."""
+    digits: int = 2
+    scale: float = 1.0
+    """The printed value is the value of a row times this."""
+    tables: tuple[Task, ...] = ()
+    """Tasks whose table in MMAudio (arXiv 2412.15322: table 1 for vta, table 3 for tta) has this column; in the other
+    tables it follows where it was computed."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Metric:
+    """One number of a row: how it is called and printed. Counts are plain metrics; the others say how they are made."""
+
+    key: str
+    """Its name in rows.jsonl and clips.jsonl."""
+    label: str
+    better: Better | None
+    """None for counts and deviations, of which none is better."""
+    digits: int
+    explanation: str
+    source: str = ""
+    """The model whose features it is made of, EMBEDDED or EVENTS; empty for a fact about the comparison itself."""
+    main: bool = False
+    """Whether it stands in the main table of the page; the others follow in a second one."""
+    aspect: Aspect | None = None
+    """One metric of each aspect stands in a summary: the first of METRICS that a row has."""
+    leads: bool = False
+    """It stands for its aspect even where an earlier one was computed."""
+    paper: PaperColumn | None = None
+    """None where a paper has no column of it."""
+    dimensions: int | None = None
+    """Of the features of a Frechet distance, which needs twice as many clips."""
+
+    @property
+    def arrow(self) -> str:
+        return {"lower": "↓", "higher": "↑", None: ""}[self.better]
+
+    @property
+    def title(self) -> str:
+        """Label and arrow."""
+        return f"{self.label} {self.arrow}".strip()
+
+    @property
+    def embedded(self) -> bool:
+        """Whether it is of the project's own features."""
+        return self.source == EMBEDDED
+
+    @property
+    def published(self) -> bool:
+        """Whether it is of a published network."""
+        return self.source not in ("", EMBEDDED, EVENTS)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class SetMetric(Metric):
+    """A metric of a whole set of clips, made of the features or logits that one model gives both sets.
+
+    `value` and `estimate` take those of the real and of the generated clips and return numbers by key: that of the
+    metric, of what belongs to it (KEY_std), and of all metrics that come out of the same computation. They return
+    nothing where there are too few clips.
+    """
+
+    needs: Literal["features", "logits"]
+    value: Callable[[Embeddings, Embeddings], Values]
+    estimate: Callable[[Embeddings, Embeddings], Estimates] = lambda reference, generated: {}
+    """Interval and bias."""
+    uses_reference: bool = True
+    """False for the inception score, which never looks at the real clips."""
+    costly: bool = False
+    """It takes many distances instead of one; left out unless asked for."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ClipMetric(Metric):
+    """A metric of single clips. A row holds the mean over the clips that have it, or a ratio of sums over them."""
+
+    tasks: tuple[Task, ...] = ("vta", "tta")
+    """Tasks in which a clip can have it."""
+    scorer: Callable[[], ClipScorer] | None = None
+    """Makes what computes it, where no published model is needed."""
+    compared: bool = True
+    """Whether every comparison runs `scorer`; without, it is run where it is asked for."""
+    divergence: Callable[[Tensor, Tensor], Tensor] | None = None
+    """Of the logits of `source`, (clips, classes) of the real and of the generated clips -> (clips,)."""
+    columns: tuple[str, ...] = ()
+    """Counts of a clip that are summed over clips before `ratio` is taken; without, the mean of the key itself."""
+    ratio: Callable[[Vector], Vector] | None = None
+    """Rows of sums or means of `columns`, (rows, columns) -> (rows,)."""
+    count_key: str = ""
+    """Key of the number of clips that have it; without, KEY_clips, and only where not all have it."""
+    tolerance: tuple[float, float] = (2e-3, 2e-3)
+    """Relative and absolute: how far the value of a clip may move when its wave is read from a file of 16 bits. Over
+    60 files of the demo the divergence of a clip moves by 6e-4 at most."""
+
+    @cached_property
+    def _of(self) -> tuple[str, ...]:
+        return self.columns or (self.key,)
+
+    def rows(self, per_clip: Sequence[Values]) -> Vector:
+        """(clips, columns) of the clips that have it."""
+        return np.array([[entry[name] for name in self._of] for entry in per_clip if self._of[0] in entry])
+
+    def pooled(self, per_clip: Sequence[Values]) -> dict[str, float]:
+        """Mean or ratio over the clips that have it, and how many these are; empty where none has."""
+        rows = self.rows(per_clip)
+        if not len(rows):
+            return {}
+        if self.ratio is not None:
+            found = {self.key: float(self.ratio(rows.sum(axis=0, keepdims=True))[0])}
+        else:
+            found = {self.key: float(rows[:, 0].sum() / len(rows))}
+        if self.count_key:
+            found[self.count_key] = float(len(rows))
+        elif len(rows) < len(per_clip):
+            found[f"{self.key}_clips"] = float(len(rows))
+        return found
+
+    def interval(self, per_clip: Sequence[Values]) -> dict[str, Estimate]:
+        """Percentile bootstrap over the clips that have it; nothing for fewer than two."""
+        rows = self.rows(per_clip)
+        if len(rows) < 2:
+            return {}
+        if self.ratio is None:
+            return {self.key: Estimate.of_mean(bootstrap_interval(rows[:, 0]))}
+        interval = bootstrap_interval(rows, statistic=self.ratio)
+        return {self.key: Estimate.of_mean(interval, bias_method="a ratio of sums, 0 to first order")}
+
+
+class ClipScorer(Protocol):
+    """Computes metrics of clips one by one, its model loaded. A clip that has no such value gets an empty entry."""
+
+    @property
+    def name(self) -> str:
+        """Everything that decides the values; part of the configuration of every row."""
+        ...
+
+    @property
+    def tasks(self) -> tuple[Task, ...]:
+        """Tasks in which it is run."""
+        ...
+
+    def scores(self, records: Sequence[Record], waves: Tensor, sample_rate: int) -> list[Scores]:
+        """waves (clips, samples) of the records, in their order -> values by key."""
+        ...
+
+
+class SoundModel(Protocol):
+    """An embedding model with the policy by which sound reaches it."""
+
+    @property
+    def name(self) -> str:
+        """Model, digest of its weights, and policy."""
+        ...
+
+    def prepared(self, waves: Tensor, sample_rate: int) -> Tensor:
+        """waves (clips, samples) at the model's rate and length."""
+        ...
+
+    def embed(self, waves: Tensor, sample_rate: int) -> Embeddings:
+        """waves (clips, samples) -> what the model gives for them."""
+        ...
+
+
+def clip_scores(
+    scorers: Sequence[ClipScorer], records: Sequence[Record], waves: Tensor, sample_rate: int, task: Task
+) -> list[Scores]:
+    """Values by clip of all scorers that a task runs."""
+    found: list[Scores] = [{} for _ in records]
+    for scorer in scorers:
+        if task in scorer.tasks:
+            for entry, more in zip(found, scorer.scores(records, waves, sample_rate), strict=True):
+                entry.update(more)
+    return found

@@ -1,0 +1,42 @@
+"""Configurations of runs: what may change between two starts, and what runs of earlier versions called their parts."""
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from distill.checkpoints.run_folder import write_config
+from distill.config import DistillRun, with_current_names
+from distill.presets import student_debug
+from meanflow.config import from_plain
+from teacher.network.variants import MMAudioConfig
+
+EARLIER = Path(__file__).parent / "checkpoints" / "config_of_version_0_1_0.json"
+"""config.json as the debug preset of version 0.1.0 wrote it, with --loop.steps 2000 --loop.save-every 2000."""
+
+
+@pytest.fixture
+def earlier(tmp_path):
+    """A run folder of version 0.1.0, and its configuration as read today."""
+    shutil.copy(EARLIER, tmp_path / "config.json")
+    plain = with_current_names(json.loads(EARLIER.read_text()))
+    return tmp_path, from_plain(DistillRun, plain["run"]), from_plain(MMAudioConfig, plain["network"]), plain["digests"]
+
+
+def test_a_run_of_an_earlier_version_is_read_and_resumed(earlier):
+    folder, config, network, digests = earlier
+    debug = student_debug()
+    assert config == replace(debug, loop=replace(debug.loop, steps=2000, save_every=2000))
+    write_config(folder, "student", config, network, digests)
+    write_config(folder, "student", replace(config, data=(Path("moved"),), teacher=Path("too")), network, digests)
+    operational = replace(config, loop=replace(config.loop, save_every=7, timeout_s=3.0))
+    write_config(folder, "student", operational, network, digests)
+    assert json.loads((folder / "config.json").read_text()) == json.loads(EARLIER.read_text())
+
+
+def test_what_differs_from_a_run_of_an_earlier_version_is_named_and_its_old_names_are_not(earlier):
+    folder, config, network, digests = earlier
+    with pytest.raises(ValueError, match=r"\(run\.loop\.seed 0 instead of 1\)|\(run\.loop\.seed 1 instead of 0\)"):
+        write_config(folder, "student", replace(config, loop=replace(config.loop, seed=1)), network, digests)
