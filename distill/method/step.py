@@ -62,7 +62,7 @@ def _times(
     """(r, t) of a slice's rows. Rows with r < t, which cost a derivative, are spread evenly over the whole batch, so
     that every process has as many, to within one; which data meet them stays random. A prefix, which is there to meet
     dropped conditions, stays where it is."""
-    r, t = (time.to(dtype) for time in config.times(share.total, generator=generator, progress=progress))
+    r, t = (time.to(dtype) for time in config.times(batch_slice.total, generator=generator, progress=progress))
     if not config.times.fixed_order:
         order = evenly(r < t)
         r, t = r[order], t[order]
