@@ -27,7 +27,7 @@ import torch
 from benchmarks.meanflow_step import opened, random_conditions
 from distill.checkpoints.ema import SharedAverages, trained_names
 from distill.config import Method, OptimConfig
-from distill.engines import Engine, start
+from distill.engines import Engine, choose_engine
 from distill.loop.memory import prepare_blocks
 from distill.method.step import train_step
 from distill.method.student import student_from_teacher
@@ -82,7 +82,7 @@ class Training:
     """A started engine with everything a run holds in memory, and its step on random features."""
 
     def __init__(self, method: FlowMatching | Method, args: argparse.Namespace) -> None:
-        self.engine: Engine = start(timeout_s=120.0)
+        self.engine: Engine = choose_engine(timeout_s=120.0)
         self.method, self.args = method, args
         self.config = variant(args.network)
         draws = torch.Generator().manual_seed(0)

@@ -1,6 +1,5 @@
 """Distil a teacher into a one-step student: `accelerate launch --config_file FILE -m scripts.distill PRESET`."""
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ from distill.presets import (
     student_mf_mjt_unguided,
 )
 from distill.presets.methods import METHODS
+from distill.processes import this_process
 from distill.tasks import distil
 from scripts.errors import one_line_errors
 from scripts.scores import embedded_scores
@@ -66,7 +66,7 @@ def cli() -> None:
     """Entry point."""
     command = tyro.extras.overridable_config_cli(PRESETS, description=__doc__)
     made = distil(command.run, command.out, weights_dir=command.weights_dir, scores=embedded_scores())
-    if os.environ.get("RANK", "0") == "0":
+    if this_process().main:
         print(f"student in {made}")
 
 

@@ -1,6 +1,5 @@
 """Train the teacher on extracted features: `accelerate launch --config_file FILE -m scripts.train_teacher PRESET`."""
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from distill.presets import (
     teacher_published,
 )
 from distill.presets.ablations import ABLATIONS, ablation
+from distill.processes import this_process
 from distill.tasks import train_teacher
 from scripts.errors import one_line_errors
 from scripts.scores import embedded_scores
@@ -63,7 +63,7 @@ def cli() -> None:
     """Entry point."""
     command = tyro.extras.overridable_config_cli(PRESETS, description=__doc__)
     made = train_teacher(command.run, command.out, weights_dir=command.weights_dir, scores=embedded_scores())
-    if os.environ.get("RANK", "0") == "0":
+    if this_process().main:
         print(f"teacher in {made}")
 
 

@@ -17,15 +17,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from safetensors import safe_open
-from safetensors.torch import save_file
-
 from meanflow.config import to_plain
 from teacher.audio.codec import write_codec_file
 from teacher.audio.mmaudio_codec import STACKS
-from teacher.encoders.registry import CLIP_FILE, SYNCHFORMER_FILE
-from teacher.files import LOCK, file_sha256, new_folder, replacing, write_digests
-from teacher.files.tensors import file_digest
+from teacher.encoders.registry import ENCODERS
+from teacher.files import LOCK, file_digest, file_sha256, new_folder, write_digests, write_json
+from teacher.files.safetensors import opened, read_content, write_tensors
 from teacher.weights import WeightsError, read_features_info, read_run_config, weight_file
 
 if TYPE_CHECKING:
@@ -92,8 +89,8 @@ def save_pretrained(pipeline: "Pipeline", folder: Path, card: Card, *, parts: bo
         _save_weights(pipeline, staging / "model.safetensors")
         _save_codec(pipeline, staging / "codec.safetensors")
         about = _about(pipeline, file_digest(staging / "model.safetensors"))
-        _write(staging / "config.json", about)
-        _write(staging / "features.json", _features(pipeline, parts))
+        write_json(staging / "config.json", about)
+        write_json(staging / "features.json", _features(pipeline, parts))
         if parts:
             _copy_parts(pipeline, staging / PARTS)
             write_digests(staging / PARTS, [path.name for path in (staging / PARTS).iterdir()])
@@ -171,24 +168,20 @@ def _save_weights(pipeline: "Pipeline", path: Path) -> None:
     if pipeline.source is not None and pipeline.identity is not None and pipeline.precision != "demo":
         file = weight_file(pipeline.source, pipeline.identity.weights)
         state = pipeline.net.state_dict()
-        with safe_open(file, framework="pt") as kept:
+        with opened(file) as kept:
             same = set(kept.keys()) == set(state) and all(t.cpu().equal(kept.get_tensor(n)) for n, t in state.items())
         if same and file_sha256(file) == pipeline.identity.digest:  # not where the network was changed or replaced
             shutil.copyfile(file, path)
             if file_sha256(path) != pipeline.identity.digest:
                 raise WeightsError(f"{file} changed while it was copied; the disk may be failing")
             return
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in pipeline.net.state_dict().items()}
-    with replacing(path) as temporary:  # save_file lets nobody but the owner read its files
-        save_file(tensors, temporary, metadata={"format": "pt"})
+    write_tensors(path, pipeline.net.state_dict(), {"format": "pt"})
 
 
 def _save_codec(pipeline: "Pipeline", path: Path) -> None:
     """The codec's file, with the folder of its parts named relative to this one."""
     pipeline.codec.save(path)
-    with safe_open(path, framework="pt") as file:
-        metadata = dict(file.metadata() or {})
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    tensors, metadata = read_content(path)
     if "weights_dir" in metadata:
         write_codec_file(path, tensors, metadata | {"weights_dir": PARTS})  # equal codecs, equal bytes
 
@@ -206,10 +199,6 @@ def _copy_parts(pipeline: "Pipeline", target: Path) -> None:
 def _weight_files(folder: Path) -> Iterable[Path]:
     """Files of codecs and encoders; networks and what lies there besides are not part of the pipeline."""
     parts = [c for stack in STACKS.values() for c in (stack.vae_component, stack.vocoder_component)]
-    names = {CLIP_FILE, SYNCHFORMER_FILE, *(f"{part}.safetensors" for part in parts)}
+    encoders = [file for entry in ENCODERS.values() for file in entry.files]
+    names = {*encoders, *(f"{part}.safetensors" for part in parts)}
     return (path for path in folder.iterdir() if path.name in names)
-
-
-def _write(path: Path, document: Mapping[str, Any]) -> None:
-    with replacing(path) as temporary:
-        temporary.write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

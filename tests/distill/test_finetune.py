@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +14,6 @@ from safetensors.torch import load_file
 
 from distill.checkpoints.posthoc import reconstruct
 from distill.checkpoints.run_folder import write_config
-from distill.checkpoints.writing import write_tensors
 from distill.config import DistillRun, Fresh, FromWeights, TeacherRun
 from distill.initial_network import fresh_or_loaded
 from distill.loop import fit as train
@@ -35,6 +35,7 @@ from scripts.train_teacher import PRESETS
 from teacher.audio.registry import open_codec
 from teacher.features.codec import load_codec
 from teacher.features.dataset import JointSet, batch_indices
+from teacher.files.safetensors import write_tensors
 from teacher.flow_matching import flow_matching_step
 from teacher.network.lora import LoRAConfig, load_adapter, merge_lora
 from teacher.network.mmaudio import MMAudio
@@ -160,7 +161,7 @@ def test_a_fresh_network_takes_statistics_and_the_empty_caption(data, monkeypatc
     info = json.loads((data / "features.json").read_text())
     info["config"]["encoders"] = "mmaudio"
     folder = data.parent / "spoken"
-    folder.mkdir(exist_ok=True)
+    shutil.copytree(data, folder, dirs_exist_ok=True)
     (folder / "features.json").write_text(json.dumps(info))
     monkeypatch.setattr("distill.initial_network.load_codec", lambda features, weights_dir: codec)
     monkeypatch.setattr("distill.initial_network.load_encoders", lambda name, weights_dir: Spoken())

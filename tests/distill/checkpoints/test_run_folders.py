@@ -13,14 +13,13 @@ from distill.checkpoints import store as checkpoint
 from distill.checkpoints.consolidate import consolidate
 from distill.checkpoints.manifest import manifest, read_manifest
 from distill.checkpoints.posthoc import reconstruct
-from distill.checkpoints.writing import write_new
 from distill.config import DistillRun, EvaluationConfig, FromWeights
 from distill.loop import session
-from distill.loop.lines import last_line
 from distill.tasks import student_task, train_teacher
 from scripts import check, ema
-from teacher.files import FolderLock, LockedError, check_digests, read_digests, recorded_steps, write_digests
+from teacher.files import FolderLock, LockedError, check_digests, read_digests, recorded_steps, write_digests, write_new
 from teacher.files.errors import TrainingError
+from teacher.files.json_files import last_line
 from teacher.network.lora import LoRAConfig
 from teacher.sampling.pipeline import Card, Pipeline
 from teacher.weights import WeightsError, load_network, weight_file

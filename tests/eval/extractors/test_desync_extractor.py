@@ -13,8 +13,8 @@ from eval.metrics.desync import DeSync
 from teacher.encoders.synchformer import VisualConfig, load_sync_encoder
 from teacher.encoders.synchformer_audio import AudioConfig
 from teacher.encoders.synchformer_sync import OffsetConfig, Synchformer, SynchformerConfig
+from teacher.files import file_digest
 from teacher.files.errors import WeightsError
-from teacher.files.tensors import file_digest
 from teacher.media import FrameRequest
 from teacher.network.sequence import sync_segments, sync_video_frames
 from tests.golden.recipe import Recording, recipe_tensor

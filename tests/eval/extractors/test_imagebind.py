@@ -32,8 +32,8 @@ from eval.extractors.imagebind_trunk import (
 )
 from eval.extractors.kaldi_fbank import KaldiFbank
 from eval.metrics.alignment import paired_cosines
+from teacher.files import file_digest
 from teacher.files.errors import WeightsError
-from teacher.files.tensors import file_digest
 from teacher.media import MediaError, MediaInfo, write_audio, write_video
 from tests.golden.recipe import recipe_tensor
 from tests.rounding import log_energy

@@ -19,8 +19,8 @@ from eval.extractors.passt import (
     passt_spectrogram,
     ten_seconds,
 )
+from teacher.files import file_digest
 from teacher.files.errors import WeightsError
-from teacher.files.tensors import file_digest
 from tests.eval.extractors.test_kaldi_fbank import PASST, chirps, recorded_rounding
 from tests.golden.recipe import recipe_tensor
 from tests.rounding import UNIT, log_energy
