@@ -60,11 +60,12 @@ def test_files_named_on_pages_exist():
     """Paths of source files and folders in backticks, on every page but the changelog, which tells of the past."""
     pages = [ROOT / "README.md", *(ROOT / "docs").glob("**/*.md"), ROOT / "benchmarks" / "README.md"]
     rooms = "meanflow|teacher|distill|eval|scripts|tests|benchmarks|docs|results"
-    named = {
+    named = {  # docs/api is generated
         (page.name, path)
         for page in pages
         if page.name != "lab-notes.md"
         for path in re.findall(rf"`((?:{rooms})/[\w/.-]*)`", page.read_text())
+        if not path.startswith("docs/api")
     }
     assert len(named) > 20
     assert sorted((page, path) for page, path in named if not (ROOT / path).exists()) == []
