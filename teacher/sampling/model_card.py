@@ -22,8 +22,10 @@ from teacher.audio.codec import write_codec_file
 from teacher.audio.mmaudio_codec import STACKS
 from teacher.encoders.registry import CLIP_FILE, SYNCHFORMER_FILE
 from teacher.files import LOCK, file_digest, file_sha256, new_folder, write_digests, write_json
+from teacher.files.errors import WeightsError
 from teacher.files.safetensors import opened, read_content, write_tensors
-from teacher.weights import WeightsError, read_features_info, read_run_config, weight_file
+from teacher.weights.loading import weight_file
+from teacher.weights.run_folder import read_features_info, read_run_config
 
 if TYPE_CHECKING:
     from teacher.sampling.pipeline import Pipeline
