@@ -16,7 +16,7 @@ from teacher.encoders.base import ImageEncoder, SyncEncoder, TextEncoder
 from teacher.encoders.registry import read_window_frames
 from teacher.media import FrameRequest, probe
 from teacher.network.conditions import Conditions
-from teacher.network.sequence import SequenceConfig
+from teacher.network.sequence import ConditionWidths, SequenceConfig
 from teacher.sampling.config import Precision, SamplingConfig
 from teacher.sampling.generator import Generator, network_evaluations, noise
 from teacher.sampling.pipeline import Pipeline
@@ -104,7 +104,9 @@ class StagedGenerator:
             encode, texts = self.text, list(islice(cycle(workload.captions), batch))
             yield StageCall(stage=TEXT, call=lambda: encode(texts))
         frames, channels = self.sequence.latent_frames(workload.duration_s), self.generator.net.config.latent_channels
-        conditions = _random_features(batch, workload.duration_s).to(self.generator.device, self.generator.dtype)
+        conditions = _random_features(batch, workload.duration_s, self.generator.net.config.widths).to(
+            self.generator.device, self.generator.dtype
+        )
         e = noise(range(batch), frames, channels).to(self.generator.device, self.generator.dtype)
         for rule in guidance:
             for count in steps:
@@ -127,9 +129,9 @@ class StagedGenerator:
                     made = stage.call(made)
 
 
-def _random_features(batch: int, duration_s: float) -> Conditions:
+def _random_features(batch: int, duration_s: float, widths: ConditionWidths) -> Conditions:
     """Features of random directions and length 1, as image and text features are; every modality is there."""
-    present, blank = torch.ones(batch, dtype=torch.bool), Conditions.empty(batch, duration_s)
+    present, blank = torch.ones(batch, dtype=torch.bool), Conditions.empty(batch, duration_s, widths)
     clip, sync, text = (
         functional.normalize(torch.randn(feature.shape, generator=torch.Generator().manual_seed(0)), dim=-1)
         for feature in (blank.clip, blank.sync, blank.text)

@@ -1,8 +1,8 @@
 """Run folders: what a training, a published model or a saved student is on disk, and its descriptions in JSON.
 
     config.json          what the run is, written before step 0 (`write_run_config`); a command with another
-                         configuration is refused. {"kind": "teacher", "student" or "official"; "run": configuration of the training,
-                         and "network": that of the network, both as `meanflow.config` writes dataclasses; "digests":
+                         configuration is refused. {"kind": "teacher", "student" or "official"; "run": configuration of
+                         the training, and "network": that of the network, both as `meanflow.config` writes dataclasses; "digests":
                          SHA-256 (12 digits) of what was read, such as "features", "teacher" and "start";
                          "package_version"; "licence" where one is inherited}
     model.safetensors    weights of the last save, named as in the network's state dict: a hard link to the file of the

@@ -25,9 +25,8 @@ from distill.launch.launcher import configuration
 from distill.loop.fit import check_precision
 from distill.method.step import train_step
 from distill.method.student import student_from_teacher, takes_differences
+from distill.presets import STUDENTS, TEACHERS
 from distill.tasks import distil, train_teacher
-from scripts.distill import PRESETS as STUDENTS
-from scripts.train_teacher import PRESETS as TEACHERS
 from teacher.flow_matching import flow_matching_step
 from teacher.network.batch import Batch
 from teacher.network.mmaudio import MMAudio
@@ -260,7 +259,7 @@ def test_the_loop_refuses_a_difference_in_bfloat16_before_it_writes(tmp_path, mo
     data = tiny.features(tmp_path)
     teacher = train_teacher(tiny.teacher_run(data), tmp_path / "teacher")
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
-    run = DistillRun(data=(data,), teacher=teacher, method=STUDENTS["terminal"][1].run.method, loop=tiny.LOOP)
+    run = DistillRun(data=(data,), teacher=teacher, method=STUDENTS["terminal"]().method, loop=tiny.LOOP)
     with pytest.raises(ValueError, match=r"need float32: launch with .* --mixed_precision no"):
         distil(run, tmp_path / "run")
     assert not (tmp_path / "run").exists()
