@@ -2,8 +2,8 @@
 
     config.json          what the run is, written before step 0 (`write_run_config`); a command with another
                          configuration is refused. {"kind": "teacher", "student" or "official"; "run": configuration of
-                         the training, and "network": that of the network, both as `meanflow.config` writes dataclasses; "digests":
-                         SHA-256 (12 digits) of what was read, such as "features", "teacher" and "start";
+                         the training, and "network": that of the network, both as `meanflow.config` writes dataclasses;
+                         "digests": SHA-256 (12 digits) of what was read, such as "features", "teacher" and "start";
                          "package_version"; "licence" where one is inherited}
     model.safetensors    weights of the last save, named as in the network's state dict: a hard link to the file of the
                          newest checkpoint where the file system has links. Adapters are merged into it
