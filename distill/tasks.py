@@ -31,7 +31,7 @@ from teacher.flow_matching import Terms, flow_matching_step
 from teacher.network.batch import Batch, BatchSlice
 from teacher.network.embeddings import SMOOTH_LIMIT
 from teacher.network.mmaudio import MMAudio
-from teacher.weights import load_network, weight_file
+from teacher.weights.loading import load_network, weight_file
 
 TIME_FIT_CLIPS = 4
 """Clips on which the effect of a new time embedding is measured."""
