@@ -1,6 +1,5 @@
 """Features kept on disk under a digest of everything that decides them: content of the file, part of it, model."""
 
-import hashlib
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -8,7 +7,7 @@ from pathlib import Path
 
 from eval.compare.rows import append_lines, read_lines
 from eval.features.clip_features import ClipFeatures
-from teacher.files import file_sha256
+from teacher.files import file_sha256, json_digest
 from teacher.files.processes import Processes
 
 
@@ -20,7 +19,7 @@ class FeatureCache:
 
     def path(self, what: Mapping[str, object]) -> Path:
         """File of what is described; other values, other file."""
-        digest = hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
+        digest = json_digest(what)
         return self.folder / digest[:2] / f"{digest[2:34]}.safetensors"
 
     def get(self, what: Mapping[str, object], make: Callable[[], tuple[ClipFeatures, Mapping[str, str]]]) -> None:

@@ -1,6 +1,5 @@
 """What the embedding models and the detectors say of some clips: the material of every score."""
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,6 +11,7 @@ from torch import Tensor
 
 from eval.extractors.base import Embeddings
 from teacher.files import check_regular
+from teacher.files.digests import json_digest, tensor_bytes
 from teacher.files.safetensors import read_content, read_header, write_tensors
 
 FEATURES, LOGITS, COUNTS = ".features", ".logits", ".counts"
@@ -82,7 +82,7 @@ class ClipFeatures:
         """Logits of one source (clips, classes); None where it has none or was not asked."""
         return self.tensors.get(source + LOGITS)
 
-    def clips(self, begin: int, end: int) -> "Heard":
+    def clips(self, begin: int, end: int) -> "ClipFeatures":
         """Clips begin .. end - 1."""
         tensors = {}
         for source in self.sources:
@@ -107,7 +107,7 @@ class ClipFeatures:
         return path
 
     @classmethod
-    def read(cls, path: Path) -> "tuple[Heard, dict[str, str]]":
+    def read(cls, path: Path) -> "tuple[ClipFeatures, dict[str, str]]":
         """What `write` wrote, with its facts.
 
         Raises:
@@ -140,9 +140,5 @@ def is_sealed(path: Path) -> bool:
 
 def _digest(about: Mapping[str, object], tensors: Mapping[str, Tensor]) -> str:
     """SHA-256 over the description and the tensors' names, types, shapes and values."""
-    sha = hashlib.sha256(json.dumps(about, sort_keys=True).encode())
-    for name, tensor in sorted(tensors.items()):
-        values = tensor.detach().cpu().contiguous()
-        sha.update(f"{name} {values.dtype} {tuple(values.shape)}".encode())
-        sha.update(values.flatten().view(torch.uint8).numpy().tobytes())
-    return sha.hexdigest()
+    described = sorted(tensors.items())
+    return json_digest(about, (f"{n} {t.dtype} {tuple(t.shape)}".encode() + tensor_bytes(t) for n, t in described))
