@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from eval.report.blocks import Bullets, Heading, markdown
-from eval.report.charts import INTERVALS, Chart, Line, charts, nice_ticks, round_values
+from eval.report.charts import INTERVALS, Chart, Level, Line, charts, nice_ticks, round_values
 from eval.report.results import Results, TaskResults
 from eval.report.settings import TASK_TITLES
 from eval.report.tables import means_text
@@ -105,25 +105,28 @@ def drawn(chart: Chart) -> "Figure":
     axes.yaxis.set_major_locator(FixedLocator(ticks))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g}"))
     axes.grid(axis="y")
-    _levels(axes, chart)
+    handles: list[Any] = []
     for k, series in enumerate(chart.series):
         away = 0.0 if chart.axis.continuous else (k - (len(chart.series) - 1) / 2) * DODGE
         shift = (axes.get_xlim()[1] / axes.get_xlim()[0]) ** away
-        _line(axes, series.line, [(p.x * shift, p.y, p.low, p.high) for p in series.points])
+        handles.append(_line(axes, series.line, [(p.x * shift, p.y, p.low, p.high) for p in series.points]))
+    handles += [_level(axes, level) for level in chart.levels]
     axes.set_xlabel(chart.axis.label)
     axes.set_ylabel(chart.metric.title)
+    columns = len(handles) if len(handles) < 4 else 2
     figure.legend(
-        loc="outside upper center", frameon=False, ncols=min(3, len(chart.series)), handlelength=2.6, columnspacing=1.4
+        handles=handles, loc="outside upper center", frameon=False, ncols=columns, handlelength=2.8, columnspacing=1.4
     )
     return figure
 
 
-def _line(axes: "Axes", line: Line, points: list[tuple[float, float, float | None, float | None]]) -> None:
+def _line(axes: "Axes", line: Line, points: list[tuple[float, float, float | None, float | None]]) -> Any:
+    """A model's points (x, y and the ends of the bar), joined; returns what the legend shows."""
     dash = tuple(float(length) / PAGE_LINE_WIDTH for length in line.dash.split())
     colour = COLOURS[line.kind][line.variant]
     below = [y - (y if low is None else low) for _, y, low, _ in points]
     above = [(y if high is None else high) - y for _, y, _, high in points]
-    axes.errorbar(
+    return axes.errorbar(
         [x for x, *_ in points],
         [y for _, y, *_ in points],
         yerr=[[max(0.0, v) for v in below], [max(0.0, v) for v in above]] if any(below + above) else None,
@@ -140,21 +143,12 @@ def _line(axes: "Axes", line: Line, points: list[tuple[float, float, float | Non
     )
 
 
-def _levels(axes: "Axes", chart: Chart) -> None:
-    for level in chart.levels:
-        dash = tuple(float(length) for length in level.dash.split())
-        axes.axhline(level.value, color=LEVEL_COLOUR, linewidth=0.9, linestyle=(0, dash))
-        axes.annotate(
-            level.label,
-            (0.0 if level.left else 1.0, level.value),
-            xycoords=axes.get_yaxis_transform(),
-            xytext=(3 if level.left else -3, -2 if level.below else 2),
-            textcoords="offset points",
-            ha="left" if level.left else "right",
-            va="top" if level.below else "bottom",
-            fontsize=6.5,
-            color=LEVEL_COLOUR,
-        )
+def _level(axes: "Axes", level: Level) -> Any:
+    """A horizontal line; returns what the legend shows."""
+    dash = tuple(float(length) for length in level.dash.split())
+    return axes.axhline(
+        level.value, label=level.label, color=LEVEL_COLOUR, linewidth=0.9, linestyle=(0, dash), clip_on=False
+    )
 
 
 def _values(chart: Chart) -> Iterator[float]:
