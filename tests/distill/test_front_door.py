@@ -9,7 +9,7 @@ import torch
 
 import distill
 from distill import presets
-from teacher.weights import load_network
+from teacher.weights.loading import load_network
 from tests.distill import tiny
 
 
