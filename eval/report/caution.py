@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from eval.metrics.metric_text import metric
+from eval.metrics import metric
 from eval.report.intervals import span
 from eval.report.paired import Setting
 from eval.report.tables import GENERATORS, signed, steps_title

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from html import escape
 
 from eval.compare.rows import Task
-from eval.metrics.metric_text import MetricText, leading, metric, metrics_of
+from eval.metrics import Metric, leading, metric, metrics_of
 from eval.report.intervals import span
 from eval.report.paired import Setting
 from eval.report.parts import fold
@@ -254,14 +254,14 @@ def styles(made: Sequence[Setting]) -> dict[str, tuple[str, int]]:
     return found
 
 
-def _figures(chosen: Sequence[Setting], made: Sequence[Setting], text: MetricText, task: Task) -> str:
+def _figures(chosen: Sequence[Setting], made: Sequence[Setting], text: Metric, task: Task) -> str:
     having = [s for s in made if text.key in s.summary.mean]
     drawn = [_figure(chosen, made, having, text, axis) for axis in axes(made, task)]
     return f'<div class="charts">{"".join(drawn)}</div>'
 
 
 def _figure(
-    chosen: Sequence[Setting], made: Sequence[Setting], having: Sequence[Setting], text: MetricText, axis: Axis
+    chosen: Sequence[Setting], made: Sequence[Setting], having: Sequence[Setting], text: Metric, axis: Axis
 ) -> str:
     known = [s for s in having if (axis.of(s) or 0.0) > 0.0]
     if not known:
@@ -300,7 +300,7 @@ def _point(setting: Setting, key: str, axis: Axis, bars: str) -> Point:
     return Point(x=x, y=y)
 
 
-def _levels(chosen: Sequence[Setting], text: MetricText) -> list[Level]:
+def _levels(chosen: Sequence[Setting], text: Metric) -> list[Level]:
     """Real sound labelled at the right, the codec at the left, both on the side where there is room."""
     found = []
     for s in chosen:

@@ -8,7 +8,7 @@ its first score is best at: it is not to be beaten by a bad choice.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from eval.metrics.metric_text import MetricText, metrics_of
+from eval.metrics import Metric, metrics_of
 from eval.report.intervals import interval_text
 from eval.report.paired import Difference, Setting, difference
 from eval.report.tables import (
@@ -39,7 +39,7 @@ PAIRED_NOTE = (
 class Line:
     """One score of a pair."""
 
-    metric: MetricText
+    metric: Metric
     found: Difference
 
     @property
@@ -163,7 +163,7 @@ def _at_most_steps(own: Sequence[Setting]) -> list[Setting]:
     return [s for s in own if s.summary.steps == max(o.summary.steps for o in own)]
 
 
-def _first_score(many: Sequence[Setting]) -> MetricText | None:
+def _first_score(many: Sequence[Setting]) -> Metric | None:
     """The first score with a direction that all have."""
     shared = [m for m in metrics_of(many[0].summary.mean) if all(m.key in s.summary.mean for s in many)]
     return next((m for m in shared if m.better is not None), None)

@@ -4,7 +4,7 @@ import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from eval.metrics.metric_text import MetricText, metrics_of
+from eval.metrics import Metric, metrics_of
 from eval.report.paired import Setting
 from eval.report.tables import GENERATORS, NONE, Cell, Table, TableRow, model_title, signed
 
@@ -36,7 +36,7 @@ class Span:
 class IntervalTable:
     """All settings of one task with an interval of one score."""
 
-    metric: MetricText
+    metric: Metric
     table: Table
     method: str
     """How intervals and bias were found, in words."""

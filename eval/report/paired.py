@@ -2,16 +2,13 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import reduce
-from operator import add
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import stdtr, stdtrit
 
 from eval.compare.rows import ClipScores, Row, ScoresKey
-from eval.metrics.clip_scores import ONSETS
-from eval.metrics.onsets import OnsetCounts
+from eval.metrics import ClipMetric, metric
 from eval.metrics.uncertainty import Jackknife, paired_difference
 from eval.report.summary import Summary, summarise
 
@@ -73,7 +70,7 @@ def difference(a: Setting, b: Setting, key: str) -> Difference:
     pairs = _over_clips(a, b, key)
     if pairs is not None:
         found = paired_difference(pairs, np.zeros_like(pairs), level=LEVEL)
-        p_value = None if key in ONSETS else found.p_value
+        p_value = None if _ratio_metric(key) else found.p_value
         # The mean of pseudo-values is a jackknife estimate; the interval goes around the difference that is printed.
         shift = value - found.interval.value
         low, high = found.interval.low + shift, found.interval.high + shift
@@ -104,32 +101,23 @@ def mean_interval(values: NDArray[np.float64], *, level: float = LEVEL) -> tuple
 def clip_values(scores: ClipScores, key: str) -> dict[str, float] | None:
     """What each clip contributes to a score, so that their mean is the score or its jackknife estimate; None where
     clips do not have it."""
-    if key not in ONSETS:
+    of = _ratio_metric(key)
+    if of is None or of.ratio is None:
         own = {i: s[key] for i, s in scores.items() if key in s}
         return own if len(own) > 1 else None
-    counted = {i: onset_counts(s) for i, s in scores.items() if "hits" in s}
-    if len(counted) < 2:
+    having = [i for i, s in scores.items() if of.names[0] in s]
+    if len(having) < 2:
         return None
-    all_clips, n = reduce(add, counted.values()), len(counted)
-    whole = _ratio(all_clips, key)
-    return {i: n * whole - (n - 1) * _ratio(_without(all_clips, c), key) for i, c in counted.items()}
+    counts, n = of.rows([scores[i] for i in having]), len(having)
+    sums = counts.sum(axis=0, keepdims=True)
+    whole, without = of.ratio(sums), of.ratio(sums - counts)
+    return dict(zip(having, (n * whole - (n - 1) * without).tolist(), strict=True))
 
 
-def onset_counts(scores: Mapping[str, float]) -> OnsetCounts:
-    """The onset counts in the scores of a clip."""
-    return OnsetCounts(hits=int(scores["hits"]), misses=int(scores["misses"]), false_alarms=int(scores["false_alarms"]))
-
-
-def _without(total: OnsetCounts, part: OnsetCounts) -> OnsetCounts:
-    return OnsetCounts(
-        hits=total.hits - part.hits,
-        misses=total.misses - part.misses,
-        false_alarms=total.false_alarms - part.false_alarms,
-    )
-
-
-def _ratio(counts: OnsetCounts, key: str) -> float:
-    return {"onset_precision": counts.precision, "onset_recall": counts.recall, "onset_f1": counts.f1}[key]
+def _ratio_metric(key: str) -> ClipMetric | None:
+    """The metric of a key where it is a ratio of sums over clips."""
+    of = metric(key)
+    return of if isinstance(of, ClipMetric) and of.ratio is not None else None
 
 
 def _over_clips(a: Setting, b: Setting, key: str) -> NDArray[np.float64] | None:

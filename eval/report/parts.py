@@ -6,7 +6,7 @@ from urllib.parse import quote
 
 from eval.compare.hygiene import TestFacts
 from eval.compare.rows import Task
-from eval.metrics.metric_text import leading, metric, metrics_of
+from eval.metrics import leading, metric, metrics_of
 from eval.report.differences import strongest
 from eval.report.example_file import Entry, Example
 from eval.report.paired import Setting

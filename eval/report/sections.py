@@ -6,7 +6,7 @@ from html import escape
 
 from eval.compare.hygiene import TestFacts
 from eval.compare.rows import Task
-from eval.metrics.metric_text import metric
+from eval.metrics import metric
 from eval.report.budgets import READING, KeptBudget, calls_of, timing_sentence
 from eval.report.caution import few_clips
 from eval.report.charts import charts

@@ -54,7 +54,7 @@ def summarise(rows: Iterable[Row]) -> list[Summary]:
 
     def place(key: tuple[Task, str, int, float]) -> tuple[int, int, int, float, int]:
         task, model, steps, guidance = key
-        return rank[task], rank[groups[key][0].what], order[model], guidance, steps
+        return rank[task], rank[groups[key][0].kind], order[model], guidance, steps
 
     scales: dict[tuple[Task, str], set[float]] = {}
     for task, model, _, guidance in groups:
@@ -63,7 +63,7 @@ def summarise(rows: Iterable[Row]) -> list[Summary]:
 
 
 def _summary(key: tuple[Task, str, int, float], rows: list[Row], several_scales: bool) -> Summary:
-    facts = {(row.num_clips, row.nfe, row.what) for row in rows}
+    facts = {(row.num_clips, row.nfe, row.kind) for row in rows}
     if len(facts) > 1:
         raise ValueError(
             f"rows of {key[0]} {key[1]}, {key[2]} steps, guidance {key[3]:g} differ in (clips, evaluations, kind): "

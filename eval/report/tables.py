@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from eval.compare.rows import Kind, Row, Task, read_rows
-from eval.metrics.metric_text import MetricText, metrics_of
+from eval.metrics import Metric, metrics_of
 from eval.report.summary import Summary
 from eval.speed.budget import STAGES
 
@@ -142,7 +142,7 @@ def seeds_differ(summaries: Sequence[Summary]) -> bool:
     return len({s.seeds for s in summaries if s.kind in GENERATORS}) > 1
 
 
-def shown_metrics(summaries: Sequence[Summary]) -> tuple[MetricText, ...]:
+def shown_metrics(summaries: Sequence[Summary]) -> tuple[Metric, ...]:
     """All scores that occur in any of the summaries, the main ones first."""
     return metrics_of(key for s in summaries for key in s.mean)
 
@@ -160,7 +160,7 @@ def more_table(summaries: Sequence[Summary], task: Task) -> Table | None:
     return _scores_table(chosen, metrics) if metrics else None
 
 
-def _scores_table(chosen: Sequence[Summary], metrics: Sequence[MetricText]) -> Table:
+def _scores_table(chosen: Sequence[Summary], metrics: Sequence[Metric]) -> Table:
     best = {m.key: _best(chosen, m) for m in metrics}
     unequal = seeds_differ(chosen)
     rows = []
@@ -245,7 +245,7 @@ def paragraphs(parts: Iterable[str | Table]) -> str:
     return "\n\n".join(markdown(part) if isinstance(part, Table) else inert(part) for part in parts)
 
 
-def _best(summaries: Sequence[Summary], metric: MetricText) -> float | None:
+def _best(summaries: Sequence[Summary], metric: Metric) -> float | None:
     values = [s.mean[metric.key] for s in summaries if s.kind in GENERATORS and metric.key in s.mean]
     if not values or metric.better is None or len(set(values)) == 1:
         return None
@@ -258,7 +258,7 @@ def _rtf_cell(summary: Summary, name: str, lowest: dict[str, float]) -> Cell:
     return Cell(text=significant(summary.rtf[name]), best=summary.rtf[name] == lowest.get(name))
 
 
-def _metric_cell(summary: Summary, metric: MetricText, *, best: bool) -> Cell:
+def _metric_cell(summary: Summary, metric: Metric, *, best: bool) -> Cell:
     if metric.key not in summary.mean:
         return Cell(text=NONE)
     spread = summary.std[metric.key]

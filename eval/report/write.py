@@ -7,7 +7,7 @@ from typing import get_args
 
 from eval.compare.hygiene import TestFacts, facts_of
 from eval.compare.rows import Row, Task, read_clip_scores
-from eval.metrics.metric_text import EMBEDDED_NOTE, PUBLISHED_NOTE, metrics_of
+from eval.metrics import EMBEDDED_NOTE, PUBLISHED_NOTE, metrics_of
 from eval.report.budgets import of_task, read_budgets
 from eval.report.example_file import read_examples
 from eval.report.paired import settings

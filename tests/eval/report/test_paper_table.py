@@ -6,12 +6,13 @@ import re
 import numpy as np
 import pytest
 
-from eval.compare.rows import Row, append_lines, json_line
+from eval.compare.rows import Row, json_line
 from eval.metrics.onsets import OnsetCounts
 from eval.metrics.uncertainty import Estimate
 from eval.report.paired import clip_values, difference, mean_interval, settings
 from eval.report.paper import OWN, PUBLISHED, escaped, paper_latex, paper_markdown, paper_table, write_paper
 from eval.speed.budget import STAGES, with_totals
+from teacher.files.lines import append_lines
 
 
 def row(model="teacher", steps=25, seed=0, *, task="vta", metrics=None, **changes):

@@ -9,12 +9,13 @@ import pytest
 from PIL import Image
 
 from eval.compare.examples import PICTURE_HEIGHT, PICTURE_WIDTH, spectrogram_png
-from eval.compare.rows import Row, append_lines
+from eval.compare.rows import Row
 from eval.report.charts import nice_ticks
 from eval.report.paper import write_paper
 from eval.report.tables import significant
 from eval.report.write import write_report
 from eval.speed.budget import STAGES, with_totals
+from teacher.files.lines import append_lines
 from teacher.media import write_audio
 
 NAMES = ("ground truth", "teacher, 25 steps", "teacher, 1 step", "student, 1 step")

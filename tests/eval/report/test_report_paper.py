@@ -1,7 +1,6 @@
 """What is said around a paper's table: caption, footnote, and what is a comment."""
 
 from eval.compare.hygiene import TestFacts
-from eval.compare.rows import append_lines
 from eval.metrics.uncertainty import Estimate
 from eval.report.paper import paper_latex, paper_markdown, paper_table, write_paper
 from eval.speed.budget import STAGES, Budget, Machine, Roofline, StageBudget, Timing, with_totals
