@@ -19,8 +19,8 @@ from teacher.encoders.registry import read_window_frames
 from teacher.features.store import Record
 from teacher.media import MediaError, probe
 from teacher.network.conditions import Conditions
-from teacher.sampling.generator import generate, network_evaluations, noise
-from teacher.sampling.pipeline import Pipeline
+from teacher.sampling.generator import network_evaluations, noise
+from teacher.sampling.pipeline import Pipeline, SamplingConfig
 from teacher.weights import file_digest, weight_file
 
 
@@ -100,12 +100,11 @@ def contestants(
 def _generator(pipeline: Pipeline, guidance: Guidance) -> Generate:
     def make(conditions: Conditions, steps: int, seeds: Sequence[int]) -> Tensor:
         """Clip by clip: in a batch, the sound of a clip would depend on the others (`Pipeline.__call__`)."""
-        frames, conditions = pipeline.codec.sequence.latent_frames(pipeline.window_s), conditions.to(pipeline.device)
-        waves = []
+        frames, waves = pipeline.codec.sequence.latent_frames(pipeline.window_s), []
+        sampling = SamplingConfig(steps=steps, guidance=guidance)
         for k, seed in enumerate(seeds):
-            e = noise([seed], frames, pipeline.codec.latent_channels).to(pipeline.device)
-            latents = generate(pipeline.net, conditions.rows(slice(k, k + 1)), e, num_steps=steps, guidance=guidance)
-            waves.append(pipeline.codec.decode(latents.float().cpu()))
+            e = noise([seed], frames, pipeline.codec.latent_channels)
+            waves.append(pipeline.generator(conditions.rows(slice(k, k + 1)), e, sampling))
         return torch.cat(waves)
 
     return make

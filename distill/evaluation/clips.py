@@ -19,7 +19,8 @@ from teacher.features.dataset import FeatureSet
 from teacher.features.store import Record
 from teacher.network.mmaudio import MMAudio
 from teacher.network.velocity import teacher_velocity
-from teacher.sampling.generator import clip_seed, generate, noise
+from teacher.sampling.config import SamplingConfig
+from teacher.sampling.generator import Generator, clip_seed, noise
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,12 +99,12 @@ class FixedClips:
 
     def generate(self, net: MMAudio, k: int, *, num_steps: int, guidance: Guidance) -> Tensor:
         """Latents (N, C) of clip k, float32 on the CPU: jumps of a student, Euler steps of a teacher."""
-        device = self.engine.device
-        batch = self.features.batch([k]).to(device)
-        e = noise([clip_seed(SEED, self.records[k].id)], *batch.latents.shape[1:]).to(device)
-        with self.engine.autocast():
-            made = generate(net, batch.conditions, e, num_steps=num_steps, guidance=guidance)
-        return made[0].float().cpu()
+        batch = self.features.batch([k])
+        e = noise([clip_seed(SEED, self.records[k].id)], *batch.latents.shape[1:])
+        generator = Generator(
+            net=net, decoder=self.codec.decode_stages(), device=self.engine.device, arithmetic=self.engine.autocast
+        )
+        return generator.latents(batch.conditions, e, SamplingConfig(steps=num_steps, guidance=guidance))[0]
 
     def latents(self, k: int) -> Tensor:
         """The true latents (N, C) of clip k: posterior means, normalised."""

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from teacher.files.errors import WeightsError
-from teacher.files.tensors import few, file_digest, load_strictly, read_tensors
+from teacher.files.tensors import check_fit, few, file_digest, load_strictly, read_tensors
 from teacher.weights.checkpoint import is_safetensors, load_untrusted
 
 KEYS = ("model", "state_dict")
@@ -127,17 +127,28 @@ def _checked(path: Path, content: Any, unused: Sequence[str]) -> dict[str, Tenso
     return tensors
 
 
-def load_official(module: nn.Module, path: Path, official: OfficialFile, *, unused: Sequence[str] = ()) -> LoadedFile:
-    """Load a file whose names and shapes are exactly those of `module`, which is then frozen and set to evaluation.
+def load_official(
+    module: nn.Module,
+    path: Path,
+    official: OfficialFile,
+    *,
+    unused: Sequence[str] = (),
+    names: Mapping[str, Sequence[str]] | None = None,
+) -> LoadedFile:
+    """Load a file strictly into `module`, which is then frozen and set to evaluation.
 
-    `unused` are patterns (fnmatch) of names that may be in the file and are not wanted. Floating-point values are
-    converted to the module's precision; integers stay integers. A module on the meta device gets storage on the CPU.
+    `names` says under which names of the module each tensor of the file goes; one that goes under several is cut into
+    as many equal parts along its first axis. None means that the file's names are the module's. `unused` are patterns
+    (fnmatch) of names that may be in the file and are not wanted. Floating-point values are converted to the module's
+    precision; integers stay integers. A module on the meta device gets storage on the CPU.
 
     Raises:
         WeightsError: as `read_official`; names missing, unexpected or of another shape or kind of number.
     """
     tensors = read_official(path, unused=unused)
-    expected = module.state_dict()
+    own = module.state_dict()
+    names = {name: (name,) for name in own} if names is None else names
+    expected = {name: _joined([own[part] for part in parts]) for name, parts in names.items()}
     try:
         other = [
             name
@@ -146,9 +157,22 @@ def load_official(module: nn.Module, path: Path, official: OfficialFile, *, unus
         ]
         if other:
             raise WeightsError(f"numbers of another kind (integer or floating point): {few(other)}")
-        load_strictly(module, tensors)
+        check_fit(_shapes(expected), _shapes(tensors), "the set of tensors")
     except WeightsError as error:
         raise WeightsError(f"{path} is not {official.file}: {error}") from error
+    parted: dict[str, Tensor] = {}
+    for name, parts in names.items():
+        pieces = tensors[name].chunk(len(parts)) if len(parts) > 1 else (tensors[name],)
+        parted |= dict(zip(parts, pieces, strict=True))
+    load_strictly(module, parted)
     module.eval().requires_grad_(False)
     digest = file_digest(path)
     return LoadedFile(path=path, digest=digest, published=official.is_published(digest))
+
+
+def _joined(parts: Sequence[Tensor]) -> Tensor:
+    return torch.cat(list(parts)) if len(parts) > 1 else parts[0]
+
+
+def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(tensor.shape) for name, tensor in tensors.items()}

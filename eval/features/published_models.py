@@ -143,20 +143,21 @@ class PublishedModels:
     def _clap(self, duration_s: float, device: str) -> list[ClipScorer]:
         scorers: list[ClipScorer] = []
         if self.clap_laion is not None:
-            from eval.extractors.clap_laion import ClapLaion
+            from eval.extractors import clap
 
-            laion = ClapLaion.load(self.clap_laion, tokenizer=_given(self.roberta_tokens), device=device)
+            tokenizer = _given(self.roberta_tokens)
+            laion = clap.Clap.load(self.clap_laion, clap.CLAP_LAION, tokenizer=tokenizer, device=device)
             sound = ModelSource(source="clap_laion", model=laion, duration_s=duration_s)
             scorers.append(_captioned(CLAP_LAION, sound, laion.embed_text))
         if self.clap_ms is not None:
-            from eval.extractors.clap_ms import ClapMs
+            from eval.extractors import clap
 
-            ms = ClapMs.load(self.clap_ms, tokenizer=_given(self.gpt2_tokens), device=device)
+            tokenizer = _given(self.gpt2_tokens)
+            ms = clap.Clap.load(self.clap_ms, clap.CLAP_MS_2023, tokenizer=tokenizer, device=device)
             sound = ModelSource(source="clap_ms", model=ms, duration_s=duration_s)
             scorers.append(_captioned(CLAP_MS, sound, ms.embed_text))
-            scorers.append(
-                PamScorer(model=ms, sound=sound, prompts=ms.embed_text(PROMPTS), window=ms.network.config.samples)
-            )
+            prompts = ms.embed_text(PROMPTS)
+            scorers.append(PamScorer(model=ms, sound=sound, prompts=prompts, window=ms.spec.samples))
         return scorers
 
 

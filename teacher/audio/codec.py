@@ -7,7 +7,7 @@ older versions have none.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple, Protocol, Self, runtime_checkable
 
@@ -29,6 +29,13 @@ class Posterior(NamedTuple):
     mean: Float[Tensor, "batch frames channels"]
     std: Float[Tensor, "batch frames channels"] | None
     """Standard deviation, independent per number; None for a deterministic codec."""
+
+
+class Stage(NamedTuple):
+    """A named step on the way to sound; what one returns is what the next one takes."""
+
+    name: str
+    call: Callable[[Tensor], Tensor]
 
 
 @runtime_checkable
@@ -68,6 +75,10 @@ class AudioCodec(Protocol):
 
     def decode(self, latent: Float[Tensor, "batch frames channels"]) -> Float[Tensor, "batch samples"]:
         """Sound of frames * samples_per_latent samples, within [-1, 1], of a normalised latent."""
+        ...
+
+    def decode_stages(self) -> tuple[Stage, ...]:
+        """`decode` cut where it is timed: the first stage takes a normalised latent, the last one gives the sound."""
         ...
 
     def decode_mel(self, latent: Float[Tensor, "batch frames channels"]) -> Float[Tensor, "batch mels mel_frames"]:

@@ -23,7 +23,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
-from teacher.audio.codec import FITTED, Posterior, check_statistics, read_codec_file, write_codec_file
+from teacher.audio.codec import FITTED, Posterior, Stage, check_statistics, read_codec_file, write_codec_file
 from teacher.audio.griffin_lim import griffin_lim
 from teacher.audio.mel import MEL_16K, MelConfig, log_mel
 from teacher.network.sequence import SequenceConfig, check_whole
@@ -171,9 +171,23 @@ class EmbeddedCodec:
     @torch.no_grad()
     def decode(self, latent: Float[Tensor, "batch frames channels"]) -> Float[Tensor, "batch samples"]:
         """Sound of frames * 2 hop samples; a row that would exceed 1 is scaled to a peak of 1. Raises on NaN."""
+        made = latent
+        for stage in self.decode_stages():
+            made = stage.call(made)
+        return made
+
+    def decode_stages(self) -> tuple[Stage, ...]:
+        """Principal components, then Griffin-Lim."""
+        return (Stage("latent decode", self._finite_mel), Stage("vocoder", self._sound))
+
+    def _finite_mel(self, latent: Tensor) -> Tensor:
         if not bool(torch.isfinite(latent).all()):
             raise ValueError("latent must be finite, got NaN or infinity")
-        wave = griffin_lim(self.decode_mel(latent), self.mel, num_iterations=self.num_iterations)
+        return self.decode_mel(latent)
+
+    @torch.no_grad()
+    def _sound(self, mel: Tensor) -> Tensor:
+        wave = griffin_lim(mel, self.mel, num_iterations=self.num_iterations)
         return wave / wave.abs().amax(dim=1, keepdim=True).clamp_min(1.0)
 
     def save(self, path: Path) -> None:

@@ -19,7 +19,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
-from teacher.audio.codec import Posterior, check_statistics, read_codec_file, write_codec_file
+from teacher.audio.codec import Posterior, Stage, check_statistics, read_codec_file, write_codec_file
 from teacher.audio.mel import MEL_16K, MEL_44K, MelConfig, log_mel
 from teacher.audio.vae import VAE, VAE_16K, VAE_44K, Part, VAEConfig, load_vae
 from teacher.audio.vocoder import BIGVGAN_16K, BIGVGAN_V2_44K, BigVGAN, VocoderConfig
@@ -178,9 +178,14 @@ class MMAudioCodec:
     @torch.no_grad()
     def decode(self, latent: Float[Tensor, "batch frames channels"]) -> Float[Tensor, "batch samples"]:
         """Sound of frames * 2 hop samples within [-1, 1]. Raises ValueError on NaN."""
-        if not bool(torch.isfinite(latent).all()):
-            raise ValueError("latent must be finite, got NaN or infinity")
-        return self.models.vocoder(self._mel(latent))[:, 0].to(latent.device)
+        made = latent
+        for stage in self.decode_stages():
+            made = stage.call(made)
+        return made.to(latent.device)
+
+    def decode_stages(self) -> tuple[Stage, ...]:
+        """Latent decoder and vocoder. The spectrogram stays where the models are, the sound comes to the processor."""
+        return (Stage("latent decode", self._finite_mel), Stage("vocoder", self._sound))
 
     def save(self, path: Path) -> None:
         """Statistics, and where the component files are; they are not copied."""
@@ -217,6 +222,17 @@ class MMAudioCodec:
         """The same models, shared, with other statistics."""
         mean, std = check_statistics(mean, std, self.latent_channels)
         return replace(self, latent_mean=mean, latent_std=std)
+
+    @torch.no_grad()
+    def _finite_mel(self, latent: Tensor) -> Tensor:
+        if not bool(torch.isfinite(latent).all()):
+            raise ValueError("latent must be finite, got NaN or infinity")
+        return self._mel(latent)
+
+    @torch.no_grad()
+    def _sound(self, mel: Tensor) -> Tensor:
+        wave: Tensor = self.models.vocoder(mel)[:, 0]
+        return wave.cpu()
 
     def _mel(self, latent: Tensor) -> Tensor:
         if latent.ndim != 3 or latent.shape[2] != self.latent_channels:

@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from teacher.files import file_sha256, parts_digest, replacing
+from teacher.files import parts_digest, replacing
 from teacher.files.tensors import tensor_parts
 
 CONTENT = "content"
@@ -31,17 +31,18 @@ class EncodedCache:
 
     def get(
         self,
-        video: Path,
+        video_sha256: str,
         start_s: float,
         duration_s: float,
         encoders: Mapping[str, str],
         encode: Callable[[], Pictures],
     ) -> Pictures:
-        """What was kept, or what `encode` gives, which is kept then. A kept file that is damaged is made again.
+        """What was kept of a film with this digest, or what `encode` gives, which is kept then. A kept file that is
+        damaged is made again.
 
         Two processes that encode the same window at once write the same content, each whole.
         """
-        what = [file_sha256(video), round(start_s, 6), round(duration_s, 6), encoders["image"], encoders["sync"]]
+        what = [video_sha256, round(start_s, 6), round(duration_s, 6), encoders["image"], encoders["sync"]]
         path = self.folder / f"{hashlib.sha256(json.dumps(what).encode()).hexdigest()[:32]}.safetensors"
         kept = _read(path)
         if kept is not None:

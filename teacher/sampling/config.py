@@ -6,8 +6,10 @@ from typing import Literal, TypeAlias, get_args
 from meanflow import Adaptive, Guidance
 from meanflow.guidance import GuidanceRule, JointGuidance
 from meanflow.sampling import check_zero_init
-from teacher.sampling.generator import FixedSolver, Solver
 
+FixedSolver: TypeAlias = Literal["euler", "heun", "midpoint"]
+Solver: TypeAlias = FixedSolver | Adaptive
+"""How an instantaneous velocity is integrated; an average velocity jumps and needs none."""
 Precision: TypeAlias = Literal["float32", "bfloat16", "demo"]
 """Arithmetic of the flow network. float32 throughout; bfloat16: float32 weights and state, products in bfloat16 (how
 MMAudio is evaluated); demo: weights, state, times and the table of time frequencies in bfloat16 (how MMAudio's own

@@ -32,8 +32,8 @@ from teacher.audio.mmaudio_codec import MMAudioCodec
 from teacher.encoders.base import tensors_digest
 from teacher.files import new_folder
 from teacher.network.conditions import Conditions
-from teacher.sampling.exportable import Decoder, Generator, GivenGuidance, OneStep
-from teacher.sampling.generator import generate
+from teacher.sampling.config import SamplingConfig
+from teacher.sampling.exportable import Decoder, ExportedGenerator, GivenGuidance, OneStep
 from teacher.sampling.pipeline import Pipeline
 
 INPUTS = ("noise", "clip", "sync", "text", "has_clip", "has_sync", "has_text", "omega")
@@ -77,7 +77,7 @@ def eager(pipeline: Pipeline, guidance: GivenGuidance, inputs: Sequence[Tensor])
             clip=clip, sync=sync, text=text, has_clip=has_clip, has_sync=has_sync, has_text=has_text
         )
         rule = Guidance(omega=float(omega[0])) if isinstance(guidance, str) else guidance
-        rows.append(generate(pipeline.net, conditions, noise, num_steps=1, guidance=rule))
+        rows.append(pipeline.generator.latents(conditions, noise, SamplingConfig(guidance=rule)))
     return torch.cat(rows)
 
 
@@ -177,7 +177,7 @@ class ExportConfig:
 def export_generator(pipeline: Pipeline, out: Path, config: ExportConfig | None = None) -> Path:
     """Write the files into the folder `out`, which it returns, after running each of them on random inputs.
 
-    The written files are loaded again and compared with `generate` and the codec's `decode`. Raises ValueError for a
+    The written files are loaded again and compared with the pipeline's own generator. Raises ValueError for a
     pipeline that is not float32 on the CPU, a network that is no student's, packages that are not installed, and a file
     that deviates by more than the tolerance (or gives NaN); FileExistsError for a folder that is not empty, OSError
     where the disk does not take the files. Then nothing is left behind.
@@ -188,7 +188,7 @@ def export_generator(pipeline: Pipeline, out: Path, config: ExportConfig | None 
     frames = pipeline.codec.sequence.latent_frames(duration_s)
     decoder = Decoder(pipeline.codec) if isinstance(pipeline.codec, MMAudioCodec) else None
     step = OneStep(pipeline.net, frames, duration_s, config.guidance)
-    module = Generator(step, decoder).eval().requires_grad_(False)
+    module = ExportedGenerator(step, decoder).eval().requires_grad_(False)
     result = "latents" if decoder is None else "wave"
     tolerance = config.tolerance or TOLERANCE[result]
 

@@ -115,7 +115,7 @@ class Decoder(nn.Module):
         return wave
 
 
-class Generator(nn.Module):
+class ExportedGenerator(nn.Module):
     """`OneStep`, and the decoder where there is one."""
 
     def __init__(self, step: OneStep, decoder: Decoder | None) -> None:

@@ -1,22 +1,33 @@
-"""From conditions to latents with either kind of network: Euler for a velocity, jumps for an average velocity."""
+"""The one generator: noise -> latent -> wave in named stages, with either kind of network and any codec.
+
+    latent = generate(network, conditions, noise)          a teacher's velocity is integrated, a student's average
+                                                           velocity jumps
+    wave   = codec's decoding stages, one after the other  for MMAudio's codec: latent decoder, vocoder
+
+The pipeline, comparisons, the evaluation while training and the measurement of stages all go through `Generator`;
+teacher/sampling/fast.py makes a faster form of one, teacher/sampling/exportable.py states the same for files.
+"""
 
 import hashlib
 from collections.abc import Callable, Sequence
-from typing import Literal, TypeAlias
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from functools import partial
+from typing import Protocol, Self
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from meanflow.guidance import Guidance, GuidanceRule, Guided
 from meanflow.ode import Adaptive
 from meanflow.sampling import euler, heun, midpoint, sample, time_grid
+from teacher.audio.codec import Stage
 from teacher.network.conditions import Conditions
 from teacher.network.mmaudio import Encoded, MMAudio
 from teacher.network.velocity import Guide, student_velocity, teacher_velocity
-
-FixedSolver: TypeAlias = Literal["euler", "heun", "midpoint"]
-Solver: TypeAlias = FixedSolver | Adaptive
-"""How an instantaneous velocity is integrated; an average velocity jumps and needs none."""
+from teacher.sampling.config import FixedSolver, Precision, SamplingConfig, Solver
+from teacher.sampling.stages import FLOW, StageClock, never_stop
 
 
 def noise(seeds: Sequence[int], frames: int, channels: int) -> Tensor:
@@ -61,10 +72,12 @@ def generate(
     solver: Solver = "euler",
     shift: float = 1.0,
     zero_init_steps: int = 0,
+    check: Callable[[], None] = never_stop,
 ) -> Tensor:
     """Latents (B, N, C) from noise e (B, N, C): a network with an interval embedding jumps, another is integrated.
 
-    `observe` receives every guided evaluation with its rescaling scalars s*. `negative_text` (1 or B, tokens, width)
+    `observe` receives every guided evaluation with its rescaling scalars s*; `check` is called before every evaluation
+    of the network and ends the work by raising. `negative_text` (1 or B, tokens, width)
     takes the place of the empty text under guidance. `shift` and `zero_init_steps` as in `meanflow.sampling`. An
     `Adaptive` solver chooses its own steps and ignores num_steps. The state keeps the dtype of `e`. A network with the
     guidance scale as an input is given omega and needs no second prediction; the other options of `guidance` do
@@ -87,11 +100,13 @@ def generate(
     if net.config.interval_embedding:
 
         def u(x: Tensor, r: Tensor, t: Tensor, encoded: Encoded) -> Tensor:
+            check()
             return student_velocity(net, x, r, t, encoded, omega)
 
         return sample(lambda x, r, t: guide(u, x, r, t), e, ts, zero_init_steps=zero_init_steps)
 
     def v(x: Tensor, r: Tensor, t: Tensor, encoded: Encoded) -> Tensor:
+        check()
         return teacher_velocity(net, x, t, encoded)
 
     def v_fn(x: Tensor, t: Tensor) -> Tensor:
@@ -101,3 +116,124 @@ def generate(
         return solver(v_fn, e).x
     integrate = {"euler": euler, "heun": heun, "midpoint": midpoint}[solver]
     return integrate(v_fn, e, ts, zero_init_steps=zero_init_steps)
+
+
+class Flow(Protocol):
+    """What draws the latents: `generate`, or the recorded form of it in teacher/sampling/fast.py."""
+
+    def __call__(
+        self,
+        net: MMAudio,
+        conditions: Conditions,
+        e: Tensor,
+        *,
+        num_steps: int,
+        guidance: GuidanceRule,
+        observe: Callable[[Guided], None] | None,
+        negative_text: Tensor | None,
+        solver: Solver,
+        shift: float,
+        zero_init_steps: int,
+        check: Callable[[], None],
+    ) -> Tensor:
+        """Return latents (B, N, C) as `generate` does."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Generator:
+    """A network and the decoder behind it, in the arithmetic that was chosen for them.
+
+    Features and noise may lie anywhere; latents and waves are float32 on the processor.
+    """
+
+    net: MMAudio
+    decoder: tuple[Stage, ...]
+    """From normalised latents (B, frames, channels) on the processor to waves (B, samples) within [-1, 1]."""
+    device: torch.device | str = "cpu"
+    """Where the network lies."""
+    dtype: torch.dtype = torch.float32
+    """Of features, noise and state."""
+    arithmetic: Callable[[], AbstractContextManager[object]] = nullcontext
+    """Entered around the evaluations of the network, such as autocast."""
+    flow: Flow = generate
+
+    @classmethod
+    def of(
+        cls, net: MMAudio, decoder: tuple[Stage, ...], *, device: str = "cpu", precision: Precision = "float32"
+    ) -> Self:
+        """A generator in one of the precisions of a pipeline; `decoder` is a codec's `decode_stages`."""
+        autocast = partial(torch.autocast, torch.device(device).type, torch.bfloat16)
+        return cls(
+            net=net,
+            decoder=decoder,
+            device=device,
+            dtype=torch.bfloat16 if precision == "demo" else torch.float32,
+            arithmetic=autocast if precision == "bfloat16" else nullcontext,
+        )
+
+    def stages(
+        self,
+        conditions: Conditions,
+        sampling: SamplingConfig,
+        *,
+        negative: Tensor | None = None,
+        observe: Callable[[Guided], None] | None = None,
+        check: Callable[[], None] = never_stop,
+    ) -> tuple[Stage, ...]:
+        """The stages for one batch of conditions; the first takes noise (B, N, C), the last gives waves (B, samples).
+
+        `negative` (1 or B, tokens, width), `observe` and `check` are those of `generate`. The seed of `sampling` has no
+        part in it: the noise is given.
+        """
+        return (Stage(FLOW, partial(self._draw, conditions, sampling, negative, observe, check)), *self.decoder)
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        conditions: Conditions,
+        e: Float[Tensor, "batch frames channels"],
+        sampling: SamplingConfig,
+        *,
+        negative: Tensor | None = None,
+        observe: Callable[[Guided], None] | None = None,
+        clock: StageClock | None = None,
+    ) -> Float[Tensor, "batch samples"]:
+        """Waves of noise and encoded conditions: all stages in turn, under the clock if there is one."""
+        clock = clock or StageClock()
+        made = e
+        for stage in self.stages(conditions, sampling, negative=negative, observe=observe, check=clock.check):
+            with clock.stage(stage.name):
+                made = stage.call(made)
+        return made
+
+    def latents(
+        self, conditions: Conditions, e: Float[Tensor, "batch frames channels"], sampling: SamplingConfig
+    ) -> Float[Tensor, "batch frames channels"]:
+        """Normalised latents of noise and encoded conditions: the first stage alone."""
+        return self.stages(conditions, sampling)[0].call(e)
+
+    def _draw(
+        self,
+        conditions: Conditions,
+        sampling: SamplingConfig,
+        negative: Tensor | None,
+        observe: Callable[[Guided], None] | None,
+        check: Callable[[], None],
+        e: Tensor,
+    ) -> Tensor:
+        with self.arithmetic():
+            made = self.flow(
+                self.net,
+                conditions.to(self.device, self.dtype),
+                e.to(self.device, self.dtype),
+                num_steps=sampling.steps,
+                guidance=sampling.guidance,
+                observe=observe,
+                negative_text=None if negative is None else negative.to(self.device, self.dtype),
+                solver=sampling.solver,
+                shift=sampling.shift,
+                zero_init_steps=sampling.zero_init_steps,
+                check=check,
+            )
+        return made.float().cpu()

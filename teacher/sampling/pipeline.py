@@ -8,9 +8,8 @@ What is seen and said is encoded once by `encode`; new seeds, steps and guidance
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Literal, Self, get_args
 
@@ -24,12 +23,12 @@ from teacher.audio.codec import AudioCodec
 from teacher.audio.registry import open_codec
 from teacher.encoders.cache import EncodedCache
 from teacher.encoders.registry import Encoders, load_encoders
-from teacher.network.conditions import Conditions
 from teacher.network.mmaudio import MMAudio
 from teacher.sampling.config import Precision, SamplingConfig
-from teacher.sampling.generator import generate
+from teacher.sampling.generator import Generator
 from teacher.sampling.model_card import Card, folder_of, save_pretrained
 from teacher.sampling.scene import Scene, Sound, make_scene
+from teacher.sampling.stages import StageClock
 from teacher.sampling.windows import Joiner, overlap_s, window_noise
 from teacher.weights import WeightsError, load_network, read_features_info, read_licence
 from teacher.weights.model_identity import ModelIdentity, identify
@@ -65,6 +64,11 @@ class Pipeline:
     def __post_init__(self) -> None:
         if self.precision not in get_args(Precision):
             raise ValueError(f"precision must be one of {', '.join(get_args(Precision))}, got {self.precision!r}")
+
+    @cached_property
+    def generator(self) -> Generator:
+        """What turns noise into sound for encoded conditions."""
+        return Generator.of(self.net, self.codec.decode_stages(), device=self.device, precision=self.precision)
 
     @classmethod
     def load(
@@ -135,13 +139,16 @@ class Pipeline:
         prompt: str | None = None,
         negative_prompt: str | None = None,
         duration_s: float | None = None,
+        clock: StageClock | None = None,
     ) -> Scene:
         """Pictures and words of one sound, encoded window by window and kept.
 
         The sound will last as long as the video (or `duration_s` of it), or `duration_s` for words alone, by default
         one window. Raises MediaError (unreadable or too short video) and ValueError (neither video nor prompt).
         """
-        scene = self.scene(video=video, prompt=prompt, negative_prompt=negative_prompt, duration_s=duration_s)
+        scene = self.scene(
+            video=video, prompt=prompt, negative_prompt=negative_prompt, duration_s=duration_s, clock=clock
+        )
         return scene.kept(at_once=BATCH)
 
     def scene(
@@ -151,6 +158,7 @@ class Pipeline:
         prompt: str | None = None,
         negative_prompt: str | None = None,
         duration_s: float | None = None,
+        clock: StageClock | None = None,
     ) -> Scene:
         """As `encode`, but windows are encoded when they are asked for and not kept: constant memory for long ones."""
         return make_scene(
@@ -162,6 +170,7 @@ class Pipeline:
             negative_prompt=negative_prompt,
             duration_s=duration_s,
             cache=self.cache,
+            clock=clock,
         )
 
     def __call__(
@@ -177,11 +186,13 @@ class Pipeline:
         guidance: float | GuidanceRule | Literal["auto"] = 1.0,
         sampling: SamplingConfig | None = None,
         observe: Callable[[Guided], None] | None = None,
+        clock: StageClock | None = None,
     ) -> list[Sound]:
         """One sound per seed for a scene, or for a video and/or words, which are then encoded first.
 
         guidance: scale of classifier-free guidance with scalar rescaling, "auto" (by the number of steps, for the
-        published weights), or a rule. `sampling` replaces steps and guidance.
+        published weights), or a rule. `sampling` replaces steps and guidance. `clock` adds up the seconds of every
+        stage and may end the work between them (`teacher.sampling.stages`).
 
         A sound does not depend on the other seeds: each is made in batches of its own windows, `BATCH` at a time, and
         is bit by bit the one that its seed gives alone on the same machine. In a batch shared with other seeds, latents
@@ -198,7 +209,9 @@ class Pipeline:
         if scene is not None and (negative_prompt is not None or duration_s is not None):
             raise ValueError("a scene has its negative prompt and duration already; give them to encode")
         if scene is None:
-            scene = self.scene(video=video, prompt=prompt, negative_prompt=negative_prompt, duration_s=duration_s)
+            scene = self.scene(
+                video=video, prompt=prompt, negative_prompt=negative_prompt, duration_s=duration_s, clock=clock
+            )
         chosen = [seeds] if isinstance(seeds, int) else [int(seed) for seed in seeds]
         if not chosen:
             raise ValueError("seeds must hold at least one number")
@@ -209,7 +222,7 @@ class Pipeline:
             rule = Guidance(omega=scale) if isinstance(scale, int | float) else scale
             sampling = SamplingConfig(steps=steps, guidance=rule)
         pieces: list[list[Tensor]] = [[] for _ in chosen]
-        for made in self.stream(scene, chosen, sampling, observe):
+        for made in self.stream(scene, chosen, sampling, observe, clock):
             for kept, piece in zip(pieces, made, strict=True):
                 kept.append(piece)
         return [
@@ -237,6 +250,7 @@ class Pipeline:
         seeds: Sequence[int],
         sampling: SamplingConfig,
         observe: Callable[[Guided], None] | None = None,
+        clock: StageClock | None = None,
     ) -> Iterator[Float[Tensor, "seeds samples"]]:
         """The sounds of all seeds piece by piece, as soon as no later window can change them; together exactly
         round(total_s * sample_rate) samples. Memory does not grow with the length of the scene."""
@@ -255,41 +269,12 @@ class Pipeline:
             waves = []
             for seed in seeds:  # never together: see __call__
                 e = window_noise(seed, starts, frames, channels)
-                waves.append(self.codec.decode(self.latents(conditions, e, sampling, observe, scene.negative)))
+                waves.append(
+                    self.generator(conditions, e, sampling, negative=scene.negative, observe=observe, clock=clock)
+                )
             for k, windows in enumerate(torch.stack(waves).unbind(1), start=first):
                 made = zip(joiners, windows, strict=True)
                 yield torch.stack([joiner.add(wave, begins[k], then=thens[k]) for joiner, wave in made])
-
-    @torch.no_grad()
-    def latents(
-        self,
-        conditions: Conditions,
-        e: Float[Tensor, "batch frames channels"],
-        sampling: SamplingConfig,
-        observe: Callable[[Guided], None] | None = None,
-        negative: Tensor | None = None,
-    ) -> Float[Tensor, "batch frames channels"]:
-        """Normalised latents, float32 on the CPU, of noise and encoded conditions in the pipeline's precision."""
-        dtype = torch.bfloat16 if self.precision == "demo" else torch.float32
-        with self._arithmetic():
-            made = generate(
-                self.net,
-                conditions.to(self.device, dtype),
-                e.to(self.device, dtype),
-                num_steps=sampling.steps,
-                guidance=sampling.guidance,
-                observe=observe,
-                negative_text=None if negative is None else negative.to(self.device, dtype),
-                solver=sampling.solver,
-                shift=sampling.shift,
-                zero_init_steps=sampling.zero_init_steps,
-            )
-        return made.float().cpu()
-
-    def _arithmetic(self) -> AbstractContextManager[object]:
-        if self.precision == "bfloat16":
-            return torch.autocast(torch.device(self.device).type, torch.bfloat16)
-        return nullcontext()
 
     def _samples(self, scene: Scene) -> int:
         return round(scene.total_s * self.codec.sequence.sample_rate)

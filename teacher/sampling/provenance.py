@@ -23,7 +23,7 @@ from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, fields, replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, get_args, get_origin, get_type_hints
+from typing import get_args, get_origin, get_type_hints
 
 import torch
 
@@ -33,10 +33,8 @@ from meanflow.ode import Adaptive
 from teacher.files import DIGEST, file_sha256
 from teacher.media.open import MediaError, open_media, text_tags
 from teacher.media.write import MAX_COMMENT
+from teacher.sampling.config import SamplingConfig
 from teacher.weights.model_identity import ModelIdentity
-
-if TYPE_CHECKING:
-    from teacher.sampling.pipeline import SamplingConfig
 
 MARK = "mf-mjt"
 """First key of the line, by which it is known; its value is the version of the line."""
@@ -210,7 +208,7 @@ def made_here(path: Path) -> bool:
 
 def describe(
     model: ModelIdentity,
-    sampling: "SamplingConfig",
+    sampling: SamplingConfig,
     *,
     duration_s: float,
     precision: str,
@@ -218,11 +216,13 @@ def describe(
     prompt: str | None = None,
     negative_prompt: str | None = None,
     source: Path | None = None,
+    source_sha256: str | None = None,
     start_s: float = 0.0,
     seed: int | None = None,
     day: datetime.date | None = None,
 ) -> Provenance:
-    """The provenance of one sound. `seed` is for one of several, `day` (today, UTC) for files that must not change.
+    """The provenance of one sound. `seed` is for one of several, `day` (today, UTC) for files that must not change,
+    `source_sha256` for a source whose digest is known already.
 
     Names of folders and files are made printable (`as_name`), and prompts that no file's tags can hold are shortened,
     so that `to_line` gives a line for whatever a sound can be made of.
@@ -249,7 +249,7 @@ def describe(
         prompt=prompt,
         negative_prompt=negative_prompt,
         source=None if source is None else as_name(source.name, within_folder=True),
-        source_sha256=None if source is None else file_sha256(source),
+        source_sha256=source_sha256 if source is None or source_sha256 is not None else file_sha256(source),
         precision=precision,
         device=device.split(":")[0],
         version=package_version(),

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Self
 
@@ -10,12 +11,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 from teacher.encoders.cache import EncodedCache, Pictures
-from teacher.encoders.registry import Encoders, encode_clip
-from teacher.media import MediaError, probe, remux, write_audio
+from teacher.encoders.registry import Encoders, read_window_frames
+from teacher.files import file_sha256
+from teacher.media import MediaError, MediaInfo, probe, remux, write_audio
 from teacher.network.conditions import Conditions
 from teacher.network.sequence import MIN_DURATION_S, SequenceConfig
 from teacher.sampling.config import SamplingConfig
 from teacher.sampling.provenance import Provenance, describe
+from teacher.sampling.stages import IMAGE, MOTION, READ, TEXT, StageClock
 from teacher.sampling.windows import window_starts
 from teacher.weights.model_identity import ModelIdentity
 
@@ -25,6 +28,8 @@ class Scene:
     """Pictures and words of one sound, cut into windows of `length_s`."""
 
     video: Path | None
+    video_sha256: str | None
+    """Digest of the video's file."""
     prompt: str | None
     negative_prompt: str | None
     negative: Tensor | None
@@ -69,7 +74,7 @@ class Sound:
     def duration_s(self) -> float:
         return len(self.wave) / self.sample_rate
 
-    @property
+    @cached_property
     def provenance(self) -> Provenance | None:
         """Where it comes from and how to make it again; None for a network that was not loaded from files."""
         if self.identity is None:
@@ -83,6 +88,7 @@ class Sound:
             prompt=self.scene.prompt,
             negative_prompt=self.scene.negative_prompt,
             source=self.scene.video,
+            source_sha256=self.scene.video_sha256,
         )
 
     @property
@@ -129,8 +135,10 @@ def make_scene(
     negative_prompt: str | None,
     duration_s: float | None,
     cache: EncodedCache | None = None,
+    clock: StageClock | None = None,
 ) -> Scene:
-    """A scene whose windows are encoded when they are asked for.
+    """A scene whose windows are encoded when they are asked for, under the clock if there is one. The video is probed
+    here, once.
 
     Bytes of a prompt that are no UTF-8 (from a command line, say) count as U+FFFD, the character for the unreadable.
 
@@ -141,13 +149,20 @@ def make_scene(
     prompt, negative_prompt = _readable(prompt), _readable(negative_prompt)
     if video is None and prompt is None:
         raise ValueError("give a video, a prompt or both")
-    total_s, cut = _duration(video, duration_s, window_s)
+    clock = clock or StageClock()
+    info = None if video is None else probe(video)
+    total_s, cut = _duration(info, duration_s, window_s)
     length_s = min(total_s, window_s)
     starts = window_starts(total_s, window_s, sequence)
     seconds = [start / sequence.latent_rate for start in starts]
-    words, negative = (None if text is None else encoders.text([text]).cpu() for text in (prompt, negative_prompt))
+    words, negative = (_words(encoders, text, clock) for text in (prompt, negative_prompt))
+    sha256 = None if video is None else file_sha256(video)
+    pictures = None
+    if info is not None and sha256 is not None:
+        pictures = partial(_pictures, encoders, info, sha256, length_s, cache, clock)
     return Scene(
         video=video,
+        video_sha256=sha256,
         prompt=prompt,
         negative_prompt=negative_prompt,
         negative=negative,
@@ -155,7 +170,7 @@ def make_scene(
         cut=cut,
         length_s=length_s,
         starts=starts,
-        conditions=lambda first, last: _conditions(encoders, video, words, seconds[first:last], length_s, cache),
+        conditions=lambda first, last: _conditions(pictures, words, seconds[first:last], length_s),
     )
 
 
@@ -163,34 +178,35 @@ def _readable(text: str | None) -> str | None:
     return None if text is None else "".join("\ufffd" if "\ud800" <= c <= "\udfff" else c for c in text)
 
 
-def _duration(video: Path | None, duration_s: float | None, window_s: float) -> tuple[float, bool]:
+def _words(encoders: Encoders, text: str | None, clock: StageClock) -> Tensor | None:
+    if text is None:
+        return None
+    with clock.stage(TEXT):
+        return encoders.text([text]).cpu()
+
+
+def _duration(info: MediaInfo | None, duration_s: float | None, window_s: float) -> tuple[float, bool]:
     """Seconds of sound, and whether the video is longer."""
-    if video is None:
+    if info is None:
         return window_s if duration_s is None else duration_s, False
-    info = probe(video)
     if not info.has_video:
-        raise MediaError(f"{video}: has no picture to make sound for; use a prompt for sound from words")
+        raise MediaError(f"{info.path}: has no picture to make sound for; use a prompt for sound from words")
     if info.duration_s < MIN_DURATION_S:
-        raise MediaError(f"{video}: lasts {info.duration_s:.2f} s, the shortest usable video is {MIN_DURATION_S} s")
+        raise MediaError(f"{info.path}: lasts {info.duration_s:.2f} s, the shortest usable video is {MIN_DURATION_S} s")
     if duration_s is None or duration_s >= info.duration_s:
         return info.duration_s, False
     return duration_s, True
 
 
 def _conditions(
-    encoders: Encoders,
-    video: Path | None,
-    words: Tensor | None,
-    starts_s: Sequence[float],
-    length_s: float,
-    cache: EncodedCache | None,
+    pictures: Callable[[float], Pictures] | None, words: Tensor | None, starts_s: Sequence[float], length_s: float
 ) -> Conditions:
     """Conditions of windows [start, start + length_s) of one video under one prompt, on the CPU."""
     blank = Conditions.empty(len(starts_s), length_s)
     has = torch.ones(len(starts_s), dtype=torch.bool)
     clip, sync, text = blank.clip, blank.sync, blank.text
-    if video is not None:
-        encoded = [_pictures(encoders, video, start_s, length_s, cache) for start_s in starts_s]
+    if pictures is not None:
+        encoded = [pictures(start_s) for start_s in starts_s]
         clip = torch.stack([c for c, _ in encoded]).cpu()
         sync = torch.stack([s for _, s in encoded]).cpu()
     if words is not None:
@@ -199,14 +215,29 @@ def _conditions(
         clip=clip,
         sync=sync,
         text=text,
-        has_clip=has & (video is not None),
-        has_sync=has & (video is not None),
+        has_clip=has & (pictures is not None),
+        has_sync=has & (pictures is not None),
         has_text=has & (words is not None),
     )
 
 
-def _pictures(encoders: Encoders, video: Path, start_s: float, length_s: float, cache: EncodedCache | None) -> Pictures:
-    def encode() -> Pictures:
-        return encode_clip(encoders, video, start_s=start_s, duration_s=length_s)
+def _pictures(
+    encoders: Encoders,
+    info: MediaInfo,
+    sha256: str,
+    length_s: float,
+    cache: EncodedCache | None,
+    clock: StageClock,
+    start_s: float,
+) -> Pictures:
+    """Image and synchronisation features of the window [start_s, start_s + length_s), encoded now or in the cache."""
 
-    return encode() if cache is None else cache.get(video, start_s, length_s, encoders.names, encode)
+    def encode() -> Pictures:
+        with clock.stage(READ):
+            image, sync = read_window_frames(encoders.requests, info, start_s, length_s)
+        with clock.stage(IMAGE):
+            clip = encoders.image(image)
+        with clock.stage(MOTION):
+            return clip, encoders.sync(sync)
+
+    return encode() if cache is None else cache.get(sha256, start_s, length_s, encoders.names, encode)

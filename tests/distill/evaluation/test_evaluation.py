@@ -5,6 +5,7 @@ import shutil
 import threading
 from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 from itertools import product
 
 import numpy as np
@@ -29,7 +30,7 @@ from teacher.features.dataset import FeatureSet
 from teacher.features.extract import extract
 from teacher.lists.manifest import read_manifest
 from teacher.network.mmaudio import MMAudio
-from teacher.sampling.generator import clip_seed, generate, noise
+from teacher.sampling.generator import Generator, clip_seed, generate, noise
 from tests.distill.tiny import NETWORK, features
 from tests.teacher.tiny_codec import write_tiny_codec
 
@@ -129,6 +130,11 @@ def heard(made, reference, sample_rate, records):
     return {"made": float((made * weights).abs().sum()), "reference": float((reference * weights).abs().sum())}
 
 
+def draw_with(monkeypatch, flow):
+    """Let `flow` draw the latents of the fixed clips in the place of `generate`."""
+    monkeypatch.setattr(held_out_clips, "Generator", partial(Generator, flow=flow))
+
+
 class Calls:
     """Counts what is generated, by network and number of steps."""
 
@@ -139,7 +145,7 @@ class Calls:
             self.seen.append((net, options["num_steps"], len(e)))
             return generate(net, conditions, e, **options)
 
-        monkeypatch.setattr(held_out_clips, "generate", counted)
+        draw_with(monkeypatch, counted)
 
     def of(self, net):
         return [steps for found, steps, _ in self.seen if found is net]
@@ -170,9 +176,7 @@ def test_a_student_equal_to_its_teacher_has_no_error(folder, codec, teacher, tmp
 
 def test_twice_the_students_latents_are_one_whole_teacher_away(folder, codec, teacher, tmp_path, monkeypatch):
     student = student_from_teacher(teacher)
-    monkeypatch.setattr(
-        held_out_clips, "generate", lambda net, c, e, **o: (2 if net is student else 1) * generate(net, c, e, **o)
-    )
+    draw_with(monkeypatch, lambda net, c, e, **o: (2 if net is student else 1) * generate(net, c, e, **o))
     config = replace(CONFIG, teacher_steps=1)
     scalars = held_out(folder, codec, teacher, tmp_path, config)(student, FakeEngine()).scalars
     assert scalars[BEST_STUDENT] == pytest.approx(1, abs=1e-12)
@@ -315,9 +319,7 @@ def test_training_goes_on_as_if_nothing_had_been_evaluated(folder, codec, teache
 
 def test_the_network_is_in_evaluation_mode_meanwhile(folder, codec, teacher, tmp_path, monkeypatch):
     student, seen = student_from_teacher(teacher).train(), []
-    monkeypatch.setattr(
-        held_out_clips, "generate", lambda net, c, e, **o: (seen.append(net.training), generate(net, c, e, **o))[1]
-    )
+    draw_with(monkeypatch, lambda net, c, e, **o: (seen.append(net.training), generate(net, c, e, **o))[1])
     held_out(folder, codec, teacher, tmp_path)(student, FakeEngine())
     assert not any(seen)
     broken = held_out(folder, codec, teacher, tmp_path / "b", scores=lambda *_: (_ for _ in ()).throw(ValueError("no")))

@@ -1,7 +1,7 @@
 """LAION-CLAP and MS-CLAP 2023: published layouts, formulas, lengths, batches, and files that do not fit."""
 
-import functools
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,14 +9,12 @@ import torch
 from torch.nn import functional
 
 from eval.extractors.base import EmbeddingModel
-from eval.extractors.clap_laion import CLAP_LAION, ClapLaion, ClapLaionConfig, ClapLaionNetwork
-from eval.extractors.clap_ms import CLAP_MS_2023, ClapMs, ClapMsConfig, ClapMsNetwork
-from eval.extractors.clap_text import GPT2_SMALL, ROBERTA_BASE, TextConfig
-from eval.extractors.clap_tokens import GPT2, ROBERTA, CaptionTokenizer
-from eval.extractors.htsat import LAION, MS_2023, Htsat, HtsatConfig, front_end_tensors
-from eval.extractors.htsat_front_end import LogMelConfig, laion_length, ms_length
+from eval.extractors.clap import CLAP_LAION, CLAP_MS_2023, Clap, ClapNetwork, ClapSpec
+from eval.extractors.clap_audio import HtsatConfig, LogMelConfig, front_end_tensors, laion_length, ms_length
+from eval.extractors.clap_text import GPT2, GPT2_SMALL, ROBERTA, ROBERTA_BASE, CaptionTokenizer, TextConfig
 from teacher.files.errors import WeightsError
 from teacher.files.tensors import file_digest
+from tests.eval.extractors.test_clap_audio import layout
 from tests.eval.extractors.test_clap_text import GPT2_SIZE, ROBERTA_SIZE, recipe, small_text, vocabulary_folder
 
 SMALL_AUDIO = HtsatConfig(
@@ -27,8 +25,9 @@ SAMPLES = 20_000
 """251 frames of 256."""
 
 
-SMALL_LAION = ClapLaionConfig(audio=SMALL_AUDIO, text=small_text(ROBERTA_SIZE), joint=12, samples=SAMPLES)
-SMALL_MS = ClapMsConfig(audio=SMALL_AUDIO, text=small_text(GPT2_SIZE), joint=12, samples=SAMPLES)
+SMALL_LAION = replace(CLAP_LAION, audio=SMALL_AUDIO, text=small_text(ROBERTA_SIZE), joint=12, samples=SAMPLES)
+SMALL_MS = replace(CLAP_MS_2023, audio=SMALL_AUDIO, text=small_text(GPT2_SIZE), joint=12, samples=SAMPLES)
+SMALL = {"laion": SMALL_LAION, "ms": SMALL_MS}
 
 
 @pytest.fixture(scope="module")
@@ -40,50 +39,42 @@ def folders(tmp_path_factory) -> dict[str, Path]:
     }
 
 
-def tensors_of(config: ClapLaionConfig | ClapMsConfig) -> dict[str, torch.Tensor]:
-    """A small checkpoint that may be changed: made once, copied for every use."""
-    return {name: tensor.clone() for name, tensor in made_tensors(config).items()}
+CONSTANTS = ("index", "tracked", "attn_mask", "conv_real.weight", "conv_imag.weight", "melW")
+"""Ends of the published names whose values are not free."""
 
 
-@functools.cache
-def made_tensors(config: ClapLaionConfig | ClapMsConfig) -> dict[str, torch.Tensor]:
-    """The front end, masks and positions as they must be, everything else by recipe."""
-    if isinstance(config, ClapLaionConfig):
-        network, prefix = ClapLaionNetwork(config), "audio_branch."
-    else:
-        network, prefix = ClapMsNetwork(config), "audio_encoder.base.htsat."
-    buffers = dict(network.named_buffers())
-    kept = {name: tensor for name, tensor in buffers.items() if name.endswith(("index", "attn_mask", "tracked"))}
-    return recipe(network) | kept | {prefix + name: t for name, t in front_end_tensors(config.audio).items()}
+def tensors_of(which: str) -> dict[str, torch.Tensor]:
+    """A small checkpoint with the published names, which may be changed: constants as they must be, the rest by
+    recipe."""
+    network = ClapNetwork(SMALL[which])
+    network.audio.load_state_dict(front_end_tensors(SMALL_AUDIO), strict=False)
+    state = network.state_dict()
+    whole = {name: torch.cat([state[own] for own in parts]) if len(parts) > 1 else state[parts[0]]
+             for name, parts in network.official_names().items()}  # fmt: skip
+    return recipe(whole) | {name: tensor.clone() for name, tensor in whole.items() if name.endswith(CONSTANTS)}
 
 
 def laion_file(folder: Path, tensors: dict[str, torch.Tensor]) -> Path:
-    path = folder / CLAP_LAION.file
+    path = folder / CLAP_LAION.official.file
     torch.save({"epoch": 15, "state_dict": {f"module.{name}": tensor for name, tensor in tensors.items()}}, path)
     return path
 
 
 def ms_file(folder: Path, tensors: dict[str, torch.Tensor]) -> Path:
-    path = folder / CLAP_MS_2023.file
+    path = folder / CLAP_MS_2023.official.file
     torch.save({"model": tensors}, path)
     return path
 
 
-def load(folder: Path, folders: dict[str, Path], which: str, tensors: dict[str, torch.Tensor]) -> ClapLaion | ClapMs:
-    if which == "laion":
-        return ClapLaion.load(laion_file(folder, tensors), tokenizer=folders["roberta"], config=SMALL_LAION)
-    return ClapMs.load(ms_file(folder, tensors), tokenizer=folders["gpt2"], config=SMALL_MS)
-
-
-CONFIGS = {"laion": SMALL_LAION, "ms": SMALL_MS}
+def load(folder: Path, folders: dict[str, Path], which: str, tensors: dict[str, torch.Tensor]) -> Clap:
+    path = laion_file(folder, tensors) if which == "laion" else ms_file(folder, tensors)
+    tokenizer = folders["roberta" if which == "laion" else "gpt2"]
+    return Clap.load(path, SMALL[which], tokenizer=tokenizer)
 
 
 @pytest.fixture(scope="module")
-def models(folders, tmp_path_factory) -> dict[str, ClapLaion | ClapMs]:
-    return {
-        which: load(tmp_path_factory.mktemp(which), folders, which, tensors_of(config))
-        for which, config in CONFIGS.items()
-    }
+def models(folders, tmp_path_factory) -> dict[str, Clap]:
+    return {which: load(tmp_path_factory.mktemp(which), folders, which, tensors_of(which)) for which in SMALL}
 
 
 def draw(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -132,24 +123,25 @@ def gpt2_layout() -> dict[str, tuple[int, ...]]:
     return made | norm(f"{base}.ln_f", w)
 
 
-def audio_layout(config: HtsatConfig, prefix: str) -> dict[str, tuple[int, ...]]:
+def made_layout(spec: ClapSpec) -> dict[str, tuple[int, ...]]:
+    """Published names and shapes that a network wants: query, key and value lie in one tensor."""
     with torch.device("meta"):
-        return {prefix + name: tuple(tensor.shape) for name, tensor in Htsat(config).state_dict().items()}
-
-
-def made_layout(network: torch.nn.Module) -> dict[str, tuple[int, ...]]:
-    return {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
+        network = ClapNetwork(spec)
+    state = network.state_dict()
+    return {
+        name: (len(parts) * state[parts[0]].shape[0], *state[parts[0]].shape[1:]) if state[parts[0]].ndim else ()
+        for name, parts in network.official_names().items()
+    }
 
 
 def test_laion_layout_is_the_published_one():
-    with torch.device("meta"):
-        network = ClapLaionNetwork(ClapLaionConfig())
     heads: dict[str, tuple[int, ...]] = {"logit_scale_a": (), "logit_scale_t": ()}
     for side, width in (("audio", 1024), ("text", 768)):
         heads |= affine(f"{side}_projection.0", 512, width) | affine(f"{side}_projection.2", 512, 512)
         heads |= affine(f"{side}_transform.sequential.0", 512, 512) | affine(f"{side}_transform.sequential.3", 512, 512)
-    audio, text = audio_layout(LAION, "audio_branch."), roberta_layout()
-    assert made_layout(network) == audio | text | heads
+    audio = {f"audio_branch.{name}": shape for name, shape in layout(128, (2, 2, 12, 2)).items()}
+    text = roberta_layout()
+    assert made_layout(CLAP_LAION) == audio | text | heads
     assert (len(audio), len(text), len(heads)) == (287, 199, 18)  # 504 together
     # Everything in the file: 72.92 M of sound (1.58 M of them constants), 124.65 M of text, 2.49 M of heads.
     sizes = [sum(math.prod(shape) for shape in part.values()) for part in (audio, text, heads)]
@@ -158,15 +150,14 @@ def test_laion_layout_is_the_published_one():
 
 
 def test_ms_layout_is_the_published_one():
-    with torch.device("meta"):
-        network = ClapMsNetwork(ClapMsConfig())
     heads: dict[str, tuple[int, ...]] = {"logit_scale": ()}
     for side in ("audio", "caption"):
         at = f"{side}_encoder.projection"
         heads |= {f"{at}.linear1.weight": (1024, 768), f"{at}.linear2.weight": (1024, 1024)}
         heads |= norm(f"{at}.layer_norm", 1024)
-    audio, text = audio_layout(MS_2023, "audio_encoder.base.htsat."), gpt2_layout()
-    assert made_layout(network) == audio | text | heads
+    audio = {f"audio_encoder.base.htsat.{name}": shape for name, shape in layout(96, (2, 2, 6, 2)).items()}
+    text = gpt2_layout()
+    assert made_layout(CLAP_MS_2023) == audio | text | heads
     assert (len(audio), len(text), len(heads)) == (200, 148, 9)  # 357 together
     sizes = [sum(math.prod(shape) for shape in part.values()) for part in (audio, text, heads)]
     assert sizes == [31_751_256, 124_439_808, 3_674_113]
@@ -181,17 +172,17 @@ def test_rows_are_unit_vectors_by_the_formula(models, which):
     model = models[which]
     waves, captions = draw(2, 15_000), ["dog", "a dog barks"]
     made, text = model.embed(waves), model.embed_text(captions)
-    tensors, tokens = tensors_of(CONFIGS[which]), model.tokens(captions)
+    tensors, tokens = tensors_of(which), model.tokens(captions)
+    fit = {"laion": laion_length, "ms": ms_length}[which]
+    heard = model.network.audio(fit(waves, samples=SAMPLES).waves)
     if which == "laion":
-        heard = model.network.audio_branch(laion_length(waves, samples=SAMPLES).waves)
-        read = model.network.text_branch(tokens)
+        read = model.network.text(tokens)
 
         def project(x, side):
             part = {k: tensors[f"{side}_projection.{k}"] for k in ("0.weight", "0.bias", "2.weight", "2.bias")}
             return functional.relu(x @ part["0.weight"].T + part["0.bias"]) @ part["2.weight"].T + part["2.bias"]
     else:
-        heard = model.network.audio_encoder.base["htsat"](ms_length(waves, samples=SAMPLES).waves)
-        states = model.network.caption_encoder.base(tokens)
+        states = model.network.text.base(input_ids=tokens).last_hidden_state
         end = model.tokens.encoder.token_to_id("<|endoftext|>")
         read = states[tokens == end]  # no "!" in these captions
 
@@ -212,7 +203,7 @@ def test_rows_are_unit_vectors_by_the_formula(models, which):
 
 @pytest.mark.parametrize("which", ["laion", "ms"])
 def test_neither_batch_nor_order_matters(models, which, monkeypatch):
-    module = "eval.extractors.clap_rows"
+    module = "eval.extractors.clap"
     monkeypatch.setattr(f"{module}.CLIPS_AT_ONCE", 2)
     monkeypatch.setattr(f"{module}.CAPTIONS_AT_ONCE", 2)
     model = models[which]
@@ -258,26 +249,25 @@ def test_name_holds_the_digests_of_weights_and_vocabulary(models, folders, tmp_p
     kind, published = ("roberta", ROBERTA) if which == "laion" else ("gpt2", GPT2)
     other = vocabulary_folder(tmp_path / "other", published.first, published.last)
     (other / "merges.txt").write_text("#version: 0.2\no g\n")
-    changed = load(tmp_path, folders | {kind: other}, which, tensors_of(CONFIGS[which]))
+    changed = load(tmp_path, folders | {kind: other}, which, tensors_of(which))
     assert changed.name != model.name
     assert not changed.tokens.published
 
 
 def test_what_old_transformers_kept_in_the_files_is_left_out(models, folders, tmp_path):
     extra = {"text_branch.embeddings.position_ids": torch.arange(79)[None]}
-    made = load(tmp_path, folders, "laion", tensors_of(SMALL_LAION) | extra)
+    made = load(tmp_path, folders, "laion", tensors_of("laion") | extra)
     assert torch.equal(made.embed_text(["dog"]), models["laion"].embed_text(["dog"]))
     for k in range(2):
         extra[f"caption_encoder.base.h.{k}.attn.bias"] = torch.ones(1, 1, 79, 79, dtype=torch.uint8).tril()
         extra[f"caption_encoder.base.h.{k}.attn.masked_bias"] = torch.tensor(-1e4)
     del extra["text_branch.embeddings.position_ids"]
-    made = load(tmp_path, folders, "ms", tensors_of(SMALL_MS) | extra)
+    made = load(tmp_path, folders, "ms", tensors_of("ms") | extra)
     assert torch.equal(made.embed_text(["dog"]), models["ms"].embed_text(["dog"]))
 
 
 def test_logit_scale_is_an_exponential(folders, tmp_path):
-    made = load(tmp_path, folders, "ms", tensors_of(SMALL_MS) | {"logit_scale": torch.tensor(math.log(20.0))})
-    assert isinstance(made, ClapMs)
+    made = load(tmp_path, folders, "ms", tensors_of("ms") | {"logit_scale": torch.tensor(math.log(20.0))})
     assert made.logit_scale == pytest.approx(20.0, rel=1e-6)
 
 
@@ -309,7 +299,7 @@ def test_logit_scale_is_an_exponential(folders, tmp_path):
     ],
 )
 def test_files_that_do_not_fit_are_refused_in_one_line(tmp_path, folders, which, change, message):
-    tensors = tensors_of(CONFIGS[which])
+    tensors = tensors_of(which)
     change(tensors)
     with pytest.raises(WeightsError, match=message) as caught:
         load(tmp_path, folders, which, tensors)
@@ -318,11 +308,11 @@ def test_files_that_do_not_fit_are_refused_in_one_line(tmp_path, folders, which,
 
 
 def test_tiny_in_place_of_base_is_called_by_its_name(tmp_path, folders):
-    """The common mistake: a 630k file, HTSAT-tiny. Base is told by its width of 128."""
-    config = ClapLaionConfig(text=small_text(ROBERTA_SIZE))
+    """The common mistake: a 630k file, HTSAT-tiny. Base is known by its width of 128."""
+    spec = replace(CLAP_LAION, text=small_text(ROBERTA_SIZE))
     tensors = {"audio_branch.patch_embed.proj.weight": torch.zeros(96, 1, 4, 4)}
     with pytest.raises(WeightsError, match=r"it holds HTSAT-tiny, and this adapter takes HTSAT-base$"):
-        ClapLaion.load(laion_file(tmp_path, tensors), tokenizer=folders["roberta"], config=config)
+        Clap.load(laion_file(tmp_path, tensors), spec, tokenizer=folders["roberta"])
 
 
 def test_wrong_sizes_are_refused():
@@ -332,6 +322,6 @@ def test_wrong_sizes_are_refused():
     with pytest.raises(ValueError, match="positions must be at least 79, got 77"):
         TextConfig(vocabulary=10, positions=77)
     with pytest.raises(ValueError, match="samples must give at most 1024 frames, got 600000"):
-        ClapLaionConfig(samples=600_000)
+        replace(CLAP_LAION, samples=600_000)
     with pytest.raises(ValueError, match="joint must be positive"):
-        ClapMsConfig(joint=0)
+        replace(CLAP_MS_2023, joint=0)

@@ -12,10 +12,10 @@ import pytest
 import soxr
 import torch
 
-from eval.extractors import aesthetics, clap_laion, clap_ms, imagebind, imagebind_front_end, panns, passt, synchformer
+from eval.extractors import aesthetics, clap, imagebind, imagebind_front_end, panns, passt, synchformer
 from eval.extractors import vggish as vggish_file
 from eval.extractors.base import Embeddings
-from eval.extractors.clap_tokens import GPT2, ROBERTA
+from eval.extractors.clap_text import GPT2, ROBERTA
 from eval.extractors.clip_audio import ClipAudio
 from eval.extractors.imagebind_front_end import imagebind_frames
 from eval.features.published_models import PublishedModels
@@ -79,8 +79,8 @@ def files(tmp_path_factory) -> dict[str, Path]:
     return {
         "imagebind": test_imagebind.written(root, test_imagebind.small_tensors() | test_imagebind.others()),
         "synchformer": test_desync_extractor.written(root, test_desync_extractor.small_tensors()),
-        "clap_laion": test_clap.laion_file(root, test_clap.tensors_of(test_clap.SMALL_LAION)),
-        "clap_ms": test_clap.ms_file(root, test_clap.tensors_of(test_clap.SMALL_MS)),
+        "clap_laion": test_clap.laion_file(root, test_clap.tensors_of("laion")),
+        "clap_ms": test_clap.ms_file(root, test_clap.tensors_of("ms")),
         "roberta_tokens": vocabulary_folder(root / "roberta", ROBERTA.first, ROBERTA.last),
         "gpt2_tokens": vocabulary_folder(root / "gpt2", GPT2.first, GPT2.last),
     }
@@ -89,12 +89,9 @@ def files(tmp_path_factory) -> dict[str, Path]:
 @pytest.fixture
 def small(monkeypatch):
     """The networks at the sizes of those checkpoints."""
-    for kind, config in (
-        (imagebind.ImageBind, test_imagebind.SMALL),
-        (clap_laion.ClapLaion, test_clap.SMALL_LAION),
-        (clap_ms.ClapMs, test_clap.SMALL_MS),
-    ):
-        monkeypatch.setattr(kind, "load", partial(kind.load, config=config))
+    monkeypatch.setattr(imagebind.ImageBind, "load", partial(imagebind.ImageBind.load, config=test_imagebind.SMALL))
+    monkeypatch.setattr(clap, "CLAP_LAION", test_clap.SMALL_LAION)
+    monkeypatch.setattr(clap, "CLAP_MS_2023", test_clap.SMALL_MS)
     whole = synchformer.DesyncExtractor.load
 
     def desync(path: Path, *, device: str) -> synchformer.DesyncExtractor:
@@ -220,8 +217,8 @@ def test_clap_is_the_cosine_of_sound_and_caption(files, small, tmp_path):
     policy = ClipAudio(sample_rate=RATE, duration_s=DURATION_S)
     prepared = torch.stack([policy.prepare(wave.double().numpy(), RATE) for wave in waves])
     for scorer, key, model in (
-        (laion, "clap_laion", clap_laion.ClapLaion.load(files["clap_laion"], tokenizer=files["roberta_tokens"])),
-        (ms, "clap_ms", clap_ms.ClapMs.load(files["clap_ms"], tokenizer=files["gpt2_tokens"])),
+        (laion, "clap_laion", clap.Clap.load(files["clap_laion"], clap.CLAP_LAION, tokenizer=files["roberta_tokens"])),
+        (ms, "clap_ms", clap.Clap.load(files["clap_ms"], clap.CLAP_MS_2023, tokenizer=files["gpt2_tokens"])),
     ):
         assert scorer.tasks == ("vta", "tta")
         assert model.name in scorer.name
@@ -239,13 +236,13 @@ def test_clap_is_the_cosine_of_sound_and_caption(files, small, tmp_path):
 
 def test_a_caption_is_embedded_once(files, small, tmp_path, monkeypatch):
     texts: list[str] = []
-    whole = clap_ms.ClapMs.embed_text
+    whole = clap.Clap.embed_text
 
     def counted(self, captions):
         texts.extend(captions)
         return whole(self, captions)
 
-    monkeypatch.setattr(clap_ms.ClapMs, "embed_text", counted)
+    monkeypatch.setattr(clap.Clap, "embed_text", counted)
     monkeypatch.setattr("eval.features.published_models.PROMPTS_CACHED", 2)
     scorer, _ = load(tmp_path / "cache", PublishedModels(clap_ms=files["clap_ms"], gpt2_tokens=files["gpt2_tokens"]))
     assert texts == list(PROMPTS)
@@ -261,7 +258,7 @@ def test_a_caption_is_embedded_once(files, small, tmp_path, monkeypatch):
 def test_pam_is_the_mean_over_windows_as_long_as_the_model_hears(files, small, tmp_path):
     models = PublishedModels(clap_ms=files["clap_ms"], gpt2_tokens=files["gpt2_tokens"])
     _, scorer = load(tmp_path / "cache", models)
-    model = clap_ms.ClapMs.load(files["clap_ms"], tokenizer=files["gpt2_tokens"])
+    model = clap.Clap.load(files["clap_ms"], clap.CLAP_MS_2023, tokenizer=files["gpt2_tokens"])
     records, waves = [record("none", k, caption="") for k in range(3)], sounds(3)
     found = independent(scorer, records, waves)
     assert (scorer.tasks, len(scorer.name.split(model.name))) == (("vta", "tta"), 2)

@@ -266,7 +266,7 @@ def test_a_pipeline_is_cut_at_its_own_stages(film):
     assert calls["flow network"]().shape == (2, 20, 20)
     frames = codec.sequence.latent_frames(DURATION_S)
     e = noise([0, 1], frames, codec.latent_channels)
-    latents = pipeline.latents(Conditions.empty(2, DURATION_S), e, SamplingConfig())
+    latents = pipeline.generator.latents(Conditions.empty(2, DURATION_S), e, SamplingConfig())
     wave = latents
     for _, decode in chain.decoders:
         wave = decode(wave)

@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import save_file
 
 from teacher.encoders.cache import EncodedCache
+from teacher.files import file_sha256
 from teacher.media import write_video
 from tests.saved_student import tiny_pipeline
 
@@ -27,7 +28,7 @@ def test_a_film_is_encoded_once_whatever_it_is_called(tmp_path, monkeypatch):
     plain = replace(pipeline, cache=None)(video=video, seeds=1)[0].wave
     torch.testing.assert_close(first, plain, rtol=0, atol=0)
     renamed = video.rename(tmp_path / "b.mp4")
-    monkeypatch.setattr("teacher.sampling.scene.encode_clip", None)  # nothing is encoded any more
+    monkeypatch.setattr("teacher.sampling.scene.read_window_frames", None)  # nothing is encoded any more
     torch.testing.assert_close(pipeline(video=renamed, seeds=1)[0].wave, first, rtol=0, atol=0)
     assert not torch.equal(pipeline(video=renamed, prompt="rain", seeds=1)[0].wave, first)
 
@@ -47,9 +48,9 @@ def test_other_times_and_encoders_are_other_files(tmp_path):
     for start_s, duration_s, encoders in ((0.0, 1.0, names), (0.5, 1.0, names), (0.0, 0.9, names),
                                           (0.0, 1.0, names | {"image": "j"})):  # fmt: skip
         value = torch.rand(2, 3)
-        made = cache.get(video, start_s, duration_s, encoders, lambda value=value: (value, value.clone()))
+        made = cache.get(file_sha256(video), start_s, duration_s, encoders, lambda value=value: (value, value.clone()))
         assert torch.equal(made[0], value)
-    again = cache.get(video, 0.0, 0.9, names, lambda: pytest.fail("was kept"))
+    again = cache.get(file_sha256(video), 0.0, 0.9, names, lambda: pytest.fail("was kept"))
     assert again[0].shape == (2, 3)
 
 
@@ -57,14 +58,14 @@ def test_other_times_and_encoders_are_other_files(tmp_path):
 def test_a_damaged_file_is_made_again(tmp_path, damage):
     cache, video = EncodedCache(folder=tmp_path / "c"), film(tmp_path / "a.mp4", 0)
     names = {"image": "i", "sync": "s"}
-    cache.get(video, 0.0, 1.0, names, lambda: (torch.ones(2), torch.ones(2)))
+    cache.get(file_sha256(video), 0.0, 1.0, names, lambda: (torch.ones(2), torch.ones(2)))
     kept = next((tmp_path / "c").iterdir())
     whole = kept.read_bytes()
     kept.write_bytes(damage(whole))
-    made = cache.get(video, 0.0, 1.0, names, lambda: (torch.ones(2), torch.ones(2)))
+    made = cache.get(file_sha256(video), 0.0, 1.0, names, lambda: (torch.ones(2), torch.ones(2)))
     assert torch.equal(made[1], torch.ones(2))
     assert kept.read_bytes() == whole
-    cache.get(video, 0.0, 1.0, names, lambda: pytest.fail("was kept"))
+    cache.get(file_sha256(video), 0.0, 1.0, names, lambda: pytest.fail("was kept"))
 
 
 def test_a_file_of_an_older_version_is_read_and_the_umask_obeyed(tmp_path):
@@ -72,10 +73,12 @@ def test_a_file_of_an_older_version_is_read_and_the_umask_obeyed(tmp_path):
     names = {"image": "i", "sync": "s"}
     before = os.umask(0o027)
     try:
-        cache.get(video, 0.0, 1.0, names, lambda: (torch.ones(2), torch.ones(2)))
+        cache.get(file_sha256(video), 0.0, 1.0, names, lambda: (torch.ones(2), torch.ones(2)))
     finally:
         os.umask(before)
     kept = next((tmp_path / "c").iterdir())
     assert kept.stat().st_mode & 0o777 == 0o640
     save_file({"clip": torch.zeros(2), "sync": torch.zeros(2)}, kept)
-    assert torch.equal(cache.get(video, 0.0, 1.0, names, lambda: pytest.fail("was kept"))[0], torch.zeros(2))
+    assert torch.equal(
+        cache.get(file_sha256(video), 0.0, 1.0, names, lambda: pytest.fail("was kept"))[0], torch.zeros(2)
+    )

@@ -133,7 +133,7 @@ def test_precisions_are_near_float32(pipeline, precision, low, high):
         pipeline, precision=precision, net=as_in_the_demo(pipeline.net) if precision == "demo" else pipeline.net
     )
     c, e = Conditions.empty(1, 1.0), noise([clip_seed(0, "a")], 32, 20)
-    full, rough = (p.latents(c, e, SamplingConfig(steps=5)) for p in (pipeline, other))
+    full, rough = (p.generator.latents(c, e, SamplingConfig(steps=5)) for p in (pipeline, other))
     assert low < float((full - rough).norm() / full.norm()) < high
 
 
