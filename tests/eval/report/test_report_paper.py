@@ -5,6 +5,7 @@ from eval.metrics.uncertainty import Estimate
 from eval.report.paper import paper_latex, paper_markdown, paper_table, write_paper
 from eval.speed.budget import STAGES, Budget, Machine, Roofline, StageBudget, Timing, with_totals
 from eval.speed.budget import Setting as Timed
+from teacher.files.lines import append_lines
 from tests.eval.report.test_paper_table import row
 
 
