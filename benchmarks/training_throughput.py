@@ -27,11 +27,11 @@ import torch
 from benchmarks.meanflow_step import opened, random_conditions
 from distill.checkpoints.ema import SharedAverages, trained_names
 from distill.config import Method, OptimConfig
-from distill.engines import Engine, start
+from distill.engines import Engine, choose_engine
 from distill.loop.memory import prepare_blocks
 from distill.method.step import train_step
 from distill.method.student import student_from_teacher
-from distill.presets import student_mf_mjt
+from distill.presets.students import student_mf_mjt
 from meanflow import TimePairs
 from teacher.flow_matching import FlowMatching, Terms, flow_matching_step
 from teacher.network.batch import Batch, BatchSlice
@@ -82,7 +82,7 @@ class Training:
     """A started engine with everything a run holds in memory, and its step on random features."""
 
     def __init__(self, method: FlowMatching | Method, args: argparse.Namespace) -> None:
-        self.engine: Engine = start(timeout_s=120.0)
+        self.engine: Engine = choose_engine(timeout_s=120.0)
         self.method, self.args = method, args
         self.config = variant(args.network)
         draws = torch.Generator().manual_seed(0)

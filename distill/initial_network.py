@@ -13,6 +13,7 @@ from teacher.audio.mmaudio_codec import MMAudioCodec
 from teacher.audio.registry import open_codec
 from teacher.encoders.registry import load_encoders
 from teacher.features.codec import load_codec
+from teacher.features.store import folder_widths
 from teacher.files import file_sha256
 from teacher.network.mmaudio import FROZEN_PARAMETERS, MMAudio
 from teacher.network.variants import MMAudioConfig
@@ -51,7 +52,7 @@ def fresh_or_loaded(
         return _trained(start, features, weights_dir)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        net = MMAudio(start.network)
+        net = MMAudio(start.network.with_widths(folder_widths(features)))
         if start.init == "unit":
             net.initialise_unit()
     codec = load_codec(features, weights_dir=weights_dir)

@@ -1,6 +1,5 @@
 """Assembles the two kinds of run for the loop: a teacher, fresh or from weights, and a student from a teacher."""
 
-import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,6 +24,7 @@ from distill.method.student import (
     time_fit,
 )
 from distill.method.velocity_source import GuidedInput
+from distill.processes import this_process
 from meanflow import Guidance, PlainFlowMatching
 from teacher.audio.codec import AudioCodec
 from teacher.features.dataset import JointSet, Modalities
@@ -92,7 +92,7 @@ def distil(config: DistillRun, run: Path, *, weights_dir: Path | None = None, sc
     One line says what became of a time embedding that had to be replaced.
     """
     task = student_task(config, run, weights_dir=weights_dir, scores=scores)
-    if not (run / "config.json").exists() and os.environ.get("RANK", "0") == "0":
+    if not (run / "config.json").exists() and this_process().main:
         for line in time_note(config, task):
             print(line, flush=True)
     return fit(task, run)

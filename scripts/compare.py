@@ -6,7 +6,6 @@ torchrun --nproc-per-node 4 -m scripts.compare ...       the clips are dealt to 
 Rows already in rows.jsonl with the same configuration are kept, and of an unfinished row the parts that are done.
 """
 
-import os
 import shlex
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -17,6 +16,7 @@ from pathlib import Path
 import torch
 import tyro
 
+from distill.processes import this_process
 from eval.compare.comparison import Comparison
 from eval.compare.examples import ExampleWriter, write_examples
 from eval.compare.hygiene import TestFacts, write_facts
@@ -92,7 +92,7 @@ class Compare:
 def cli() -> None:
     """Entry point."""
     args = tyro.cli(Compare, description=__doc__)
-    rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    rank, world, *_ = this_process()
     alone = FolderLock(args.out, what="the comparison") if rank == 0 else nullcontext()
     with alone, Processes(args.out / "processes", rank, world) as processes:
         run(args, processes)
@@ -243,7 +243,7 @@ def _tell(args: Compare, task: Task, test: TestSet, missing: tuple[str, ...], ru
 def _device(asked: str) -> str:
     if asked != "auto":
         return asked
-    return f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu"
+    return f"cuda:{this_process().local_rank}" if torch.cuda.is_available() else "cpu"
 
 
 def _line(row: Row) -> str:

@@ -10,6 +10,7 @@ import sys
 import traceback
 from collections.abc import Callable
 
+from distill.processes import this_process
 from teacher.files.errors import exit_status
 
 
@@ -33,7 +34,7 @@ def one_line_errors(command: Callable[[], None]) -> Callable[[], None]:
             status = exit_status(error)
             if status is not None:
                 print(_line(error), file=sys.stderr)
-            elif _several():
+            elif this_process().several:
                 traceback.print_exc()
             else:
                 raise
@@ -49,12 +50,8 @@ def _line(error: BaseException) -> str:
 
 
 def _end(status: int) -> None:
-    if _several():  # leaving in order may wait for processes that are gone
+    if this_process().several:  # leaving in order may wait for processes that are gone
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(status)
     sys.exit(status)
-
-
-def _several() -> bool:
-    return int(os.environ.get("WORLD_SIZE", "1")) > 1

@@ -4,9 +4,7 @@ Under `torchrun --nproc_per_node N -m scripts.extract ...` or `accelerate launch
 share the work; on several machines, --out must lie on a common disk.
 """
 
-import os
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated
@@ -15,6 +13,7 @@ import torch
 import tyro
 from tqdm import tqdm
 
+from distill.processes import this_process
 from scripts.errors import one_line_errors
 from teacher.features import store
 from teacher.features.config import ExtractConfig
@@ -61,38 +60,33 @@ class _Bars:
 
 def run(arguments: Arguments) -> None:
     """Extract and print the report."""
-    rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    process = this_process()
     config = arguments.config
     if config.device == "auto" and torch.cuda.is_available():
-        config = replace(config, device=f"cuda:{os.environ.get('LOCAL_RANK', '0')}")
+        config = replace(config, device=f"cuda:{process.local_rank}")
     begin, bars = time.perf_counter(), _Bars()
     try:
         left_out: LeftOut = []
-        items = _items(arguments, left_out, talk=rank == 0)
+        items = _items(arguments, left_out, talk=process.main)
         report = extract(
             items,
             arguments.out,
             config,
             overwrite=arguments.overwrite,
             left_out=left_out,
-            progress=bars if rank == 0 else None,
-            part=(rank, world),
-            run=_start_of(os.environ) if world > 1 else "",
+            progress=bars if process.main else None,
+            part=(process.rank, process.world_size),
+            run=process.meeting_point if process.several else "",
         )
     finally:
         bars.close()
-    if rank != 0:
+    if not process.main:
         return
     info = store.read_json(arguments.out / "features.json")
     rate, channels = info["sequence"]["sample_rate"], info["latent_channels"]
     print(report)
     print(f"codec: {info['codec']['name']}, {channels} channels at {rate} Hz, digest {info['codec']['digest'][:12]}")
     print(f"features in {arguments.out}, {time.perf_counter() - begin:.1f} s")
-
-
-def _start_of(environment: Mapping[str, str]) -> str:
-    """What the processes of one start share and no other start has: where they meet."""
-    return f"{environment.get('MASTER_ADDR', '')}:{environment.get('MASTER_PORT', '')}"
 
 
 def _items(arguments: Arguments, left_out: LeftOut, *, talk: bool) -> list[Item]:

@@ -8,8 +8,9 @@ from pathlib import Path
 import tyro
 
 from eval.compare.rows import changed_lines
+from eval.report.page import write_report
 from eval.report.paper import write_paper
-from eval.report.write import write_report
+from eval.report.results import Results
 from scripts.errors import one_line_errors
 
 
@@ -35,8 +36,9 @@ def report(rows: Path, data: Path | None = None, runs: tuple[Path, ...] = (), ma
     for path in (rows, rows.with_name("clips.jsonl")):
         for number in changed_lines(path):
             print(f"note: {path}, line {number} is not as the comparison wrote it: damaged, or changed by hand")
-    page = write_report(rows)
-    print(f"wrote {', '.join(map(str, (page, page.with_name('results.md'), *write_paper(rows))))}")
+    results = Results.read(rows)
+    page = write_report(results)
+    print(f"wrote {', '.join(map(str, (page, page.with_name('results.md'), *write_paper(results))))}")
 
 
 @one_line_errors

@@ -2,10 +2,12 @@
 
 mf-verify --rows runs/demo/rows.jsonl --cell vta student 1 0 onset_f1
 mf-verify --rows runs/demo/rows.jsonl --all --data runs/demo/features
+mf-verify --rows runs/demo/rows.jsonl --cross-check
 
 Cells are metrics, their intervals and biases ("kl low", "kl high", "frechet bias") and totals of times
-("rtf video-to-audio"). Exit status: 0 all that was computed agrees, 1 something differs, 2 wrong input or a cell
-nothing was kept for.
+("rtf video-to-audio"). --cross-check has torch-fidelity compute FD, KAD and the inception score of every row from the
+kept features, and writes cross-check.json beside the rows. Exit status: 0 all that was computed agrees, 1 something
+differs, 2 wrong input or a cell nothing was kept for.
 """
 
 import sys
@@ -16,6 +18,7 @@ from pathlib import Path
 
 import tyro
 
+from eval.compare.cross_check import PACKAGE, cross_checks, write_cross_checks
 from eval.compare.hygiene import facts_of
 from eval.compare.rows import Row, Task, changed_lines
 from eval.compare.verify import Check, Kept
@@ -40,6 +43,8 @@ class Verify:
     """Guidance scale of the row of --cell, where a model was run with several."""
     all: bool = False
     """Every cell of every row, and that all models of a task were scored on the same clips."""
+    cross_check: bool = False
+    """FD, KAD and inception score of every row by torch-fidelity too, into cross-check.json beside the rows."""
     data: Path | None = None
     """Feature folder of the comparison: checks real sound, codec round trip and the kept files from the sounds too."""
     judges: PublishedModels = field(default_factory=PublishedModels)
@@ -54,13 +59,15 @@ class Verify:
 def cli() -> None:
     """Entry point of `mf-verify`."""
     args = tyro.cli(Verify, description=__doc__)
-    if args.all == (args.cell is not None):
-        raise ValueError("give either --cell TASK MODEL STEPS SEED METRIC or --all")
+    if [args.all, args.cell is not None, args.cross_check].count(True) != 1:
+        raise ValueError("give one of --cell TASK MODEL STEPS SEED METRIC, --all and --cross-check")
     if args.guidance is not None and args.cell is None:
         raise ValueError("--guidance names the row of a --cell; --all checks every row")
     if args.data is None and args.judges != PublishedModels():
         raise ValueError("--judges.* need --data: published models hear the sounds themselves")
     kept = Kept.read(args.rows)
+    if args.cross_check:
+        sys.exit(DIFFERENT if _cross_checked(kept) else 0)
     checks = _cell(args, kept, args.cell) if args.cell is not None else _all(args, kept)
     different = _told(checks, verbose=args.verbose or args.cell is not None)
     for path in (args.rows, args.rows.with_name("clips.jsonl")) if args.all else ():
@@ -69,6 +76,20 @@ def cli() -> None:
             print(f"{path}, line {number} is not as the comparison wrote it")
     if different:
         sys.exit(DIFFERENT)
+
+
+def _cross_checked(kept: Kept) -> bool:
+    """Print both values of every metric, write the file, and return whether any differ."""
+    checks = []
+    for check in cross_checks(kept.rows_path, kept.rows):
+        print(check, flush=True)
+        checks.append(check)
+    if not checks:
+        raise ValueError(f"{kept.rows_path.parent / 'embeddings'} holds no features of these rows to compute from")
+    path = write_cross_checks(kept.rows_path, checks)
+    differing = sum(not check.agrees for check in checks)
+    print(f"{len(checks)} computed by {PACKAGE} too: {len(checks) - differing} agree, {differing} differ; {path}")
+    return differing > 0
 
 
 def _cell(args: Verify, kept: Kept, cell: tuple[Task, str, int, int, str]) -> list[Check]:

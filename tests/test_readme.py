@@ -11,13 +11,13 @@ import tyro
 from accelerate.commands.launch import launch_command_parser
 
 from distill.launch.launcher import configuration
-from scripts.distill import PRESETS as STUDENT_PRESETS
-from scripts.train_teacher import PRESETS as TEACHER_PRESETS
+from scripts import distill, train_teacher
 from tests.distill.launch.test_launch import precision_of, refusal
 from tests.saved_student import save_student
 
 ROOT = Path(__file__).resolve().parents[1]
 TEXT = (ROOT / "README.md").read_text()
+STUDENT_PRESETS, TEACHER_PRESETS = distill.commands(), train_teacher.commands()
 LAUNCHERS = ("accelerate launch", "python -m distill.launch.launcher")
 PAGES = ("README.md", "docs/training.md", "docs/methods/recipes.md")
 

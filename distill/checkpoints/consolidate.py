@@ -1,22 +1,21 @@
 """Weights taken out of a run: one folder with one safetensors file and what sampling and evaluation need beside it."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, cast
 
 import torch
-from safetensors import safe_open
 
 from distill.checkpoints.manifest import Checkpoint, read_manifest
 from distill.checkpoints.run_folder import CONSOLIDATED
 from distill.checkpoints.store import at, newest
-from distill.checkpoints.writing import Written, copy_file, stream_tensors, write_new
 from distill.method.adapters import merged
 from meanflow.config import from_plain
-from teacher.files import new_folder, write_digests
-from teacher.files.tensors import check_fit, compare_weights
+from teacher.files import Written, copy_file, new_folder, write_digests, write_new
+from teacher.files.components import check_fit, compare_weights, read_shapes
+from teacher.files.safetensors import stream_tensors
 from teacher.network.lora import LoRAConfig
 from teacher.network.mmaudio import MMAudio
 from teacher.network.variants import MMAudioConfig
@@ -94,15 +93,10 @@ def _write_weights(source: Path, target: Path, document: Mapping[str, object]) -
     if lora is None:
         with torch.device("meta"):  # names and shapes alone
             expected = {name: tensor.shape for name, tensor in MMAudio(network).state_dict().items()}
-        check_fit(expected, _shapes(source), str(source))
+        check_fit(expected, read_shapes(source), str(source))
         written = copy_file(source, target)
         if written != read_manifest(source.parent)[source.name]:  # verified a moment ago
             raise WeightsError(f"{source} changed while it was copied; the disk may be failing")
         return written
     alpha = from_plain(LoRAConfig, lora, "lora").alpha
     return stream_tensors(target, merged(read_tensors(source), network, alpha, str(source)))
-
-
-def _shapes(path: Path) -> dict[str, Sequence[int]]:
-    with safe_open(path, framework="pt") as file:
-        return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118

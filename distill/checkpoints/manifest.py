@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from distill.checkpoints.writing import Tensors, Written
-from teacher.files import check_regular, read_bytes, read_json
+from teacher.files import Written, check_regular, read_bytes, read_json
+from teacher.files.safetensors import Tensors
 from teacher.weights import read_tensors
 
 FORMAT = 1

@@ -21,16 +21,15 @@ from typing import Any, TypeAlias, cast
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from distill.checkpoints.ema import PowerEMA, clock, gamma_from_std
 from distill.checkpoints.store import newest
-from distill.checkpoints.writing import write_tensors
 from distill.method.adapters import merged
 from meanflow.config import from_plain
 from teacher.files import write_digests
-from teacher.files.tensors import compare_weights
+from teacher.files.components import compare_weights
+from teacher.files.safetensors import opened, read_header, write_tensors
 from teacher.network.lora import LoRAConfig
 from teacher.network.variants import MMAudioConfig
 from teacher.weights import WeightsError, read_run_config, read_tensors
@@ -115,10 +114,9 @@ def read_snapshots(run: Path) -> list[Snapshot]:
 
 def _describe(path: Path) -> Snapshot:
     try:
-        with safe_open(path, framework="pt") as file:
-            known = json.loads((file.metadata() or {})["json"])
+        known = json.loads(read_header(path).metadata["json"])
         return Snapshot(path=path, std=float(known["std"]), step=int(known["step"]), corrected=bool(known["corrected"]))
-    except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise WeightsError(f"{path} is not a snapshot of an average: {error!r}") from error
 
 
@@ -128,7 +126,7 @@ def combined_tensors(snapshots: list[Snapshot], weights: np.ndarray) -> dict[str
     for snapshot in snapshots:
         compare_weights(snapshot.path, folder=snapshot.path.parents[1])
     with ExitStack() as stack:
-        files = [stack.enter_context(safe_open(s.path, framework="pt")) for s in snapshots]
+        files = [stack.enter_context(opened(s.path)) for s in snapshots]
         names = set(files[0].keys())
         for snapshot, file in zip(snapshots, files, strict=True):
             if set(file.keys()) != names:

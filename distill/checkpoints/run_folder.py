@@ -9,14 +9,12 @@ from itertools import chain
 from pathlib import Path
 from typing import TypeAlias
 
-from safetensors import SafetensorError, safe_open
-
 from distill.checkpoints.manifest import read_manifest, step_of
-from distill.checkpoints.writing import Tensors, Written, write_tensors
 from distill.config import DistillRun, TeacherRun, with_current_names
 from distill.loop_config import OPERATIONAL
 from meanflow.config import from_plain, to_plain
 from teacher.files import (
+    Written,
     check_digests,
     flush_folder,
     read_digests,
@@ -25,6 +23,7 @@ from teacher.files import (
     replacing,
     write_digests,
 )
+from teacher.files.safetensors import Tensors, read_header, write_tensors
 from teacher.network.variants import MMAudioConfig
 from teacher.weights import read_run_config, read_tensors
 
@@ -152,10 +151,8 @@ def _make(run: Path, name: str, source: Path, transform: Transform) -> dict[str,
 
 def _metadata(path: Path) -> dict[str, str] | None:
     try:
-        with safe_open(path, framework="pt") as file:
-            metadata: dict[str, str] | None = file.metadata()
-            return metadata
-    except (OSError, SafetensorError):
+        return read_header(path).metadata
+    except (OSError, ValueError):
         return None
 
 

@@ -25,9 +25,9 @@ from distill.checkpoints.manifest import (
     verified,
     verifies,
 )
-from distill.checkpoints.writing import Tensors, stream_tensors, total_bytes, write_new
-from distill.loop.lines import last_line
-from teacher.files import flush_folder, read_digests, recorded_steps
+from teacher.files import flush_folder, read_digests, recorded_steps, write_new
+from teacher.files.json_files import last_line
+from teacher.files.safetensors import Tensors, stream_tensors, total_bytes
 from teacher.weights.run_folder import published
 
 LOG, HISTORY = "metrics.jsonl", "history.jsonl"

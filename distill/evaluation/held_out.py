@@ -17,18 +17,16 @@ from pathlib import Path
 from typing import NamedTuple, TypeAlias, TypeVar
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from distill.checkpoints.writing import write_tensors
 from distill.engines.base import Engine
 from distill.evaluation.clips import SEED, FixedClips, Reference, agreement, reference_guidance
-from distill.loop.tracking import Preview
 from distill.loop_config import EvaluationConfig
 from meanflow import Guidance
 from meanflow.config import to_plain
 from teacher.audio.codec import AudioCodec
 from teacher.features.store import Record
+from teacher.files.safetensors import read_content, write_tensors
 from teacher.network.mmaudio import MMAudio
 
 NAME = "latents"
@@ -52,11 +50,10 @@ def key_of(
 def read_held_out(path: Path, key: str) -> Tensor | None:
     """The latents of a file; None where it is absent, damaged in any byte, or was made with another key."""
     try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            latents: Tensor = file.get_tensor(NAME)
-    except (OSError, SafetensorError):
+        tensors, metadata = read_content(path, [NAME])
+    except (OSError, ValueError):
         return None
+    latents = tensors[NAME]
     return latents if metadata == _metadata(key, latents) else None
 
 
@@ -87,8 +84,20 @@ HELD_OUT_FILE = "held_out.safetensors"
 
 
 @dataclass(frozen=True)
+class Preview:
+    """Sounds (B, samples) at `sample_rate` and their log-mel pictures (B, bins, frames)."""
+
+    waves: Tensor
+    sample_rate: int
+    pictures: Tensor
+    captions: list[str]
+    names: tuple[str, ...] = ()
+    """What each is called in TensorBoard; without any, 0, 1 and so on."""
+
+
+@dataclass(frozen=True)
 class Evaluated:
-    """One evaluation: numbers for the log by name, and what is heard of it."""
+    """One evaluation: numbers for the log by name, and sounds to listen to."""
 
     scalars: dict[str, float]
     preview: Preview | None

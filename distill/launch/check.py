@@ -65,9 +65,9 @@ def answer() -> None:
     """One of the two processes."""
     import torch
 
-    from distill.engines import start
+    from distill.engines import choose_engine
 
-    engine = start(timeout_s=60.0)
+    engine = choose_engine(timeout_s=60.0)
     count = engine.total(torch.ones((), device=engine.device))
     if engine.main:
         print(f"{engine.describe()}; {count:.0f} processes answered", flush=True)

@@ -1,6 +1,5 @@
 """The training loop shared by teacher and student: data, step, backward, averages, log, evaluation, save, resume."""
 
-import os
 import resource
 import sys
 from collections.abc import Iterator
@@ -11,12 +10,13 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from distill.engines import start
+from distill.engines import choose_engine
 from distill.engines.optim import learning_rate
 from distill.loop.feed import Feed, generator
 from distill.loop.session import Session, TrainingTask, everywhere
 from distill.loop.tracking import Means, Pace, Tracker
 from distill.loop.watchdog import Signals, Skipped, Watchdog, signal_status
+from distill.processes import this_process
 from teacher.files import FolderLock
 from teacher.files.errors import WRONG_INPUT, FeatureError, TrainingError
 from teacher.network.batch import Batch, BatchSlice
@@ -36,11 +36,11 @@ def fit(task: TrainingTask, run: Path) -> Path:
     training into the folder is refused. Nothing is done, and a line says so, where the run is finished and its
     checkpoints were removed.
     """
-    loop, rank, world = task.loop, int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    loop, process = task.loop, this_process()
     with ExitStack() as stack:
-        watchdog = stack.enter_context(Watchdog(loop.timeout_s, process=rank, processes=world))
+        watchdog = stack.enter_context(Watchdog(loop.timeout_s, process=process.rank, processes=process.world_size))
         watchdog.beat("waiting for the other processes")
-        engine = start(timeout_s=loop.timeout_s)
+        engine = choose_engine(timeout_s=loop.timeout_s)
         check_precision(task.float32_only, engine.precision)
         watchdog.beat("preparing")
         with everywhere(engine, status=WRONG_INPUT):

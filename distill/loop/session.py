@@ -22,13 +22,13 @@ from distill.config import DistillRun, TeacherRun
 from distill.engines import Engine, Tensors
 from distill.engines.base import TogetherError, precision_name
 from distill.evaluation import Evaluated, HeldOut
-from distill.loop.lines import append, drop_later, last_line
 from distill.loop.memory import prepare_blocks
 from distill.loop_config import LoopConfig
 from teacher.audio.codec import AudioCodec
 from teacher.features.dataset import Examples
 from teacher.files import DIGESTS, read_digests, replacing, write_digests
 from teacher.files.errors import CANNOT_GO_ON, WRONG_INPUT, TrainingError
+from teacher.files.json_files import append_line, drop_later, last_line
 from teacher.flow_matching import Terms
 from teacher.network.batch import Batch, BatchSlice
 from teacher.network.mmaudio import MMAudio
@@ -265,7 +265,7 @@ class Session:
         path = self.run / checkpoint.HISTORY
         drop_later(path, self.first - 1)
         before, precision = last_line(path), precision_name(self.engine.precision)
-        append(
+        append_line(
             path,
             {
                 "step": self.first,

@@ -5,7 +5,6 @@ import math
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -14,19 +13,8 @@ import torch
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
-from distill.loop.lines import drop_later
-
-
-@dataclass(frozen=True)
-class Preview:
-    """Sounds (B, samples) at `sample_rate` and their log-mel pictures (B, bins, frames)."""
-
-    waves: Tensor
-    sample_rate: int
-    pictures: Tensor
-    captions: list[str]
-    names: tuple[str, ...] = ()
-    """What each is called in TensorBoard; without any, 0, 1 and so on."""
+from distill.evaluation import Preview
+from teacher.files.json_files import drop_later
 
 
 class Tracker:

@@ -2,12 +2,12 @@
 
 import copy
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from distill.engines import Tensors
-from teacher.files.tensors import check_fit
+from teacher.files.components import check_fit
 from teacher.network.lora import (
     ALPHA,
     LoRAConfig,
@@ -22,6 +22,7 @@ from teacher.network.lora import (
 from teacher.network.mmaudio import MMAudio
 from teacher.network.variants import MMAudioConfig
 
+Tensors: TypeAlias = dict[str, Tensor]
 ADAPTER = "adapter"
 """File of the adapters alone, beside the weights they are merged into."""
 

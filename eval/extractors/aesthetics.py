@@ -32,9 +32,9 @@ from torch.nn import functional
 
 from eval.extractors.base import check_waves, exact_float32
 from eval.extractors.official import LoadedFile, OfficialFile, read_official
-from teacher.files import read_json
+from teacher.files import file_digest, read_json
+from teacher.files.components import load_strictly
 from teacher.files.errors import WeightsError
-from teacher.files.tensors import file_digest, load_strictly
 from teacher.weights.checkpoint import is_safetensors, load_untrusted
 
 AUDIOBOX = OfficialFile(

@@ -27,8 +27,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from mf_mjt_torchvision import guard_torchvision
+from teacher.files.components import few
 from teacher.files.errors import WeightsError
-from teacher.files.tensors import few
 
 CAPTION_TOKENS = 77
 VOCABULARY, MERGES = "vocab.json", "merges.txt"

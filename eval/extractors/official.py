@@ -13,8 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from teacher.files import file_digest
+from teacher.files.components import check_fit, few, load_strictly, read_tensors
 from teacher.files.errors import WeightsError
-from teacher.files.tensors import check_fit, few, file_digest, load_strictly, read_tensors
 from teacher.weights.checkpoint import is_safetensors, load_untrusted
 
 KEYS = ("model", "state_dict")

@@ -8,14 +8,13 @@ from pathlib import Path
 from typing import Self
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor
 
 from eval.metrics import SetMetric
 from eval.metrics.embeddings import Embeddings
 from eval.metrics.uncertainty import Estimate
-from teacher.files import check_regular, replacing
+from teacher.files import check_regular
+from teacher.files.safetensors import read_content, read_header, write_tensors
 
 FEATURES, LOGITS, COUNTS = ".features", ".logits", ".counts"
 
@@ -106,8 +105,7 @@ class ClipFeatures:
         }
         tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in self.tensors.items()}
         about["sha256"] = _digest(about, tensors)
-        with replacing(path) as temporary:
-            temporary.write_bytes(save(tensors, metadata={"json": json.dumps(about)}))
+        write_tensors(path, tensors, {"json": json.dumps(about)})
         return path
 
     @classmethod
@@ -118,9 +116,8 @@ class ClipFeatures:
             ValueError: not such a file, or damaged; named.
         """
         try:
-            with safe_open(path, framework="pt") as file:
-                about = json.loads((file.metadata() or {})["json"])
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            tensors, metadata = read_content(path)
+            about = json.loads(metadata["json"])
             written = about.pop("sha256", None)  # files of older versions have none
             if about.keys() != {"ids", "per_clip", "facts"}:
                 raise ValueError(f"it says {sorted(about)} of itself")
@@ -128,7 +125,7 @@ class ClipFeatures:
                 raise ValueError("what is in it is not what was written")
             found = cls(ids=tuple(about["ids"]), tensors=tensors, per_clip=tuple(about["per_clip"]))
             return found, dict(about["facts"])
-        except (SafetensorError, KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
             raise ValueError(f"{path} cannot be read ({error!r}); delete it and run again") from error
 
 
@@ -167,10 +164,9 @@ def is_sealed(path: Path) -> bool:
     file or cannot be opened."""
     check_regular(path)
     try:
-        with safe_open(path, framework="pt") as file:
-            about = json.loads((file.metadata() or {})["json"])
+        about = json.loads(read_header(path).metadata["json"])
         return "sha256" in about or not about.keys() <= {"ids", "per_clip", "facts"}
-    except (SafetensorError, KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise ValueError(f"{path} cannot be read ({error!r})") from error
 
 

@@ -17,15 +17,13 @@ from typing import Self
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from scipy.optimize import minimize
 from scipy.special import log_softmax
 from torch import Tensor
 
 from eval.metrics.moments.gaussian import Features, as_matrix
 from teacher.audio.mel import hann_window
-from teacher.files import replacing
+from teacher.files.safetensors import read_content, write_tensors
 
 FORMAT = "embedded-classifier-v1"
 MAX_ITERATIONS = 400
@@ -96,8 +94,7 @@ class EmbeddedClassifier:
     def save(self, path: Path) -> None:
         """Write tensors and class names to one safetensors file."""
         metadata = {"format": FORMAT, "classes": json.dumps(self.classes)}
-        with replacing(path) as temporary:
-            save_file({k: v.contiguous() for k, v in self._tensors().items()}, temporary, metadata=metadata)
+        write_tensors(path, self._tensors(), metadata)
 
     @classmethod
     def load(cls, path: Path) -> Self:
@@ -107,10 +104,8 @@ class EmbeddedClassifier:
             ValueError: not such a file, or tensors missing, superfluous or of the wrong shape.
         """
         try:
-            with safe_open(path, framework="pt") as file:
-                metadata = file.metadata() or {}
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        except SafetensorError as error:
+            tensors, metadata = read_content(path)
+        except ValueError as error:
             raise ValueError(f"{path} is not a safetensors file: {error}") from error
         if metadata.get("format") != FORMAT or set(tensors) != {"centre", "scale", "weight", "bias"}:
             raise ValueError(f"{path} is not an {FORMAT} file: format {metadata.get('format')}, {sorted(tensors)}")

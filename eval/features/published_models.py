@@ -111,14 +111,13 @@ class PublishedModels:
         return tuple(sources), tuple(scorers)
 
     def _imagebind(self, duration_s: float, device: str, sides: "_Sides") -> ClipScorer:
-        from eval.extractors.imagebind import ImageBind
-        from eval.extractors.imagebind_front_end import imagebind_frames
+        from eval.extractors.imagebind import ImageBind, imagebind_frames
 
         model = ImageBind.load(_given(self.imagebind), device=device)
 
         def picture(record: Record) -> Tensor:
             frames = imagebind_frames(Path(record.path), start_s=record.start_s, duration_s=duration_s)
-            return model.see(torch.from_numpy(frames))[None]
+            return model.embed_frames(torch.from_numpy(frames))[None]
 
         return CosineScorer(
             key=IB_SCORE.key,
@@ -136,7 +135,7 @@ class PublishedModels:
         def picture(record: Record) -> Tensor:
             info = probe(Path(record.path))
             frames, _ = read_window_frames((model.request, model.request), info, record.start_s, duration_s)
-            return model.see(torch.from_numpy(frames)).flatten(0, 1)
+            return model.visual_features(torch.from_numpy(frames)).flatten(0, 1)
 
         return DesyncScorer(model=model, side=sides.of(model.visual_name, duration_s, picture, as_segments))
 

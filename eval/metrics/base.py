@@ -28,6 +28,8 @@ Better = Literal["lower", "higher"]
 Aspect = Literal["distance", "kind", "clarity", "picture", "caption", "timing", "events"]
 """What a metric is of, in the order in which a summary names them: distance to real sound as a set, the right kind of
 sound, clear and varied classes, fit to the picture, fit to the caption, timing, onsets at known events."""
+Formula = Literal["frechet", "kernel", "inception"]
+"""Published formulas that another package computes as well: FD, KAD and the inception score."""
 EMBEDDED = "embedded"
 """Source of metrics of the project's own features, which need no weights."""
 EVENTS = "events"
@@ -115,6 +117,8 @@ class SetMetric(Metric):
     """Interval and bias."""
     uses_reference: bool = True
     """False for the inception score, which never looks at the real clips."""
+    formula: Formula | None = None
+    """By which `eval.compare.cross_check` has it computed a second time; None where no other package computes it."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

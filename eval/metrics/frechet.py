@@ -57,6 +57,7 @@ def frechet_metric(
         paper=paper,
         dimensions=dimensions,
         needs="features",
+        formula="frechet",
         value=value,
         estimate=estimate,
     )

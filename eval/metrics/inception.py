@@ -174,6 +174,7 @@ def inception_metric(
         aspect="clarity" if summary else None,
         paper=paper,
         needs="logits",
+        formula="inception",
         value=value,
         estimate=estimate,
         uses_reference=False,

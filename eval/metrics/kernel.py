@@ -257,6 +257,7 @@ def kernel_metric(
         main=main,
         paper=paper,
         needs="features",
+        formula="kernel",
         value=value,
         estimate=estimate,
     )

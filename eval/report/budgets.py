@@ -1,32 +1,24 @@
-"""Staged budgets beside the rows: what every stage costs, as tables and in words, and how the times of the rows were
-taken (calls and threads), as far as the budgets they come from are there."""
+"""Staged budgets: what every stage costs, as blocks of a report, and how the times of the rows were taken (calls and
+threads), as far as the budgets they come from lie beside the rows."""
 
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
 from eval.compare.rows import Task, safe_name
-from eval.report.paired import Setting
-from eval.report.summary import Summary
-from eval.report.tables import (
-    FEWEST_CALLS,
-    GENERATORS,
-    MODEL_TITLES,
-    NONE,
-    TASK_TOTALS,
-    Cell,
-    Table,
-    TableRow,
-    paragraphs,
-    significant,
-)
+from eval.report.blocks import Block, Cell, Fold, Heading, Paragraph, Table, TableRow, markdown
+from eval.report.settings import MODEL_TITLES, TASK_TOTALS, Setting, SettingKey
+from eval.report.tables import FEWEST_CALLS, NONE, significant
 from eval.speed.budget import SCOPES, Budget, StageBudget, Total
-from eval.speed.budget import Setting as Timed
+from eval.speed.budget import Setting as BudgetSetting
 
 FILE = re.compile(r"budget-(?P<model>.+)-(?P<task>vta|tta)\.json")
+UNKNOWN = "the number of calls was not kept"
+RELATIVE = 1e-6
+"""By which a factor of a row may differ from that of its budget; from a later measurement it differs by more."""
 READING = (
     "RTF: wall time over the duration of the sound made; below 1 is faster than real time. Floor: the least time that "
     "the machine's own measured rates allow, max(FLOP / rate of a large product, bytes / rate of streaming), with "
@@ -39,126 +31,86 @@ READING = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class KeptBudget:
+class ModelBudget:
     """A budget with the task and the model it is of."""
 
     task: Task
     model: str
-    """As in tables."""
+    """Its name in the rows."""
     budget: Budget
 
     @property
-    def told(self) -> str:
-        return circumstances(self.budget)
-
-    def tables(self) -> Iterator[tuple[str, Table]]:
-        """Stages and totals of every batch size, each with its heading."""
-        for batch in self.budget.batches:
-            clips = f"{batch} clip{'s' * (batch > 1)} of {self.budget.duration_s:g} s"
-            what = "latency" if batch == 1 else "throughput"
-            yield f"Batch {batch}: {what}, {clips}", budget_table(self.budget, batch)
-            yield f"Batch {batch}: totals and what they include", totals_table(self.budget, batch)
-
-
-def read_budgets(folder: Path, models: Sequence[str]) -> list[KeptBudget]:
-    """budget-<model>-<task>.json of a folder in the order of `models`, of others (no longer in the rows) none.
-
-    Raises:
-        ValueError: a file of that name that is no budget, by its name.
-    """
-    found: dict[tuple[str, str], Path] = {}
-    for path in sorted(folder.glob("budget-*.json")):
-        match = FILE.fullmatch(path.name)
-        if match is not None:
-            found[match["model"], match["task"]] = path
-    kept = []
-    for model in models:
-        for task in ("vta", "tta"):
-            own = found.get((safe_name(model), task))
-            if own is not None:
-                title = MODEL_TITLES.get(model, model)
-                kept.append(KeptBudget(task=cast(Task, task), model=title, budget=Budget.read(own)))
-    return kept
-
-
-def of_task(budgets: Iterable[KeptBudget], task: Task) -> list[KeptBudget]:
-    """Those of one task."""
-    return [one for one in budgets if one.task == task]
-
-
-UNKNOWN = "the number of calls was not kept"
-RELATIVE = 1e-6
-"""By which a factor of a row may differ from that of its budget; from a later measurement it differs by more."""
-Key = tuple[Task, str, int, float]
+    def block(self) -> Fold:
+        """The whole budget, folded away."""
+        inside = [Paragraph(circumstances(self.budget))]
+        parts = (part for batch in self.budget.batches for part in _batch_blocks(self.budget, batch))
+        return Fold(title=f"Staged budget of {MODEL_TITLES.get(self.model, self.model)}", blocks=(*inside, *parts))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Calls:
-    """Of one setting: calls behind every median, the fewest of any stage, and threads of the processor."""
+    """How the times of one setting were taken."""
 
     count: int
+    """Calls behind every median; the fewest of any stage."""
     threads: int
+    """Of the processor."""
 
 
-def calls_of(chosen: Sequence[Setting], budgets: Sequence[KeptBudget]) -> dict[Key, Calls]:
-    """By the key of a summary; a setting is left out whose budget is not there, or is of another measurement than its
-    rows."""
-    found = {}
-    for s in chosen:
-        for kept in of_task(budgets, s.summary.task):
-            calls = _calls(s, kept) if kept.model == _name(s.summary) else None
-            if calls is not None:
-                found[s.summary.key] = calls
+def read_budgets(folder: Path, models: Sequence[str]) -> list[ModelBudget]:
+    """The files budget-<model>-<task>.json of a folder in the order of `models`; those of other models, which are no
+    longer in the rows, are left out.
+
+    Raises:
+        ValueError: a file of that name that is no budget, by its name.
+    """
+    paths: dict[tuple[str, str], Path] = {}
+    for path in sorted(folder.glob("budget-*.json")):
+        match = FILE.fullmatch(path.name)
+        if match is not None:
+            paths[match["model"], match["task"]] = path
+    found = []
+    for model in models:
+        for task in ("vta", "tta"):
+            own = paths.get((safe_name(model), task))
+            if own is not None:
+                found.append(ModelBudget(task=cast(Task, task), model=model, budget=Budget.read(own)))
     return found
 
 
-def timing_told(chosen: Sequence[Setting], calls: Mapping[Key, Calls]) -> str:
+def calls_of(chosen: Sequence[Setting], budgets: Sequence[ModelBudget]) -> dict[SettingKey, Calls]:
+    """How the times of each setting were taken, by its key. A setting is left out whose budget is not there, or is of
+    another measurement than its rows."""
+    found = {}
+    for s in chosen:
+        for own in budgets:
+            calls = _calls(s, own.budget) if (own.task, own.model) == (s.task, s.model) else None
+            if calls is not None:
+                found[s.key] = calls
+    return found
+
+
+def timing_text(chosen: Sequence[Setting], calls: Mapping[SettingKey, Calls]) -> str:
     """Calls and threads in words, per model where they differ; empty where nothing was timed."""
     groups: dict[str, list[str]] = {}
     for s in timed(chosen):
-        told = _told(s, calls.get(s.summary.key))
-        groups.setdefault(told, []).append(_name(s.summary))
+        groups.setdefault(_timing(s, calls.get(s.key)), []).append(s.name)
     if len(groups) < 2:
         return "".join(groups)
-    return "; ".join(f"{', '.join(dict.fromkeys(names))}: {told}" for told, names in groups.items())
+    return "; ".join(f"{', '.join(dict.fromkeys(names))}: {timing}" for timing, names in groups.items())
 
 
-def timing_sentence(chosen: Sequence[Setting], calls: Mapping[Key, Calls]) -> str:
-    """The same as a sentence for the page, which says why nothing is marked where there are too few calls."""
-    told = timing_told(chosen, calls)
-    few = any((calls[s.summary.key].count if s.summary.key in calls else 0) < FEWEST_CALLS for s in timed(chosen))
+def timing_sentence(chosen: Sequence[Setting], calls: Mapping[SettingKey, Calls]) -> str:
+    """`timing_text` as a sentence, with the reason where nothing is marked because there are too few calls."""
+    text = timing_text(chosen, calls)
+    few = any((calls[s.key].count if s.key in calls else 0) < FEWEST_CALLS for s in timed(chosen))
     why = f" Nothing is marked as fastest: that takes {FEWEST_CALLS} calls of every setting."
-    return f"Every stage: {told}.{why * few}" if told else ""
+    return f"Every stage: {text}.{why * few}" if text else ""
 
 
 def timed(chosen: Sequence[Setting]) -> list[Setting]:
     """Settings with the total of their task."""
-    return [s for s in chosen if s.summary.kind in GENERATORS and TASK_TOTALS[s.summary.task] in s.summary.rtf]
-
-
-def _calls(setting: Setting, kept: KeptBudget) -> Calls | None:
-    summary, budget = setting.summary, kept.budget
-    asked = Timed(steps=summary.steps, guidance=summary.guidance)
-    if asked not in budget.settings(1):
-        return None
-    total = TASK_TOTALS[summary.task]
-    factor = budget.rtf(1, asked).get(total, math.nan)
-    if not all(math.isclose(row.rtf.get(total, math.nan), factor, rel_tol=RELATIVE) for row in setting.rows.values()):
-        return None
-    return Calls(count=min(s.timing.repeats for s in budget.at(1, asked).values()), threads=budget.machine.threads)
-
-
-def _told(setting: Setting, calls: Calls | None) -> str:
-    threads = dict.fromkeys(row.machine.get("threads", "") for row in setting.rows.values())
-    if calls is not None:
-        threads = {str(calls.threads): None}
-    words = " or ".join(f"{n} thread{'s' * (n != '1')}" for n in threads if n) or "threads not recorded"
-    median = UNKNOWN if calls is None else f"median of {calls.count} call{'s' * (calls.count != 1)}"
-    return f"{median}, {words}"
-
-
-def _name(summary: Summary) -> str:
-    return MODEL_TITLES.get(summary.model, summary.model)
+    return [s for s in chosen if s.generated and TASK_TOTALS[s.task] in s.rtf]
 
 
 def budget_table(budget: Budget, batch: int) -> Table:
@@ -184,19 +136,18 @@ def totals_table(budget: Budget, batch: int) -> Table:
 
 def budget_markdown(budget: Budget) -> str:
     """The whole budget: what it was taken on, the tables of every batch size, how to read them."""
-    parts: list[str | Table] = [f"# Staged budget: {budget.name}", circumstances(budget)]
+    blocks: list[Block] = [Heading(text=f"Staged budget: {budget.name}", level=1), Paragraph(circumstances(budget))]
     for batch in budget.batches:
-        clips = f"{batch} clip{'s' if batch > 1 else ''} of {budget.duration_s:g} s"
-        parts.append(f"## Batch {batch}: {'latency' if batch == 1 else 'throughput'}, {clips}")
-        parts += [budget_table(budget, batch), totals_table(budget, batch)]
-    parts.append(READING)
+        blocks += [Heading(text=_batch_title(budget, batch), level=2)]
+        blocks += [budget_table(budget, batch), totals_table(budget, batch)]
+    blocks.append(Paragraph(READING))
     command = f"\n\n`{' '.join(budget.command.replace('`', ' ').split())}`" if budget.command else ""
-    return f"{paragraphs(parts)}{command}\n"
+    return f"{markdown(blocks)}{command}\n"
 
 
 def batch_markdown(budget: Budget, batch: int) -> str:
     """Stages and totals of one batch size."""
-    return paragraphs([budget_table(budget, batch), totals_table(budget, batch)])
+    return markdown([budget_table(budget, batch), totals_table(budget, batch)])
 
 
 def circumstances(budget: Budget) -> str:
@@ -207,7 +158,7 @@ def circumstances(budget: Budget) -> str:
     )
     longest = max(budget.stages, key=lambda s: s.timing.warmup_s)
     peaks = [s.peak_bytes for s in budget.stages if s.peak_bytes is not None]
-    facts = [
+    sentences = [
         f"{m.device}, {m.threads} thread{'s' if m.threads > 1 else ''}, torch {m.torch_version}"
         + (f", CUDA {budget.cuda}" if budget.cuda else ""),
         f"network in {m.dtype}, encoders and decoders in float32; TF32 {budget.tf32}; "
@@ -218,7 +169,40 @@ def circumstances(budget: Budget) -> str:
         f"warm-up took {longest.timing.warmup_s:.3g} s ({longest.stage}, batch {longest.batch})",
         *([f"peak memory {max(peaks) / 2**30:.3g} GiB"] if peaks else []),
     ]
-    return ". ".join(fact[0].upper() + fact[1:] for fact in facts) + "."
+    return ". ".join(s[0].upper() + s[1:] for s in sentences) + "."
+
+
+def _batch_title(budget: Budget, batch: int) -> str:
+    clips = f"{batch} clip{'s' * (batch > 1)} of {budget.duration_s:g} s"
+    return f"Batch {batch}: {'latency' if batch == 1 else 'throughput'}, {clips}"
+
+
+def _batch_blocks(budget: Budget, batch: int) -> Iterator[Block]:
+    """Stages and totals of one batch size, each with its heading."""
+    yield Heading(text=_batch_title(budget, batch), level=4)
+    yield budget_table(budget, batch)
+    yield Heading(text=f"Batch {batch}: totals and what they include", level=4)
+    yield totals_table(budget, batch)
+
+
+def _calls(setting: Setting, budget: Budget) -> Calls | None:
+    asked = BudgetSetting(steps=setting.steps, guidance=setting.guidance)
+    if asked not in budget.settings(1):
+        return None
+    total = TASK_TOTALS[setting.task]
+    factor = budget.rtf(1, asked).get(total, math.nan)
+    if not all(math.isclose(row.rtf.get(total, math.nan), factor, rel_tol=RELATIVE) for row in setting.rows.values()):
+        return None
+    return Calls(count=min(s.timing.repeats for s in budget.at(1, asked).values()), threads=budget.machine.threads)
+
+
+def _timing(setting: Setting, calls: Calls | None) -> str:
+    threads = dict.fromkeys(row.machine.get("threads", "") for row in setting.rows.values())
+    if calls is not None:
+        threads = {str(calls.threads): None}
+    words = " or ".join(f"{n} thread{'s' * (n != '1')}" for n in threads if n) or "threads not recorded"
+    median = UNKNOWN if calls is None else f"median of {calls.count} call{'s' * (calls.count != 1)}"
+    return f"{median}, {words}"
 
 
 def _named(stage: StageBudget) -> str:
@@ -245,7 +229,7 @@ def _stage_cells(budget: Budget, stage: StageBudget) -> tuple[Cell, ...]:
     return tuple(Cell(text=text) for text in texts)
 
 
-def _total_cells(budget: Budget, total: Total, batch: int, setting: Timed) -> tuple[Cell, ...]:
+def _total_cells(budget: Budget, total: Total, batch: int, setting: BudgetSetting) -> tuple[Cell, ...]:
     without = f" (without {', '.join(total.uncounted)})" if total.uncounted else ""
     texts = (
         str(setting.steps),

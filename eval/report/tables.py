@@ -1,65 +1,141 @@
-"""The rows a report is of, and over which seeds of the noise its means are.
+"""The tables of a comparison (quality, further scores, speed by stage, intervals), how their numbers are written, and
+what has to be said with them: over which seeds means go, and where a Frechet distance is of too few clips."""
 
-Tables of results as plain cells, shared by the page and the Markdown file."""
-
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from functools import partial
 
-from eval.compare.rows import Kind, Row, Task, read_rows
-from eval.metrics import Metric, metrics_of
-from eval.report.summary import Summary
+from eval.metrics import METRICS, Metric, metrics_of
+from eval.report.blocks import Cell, Table, TableRow
+from eval.report.settings import TASK_TOTALS, Setting, SettingKey, Span
 from eval.speed.budget import STAGES
 
+NONE = "–"
+"""In a cell without a value."""
+FEWEST_CALLS = 10
+"""Below this number of timed calls no time is marked as the lowest."""
+FEWEST_CLIPS = 50
+"""Below this number of clips no Frechet distance goes without a caution."""
 SEEDS_NOTE = "Where two settings have different seeds, a difference is over those that both have."
+INTERVALS_NOTE = (
+    "Interval: how far the score would move with other clips from the same source, the noise kept. Value, interval "
+    "and bias are means over the seeds, so the interval is as wide as that of one seed. Bias: what the method and this "
+    "number of clips make by themselves; value − bias is the estimate for infinitely many clips. It is not taken off "
+    "anywhere else."
+)
+NO_ESTIMATES = "These rows were made before intervals and bias were kept with them."
 
 
-def rows_of(rows_path: Path) -> list[Row]:
-    """The rows of a comparison.
+def quality_table(chosen: Sequence[Setting]) -> Table:
+    """Steps, network evaluations and main scores; the best generated value of each column is marked."""
+    return _scores_table(chosen, [m for m in shown_metrics(chosen) if m.main])
 
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it holds no rows, or a line that is none.
+
+def more_table(chosen: Sequence[Setting]) -> Table | None:
+    """The scores that are not in the main table; None where there are none."""
+    metrics = [m for m in shown_metrics(chosen) if not m.main]
+    return _scores_table(chosen, metrics) if metrics else None
+
+
+def _scores_table(chosen: Sequence[Setting], metrics: Sequence[Metric]) -> Table:
+    best = {m.key: _best(chosen, m) for m in metrics}
+    unequal = seeds_differ(chosen)
+    rows = []
+    for s in chosen:
+        generated = s.generated
+        cells = [Cell(text=str(s.steps) if generated else NONE), Cell(text=str(s.nfe) if generated else NONE)]
+        cells += [_metric_cell(s, m, best=generated and s.mean.get(m.key) == best[m.key]) for m in metrics]
+        cells += [Cell(text=str(len(s.seeds)) if generated else NONE)] * unequal
+        cells.append(Cell(text=str(s.num_clips)))
+        rows.append(TableRow(model=s.model_title, kind=s.kind, cells=tuple(cells), muted=not generated))
+    last = ("Seeds",) * unequal + ("Clips",)
+    return Table(columns=("Model", "Steps", "NFE", *(m.title for m in metrics), *last), rows=tuple(rows))
+
+
+def latency_table(chosen: Sequence[Setting], calls: Mapping[SettingKey, int]) -> Table | None:
+    """Real-time factor by stage and total of the settings of one task; None where nothing was timed.
+
+    calls: how many calls are behind the medians of a setting, by its key. The lowest totals are marked only where every
+    setting is known to have at least `FEWEST_CALLS`.
     """
-    if not rows_path.exists():
-        raise FileNotFoundError(f"{rows_path} does not exist; name the rows.jsonl that a comparison wrote")
-    rows = read_rows(rows_path)
-    if not rows:
-        raise ValueError(f"{rows_path} holds no rows of results; run the comparison first")
-    return rows
+    timed = [s for s in chosen if s.generated and s.rtf]
+    if not timed:
+        return None
+    totals = ("generator only", TASK_TOTALS[timed[0].task])
+    stages = [name for name in (*STAGES, *totals) if any(name in s.rtf for s in timed)]
+    lowest = {}
+    if all(calls.get(s.key, 0) >= FEWEST_CALLS for s in timed):
+        lowest = {name: min(s.rtf[name] for s in timed if name in s.rtf) for name in totals if name in stages}
+    rows = tuple(
+        TableRow(
+            model=s.model_title,
+            kind=s.kind,
+            cells=(Cell(text=str(s.steps)), Cell(text=str(s.nfe)), *(_rtf_cell(s, name, lowest) for name in stages)),
+        )
+        for s in timed
+    )
+    titles = tuple(f"Σ {name}" if name in totals else name for name in stages)
+    return Table(columns=("Model", "Steps", "NFE", *titles), rows=rows)
 
 
-def spread_told(summaries: Sequence[Summary]) -> str:
-    """What the values and deviations of a table are over; names what is missing where settings differ."""
-    seeds = seeds_of(summaries)
+@dataclass(frozen=True, kw_only=True)
+class IntervalTable:
+    """All settings of one task with an interval of one score."""
+
+    metric: Metric
+    table: Table
+    method: str
+    """How intervals and bias were found, in words."""
+
+
+def interval_tables(chosen: Sequence[Setting]) -> Iterator[IntervalTable]:
+    """One table for each score of some settings that has intervals."""
+    for metric in metrics_of(key for s in chosen for key in s.mean):
+        spans = {k: found for k, s in enumerate(chosen) if (found := s.span(metric.key)) is not None}
+        if spans:
+            rows = tuple(_interval_row(chosen[k], found, metric.digits) for k, found in spans.items())
+            level = f"{100 * next(iter(spans.values())).level:g} % interval"
+            columns = ("Model", "Steps", metric.title, level, "Bias", "Value − bias", "Clips")
+            yield IntervalTable(metric=metric, table=Table(columns=columns, rows=rows), method=_method(spans))
+
+
+def interval_text(low: float, high: float, digits: int, *, plus: bool = False) -> str:
+    """An interval as [low, high]."""
+    return f"[{signed(low, digits, plus=plus)}, {signed(high, digits, plus=plus)}]"
+
+
+def spread_text(chosen: Sequence[Setting]) -> str:
+    """Over which seeds values and deviations go; names the missing ones where settings differ."""
+    seeds = seeds_of(chosen)
     if len(seeds) < 2:
         return "One seed of the noise."
-    if seeds_differ(summaries):
-        return f"Mean ± standard deviation over as many seeds of the noise as the row says. {unfinished(summaries)}"
+    if seeds_differ(chosen):
+        return f"Mean ± standard deviation over as many seeds of the noise as the row says. {unfinished(chosen)}"
     return f"Mean ± standard deviation over seeds {', '.join(map(str, seeds))} of the noise."
 
 
-def means_told(summaries: Sequence[Summary]) -> str:
-    """The same in the words of a footnote: the number of seeds, which a column has where it differs."""
-    counts = sorted({len(s.seeds) for s in summaries if s.kind in GENERATORS})
+def means_text(chosen: Sequence[Setting]) -> str:
+    """What the values of a table are over, in the words of a footnote: the number of seeds, which has a column where it
+    differs."""
+    counts = sorted({len(s.seeds) for s in chosen if s.generated})
     if not counts:
         return "no noise"
-    if seeds_differ(summaries):
+    if seeds_differ(chosen):
         return "means over seeds of the noise, as many as the column Seeds says"
     return f"means over {counts[0]} seed{'s' * (counts[0] != 1)} of the noise"
 
 
-def unfinished(summaries: Sequence[Summary]) -> str:
+def unfinished(chosen: Sequence[Setting]) -> str:
     """Which seeds that other settings have are missing for which; empty where all have the same."""
-    seeds = seeds_of(summaries)
+    seeds = seeds_of(chosen)
     steps_of: dict[str, list[int]] = {}
-    for s in summaries:
-        steps_of.setdefault(model_title(s), []).append(s.steps)
+    for s in chosen:
+        steps_of.setdefault(s.model_title, []).append(s.steps)
     groups: dict[tuple[int, ...], dict[str, list[int]]] = {}
-    for s in summaries:
+    for s in chosen:
         missing = tuple(seed for seed in seeds if seed not in s.seeds)
-        if s.kind in GENERATORS and missing:
-            groups.setdefault(missing, {}).setdefault(model_title(s), []).append(s.steps)
+        if s.generated and missing:
+            groups.setdefault(missing, {}).setdefault(s.model_title, []).append(s.steps)
     parts = []
     for missing, models in groups.items():
         names = "; ".join(
@@ -71,64 +147,9 @@ def unfinished(summaries: Sequence[Summary]) -> str:
     return f"Unfinished: {'. Also, '.join(parts)}." if parts else ""
 
 
-def seeds_of(summaries: Sequence[Summary]) -> list[int]:
+def seeds_of(chosen: Sequence[Setting]) -> list[int]:
     """All seeds that any generated setting has."""
-    return sorted({seed for s in summaries if s.kind in GENERATORS for seed in s.seeds})
-
-
-TASK_TITLES: dict[Task, str] = {"vta": "Video to audio", "tta": "Text to audio"}
-TASK_TOTALS: dict[Task, str] = {"vta": "video-to-audio", "tta": "text-to-audio"}
-"""The sum of stages that a user of the task waits for."""
-MODEL_TITLES: dict[str, str] = {
-    "teacher": "Teacher",
-    "student": "Student",
-    "codec": "Codec round trip",
-    "reference": "Real sound",
-}
-GENERATORS = ("teacher", "student")
-NONE = "–"
-"""In a cell without a value."""
-FEWEST_CALLS = 10
-"""Below this number of timed calls no time is marked as the lowest."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Cell:
-    """One value: text, the spread shown after it, and whether it is the best of its column."""
-
-    text: str
-    spread: str = ""
-    best: bool = False
-
-
-@dataclass(frozen=True, kw_only=True)
-class TableRow:
-    """One line of a table; `muted` marks floors and ceilings."""
-
-    model: str
-    cells: tuple[Cell, ...]
-    muted: bool = False
-    kind: Kind | None = None
-    """Gives the row its colour."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Table:
-    """Column titles and rows; the first column is the model."""
-
-    columns: tuple[str, ...]
-    rows: tuple[TableRow, ...]
-
-
-def model_title(summary: Summary) -> str:
-    """Name of a model in tables, with its guidance scale where it was run with several."""
-    name = MODEL_TITLES.get(summary.model, summary.model)
-    return f"{name}, guidance {summary.guidance:g}" if summary.several_scales else name
-
-
-def steps_title(summary: Summary) -> str:
-    """Model and number of steps."""
-    return f"{model_title(summary)}, {summary.steps} step{'s' * (summary.steps != 1)}"
+    return sorted({seed for s in chosen if s.generated for seed in s.seeds})
 
 
 def listed(values: Iterable[object]) -> str:
@@ -137,70 +158,56 @@ def listed(values: Iterable[object]) -> str:
     return f"{', '.join(first)} and {last}" if first else last
 
 
-def seeds_differ(summaries: Sequence[Summary]) -> bool:
-    """Whether generated settings are means over different seeds, which a column then has to tell."""
-    return len({s.seeds for s in summaries if s.kind in GENERATORS}) > 1
+def seeds_differ(chosen: Sequence[Setting]) -> bool:
+    """Whether generated settings are means over different seeds; a column then says over how many."""
+    return len({s.seeds for s in chosen if s.generated}) > 1
 
 
-def shown_metrics(summaries: Sequence[Summary]) -> tuple[Metric, ...]:
-    """All scores that occur in any of the summaries, the main ones first."""
-    return metrics_of(key for s in summaries for key in s.mean)
+def methods_text(chosen: Sequence[Setting], names: Mapping[str, str]) -> str:
+    """How intervals and bias were found of those scores that have them: names by method, a sentence a method."""
+    groups: dict[str, list[str]] = {}
+    for found in interval_tables(chosen):
+        if found.metric.key in names:
+            groups.setdefault(found.method, []).append(names[found.metric.key])
+    return " ".join(f"{', '.join(own)}: {method}" for method, own in groups.items())
 
 
-def quality_table(summaries: Sequence[Summary], task: Task) -> Table:
-    """Steps, network evaluations and main scores of one task; the best generated value of each column marked."""
-    chosen = [s for s in summaries if s.task == task]
-    return _scores_table(chosen, [m for m in shown_metrics(chosen) if m.main])
+def few_clips(chosen: Sequence[Setting]) -> str:
+    """Distances of fewer clips than twice their dimension or than 50, each with its bias; empty where there are none.
 
-
-def more_table(summaries: Sequence[Summary], task: Task) -> Table | None:
-    """The scores of one task that are not in the main table; None where there are none."""
-    chosen = [s for s in summaries if s.task == task]
-    metrics = [m for m in shown_metrics(chosen) if not m.main]
-    return _scores_table(chosen, metrics) if metrics else None
-
-
-def _scores_table(chosen: Sequence[Summary], metrics: Sequence[Metric]) -> Table:
-    best = {m.key: _best(chosen, m) for m in metrics}
-    unequal = seeds_differ(chosen)
-    rows = []
-    for s in chosen:
-        generated = s.kind in GENERATORS
-        cells = [Cell(text=str(s.steps) if generated else NONE), Cell(text=str(s.nfe) if generated else NONE)]
-        cells += [_metric_cell(s, m, best=generated and s.mean.get(m.key) == best[m.key]) for m in metrics]
-        cells += [Cell(text=str(len(s.seeds)) if generated else NONE)] * unequal
-        cells.append(Cell(text=str(s.num_clips)))
-        rows.append(TableRow(model=model_title(s), kind=s.kind, cells=tuple(cells), muted=not generated))
-    last = ("Seeds",) * unequal + ("Clips",)
-    return Table(columns=("Model", "Steps", "NFE", *(m.title for m in metrics), *last), rows=tuple(rows))
-
-
-def latency_table(
-    summaries: Sequence[Summary], task: Task, calls: Mapping[tuple[Task, str, int, float], int] | None = None
-) -> Table | None:
-    """Real-time factor by stage and total; None where nothing was timed.
-
-    calls: behind each median, by the key of the summary. The lowest totals are marked only where every setting is known
-    to have at least `FEWEST_CALLS`.
+    The bias is that of the setting with the lowest generated value, which it weighs on most.
     """
-    timed = [s for s in summaries if s.task == task and s.kind in GENERATORS and s.rtf]
-    if not timed:
-        return None
-    totals = ("generator only", TASK_TOTALS[task])
-    stages = [name for name in (*STAGES, *totals) if any(name in s.rtf for s in timed)]
-    lowest = {}
-    if all((calls or {}).get(s.key, 0) >= FEWEST_CALLS for s in timed):
-        lowest = {name: min(s.rtf[name] for s in timed if name in s.rtf) for name in totals if name in stages}
-    rows = tuple(
-        TableRow(
-            model=model_title(s),
-            kind=s.kind,
-            cells=(Cell(text=str(s.steps)), Cell(text=str(s.nfe)), *(_rtf_cell(s, name, lowest) for name in stages)),
-        )
-        for s in timed
+    cautions = list(_cautions(chosen))
+    if not cautions:
+        return ""
+    return (
+        f"A Fréchet distance wants {FEWEST_CLIPS} clips and twice as many as its features have dimensions. "
+        f"{' '.join(cautions)} Compare only rows with equal numbers of clips, and look at KAD, which has no such bias."
     )
-    titles = tuple(f"Σ {name}" if name in totals else name for name in stages)
-    return Table(columns=("Model", "Steps", "NFE", *titles), rows=rows)
+
+
+def _cautions(chosen: Sequence[Setting]) -> Iterator[str]:
+    for metric in METRICS:
+        having = [s for s in chosen if metric.dimensions is not None and metric.key in s.mean]
+        made = [s for s in having if s.generated] or having
+        if not made:
+            continue
+        clips = min(s.num_clips for s in made)
+        if clips >= max(2 * (metric.dimensions or 0), FEWEST_CLIPS):
+            continue
+        lowest = min(made, key=partial(_value, key=metric.key))
+        found, value = lowest.span(metric.key), signed(lowest.mean[metric.key], metric.digits)
+        bias = "its bias was not kept"
+        if found is not None:
+            bias = (
+                f"its bias, itself rough at so few clips, is as large as {signed(found.bias, metric.digits)}, which is "
+                f"part of the lowest value, {value} of {lowest.title}"
+            )
+        yield f"{metric.label}: few clips, {clips} in {metric.dimensions} dimensions; {bias}."
+
+
+def _value(setting: Setting, *, key: str) -> float:
+    return setting.mean[key]
 
 
 def significant(value: float) -> str:
@@ -218,52 +225,50 @@ def signed(value: float, digits: int, *, plus: bool = False) -> str:
     return text.replace("-", "−")
 
 
-def inert(text: str) -> str:
-    """A text in one line that Markdown shows without HTML, pictures, links or code, whatever names are in it. Emphasis
-    stays: it is ours."""
-    line = " ".join(text.split()).replace("&", "&amp;").replace("<", "&lt;").replace("`", "\\`")
-    return line.replace("![", "!\\[").replace("](", "]\\(").replace("][", "]\\[")
+def shown_metrics(chosen: Sequence[Setting]) -> tuple[Metric, ...]:
+    """All scores that occur in any of some settings, the main ones first."""
+    return metrics_of(key for s in chosen for key in s.mean)
 
 
-def markdown(table: Table) -> str:
-    """The table in Markdown, best values in bold."""
-
-    def shown(text: str) -> str:
-        return inert(text).replace("|", "\\|").replace("*", "\\*")
-
-    lines = ["| " + " | ".join(map(shown, table.columns)) + " |", "|---" * len(table.columns) + "|"]
-    for row in table.rows:
-        cells = [
-            f"**{shown(c.text)}** {shown(c.spread)}".strip() if c.best else shown(c.text + c.spread) for c in row.cells
-        ]
-        lines.append("| " + " | ".join((shown(row.model), *cells)) + " |")
-    return "\n".join(lines)
-
-
-def paragraphs(parts: Iterable[str | Table]) -> str:
-    """Headings, sentences and tables in Markdown, each by itself."""
-    return "\n\n".join(markdown(part) if isinstance(part, Table) else inert(part) for part in parts)
-
-
-def _best(summaries: Sequence[Summary], metric: Metric) -> float | None:
-    values = [s.mean[metric.key] for s in summaries if s.kind in GENERATORS and metric.key in s.mean]
+def _best(chosen: Sequence[Setting], metric: Metric) -> float | None:
+    values = [s.mean[metric.key] for s in chosen if s.generated and metric.key in s.mean]
     if not values or metric.better is None or len(set(values)) == 1:
         return None
     return min(values) if metric.better == "lower" else max(values)
 
 
-def _rtf_cell(summary: Summary, name: str, lowest: dict[str, float]) -> Cell:
-    if name not in summary.rtf:
+def _rtf_cell(setting: Setting, name: str, lowest: dict[str, float]) -> Cell:
+    if name not in setting.rtf:
         return Cell(text=NONE)
-    return Cell(text=significant(summary.rtf[name]), best=summary.rtf[name] == lowest.get(name))
+    return Cell(text=significant(setting.rtf[name]), best=setting.rtf[name] == lowest.get(name))
 
 
-def _metric_cell(summary: Summary, metric: Metric, *, best: bool) -> Cell:
-    if metric.key not in summary.mean:
+def _metric_cell(setting: Setting, metric: Metric, *, best: bool) -> Cell:
+    if metric.key not in setting.mean:
         return Cell(text=NONE)
-    spread = summary.std[metric.key]
+    spread = setting.std[metric.key]
     return Cell(
-        text=signed(summary.mean[metric.key], metric.digits),
+        text=signed(setting.mean[metric.key], metric.digits),
         spread="" if spread is None or metric.better is None else f" ± {spread:.{metric.digits}f}",
         best=best,
     )
+
+
+def _interval_row(s: Setting, found: Span, digits: int) -> TableRow:
+    texts = (
+        str(s.steps) if s.generated else NONE,
+        signed(found.value, digits),
+        interval_text(found.low, found.high, digits),
+        signed(found.bias, digits),
+        signed(found.value - found.bias, digits),
+        str(found.count),
+    )
+    return TableRow(
+        model=s.model_title, kind=s.kind, muted=not s.generated, cells=tuple(Cell(text=text) for text in texts)
+    )
+
+
+def _method(spans: Mapping[int, Span]) -> str:
+    intervals = " or ".join(dict.fromkeys(s.method for s in spans.values()))
+    bias = " or ".join(dict.fromkeys(s.bias_method for s in spans.values()))
+    return f"interval by {intervals}; bias: {bias}."

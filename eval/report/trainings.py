@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from eval.compare.rows import Row, Task
 from eval.ledger import Table
-from eval.report.summary import Summary, summarise
+from eval.report.settings import TASK_TITLES, TASK_TOTALS, Setting, settings
 
 QUOTED_SCORES: Mapping[str, tuple[str, str]] = {
     "frechet": ("FD ↓", ".1f"), "kl": ("KL ↓", ".2f"), "inception_score": ("IS ↑", ".2f"),
@@ -23,15 +23,15 @@ def over_trainings(trainings: Sequence[Sequence[Row]], task: Task) -> Table:
     Raises:
         ValueError: trainings that were not compared at the same settings.
     """
-    summaries = [{s.key: s for s in summarise(rows) if s.task == task} for rows in trainings]
-    if any(set(found) != set(summaries[0]) for found in summaries):
+    by_training = [{s.key: s for s in settings(rows) if s.task == task} for rows in trainings]
+    if any(set(found) != set(by_training[0]) for found in by_training):
         raise ValueError("all trainings must have been compared at the same steps and guidance scales")
-    pooled = {s.key: s for s in summarise(_renumbered(trainings)) if s.task == task}
+    pooled = {s.key: s for s in settings(_renumbered(trainings)) if s.task == task}
     shown = [name for name in QUOTED_SCORES if any(name in s.mean for s in pooled.values())]
-    scope = "video-to-audio" if task == "vta" else "text-to-audio"
+    scope = TASK_TOTALS[task]
     lines = []
-    for key in summaries[0]:
-        whole, parts = pooled[key], [found[key] for found in summaries]
+    for key in by_training[0]:
+        whole, parts = pooled[key], [found[key] for found in by_training]
         scores: list[object] = []
         for name in shown:
             value, spread = whole.mean.get(name), whole.std.get(name)
@@ -64,9 +64,9 @@ def what_one_step_is_worth(trainings: Sequence[Sequence[Row]], task: Task) -> st
 
     Says what is better than what, whichever way it comes out; empty where teacher or student is missing.
     """
-    found: list[dict[tuple[str, int], Summary]] = []
+    found: list[dict[tuple[str, int], Setting]] = []
     for rows in trainings:
-        kinds = {(s.kind, s.steps): s for s in summarise(rows) if s.task == task and "frechet" in s.mean}
+        kinds = {(s.kind, s.steps): s for s in settings(rows) if s.task == task and "frechet" in s.mean}
         found.append({(kind, steps): s for (kind, steps), s in kinds.items() if kind in ("teacher", "student")})
     steps = sorted({n for one in found for kind, n in one if kind == "teacher"})
     if not steps or any(("student", 1) not in one for one in found):
@@ -76,14 +76,13 @@ def what_one_step_is_worth(trainings: Sequence[Sequence[Row]], task: Task) -> st
         return [one["student", 1].mean["frechet"] / one["teacher", n].mean["frechet"] for one in found]
 
     quoted = sorted({*steps[:2], steps[-1]})
-    told = [f"{' and '.join(f'{r:.2f}' for r in ratios(n))} times that of the teacher's {n}" for n in quoted]
+    ratio_words = [f"{' and '.join(f'{r:.2f}' for r in ratios(n))} times that of the teacher's {n}" for n in quoted]
     student = found[0]["student", 1]
     better = [n for n in steps if all(r > 1 for r in ratios(n))]
     worse = [n for n in steps if all(r < 1 for r in ratios(n))]
-    words = {"vta": "Video to audio", "tta": "Text to audio"}[task]
     text = (
-        f"{words}: the student's one step ({student.nfe} evaluation{'s' * (student.nfe > 1)}) has an FD "
-        f"{', '.join(told)} steps, by training. "
+        f"{TASK_TITLES[task]}: the student's one step ({student.nfe} evaluation{'s' * (student.nfe > 1)}) has an FD "
+        f"{', '.join(ratio_words)} steps, by training. "
     )
     if better:
         text += f"The teacher is better in every training at {', '.join(map(str, better))} steps"

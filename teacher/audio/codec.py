@@ -13,13 +13,11 @@ from typing import NamedTuple, Protocol, Self, runtime_checkable
 
 import torch
 from jaxtyping import Float
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor
 
-from teacher.files import compare_recorded, parts_digest, replacing
+from teacher.files.digests import compare_recorded, parts_digest, tensor_parts
 from teacher.files.errors import WeightsError
-from teacher.files.tensors import tensor_parts
+from teacher.files.safetensors import read_content, write_tensors
 from teacher.network.sequence import SequenceConfig
 
 
@@ -110,12 +108,11 @@ CONTENT = "content"
 
 
 def write_codec_file(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-    """Write through a temporary file and a rename, so that a reader never meets half a file."""
+    """Replace a codec's file whole; equal codecs give equal bytes."""
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     described = {name: text for name, text in metadata.items() if name != CONTENT}
-    content = save(plain, metadata=described | {CONTENT: _content(plain, described)})
-    with replacing(path) as temporary:
-        temporary.write_bytes(_sorted_metadata(content))
+    made = dict(sorted((described | {CONTENT: _content(plain, described)}).items()))  # equal codecs, equal bytes
+    write_tensors(path, plain, made)
 
 
 def read_codec_file(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -127,10 +124,8 @@ def read_codec_file(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     except ValueError as error:
         raise WeightsError(str(error)) from error
     try:
-        with safe_open(path, framework="pt") as file:
-            metadata = dict(file.metadata() or {})
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
-    except (OSError, SafetensorError) as error:
+        tensors, metadata = read_content(path)
+    except (OSError, ValueError) as error:
         raise WeightsError(f"{path}: damaged or not a safetensors file ({error})") from error
     recorded = metadata.pop(CONTENT, None)
     if recorded is not None and recorded != _content(tensors, metadata):
@@ -140,13 +135,3 @@ def read_codec_file(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 def _content(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
     return parts_digest([*tensor_parts(tensors), ("metadata", json.dumps(dict(metadata), sort_keys=True).encode())])
-
-
-def _sorted_metadata(content: bytes) -> bytes:
-    """Equal codecs give equal bytes: the library writes several entries of metadata in any order."""
-    end = 8 + int.from_bytes(content[:8], "little")
-    header = json.loads(content[8:end])
-    header["__metadata__"] = dict(sorted(header.get("__metadata__", {}).items()))
-    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-    text += b" " * (-len(text) % 8)
-    return len(text).to_bytes(8, "little") + text + content[end:]

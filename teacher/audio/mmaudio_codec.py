@@ -24,8 +24,8 @@ from teacher.audio.mel import MEL_16K, MEL_44K, MelConfig, log_mel
 from teacher.audio.vae import VAE, VAE_16K, VAE_44K, Part, VAEConfig, load_vae
 from teacher.audio.vocoder import BIGVGAN_16K, BIGVGAN_V2_44K, BigVGAN, VocoderConfig
 from teacher.files import Moved
+from teacher.files.components import read_component_info, read_tensors
 from teacher.files.errors import WeightsError
-from teacher.files.tensors import read_component_info, read_tensors
 from teacher.network.sequence import SEQUENCE_16K, SEQUENCE_44K, SequenceConfig
 
 

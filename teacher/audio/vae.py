@@ -26,12 +26,12 @@ from typing import Any, Literal, NamedTuple, TypeAlias, cast, get_args
 
 import torch
 from jaxtyping import Float
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torch.nn import functional
 
+from teacher.files.components import check_fit, compare_weights, load_strictly, read_shapes
 from teacher.files.errors import WeightsError
-from teacher.files.tensors import check_fit, compare_weights, load_strictly
+from teacher.files.safetensors import read_content
 
 EPS = 1e-4
 MIX = 0.3
@@ -370,14 +370,15 @@ def load_vae(path: Path, config: VAEConfig | None = None, *, part: Part = "both"
     """
     compare_weights(path)
     try:
-        with safe_open(path, framework="pt") as file:
-            heads = {name: torch.empty(file.get_slice(name).get_shape(), device="meta") for name in file.keys()}  # noqa: SIM118
-            config = config or VAEConfig.from_tensors(heads)
-            wanted, known = _shapes(config, part), _shapes(config, "both")
-            found = {n: tuple(head.shape) for n, head in heads.items() if n in wanted or n not in known}
-            check_fit(wanted, found, str(path))
-            tensors = {name: file.get_tensor(name) for name in wanted}
-    except (OSError, SafetensorError) as error:
+        heads = {name: torch.empty(shape, device="meta") for name, shape in read_shapes(path).items()}
+        config = config or VAEConfig.from_tensors(heads)
+        wanted, known = _shapes(config, part), _shapes(config, "both")
+        found = {n: tuple(head.shape) for n, head in heads.items() if n in wanted or n not in known}
+        check_fit(wanted, found, str(path))
+        tensors = read_content(path, wanted).tensors
+    except WeightsError:
+        raise
+    except (OSError, ValueError) as error:
         raise WeightsError(f"cannot read weights {path}: {error}") from error
     try:
         return VAE.from_raw(tensors, config, part=part)

@@ -25,8 +25,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from teacher.audio.alias_free import AliasFreeSnake, kaiser_sinc_filter
+from teacher.files.components import load_strictly
 from teacher.files.errors import WeightsError
-from teacher.files.tensors import load_strictly
 
 EDGE_KERNEL = 7
 """Kernel of the first and the last convolution."""

@@ -10,12 +10,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor
 
-from teacher.files import parts_digest, replacing
-from teacher.files.tensors import tensor_parts
+from teacher.files import parts_digest
+from teacher.files.digests import tensor_parts
+from teacher.files.safetensors import read_content, write_tensors
 
 CONTENT = "content"
 """Entry of the metadata with the digest of the tensors."""
@@ -49,20 +48,17 @@ class EncodedCache:
             return kept
         clip, sync = encode()
         tensors = {"clip": clip.cpu().contiguous(), "sync": sync.cpu().contiguous()}
-        content = save(tensors, metadata={CONTENT: parts_digest(tensor_parts(tensors))})
-        with replacing(path) as temporary:
-            temporary.write_bytes(content)
+        write_tensors(path, tensors, {CONTENT: parts_digest(tensor_parts(tensors))})
         return clip, sync
 
 
 def _read(path: Path) -> Pictures | None:
     """What a file keeps; None where there is none or it is damaged. Those of older versions have no digest."""
     try:
-        with safe_open(path, framework="pt") as file:
-            recorded = (file.metadata() or {}).get(CONTENT)
-            kept = {name: file.get_tensor(name) for name in ("clip", "sync")}
-    except (FileNotFoundError, SafetensorError):
+        kept, metadata = read_content(path, ("clip", "sync"))
+    except (FileNotFoundError, ValueError):
         return None
+    recorded = metadata.get(CONTENT)
     if recorded is not None and recorded != parts_digest(tensor_parts(kept)):
         return None
     return kept["clip"], kept["sync"]

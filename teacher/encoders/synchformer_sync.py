@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from teacher.encoders.base import count_blocks, shape_of
 from teacher.encoders.synchformer import SEGMENTS_AT_ONCE, VisualConfig, VisualEncoder, attend, encode_segments
 from teacher.encoders.synchformer_audio import AudioConfig, AudioEncoder, cut_wave, sync_spectrogram
+from teacher.files.components import load_strictly, read_tensors
 from teacher.files.errors import WeightsError
-from teacher.files.tensors import load_strictly, read_tensors
 
 HEAD = "transformer."
 LARGEST_OFFSET_S = 2.0

@@ -37,7 +37,7 @@ from teacher.features.shards import CODEC_DIGITS, Part, Written, parts, write_sh
 from teacher.features.store import Layout, ShardFile, Skipped
 from teacher.features.windows import Progress, blocks_of, look
 from teacher.features.workers import WorkerPool
-from teacher.files import DIGESTS, FolderLock, file_sha256, read_digests, write_digests
+from teacher.files import DIGESTS, FolderLock, as_json, file_sha256, read_digests, write_digests, write_json
 from teacher.files.errors import FeatureError
 from teacher.files.processes import PATIENCE_S, Processes
 from teacher.lists.manifest import Item
@@ -195,7 +195,7 @@ def _finish(
 def _publish(out: Path, info: dict[str, Any], paths: Sequence[Path], written: Written) -> None:
     """Record the digests of all files, then write features.json, whose presence means that the folder is complete."""
     remove_leftovers(out)
-    text = store.as_json(info, indent=1) + "\n"
+    text = as_json(info, indent=1) + "\n"
     names = ["plan.json", "codec.safetensors", *(path.relative_to(out).as_posix() for path in paths)]
     known = {path.relative_to(out).as_posix(): digest for path, digest in written.items()}
     for name in names:
@@ -209,7 +209,7 @@ def _publish(out: Path, info: dict[str, Any], paths: Sequence[Path], written: Wr
     if recorded != known:
         (out / DIGESTS).unlink(missing_ok=True)
         write_digests(out, known, known=known)
-    store.write_json(out / "features.json", info)
+    write_json(out / "features.json", info)
 
 
 def _device(name: str) -> str:

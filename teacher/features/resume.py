@@ -15,7 +15,7 @@ from teacher.features import store
 from teacher.features.config import SPLITS, ExtractConfig
 from teacher.features.store import Layout, ShardFile, Skipped, read_captions, shard_path
 from teacher.features.windows import Progress, blocks_of, read_block
-from teacher.files import DIGESTS, LOCK, check_digests, read_digests, remove_temporaries
+from teacher.files import DIGESTS, LOCK, check_digests, read_digests, remove_temporaries, write_json
 from teacher.files.errors import FeatureError, WeightsError
 from teacher.files.tensor_file import BY_ROW, TensorFile
 from teacher.lists.manifest import Item
@@ -108,10 +108,10 @@ def prepare_folder(
     elif begun:
         remove_leftovers(out)
         if _mend_plan(out, plan, items):
-            store.write_json(out / "plan.json", plan)
+            write_json(out / "plan.json", plan)
         check_plan(out, plan)
         return _remove_damaged(out, items, tell)
-    store.write_json(out / "plan.json", plan)
+    write_json(out / "plan.json", plan)
     return []
 
 

@@ -1,10 +1,15 @@
-"""Bytes on disk, once for everybody: replacing files whole, locks of folders, digests, JSON from strangers."""
+"""Bytes on disk, once for everybody: replacing files whole, locks of folders, digests, JSON.
+
+Reading and writing tensors is `teacher.files.safetensors`, `components` and `tensor_file`, which are imported by these
+names: they need torch, and what stands here does not.
+"""
 
 from teacher.files.digests import (
     DIGEST,
     DIGESTS,
     check_digests,
     compare_recorded,
+    file_digest,
     file_sha256,
     parts_digest,
     read_digests,
@@ -13,10 +18,11 @@ from teacher.files.digests import (
     settled_faults,
     write_digests,
 )
+from teacher.files.json_files import append_line, as_json, read_json, write_json, write_text
 from teacher.files.locks import LOCK, FolderLock, LockedError, wait_for_lock
 from teacher.files.moved import Moved
-from teacher.files.replace import flush_folder, new_folder, remove_temporaries, replacing
-from teacher.files.text import JSON_LIMIT, check_regular, read_bytes, read_json, split_lines, visible
+from teacher.files.replace import Written, copy_file, flush_folder, new_folder, remove_temporaries, replacing, write_new
+from teacher.files.text import JSON_LIMIT, check_regular, read_bytes, split_lines, visible
 
 __all__ = [
     "DIGEST",
@@ -26,9 +32,14 @@ __all__ = [
     "LOCK",
     "LockedError",
     "Moved",
+    "Written",
+    "append_line",
+    "as_json",
     "check_digests",
     "check_regular",
     "compare_recorded",
+    "copy_file",
+    "file_digest",
     "file_sha256",
     "flush_folder",
     "new_folder",
@@ -45,4 +56,7 @@ __all__ = [
     "visible",
     "wait_for_lock",
     "write_digests",
+    "write_json",
+    "write_new",
+    "write_text",
 ]

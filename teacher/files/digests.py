@@ -11,10 +11,13 @@ import json
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from teacher.files.replace import replacing
-from teacher.files.text import check_regular, read_json
+from teacher.files.json_files import read_json, write_text
+from teacher.files.text import check_regular
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 DIGEST = re.compile(r"[0-9a-f]{12,64}")
 """A SHA-256 in hexadecimal digits, or the beginning of one."""
@@ -39,6 +42,11 @@ def _sha256(path: Path, *stamp: int) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
+def file_digest(path: Path) -> str:
+    """First 12 hexadecimal digits of a file's SHA-256."""
+    return file_sha256(path)[:12]
+
+
 def parts_digest(parts: Iterable[tuple[str, bytes]]) -> str:
     """SHA-256 of named pieces of content, in the order of their names; the lengths count too."""
     found = hashlib.sha256()
@@ -46,6 +54,18 @@ def parts_digest(parts: Iterable[tuple[str, bytes]]) -> str:
         found.update(json.dumps([name, len(content)]).encode())
         found.update(content)
     return found.hexdigest()
+
+
+def tensor_parts(tensors: Mapping[str, "Tensor"]) -> list[tuple[str, bytes]]:
+    """Name, type and shape of every tensor with its bytes, the pieces of a digest of their content (`parts_digest`)."""
+    return [(f"{name} {one.dtype} {list(one.shape)}", tensor_bytes(one)) for name, one in tensors.items()]
+
+
+def tensor_bytes(tensor: "Tensor") -> bytes:
+    """The values of a tensor on the CPU, of any type."""
+    import torch  # takes a second; whoever makes a report from rows needs digests of files alone
+
+    return tensor.detach().contiguous().flatten().view(torch.uint8).numpy().tobytes()
 
 
 def same_digest(one: str, other: str) -> bool:
@@ -93,9 +113,8 @@ def write_digests(
         files[name] = {"bytes": size, "sha256": digest} | ({} if step is None else {"step": step})
     if files == before:
         return
-    with replacing(folder / DIGESTS) as temporary:
-        plain = {"format": FORMAT, "files": dict(sorted(files.items()))}
-        temporary.write_text(json.dumps(plain, indent=1) + "\n", encoding="utf-8")
+    plain = {"format": FORMAT, "files": dict(sorted(files.items()))}
+    write_text(folder / DIGESTS, json.dumps(plain, indent=1) + "\n")
 
 
 def compare_recorded(path: Path, *, folder: Path | None = None) -> None:

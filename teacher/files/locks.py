@@ -20,7 +20,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from teacher.files.text import read_json
+from teacher.files.text import read_bytes
 
 LOCK = ".lock"
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL)
@@ -160,9 +160,10 @@ class FolderLock:
 
     def _note(self) -> dict[str, Any]:
         try:
-            return read_json(self.path, limit=LONGEST_NOTE)
-        except (OSError, ValueError):
+            note = json.loads(read_bytes(self.path, LONGEST_NOTE))
+        except (OSError, ValueError, RecursionError):
             return {}
+        return note if isinstance(note, dict) else {}
 
     def _note_is_fresh(self) -> bool:
         note = self._note()

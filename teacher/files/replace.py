@@ -1,17 +1,22 @@
-"""Replacing a file whole: whoever reads it finds the old bytes or the new ones, also after a kill or a power cut."""
+"""Files written whole: whoever reads one finds the old bytes or the new ones, also after a kill or a power cut.
+
+`replacing` and `new_folder` put something finished into place; `write_blocks`, `write_new` and `copy_file` write a new
+file, flush it to disk, and take its digest on the way.
+"""
 
 import errno
 import glob
+import hashlib
 import os
 import re
 import shutil
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-
-from safetensors import SafetensorError
+from typing import NamedTuple
 
 from teacher.files.locks import FolderLock, LockedError
 
@@ -29,8 +34,7 @@ def replacing(path: Path) -> Iterator[Path]:
     the file that remains has the access that the umask gives to new files. Missing parent folders are made.
 
     Raises:
-        OSError: the file cannot be written, safetensors' own error for that included; it names `path`, which is as it
-            was, and no temporary file is left.
+        OSError: the file cannot be written; it names `path`, which is as it was, and no temporary file is left.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -49,10 +53,6 @@ def replacing(path: Path) -> Iterator[Path]:
         if error.errno is None or error.filename not in (None, str(temporary)):
             raise
         raise OSError(error.errno, error.strerror, str(path)) from error
-    except SafetensorError as error:
-        if (number := re.search(r"\(os error (\d+)\)", str(error))) is None:
-            raise
-        raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -112,6 +112,50 @@ def _remove_staging(path: Path) -> None:
 
 NEW_S = 60.0
 """Seconds for which an unfinished folder counts as new."""
+
+
+class Written(NamedTuple):
+    """What a file holds, by its length in bytes and its SHA-256."""
+
+    bytes: int
+    sha256: str
+
+
+BLOCK = 2**24
+"""Bytes copied at a time."""
+
+
+def write_blocks(path: Path, blocks: Iterable[memoryview], size: int) -> Written:
+    """Write a new file of `size` bytes block by block and flush it to disk; its length and digest.
+
+    Each block is hashed while it is written. Raises FileExistsError where there is a file, OSError where it cannot be
+    written or has another length afterwards.
+    """
+    digest = hashlib.sha256()
+    with path.open("xb", buffering=0) as stream, ThreadPoolExecutor(max_workers=1) as hasher:
+        for block in blocks:
+            hashed = hasher.submit(digest.update, block)
+            done = 0
+            while done < len(block):
+                done += os.write(stream.fileno(), block[done:])
+            hashed.result()
+        os.fsync(stream.fileno())
+        found = os.fstat(stream.fileno()).st_size
+    if found != size:
+        raise OSError(f"{path} has {found} bytes after {size} were written")
+    return Written(size, digest.hexdigest())
+
+
+def write_new(path: Path, content: bytes) -> Written:
+    """Write a new file and flush it to disk; its length and digest."""
+    return write_blocks(path, [memoryview(content)], len(content))
+
+
+def copy_file(source: Path, target: Path) -> Written:
+    """Copy into a new file, flushed to disk; its length and digest."""
+    with source.open("rb", buffering=0) as stream:
+        pieces = iter(lambda: memoryview(stream.read(BLOCK)), b"")
+        return write_blocks(target, pieces, source.stat().st_size)
 
 
 def flush_folder(folder: Path) -> None:

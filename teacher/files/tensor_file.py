@@ -1,6 +1,6 @@
-"""Safetensors files read row by row: opening costs their headers, reading costs the rows asked for.
+"""Safetensors files that carry checks of their own, as those of features do, read row by row.
 
-file = 8 bytes header length n (little endian) + n bytes JSON {name: {dtype, shape, data_offsets}} + data
+Opening costs their headers, reading costs the rows asked for.
 
 Rows are read at their positions, not through memory maps: under a map, a file that is cut short or a disk that fails
 ends the process by SIGBUS, and a file system that hangs holds the interpreter's lock.
@@ -25,23 +25,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from teacher.files.digests import tensor_bytes
 from teacher.files.errors import FeatureError
+from teacher.files.json_files import as_json
+from teacher.files.safetensors import Entry, Written, read_header, write_tensors
 
-FIRST_READ = 16_384
-"""Bytes read at once when a file is opened: header and the index tensors behind it, in most files."""
-LARGEST_HEADER = 100_000_000
 MAX_OPEN = 128
 """Files of one split kept open at a time; a process may often open no more than 1024. The oldest is let go."""
-DTYPES = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "BF16": torch.bfloat16,
-    "I64": torch.int64,
-    "U8": torch.uint8,
-    "BOOL": torch.bool,
-}
-
-
 CHECKS = ".crc"
 """What the name of a tensor's checks ends in."""
 BY_ROW = ("mean", "std", "clip", "sync", "shared", "text")
@@ -82,23 +72,19 @@ def small_digest(
     return found.hexdigest()
 
 
+def write_checked(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> Written:
+    """Replace a safetensors file whole, with one JSON string as metadata and the checks of everything in it; its length
+    and SHA-256."""
+    made = {n: t.detach().cpu().contiguous() for n, t in tensors.items() if not n.endswith(CHECKS)}
+    made |= {f"{name}{CHECKS}": checks for name in list(made) if (checks := row_checks(name, made[name])) is not None}
+    described = {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in made.items()}
+    plain = {name: value for name, value in metadata.items() if name != "digest"}
+    digest = small_digest(described, lambda name: tensor_bytes(made[name]), plain)
+    return write_tensors(path, made, {"json": as_json(plain | {"digest": digest})})
+
+
 BITS = {torch.float32: np.float32, torch.bfloat16: np.uint16}
 """How features are read: bfloat16 as its bits."""
-
-
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """Where a tensor lies: bytes [begin, end) of the file."""
-
-    dtype: torch.dtype
-    shape: tuple[int, ...]
-    begin: int
-    end: int
-
-    @property
-    def place(self) -> "Place":
-        """How its rows are read."""
-        return Place(self.begin, math.prod(self.shape[1:]) * self.dtype.itemsize, self.shape[1:], BITS[self.dtype])
 
 
 class Place(NamedTuple):
@@ -110,9 +96,14 @@ class Place(NamedTuple):
     dtype: type[Any]
 
 
+def _place(entry: Entry) -> Place:
+    """How the rows of a tensor are read."""
+    return Place(entry.begin, math.prod(entry.shape[1:]) * entry.dtype.itemsize, entry.shape[1:], BITS[entry.dtype])
+
+
 @dataclass(frozen=True, slots=True)
 class TensorFile:
-    """The header of a file that `store.write_tensors` wrote. Make one with `open`."""
+    """The header of a file that `write_checked` wrote. Make one with `open`."""
 
     path: Path
     size: int
@@ -127,31 +118,17 @@ class TensorFile:
     def open(cls, path: Path) -> "TensorFile":
         """Read and check the header; FeatureError naming the file when it is missing, cut off or damaged."""
         try:
-            with path.open("rb") as stream:
-                head = stream.read(FIRST_READ)
-                length = int.from_bytes(head[:8], "little")
-                if len(head) < 8 or length > LARGEST_HEADER:
-                    raise ValueError("no safetensors header")
-                if 8 + length > len(head):
-                    head += stream.read(8 + length - len(head))
-                header = json.loads(head[8 : 8 + length], object_pairs_hook=_distinct)
-                found = os.fstat(stream.fileno())
-            size = found.st_size
-            metadata = json.loads(header.pop("__metadata__", {}).get("json", "{}"))
-            entries = {name: _entry(described, 8 + length) for name, described in header.items()}
-            end = 8 + length
-            for entry in sorted(entries.values(), key=lambda entry: (entry.begin, entry.end)):
-                if entry.begin < end:
-                    raise ValueError("tensors overlap")
-                end = entry.end
-            if end != size:
-                raise ValueError(f"{size} bytes, its header says {end}")
+            header = read_header(path)
+            metadata = json.loads(header.metadata.get("json", "{}"))
+            for entry in header.entries.values():
+                if entry.begin % entry.dtype.itemsize:
+                    raise ValueError(f"offset {entry.begin} is not a multiple of {entry.dtype.itemsize}")
             if not isinstance(metadata, dict):
                 raise ValueError("its metadata are no JSON object")
-            _check_checks(entries, metadata)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
+            _check_checks(header.entries, metadata)
+        except (OSError, ValueError, RecursionError) as error:
             raise FeatureError(f"{path}: cannot be read ({error}); {AGAIN}") from error
-        return cls(path, size, entries, metadata, head, found.st_mtime_ns)
+        return cls(path, header.size, header.entries, metadata, header.head, header.mtime_ns)
 
     @property
     def has_checks(self) -> bool:
@@ -240,23 +217,6 @@ def _check_checks(entries: Mapping[str, Entry], metadata: Mapping[str, Any]) -> 
             raise ValueError(f"{name} does not fit {of}")
 
 
-def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        raise ValueError("its header names something twice")
-    return found
-
-
-def _entry(described: dict[str, Any], data_begin: int) -> Entry:
-    dtype, shape = DTYPES[described["dtype"]], tuple(int(n) for n in described["shape"])
-    begin, end = (data_begin + int(offset) for offset in described["data_offsets"])
-    if begin % dtype.itemsize:
-        raise ValueError(f"offset {begin} is not a multiple of {dtype.itemsize}")
-    if begin < data_begin or end - begin != math.prod(shape) * dtype.itemsize or any(n < 0 for n in shape):
-        raise ValueError(f"offsets {described['data_offsets']} do not fit shape {shape}")
-    return Entry(dtype, shape, begin, end)
-
-
 Pending = dict[str, np.ndarray]
 """By tensor, what the CRC-32 of each row must be, uint32 (rows,); 0 where the row was compared already."""
 
@@ -269,7 +229,7 @@ class Opened:
         self.file = file
         self.pending: Pending = {}
         self._shared: np.ndarray | None = None
-        self._places = {name: entry.place for name, entry in file.entries.items() if entry.dtype in BITS}
+        self._places = {name: _place(entry) for name, entry in file.entries.items() if entry.dtype in BITS}
         self._descriptor = os.open(file.path, os.O_RDONLY)
         found = os.fstat(self._descriptor)
         self.stamp = (found.st_mtime_ns, found.st_size)

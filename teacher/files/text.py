@@ -1,10 +1,8 @@
-"""Text and JSON from strangers: lines end at a line feed alone, and a file takes bounded time and memory."""
+"""Text from strangers: lines end at a line feed alone, and reading a file takes bounded time and memory."""
 
-import json
 import os
 import stat
 from pathlib import Path
-from typing import Any
 
 JSON_LIMIT = 1 << 28
 """Largest JSON file that is read, in bytes; the largest of ours, a features.json that names a million skipped clips,
@@ -51,22 +49,3 @@ def read_bytes(path: Path, limit: int = JSON_LIMIT) -> bytes:
     if len(content) > limit:
         raise ValueError(f"{path} has more than {limit:,} bytes")
     return content
-
-
-def read_json(path: Path, *, limit: int = JSON_LIMIT) -> dict[str, Any]:
-    """A JSON object from a file. Pipes and devices are not opened, longer files not read.
-
-    Raises:
-        OSError: the file is absent or cannot be read.
-        ValueError: it is no regular file, longer than `limit` bytes, not UTF-8, no JSON object, or nested too deep.
-    """
-    content = read_bytes(path, limit)
-    try:
-        plain = json.loads(content.decode("utf-8"))
-    except RecursionError as error:
-        raise ValueError(f"{path} is nested too deep") from error
-    except ValueError as error:
-        raise ValueError(f"{path} is not valid JSON: {error}") from error
-    if not isinstance(plain, dict):
-        raise ValueError(f"{path} is not a JSON object")
-    return plain

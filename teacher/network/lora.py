@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from teacher.files.components import check_fit
 from teacher.files.errors import WeightsError
-from teacher.files.tensors import check_fit
 from teacher.network.blocks import ChannelLastConv1d, channel_last_conv
 from teacher.network.mmaudio import FROZEN_PARAMETERS
 

@@ -1,14 +1,14 @@
 """Networks on disk: a run folder holds config.json and safetensors files; nothing in it can execute code."""
 
-from teacher.files.errors import WeightsError
-from teacher.files.tensors import (
+from teacher.files.components import (
     ComponentInfo,
-    file_digest,
     load_strictly,
     read_component,
     read_component_info,
     read_tensors,
 )
+from teacher.files.digests import file_digest
+from teacher.files.errors import WeightsError
 from teacher.weights.run_folder import (
     FeaturesInfo,
     load_network,

@@ -19,8 +19,8 @@ from typing import IO, Any
 import torch
 from torch import Tensor
 
+from teacher.files.components import few, read_tensors
 from teacher.files.errors import WeightsError
-from teacher.files.tensors import few, read_tensors
 
 VOCODER_KEY = "generator"
 """The key under which vocoder files keep their tensors; beside it there may be a step number and the like."""

@@ -13,9 +13,8 @@ import torch
 from torch import Tensor
 
 from teacher.files import FolderLock, write_digests
+from teacher.files.components import ComponentInfo, check_fit, read_component_info, write_component
 from teacher.files.errors import WeightsError
-from teacher.files.tensors import ComponentInfo, check_fit, read_component_info
-from teacher.files.write import write_component
 from teacher.weights.cards import COMPONENTS, card
 from teacher.weights.checkpoint import check_volume, read_checkpoint
 from teacher.weights.layouts import TABLES, Layout, canonical, identify, layouts

@@ -17,8 +17,8 @@ from typing import Any
 
 from meanflow.config import to_plain
 from teacher.files import FolderLock, replacing, write_digests
+from teacher.files.components import read_component_info, read_tensors
 from teacher.files.errors import WeightsError
-from teacher.files.tensors import read_component_info, read_tensors
 from teacher.weights.cards import bundle, bundle_licence, card
 from teacher.weights.convert import Note, component_path, ensure_component, find_source
 from teacher.weights.run_folder import read_run_config

@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from safetensors import SafetensorError, safe_open
 
 from meanflow.config import from_plain
 from teacher.files import DIGEST, Moved, check_digests, file_sha256, read_json, recorded_steps, same_digest
+from teacher.files.components import load_strictly, read_shapes
 from teacher.files.errors import WeightsError
-from teacher.files.tensors import load_strictly, read_shapes
+from teacher.files.safetensors import read_header
 from teacher.network.sequence import check_window
 
 if TYPE_CHECKING:
@@ -187,10 +187,9 @@ def average_name(std: float) -> str:
 def made_afterwards(path: Path) -> int | None:
     """The step at which an average ends that mf-ema made of snapshots; None for weights that training saved."""
     try:
-        with safe_open(path, framework="pt") as file:
-            made = json.loads((file.metadata() or {})["json"])["made_afterwards"]
+        made = json.loads(read_header(path).metadata["json"])["made_afterwards"]
         return int(made["step"])
-    except (OSError, SafetensorError, ValueError, KeyError, TypeError, RecursionError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
 
 

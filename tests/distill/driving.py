@@ -5,7 +5,7 @@ import copy
 import torch
 
 from distill.config import OptimConfig
-from distill.engines import Engine, Tensors, start
+from distill.engines import Engine, Tensors, choose_engine
 from teacher.network.mmaudio import MMAudio
 from tests.distill.reference import OPTIM, UNCLIPPED, Sounds, loss
 
@@ -21,7 +21,7 @@ def prepared(
     optim: OptimConfig = OPTIM,
 ) -> Engine:
     """A fresh engine with a copy of `net`."""
-    engine = start(timeout_s=600.0)
+    engine = choose_engine(timeout_s=600.0)
     engine.precision = precision
     micro_batch = batch // engine.processes // accumulation
     engine.prepare(copy.deepcopy(net), optim, micro_batch=micro_batch, accumulation=accumulation)

@@ -1,6 +1,6 @@
 """Facts about any engine, stated inside each of its processes and held against `Reference`, in the same process.
 
-`every_fact` is what a test launches; which engine it gets is up to the environment (`distill.engines.start`).
+`every_fact` is what a test launches; which engine it gets is up to the environment (`distill.engines.choose`).
 """
 
 import math
@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from distill.engines import start
+from distill.engines import choose_engine
 from distill.engines.base import TogetherError
 from meanflow import ForwardAD
 from teacher.network.lora import LoRAConfig, add_lora
@@ -193,7 +193,7 @@ def plain_network() -> None:
 def first_weights() -> None:
     """Should the processes be given different weights, the main process's count, in all of them and in every view."""
     net, other = network(), network(seed=1)
-    engine = prepared(net if start(timeout_s=600.0).main else other)
+    engine = prepared(net if choose_engine(timeout_s=600.0).main else other)
     assert same(weights(engine), {n: p.detach() for n, p in net.named_parameters()})
     wanted = Reference(net).step(sounds(0))
     assert step(engine, sounds(0))[0] == pytest.approx(wanted, rel=1e-5)
@@ -217,7 +217,7 @@ def bfloat16() -> float:
 
 def company() -> None:
     """Sums, gathered items, and errors that reach everybody."""
-    engine = start(timeout_s=600.0)
+    engine = choose_engine(timeout_s=600.0)
     assert f"{engine.device}, float32" in engine.describe()
     count = engine.processes
     assert float(engine.total(torch.tensor(engine.process + 1.0))) == count * (count + 1) / 2
@@ -259,7 +259,7 @@ FACTS: tuple[Callable[[], float | None], ...] = (
 
 def every_fact(engine: str, only: tuple[str, ...] = ()) -> dict[str, float | None]:
     """All facts in turn, or `only` those named, for the engine of this name; what they measured."""
-    assert start(timeout_s=600.0).name == engine
+    assert choose_engine(timeout_s=600.0).name == engine
     found = {}
     for fact in FACTS:
         if only and fact.__name__ not in only:

@@ -20,19 +20,20 @@ import numpy as np
 import pytest
 import torch
 
-from scripts import app_files
-from scripts.app import App, Stop, serve
-from scripts.app_files import Workspace
-from scripts.app_html import alert, comparison, grid, latency
-from scripts.app_studio import Ask, Limits, Model, Setting, StoppedError, Studio
-from scripts.app_timing import DECODE, ENCODING, FLOW, TEXT
+from scripts.app import workspace as workspace_module
+from scripts.app.command import App, Stop, serve
+from scripts.app.html import alert, comparison, grid, latency
+from scripts.app.studio import Ask, Limits, Model, Setting, StoppedError, Studio
+from scripts.app.workspace import Workspace
 from teacher.audio.embedded_codec import EmbeddedCodec
 from teacher.encoders.registry import load_encoders
 from teacher.media import MediaError, probe, write_video
 from teacher.network.mmaudio import MMAudio
 from teacher.network.variants import variant
-from teacher.sampling.pipeline import Card, Pipeline
+from teacher.sampling.model_card import ModelCard
+from teacher.sampling.pipeline import Pipeline
 from teacher.sampling.provenance import read_provenance
+from teacher.sampling.stages import DECODE, ENCODING, FLOW, TEXT
 from tests.scripts.chromium import Chromium, executable
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -58,7 +59,7 @@ def runs(tmp_path_factory):
             for p in net.parameters():
                 p.add_(0.1 * torch.randn_like(p))
         made = Pipeline(net=net, codec=codec, encoders=load_encoders("embedded"), window_s=1.0, licence=f"<{name}> NC")
-        made.save_pretrained(folder / name, Card(name=f"me/{name}", description="x", data="none"))
+        made.save_pretrained(folder / name, ModelCard(name=f"me/{name}", description="x", data="none"))
     return folder
 
 
@@ -125,7 +126,7 @@ def test_a_scene_is_encoded_once_for_both_models_and_for_later_clicks(studio, fi
 
 
 def test_kept_scenes_are_bounded(studio, monkeypatch):
-    monkeypatch.setattr("scripts.app_studio.KEEP_SCENES_S", 2.0)
+    monkeypatch.setattr("scripts.app.studio.KEEP_SCENES_S", 2.0)
     for prompt in ("one", "two", "three"):
         studio.compare(words(prompt), [STUDENT], 0)
     assert [key[1] for key in studio._scenes] == ["two", "three"]
@@ -211,11 +212,11 @@ def test_only_uploads_are_opened(studio, film, tmp_path):
 
 
 def test_old_results_and_uploads_are_removed(studio, film, monkeypatch):
-    monkeypatch.setattr(app_files, "KEEP_RESULTS", 2)
+    monkeypatch.setattr(workspace_module, "KEEP_RESULTS", 2)
     made = [studio.compare(words(), [STUDENT], seed).takes[0].audio for seed in range(3)]
     assert [path.exists() for path in made] == [False, True, True]
     workspace, now = studio.workspace, 100_000.0
-    monkeypatch.setattr(app_files.time, "monotonic", lambda: now)
+    monkeypatch.setattr(workspace_module.time, "monotonic", lambda: now)
     old, middle, new = (sent(studio, film, f"{k}.mp4") for k in range(3))
     for path, at in ((old, 96_000.0), (middle, 99_980.0), (new, 99_990.0)):
         workspace._used[path] = at
@@ -223,14 +224,14 @@ def test_old_results_and_uploads_are_removed(studio, film, monkeypatch):
     assert old.exists()
     workspace.sweep()
     assert [path.exists() for path in (old, middle, new)] == [False, True, True]
-    monkeypatch.setattr(app_files, "KEEP_UPLOADS_BYTES", int(1.5 * film.stat().st_size))
+    monkeypatch.setattr(workspace_module, "KEEP_UPLOADS_BYTES", int(1.5 * film.stat().st_size))
     workspace.sweep()
     assert [path.exists() for path in (middle, new)] == [False, True]
 
 
 def test_results_beyond_their_bytes_are_removed(studio, monkeypatch):
     first = studio.compare(words(), [STUDENT], 0).takes[0].audio
-    monkeypatch.setattr(app_files, "KEEP_RESULTS_BYTES", 1)
+    monkeypatch.setattr(workspace_module, "KEEP_RESULTS_BYTES", 1)
     second = studio.compare(words(), [STUDENT], 1).takes[0].audio
     assert (first.exists(), second.exists()) == (False, True)
 
@@ -238,7 +239,7 @@ def test_results_beyond_their_bytes_are_removed(studio, monkeypatch):
 def test_a_clock_that_is_set_back_removes_nothing_that_is_new(tmp_path, monkeypatch):
     workspace = Workspace(root=tmp_path)
     workspace.prepare()
-    for _ in range(app_files.KEEP_RESULTS):
+    for _ in range(workspace_module.KEEP_RESULTS):
         os.utime(workspace.new_result(), (time.time() + 3600,) * 2)
     new, newer = workspace.new_result(), workspace.new_result()
     assert new.exists()
@@ -252,7 +253,7 @@ def test_a_clock_that_is_set_back_removes_nothing_that_is_new(tmp_path, monkeypa
 
 def test_a_workspace_is_removed_and_so_are_those_of_servers_that_were_killed(tmp_path, monkeypatch):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    code = "from scripts.app_files import Workspace; import os, signal\nwith Workspace.temporary() as w:\n"
+    code = "from scripts.app.workspace import Workspace; import os, signal\nwith Workspace.temporary() as w:\n"
     code += "    (w.uploads / 'private.mp4').write_text('x'); os.kill(os.getpid(), signal.SIGKILL)"
     environment = os.environ | {"TMPDIR": str(tmp_path), "PYTHONPATH": str(ROOT)}
     subprocess.run([sys.executable, "-c", code], env=environment, check=False)
@@ -291,27 +292,28 @@ def test_a_closed_terminal_is_nothing_to_a_server_that_was_told_so():
 
 
 def test_work_ends_at_the_next_step_and_leaves_nothing(studio):
-    """Asked at the start, before the text, 2 steps of 3 windows together, their decoding, and the files: 6 times."""
+    """Checked at the start, before the text, before the flow and each of its 2 steps for 3 windows together, before
+    latent decoder and vocoder, and before the files: 8 times."""
     asked = []
 
-    def going(limit):
+    def check(limit):
         asked.append(1)
         if len(asked) > limit:
             raise StoppedError("stopped")
 
-    studio.compare(words(duration_s=2.5), [TEACHER], 0, going=lambda: going(10**6))
+    studio.compare(words(duration_s=2.5), [TEACHER], 0, check=lambda: check(10**6))
     whole = len(asked)
-    assert whole == 6
+    assert whole == 8
     results = list(studio.workspace.results.iterdir())
     for limit in range(whole):
         asked.clear()
         with pytest.raises(StoppedError):
-            studio.compare(words(f"new {limit}", duration_s=2.5), [TEACHER], 0, going=lambda: going(limit))  # noqa: B023
+            studio.compare(words(f"new {limit}", duration_s=2.5), [TEACHER], 0, check=lambda: check(limit))  # noqa: B023
         assert len(asked) == limit + 1
     assert list(studio.workspace.results.iterdir()) == results
     assert studio.compare(words(), [STUDENT], 0).takes
     with pytest.raises(StoppedError):
-        studio.budget(words(), STUDENT, going=lambda: going(0))
+        studio.budget(words(), STUDENT, check=lambda: check(0))
 
 
 def test_what_a_click_may_ask_for_is_bounded(studio, film):
@@ -338,11 +340,11 @@ def test_what_a_click_may_ask_for_is_bounded(studio, film):
 
 @needs_gradio
 def test_work_nobody_waits_for_ends_and_stop_ends_its_own(monkeypatch):
-    from scripts import app_page
+    from scripts.app import guard
 
     now = 0.0
-    monkeypatch.setattr(app_page.time, "monotonic", lambda: now)
-    visitors = app_page.Visitors()
+    monkeypatch.setattr(guard.time, "monotonic", lambda: now)
+    visitors = guard.Visitors()
     with visitors.waiting("a"), visitors.working("a") as going, visitors.working("b") as other:
         now = 100.0
         going()
@@ -353,7 +355,7 @@ def test_work_nobody_waits_for_ends_and_stop_ends_its_own(monkeypatch):
             going()
     assert not visitors.stop("a")
     with visitors.working("a") as going:  # it has left just now
-        now = 100.0 + app_page.GRACE_S
+        now = 100.0 + guard.GRACE_S
         going()
         now += 0.1
         with pytest.raises(StoppedError, match="nobody waits"):
@@ -363,8 +365,8 @@ def test_work_nobody_waits_for_ends_and_stop_ends_its_own(monkeypatch):
     visitors.closing.set()
     with pytest.raises(StoppedError, match="being closed"), visitors.waiting("c"), visitors.working("c"):
         pass
-    assert app_page.EVENTS.search("/gradio_api/queue/data")
-    assert app_page.EVENTS.search("/gradio_api/call/make/abc123")[2] == "abc123"
+    assert guard.EVENTS.search("/gradio_api/queue/data")
+    assert guard.EVENTS.search("/gradio_api/call/make/abc123")[2] == "abc123"
 
 
 @needs_gradio
@@ -398,7 +400,7 @@ def test_work_nobody_waits_for_ends_and_stop_ends_its_own(monkeypatch):
 def test_the_page_answers_under_its_own_names_only(hosts, headers, answered):
     from starlette.datastructures import Headers
 
-    from scripts.app_page import Hosts
+    from scripts.app.guard import Hosts
 
     refusal = Hosts(**({"host": "127.0.0.1"} | hosts)).refusal("GET", Headers(headers))
     assert (refusal is None) == answered
@@ -431,7 +433,8 @@ def test_the_command_refuses_wrong_numbers_and_a_missing_gradio(monkeypatch):
 
 @needs_gradio
 def test_callbacks_show_one_line_and_no_folder_of_the_server(studio, film, capsys, monkeypatch):
-    from scripts.app_page import Hosts, Visitors, actions, launch_options
+    from scripts.app.guard import Hosts, Visitors
+    from scripts.app.page import actions, launch_options
 
     visitors = Visitors()
     do = {name: functools.partial(call, None) for name, call in actions(studio, visitors).items()}

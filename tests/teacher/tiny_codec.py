@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 from teacher.audio.mmaudio_codec import STACKS
 from teacher.audio.vae import VAE, VAEConfig
 from teacher.audio.vocoder import BigVGAN
-from teacher.files.tensors import ComponentInfo
+from teacher.files.components import ComponentInfo
 
 VAE_WIDTH = 8
 VOCODER_CHANNELS = 64

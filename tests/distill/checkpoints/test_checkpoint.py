@@ -15,10 +15,10 @@ import torch
 from safetensors.torch import load_file
 
 from distill.checkpoints import store as checkpoint
-from distill.checkpoints import writing
-from distill.checkpoints.store import at, drop_later, newest, publish, save
-from distill.checkpoints.writing import write_tensors
+from distill.checkpoints.run_folder import publish
+from distill.checkpoints.store import at, drop_later, newest, save
 from teacher.files import check_digests, recorded_steps
+from teacher.files.safetensors import write_tensors
 
 FILES = ("model.safetensors", "optimizer.safetensors", "ema-0.05.safetensors", "state.json", "manifest.json")
 
@@ -102,15 +102,15 @@ def test_tensors_begin_at_multiples_of_their_elements(tmp_path):
 
 def test_blocks_are_written_in_order(tmp_path, monkeypatch):
     """Tensors larger than a block, and a file system that takes fewer bytes than it is given."""
-    monkeypatch.setattr(writing, "BLOCK", 64)
+    monkeypatch.setattr("teacher.files.safetensors.BLOCK", 64)
     real = os.write
     monkeypatch.setattr(os, "write", lambda fd, data: real(fd, data[: max(1, len(data) // 2)]))
     assert holds(newest(saved(tmp_path, 3)), 3)
 
 
 def test_a_type_that_safetensors_files_lack_is_refused(tmp_path):
-    with pytest.raises(ValueError, match=r"z is of type torch.complex64"):
-        save(saved(tmp_path, 1), 2, {"model": {"z": torch.zeros(2, dtype=torch.complex64)}}, {}, keep_last=1)
+    with pytest.raises(ValueError, match=r"z is of type torch.complex128"):
+        save(saved(tmp_path, 1), 2, {"model": {"z": torch.zeros(2, dtype=torch.complex128)}}, {}, keep_last=1)
     assert steps_of(tmp_path) == ["step-0000001"]
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from distill.engines.zero_settings import check_settings, complete_settings
+from distill.engines.zero import check_settings, complete_settings
 from tests.distill.processes import launch
 
 OFFLOADED = {"device": "cpu"}

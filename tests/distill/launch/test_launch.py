@@ -18,16 +18,15 @@ from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.commands.launch import launch_command_parser
 
 from distill.config import DistillRun, GuidedInput
-from distill.engines.start import PRECISIONS, start
-from distill.engines.zero_settings import check_settings
+from distill.engines.choose import PRECISIONS, choose_engine
+from distill.engines.zero import check_settings
 from distill.launch import FOLDER, check
 from distill.launch.launcher import configuration
 from distill.loop.fit import check_precision
 from distill.method.step import train_step
 from distill.method.student import student_from_teacher, takes_differences
+from distill.presets import STUDENTS, TEACHERS
 from distill.tasks import distil, train_teacher
-from scripts.distill import PRESETS as STUDENTS
-from scripts.train_teacher import PRESETS as TEACHERS
 from teacher.flow_matching import flow_matching_step
 from teacher.network.batch import Batch
 from teacher.network.mmaudio import MMAudio
@@ -131,8 +130,8 @@ DESCRIBE = """
 import atexit, os, torch
 say = lambda text: os.write(1, (text + "\\n").encode())  # in one piece, which print does not promise
 atexit.register(lambda: say("in the group" if torch.distributed.is_initialized() else "left"))
-from distill.engines import start
-say(start().describe())
+from distill.engines import choose_engine
+say(choose_engine().describe())
 """
 
 
@@ -171,7 +170,7 @@ def test_one_process_in_place_of_several_is_an_error(tmp_path, arguments):
 def test_one_process_beside_a_port_of_somebody_elses_is_none(monkeypatch):
     """mpirun's processes are counted by mpirun, and a program that accelerate did not launch is not asked."""
     monkeypatch.setenv("MASTER_PORT", "29500")
-    assert start().processes == 1
+    assert choose_engine().processes == 1
 
 
 def stand_in(tmp_path, monkeypatch, text):
@@ -260,7 +259,7 @@ def test_the_loop_refuses_a_difference_in_bfloat16_before_it_writes(tmp_path, mo
     data = tiny.features(tmp_path)
     teacher = train_teacher(tiny.teacher_run(data), tmp_path / "teacher")
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
-    run = DistillRun(data=(data,), teacher=teacher, method=STUDENTS["terminal"][1].run.method, loop=tiny.LOOP)
+    run = DistillRun(data=(data,), teacher=teacher, method=STUDENTS["terminal"]().method, loop=tiny.LOOP)
     with pytest.raises(ValueError, match=r"need float32: launch with .* --mixed_precision no"):
         distil(run, tmp_path / "run")
     assert not (tmp_path / "run").exists()

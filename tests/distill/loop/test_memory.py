@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from distill.engines import start
+from distill.engines import choose_engine
 from distill.loop.memory import blocks_of, prepare_blocks
 from meanflow import ForwardAD
 from teacher.network.mmaudio import MMAudio
@@ -227,7 +227,7 @@ def test_blocks_of_a_kind_share_a_compilation_and_none_is_refused():
 
 def ddp_gradients() -> dict[str, float]:
     """Two steps under DDP: how far from the gradients of the whole batch, and from those without checkpointing."""
-    engine = start(timeout_s=600.0)
+    engine = choose_engine(timeout_s=600.0)
     assert engine.name == "DDP"
     found: dict[bool, list[Tensor]] = {}
     for checkpoint in (False, True):

@@ -14,7 +14,7 @@ from eval.compare.sweep import Clips, KeptAudio, Origin, clip_seed, sweep
 from eval.features.embedded import EmbeddedAudioFeatures, EmbeddedClassifier
 from eval.features.sources import EmbeddedSource, features_of
 from eval.metrics.onsets import OnsetScorer
-from eval.report.summary import summarise
+from eval.report.settings import settings
 from teacher.features.store import Record
 from teacher.files.lines import append_lines
 from teacher.network.conditions import Conditions
@@ -211,7 +211,7 @@ def test_models_and_guidance_scales_have_rows_of_their_own(tmp_path, clips, scor
     for model, guidance in (("mine", 1.0), ("mine", 2.0), ("yours", 1.0)):
         origin = replace(ORIGIN, config_digest=f"{model}{guidance}", kind="student")
         run(Generator(), clips, scorer, path, model=model, guidance=guidance, steps=(1,), seeds=(0,), origin=origin)
-    found = summarise(read_rows(path))
+    found = settings(read_rows(path))
     assert [(s.model, s.guidance, s.several_scales) for s in found] == [
         ("mine", 1.0, True),
         ("mine", 2.0, True),
@@ -281,9 +281,9 @@ def test_rows_survive_the_file_and_bad_ones_are_named(tmp_path):
 
 def test_summary_is_mean_and_sample_deviation_over_seeds():
     second = replace(ROW, seed=1, metrics={"frechet": 4.0}, rtf={"flow network": 0.7})
-    summary = summarise([ROW, second])[0]
+    summary = settings([ROW, second])[0]
     assert (summary.mean["frechet"], summary.std["frechet"]) == (3.0, pytest.approx(2**0.5))
     assert (summary.seeds, summary.rtf["flow network"]) == ((0, 1), pytest.approx(0.6))
-    assert summarise([ROW])[0].std["frechet"] is None
+    assert settings([ROW])[0].std["frechet"] is None
     with pytest.raises(ValueError, match="fresh folder"):
-        summarise([ROW, replace(second, num_clips=5)])
+        settings([ROW, replace(second, num_clips=5)])

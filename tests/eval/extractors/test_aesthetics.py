@@ -17,8 +17,8 @@ from torch import nn
 
 from eval.extractors.aesthetics import AUDIOBOX, AXES, INSTALL, Aesthetics, AestheticsSettings, windows
 from eval.extractors.base import FeatureExtractor
+from teacher.files import file_digest
 from teacher.files.errors import WeightsError
-from teacher.files.tensors import file_digest
 
 SETTINGS = {
     "proj_num_layer": 2,

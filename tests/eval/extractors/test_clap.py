@@ -12,8 +12,8 @@ from eval.extractors.base import EmbeddingModel
 from eval.extractors.clap import CLAP_LAION, CLAP_MS_2023, Clap, ClapNetwork, ClapSpec
 from eval.extractors.clap_audio import HtsatConfig, LogMelConfig, front_end_tensors, laion_length, ms_length
 from eval.extractors.clap_text import GPT2, GPT2_SMALL, ROBERTA, ROBERTA_BASE, CaptionTokenizer, TextConfig
+from teacher.files import file_digest
 from teacher.files.errors import WeightsError
-from teacher.files.tensors import file_digest
 from tests.eval.extractors.test_clap_audio import layout
 from tests.eval.extractors.test_clap_text import GPT2_SIZE, ROBERTA_SIZE, recipe, small_text, vocabulary_folder
 

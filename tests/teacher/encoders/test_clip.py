@@ -171,7 +171,7 @@ def file(tmp_path) -> Path:
 
 
 def changed(file: Path, change) -> Path:
-    from teacher.files.tensors import read_tensors
+    from teacher.files.components import read_tensors
 
     tensors = dict(read_tensors(file))
     change(tensors)

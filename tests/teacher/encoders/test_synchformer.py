@@ -396,7 +396,7 @@ def rewritten(path: Path, change) -> Path:
 
 
 def sync_tensors(path: Path) -> dict[str, torch.Tensor]:
-    from teacher.files.tensors import read_tensors
+    from teacher.files.components import read_tensors
 
     return dict(read_tensors(path))
 

@@ -303,12 +303,12 @@ FULL = """
 import resource, signal, sys
 from pathlib import Path
 import torch
-from safetensors.torch import save_file
 from teacher.files import replacing
+from teacher.files.safetensors import stream_tensors
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
 path = Path(sys.argv[1])
-for write in (lambda t: save_file({"a": torch.zeros(1000)}, t), lambda t: t.write_bytes(bytes(5000))):
+for write in (lambda t: stream_tensors(t, {"a": torch.zeros(1000)}), lambda t: t.write_bytes(bytes(5000))):
     try:
         with replacing(path) as temporary:
             write(temporary)
@@ -320,8 +320,7 @@ for write in (lambda t: save_file({"a": torch.zeros(1000)}, t), lambda t: t.writ
 
 
 def test_a_disk_that_takes_no_more_is_an_oserror_that_names_the_file(tmp_path):
-    """safetensors has an error class of its own, which is no OSError. A limit on the size of files stands for the full
-    disk."""
+    """A limit on the size of files stands for the full disk."""
     (tmp_path / "a").write_text("old")
     done = subprocess.run(
         [sys.executable, "-c", FULL, str(tmp_path / "a")],

@@ -24,7 +24,7 @@ from teacher.audio.vae import VAE, VAEConfig
 from teacher.audio.vocoder import BigVGAN, VocoderConfig
 from teacher.encoders.registry import load_encoders
 from teacher.files import LOCK
-from teacher.files.tensors import ComponentInfo
+from teacher.files.components import ComponentInfo
 from teacher.network.mmaudio import MMAudio
 from teacher.network.sequence import SEQUENCE_16K
 from teacher.network.variants import MMAudioConfig

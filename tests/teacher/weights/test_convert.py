@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 import teacher.audio.vocoder as vocoder
 from teacher.audio.vocoder import BigVGAN, VocoderConfig
 from teacher.files import FolderLock, LockedError, check_digests, read_digests
-from teacher.files.write import write_component
+from teacher.files.components import write_component
 from teacher.weights import WeightsError, layouts, read_component
 from teacher.weights.cards import COMPONENTS, card
 from teacher.weights.checkpoint import check_volume, load_untrusted, read_checkpoint

@@ -1,0 +1,58 @@
+"""Which process of a launch this is: the one place that reads RANK, WORLD_SIZE, LOCAL_RANK and where processes meet.
+
+torchrun, `accelerate launch` and Slurm's scripts set them; without them there is one process. They are read when asked
+for, never at import, so that the same program answers for whatever it was started with.
+"""
+
+import os
+from typing import NamedTuple
+
+COUNTED = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
+"""How launchers of several processes (torchrun, mpirun, srun) say how many they started."""
+
+
+class Process(NamedTuple):
+    """One process of a launch."""
+
+    rank: int
+    """From 0 to world_size - 1; 0 is the one that writes and prints."""
+    world_size: int
+    local_rank: int
+    """Which of the processes on this machine, and so which of its GPUs."""
+    meeting_point: str
+    """Address and port, which the processes of one launch have in common and no other launch has."""
+
+    @property
+    def main(self) -> bool:
+        """Whether this process prints what is to be read once."""
+        return self.rank == 0
+
+    @property
+    def several(self) -> bool:
+        """Whether there are others."""
+        return self.world_size > 1
+
+
+def this_process() -> Process:
+    """This process, as its launcher described it. Raises ValueError for a variable that is no whole number."""
+    return Process(
+        rank=_number("RANK", 0),
+        world_size=_number("WORLD_SIZE", 1),
+        local_rank=_number("LOCAL_RANK", 0),
+        meeting_point=f"{os.environ.get('MASTER_ADDR', '')}:{os.environ.get('MASTER_PORT', '')}",
+    )
+
+
+def is_single_in_place_of_several() -> bool:
+    """Whether accelerate's launcher of a single process ran for several: it then gives a port to meet at, which a
+    launcher of several accompanies with their number."""
+    launched = "ACCELERATE_USE_CPU" in os.environ and "MASTER_PORT" in os.environ
+    return launched and not any(name in os.environ for name in COUNTED)
+
+
+def _number(variable: str, default: int) -> int:
+    text = os.environ.get(variable, str(default))
+    try:
+        return int(text)
+    except ValueError:
+        raise ValueError(f"{variable} must be a whole number, as launchers set it, got {text!r}") from None

@@ -1,0 +1,86 @@
+"""cross-check.json: distances and scores computed a second time, by another package, from the same features.
+
+{"package": "torch-fidelity 0.4.0", "rows": [{"task", "model", "steps", "guidance", "seed", "metric",
+                                              "ours", "theirs"}, ...]}
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from eval.compare.rows import Task
+from eval.metrics import metric, metrics_of
+from eval.report.blocks import Cell, Table, TableRow
+from eval.report.settings import Setting
+from eval.report.tables import NONE, significant
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckedValue:
+    """One metric of one row, computed twice."""
+
+    task: Task
+    model: str
+    steps: int
+    guidance: float
+    seed: int
+    metric: str
+    """Its key in the row."""
+    ours: float
+    theirs: float
+
+    @property
+    def difference(self) -> float:
+        """|ours - theirs| relative to the larger of the two; 0 where both are 0."""
+        largest = max(abs(self.ours), abs(self.theirs))
+        return abs(self.ours - self.theirs) / largest if largest else 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class CrossCheck:
+    """Everything that one package was asked to compute again."""
+
+    package: str
+    """Name and version."""
+    rows: tuple[CheckedValue, ...]
+
+    def table(self, chosen: Sequence[Setting]) -> Table | None:
+        """One line per metric of the settings of one task: how many values were computed twice, and the pair that
+        differs most; None where none of them was."""
+        titles = {s.key: s.title for s in chosen}
+        own = [r for r in self.rows if (r.task, r.model, r.steps, r.guidance) in titles]
+        lines = []
+        for found in metrics_of(r.metric for r in own):
+            values = [r for r in own if r.metric == found.key]
+            worst = max(values, key=lambda r: r.difference)
+            place = f"{titles[worst.task, worst.model, worst.steps, worst.guidance]}, seed {worst.seed}"
+            texts = (
+                str(len(values)),
+                f"{worst.ours:.6g}",
+                f"{worst.theirs:.6g}",
+                significant(worst.difference) if worst.difference else "0",
+                place if worst.difference else NONE,
+            )
+            lines.append(TableRow(model=metric(found.key).label, cells=tuple(Cell(text=text) for text in texts)))
+        if not lines:
+            return None
+        columns = ("Score", "Values", "Ours", self.package, "Relative difference, at most", "In")
+        return Table(columns=columns, rows=tuple(lines))
+
+
+def read_cross_check(path: Path) -> CrossCheck | None:
+    """The file's content; None where there is no such file.
+
+    Raises:
+        ValueError: not such a file, by its name.
+    """
+    if not path.exists():
+        return None
+    try:
+        plain = json.loads(path.read_text(encoding="utf-8"))
+        rows = tuple(CheckedValue(**{**row, "ours": float(row["ours"]), "theirs": float(row["theirs"])})
+                     for row in plain["rows"])  # fmt: skip
+        return CrossCheck(package=str(plain["package"]), rows=rows)
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        raise ValueError(f"{path} is not a cross-check: {error!r}") from error

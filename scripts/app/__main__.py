@@ -1,0 +1,5 @@
+"""`python -m scripts.app` is `mf-app`."""
+
+from scripts.app import cli
+
+cli()

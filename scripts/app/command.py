@@ -1,0 +1,152 @@
+"""A web page for sampling: drop a video or type words, hear teacher and student side by side."""
+
+import importlib.util
+import math
+import os
+import signal
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+import tyro
+
+from scripts.app.studio import Limits, Model, Setting, Studio
+from scripts.app.workspace import Workspace
+from scripts.errors import one_line_errors
+from teacher.network.sequence import MIN_DURATION_S
+from teacher.sampling.pipeline import Pipeline
+
+CLOSING_S = 10.0
+"""How long a click that is being served may take to reach its next step when the page is closed."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class App:
+    """Serve the page until Ctrl-C. Needs the extra `app` (gradio); loads nothing from the network."""
+
+    run: Path = Path("runs/demo/student")
+    """Run folder of the student, or of any one network."""
+    teacher: Path | None = Path("runs/demo/teacher")
+    """Run folder of the teacher to be heard beside it; None for a page with one model."""
+    host: str = "127.0.0.1"
+    """Address to listen at; 0.0.0.0 lets other machines in, and there is no password."""
+    port: int = 7860
+    max_seconds: float = 60.0
+    """Longest video that is taken and longest sound that is made."""
+    max_megabytes: int = 200
+    """Largest file that is taken."""
+    max_gigapixels: float = 4.0
+    """Longest video in billions of pixels, width x height x frames; a minute of 1920 x 1080 at 30/s has 3.7."""
+    max_work: float = 4000.0
+    """Most work of a click: seconds of sound x seeds x steps, twice that under guidance."""
+    allow_host: tuple[str, ...] = ()
+    """Names, besides localhost and --host, under which the page is asked for, as behind a proxy."""
+    guidance: float = 1.4
+    """What the student's slider starts with."""
+    teacher_steps: int = 25
+    """What the teacher's slider starts with."""
+    teacher_guidance: float = 1.4
+    """Likewise; the published networks want 4.5."""
+    share: bool = False
+    """Through gradio's public tunnel: fetches its program, and all that is sent passes its servers."""
+    weights_dir: Path | None = None
+    """Folder of codec and encoder files, where it is not the one the run folders name."""
+    device: str = "cuda" if torch.cuda.is_available() else "cpu"
+
+    def __post_init__(self) -> None:
+        if not MIN_DURATION_S <= self.max_seconds <= 3600.0:
+            raise ValueError(f"max_seconds must be from {MIN_DURATION_S} to 3600, got {self.max_seconds:g}")
+        if not 0 < self.port < 65536:
+            raise ValueError(f"port must be from 1 to 65535, got {self.port}")
+        if self.max_megabytes < 1:
+            raise ValueError(f"max_megabytes must be at least 1, got {self.max_megabytes}")
+        for name in ("max_gigapixels", "max_work"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must be positive, got {getattr(self, name):g}")
+
+    @property
+    def limits(self) -> Limits:
+        """What one click may ask for."""
+        return Limits(seconds=self.max_seconds, pixels=1e9 * self.max_gigapixels, evaluated_s=self.max_work)
+
+    @property
+    def settings(self) -> tuple[Setting, ...]:
+        """What the sliders start with. Raises ValueError."""
+        student = Setting(model="student", steps=1, guidance=self.guidance)
+        if self.teacher is None:
+            return (student,)
+        return (student, Setting(model="teacher", steps=self.teacher_steps, guidance=self.teacher_guidance))
+
+
+@one_line_errors
+def cli() -> None:
+    """Entry point."""
+    serve(tyro.cli(App, description=__doc__))
+
+
+def serve(args: App) -> None:
+    """Load the networks, show the page, and remove every file of it at the end."""
+    if importlib.util.find_spec("gradio") is None:
+        raise ValueError("the page needs gradio, which is not installed: pip install 'mf-mjt[app]'")
+    starts = {setting.model: (setting.steps, setting.guidance) for setting in args.settings}
+    runs = {"student": args.run} | ({"teacher": args.teacher} if args.teacher is not None else {})
+    models = [
+        Model(name=name, pipeline=Pipeline.load(run, weights_dir=args.weights_dir, device=args.device))
+        for name, run in runs.items()
+    ]
+    with Stop() as stop, Workspace.temporary() as workspace:
+        # Read by gradio when it is imported and when the page is built.
+        os.environ |= {"GRADIO_TEMP_DIR": str(workspace.uploads), "GRADIO_ANALYTICS_ENABLED": "False"}
+        from scripts.app.guard import Hosts, Visitors
+        from scripts.app.page import build, launch_options
+
+        studio, visitors = Studio(models=models, workspace=workspace, limits=args.limits), Visitors()
+        hosts = Hosts(host=args.host, extra=args.allow_host, share=args.share)
+        page = build(studio, visitors, starts=starts)
+        options = launch_options(studio, visitors, hosts, port=args.port, max_megabytes=args.max_megabytes)
+        page.launch(prevent_thread_lock=True, **options)
+        print(f"http://{args.host}:{args.port} (Ctrl-C ends)", flush=True)
+        try:
+            stop.wait()
+        finally:
+            visitors.closing.set()
+            page.close(verbose=False)
+            studio.finish(CLOSING_S)
+    if stop.signal is not None:
+        # Threads of the server may still be at work; ending the interpreter under them would end in a crash.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(128 + stop.signal)
+
+
+class Stop:
+    """Ctrl-C, SIGTERM and SIGHUP, as a service manager or a closed terminal sends them, while this is entered: the page
+    is closed in order and its files are removed."""
+
+    def __init__(self) -> None:
+        self.signal: int | None = None
+        """What was received first."""
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> Self:
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(number) is not signal.SIG_IGN:  # nohup
+                self._before[number] = signal.signal(number, self._received)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.signal is None:
+            for number, handler in self._before.items():
+                signal.signal(number, handler)
+
+    def _received(self, number: int, frame: object) -> None:
+        if self.signal is None:
+            self.signal = number
+
+    def wait(self) -> None:
+        """Until a signal comes."""
+        while self.signal is None:
+            time.sleep(0.1)
