@@ -22,10 +22,11 @@ from teacher.audio.codec import AudioCodec, write_codec_file
 from teacher.audio.mmaudio_codec import STACKS
 from teacher.encoders.registry import ENCODERS
 from teacher.files import LOCK, file_digest, file_sha256, new_folder, write_digests, write_json
+from teacher.files.errors import WeightsError
 from teacher.files.safetensors import opened, read_content, write_tensors
 from teacher.network.mmaudio import MMAudio
-from teacher.weights import WeightsError, read_features_info, read_run_config, weight_file
-from teacher.weights.model_identity import ModelIdentity
+from teacher.weights.loading import ModelIdentity, weight_file
+from teacher.weights.run_folder import read_features_info, read_run_config
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 FILES = ("*.json", "*.safetensors", "README.md", "weights/*.json", "weights/*.safetensors")

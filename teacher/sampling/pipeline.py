@@ -23,6 +23,7 @@ from teacher.audio.codec import AudioCodec
 from teacher.audio.registry import open_codec
 from teacher.encoders.cache import EncodedCache
 from teacher.encoders.registry import Encoders, load_encoders
+from teacher.files.errors import WeightsError
 from teacher.network.mmaudio import MMAudio
 from teacher.sampling.config import Precision, SamplingConfig
 from teacher.sampling.generator import Generator
@@ -30,8 +31,8 @@ from teacher.sampling.model_card import ModelCard, SharedModel, folder_of
 from teacher.sampling.scene import Scene, Sound, make_scene
 from teacher.sampling.stages import StageClock
 from teacher.sampling.windows import Joiner, overlap_s, window_noise
-from teacher.weights import WeightsError, load_network, read_features_info, read_licence
-from teacher.weights.model_identity import ModelIdentity, identify
+from teacher.weights.loading import ModelIdentity, identify, load_network
+from teacher.weights.run_folder import read_features_info, read_licence
 
 __all__ = ["ModelCard", "Pipeline", "Precision", "SamplingConfig", "Scene", "Sound", "as_in_the_demo"]
 

@@ -24,7 +24,7 @@ from distill.launch import FOLDER, check
 from distill.launch.launcher import configuration
 from distill.loop.fit import check_precision
 from distill.method.step import train_step
-from distill.method.student import student_from_teacher, takes_differences
+from distill.method.student import student_from_teacher
 from distill.presets import STUDENTS, TEACHERS
 from distill.tasks import distil, train_teacher
 from teacher.flow_matching import flow_matching_step
@@ -226,7 +226,7 @@ def refusal(kind, preset, precision):
             if kind == "train_teacher":
                 terms = flow_matching_step(net, batch, method, generator=g)
             else:
-                check_precision(takes_differences(method.objective), precision)
+                check_precision(method.objective.needs.derivative == "difference", precision)
                 guided, head = isinstance(method.velocity, GuidedInput), min(method.velocity_head, 1)
                 student = student_from_teacher(net, guidance_embedding=guided, velocity_head=head)
                 terms = train_step(student, student, net, batch, method, generator=g)

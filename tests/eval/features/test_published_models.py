@@ -136,7 +136,7 @@ def test_imagebind_is_the_cosine_of_sound_and_picture(files, small, media, tmp_p
     assert found[2] == {}  # no picture
     seen = torch.stack([model.embed_frames(imagebind_frames(path, duration_s=DURATION_S)) for path in media[:2]])
     cut = waves - waves.mean(dim=1, keepdim=True)
-    expected = paired_cosines(model(cut[:2]), seen)
+    expected = paired_cosines(model.embed(cut[:2]).rows, seen)
     assert [list(entry) for entry in found[:2]] == [["ib_score"]] * 2
     assert [entry["ib_score"] for entry in found[:2]] == pytest.approx(expected.tolist(), abs=1e-5)
     assert abs(found[0]["ib_score"] - found[1]["ib_score"]) > 1e-3
@@ -159,7 +159,8 @@ def test_desync_is_of_the_first_and_the_last_window(files, small, media, tmp_pat
         heard = wave.double().numpy()  # the offset stays in
         if rate != RATE:
             heard = soxr.resample(heard, rate, RATE, quality="HQ")
-        logits = model(model.visual_features(torch.from_numpy(frames))[None], torch.from_numpy(heard).float()[None])
+        sound = model.audio_features(torch.from_numpy(heard).float()[None])
+        logits = model.logits(model.visual_features(torch.from_numpy(frames))[None], sound)
         assert entry == {"desync": DeSync.from_logits(logits[:, 0], logits[:, 1]).per_clip_s[0]}
     assert {entry["desync"] for entry in found[:2]} != {0.0}
 
