@@ -24,13 +24,14 @@ from teacher.features import store
 from teacher.features.dataset import FeatureSet
 from teacher.features.store import Record, Shard
 from teacher.files import write_json
-from teacher.network.sequence import IMAGE_DIM, SEQUENCE_16K, SYNC_DIM, TEXT_DIM, TEXT_TOKENS, image_frames, sync_frames
+from teacher.network.sequence import MMAUDIO_WIDTHS, SEQUENCE_16K, image_frames, sync_frames
 
 DURATION_S, CHANNELS = 8.0, 20
 BATCH = 64
 FRAMES = SEQUENCE_16K.latent_frames(DURATION_S)
-VIDEO_SHAPES = {"clip": (image_frames(DURATION_S), IMAGE_DIM), "sync": (sync_frames(DURATION_S), SYNC_DIM)}
-SHAPES = {"mean": (FRAMES, CHANNELS), "std": (FRAMES, CHANNELS), "text": (TEXT_TOKENS, TEXT_DIM)}
+WIDTHS = MMAUDIO_WIDTHS
+VIDEO_SHAPES = {"clip": (image_frames(DURATION_S), WIDTHS.image), "sync": (sync_frames(DURATION_S), WIDTHS.sync)}
+SHAPES = {"mean": (FRAMES, CHANNELS), "std": (FRAMES, CHANNELS), "text": (WIDTHS.text_tokens, WIDTHS.text)}
 STATISTICS = (0.1, 0.9)
 
 
@@ -55,7 +56,7 @@ def fields(video: bool) -> dict[str, tuple[int, ...]]:
 def blocks(options: Options, video: bool) -> Iterator[dict[str, Tensor]]:
     """Random features, a shard at a time; the first text position is the same for all, as CLIP's."""
     generator = torch.Generator().manual_seed(0)
-    first = torch.randn(TEXT_DIM, generator=generator)
+    first = torch.randn(WIDTHS.text, generator=generator)
     for begin in range(0, options.clips, options.shard_size):
         count = min(options.shard_size, options.clips - begin)
         drawn = {name: torch.randn(count, *shape, generator=generator) for name, shape in fields(video).items()}

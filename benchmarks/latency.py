@@ -30,7 +30,7 @@ from torch.nn import functional
 from eval.ledger import Table, record
 from eval.speed.budget import StageCost, with_totals
 from eval.speed.cost import count
-from eval.speed.random_stages import random_chain
+from eval.speed.random_stages import random_stages
 from eval.speed.roofline import roofline_of
 from eval.speed.timing import machine
 from meanflow import Guidance
@@ -230,8 +230,8 @@ def main() -> None:
     args = parser.parse_args()
     torch.manual_seed(0)
     config = replace(variant(args.variant), interval_embedding=True)
-    chain = random_chain(config, name=args.variant, encoders="text")
-    net, encode = chain.net, chain.text
+    model = random_stages(config, name=args.variant, encoders="text")
+    net, encode = model.generator.net, model.text
     assert encode is not None
     small = config.latent_channels == 20
     vae = VAE(VAE_16K if small else VAE_44K, part="decoder").normalise_().eval().requires_grad_(False)

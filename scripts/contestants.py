@@ -13,15 +13,16 @@ from eval.compare.rows import Kind, Task, safe_name
 from eval.compare.sweep import Generate
 from eval.speed.budget import Budget, Setting
 from eval.speed.measure import measure_budget
-from eval.speed.stages import Chain, Work
+from eval.speed.stages import StagedGenerator, Workload
 from meanflow import Guidance
 from teacher.encoders.registry import read_window_frames
 from teacher.features.store import Record
+from teacher.files import file_digest
 from teacher.media import MediaError, probe
 from teacher.network.conditions import Conditions
 from teacher.sampling.generator import network_evaluations, noise
 from teacher.sampling.pipeline import Pipeline, SamplingConfig
-from teacher.weights import file_digest, weight_file
+from teacher.weights.loading import weight_file
 
 
 @dataclass(frozen=True)
@@ -147,14 +148,14 @@ class _Timing:
         filmed = (r for r in self.records if task == "vta" and r.has_video and self._readable(r))
         shown = list(islice(filmed, max(self.batches)))
         captions = tuple(dict.fromkeys(r.caption for r in self.records if r.caption))[: max(self.batches)]
-        work = Work(
+        workload = Workload(
             duration_s=self.pipeline.window_s,
             captions=captions or ("",),
             windows=tuple((Path(r.path), r.start_s) for r in shown),
         )
         budget = measure_budget(
-            Chain.of_pipeline(self.pipeline, Path(self.path.name.format(task=task)).stem),
-            work,
+            StagedGenerator.of_pipeline(self.pipeline, Path(self.path.name.format(task=task)).stem),
+            workload,
             steps=self.steps,
             guidance=self.rules,
             batches=self.batches,

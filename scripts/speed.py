@@ -11,8 +11,8 @@ import tyro
 from eval.ledger import record
 from eval.report.budgets import batch_markdown, budget_markdown
 from eval.speed.measure import measure_budget
-from eval.speed.random_stages import EncoderSet, random_chain
-from eval.speed.stages import Chain, Work
+from eval.speed.random_stages import EncoderSet, random_stages
+from eval.speed.stages import StagedGenerator, Workload
 from meanflow import Guidance
 from scripts.errors import one_line_errors
 from teacher.features.dataset import FeatureSet
@@ -71,17 +71,17 @@ def cli() -> None:
     if args.tf32:
         torch.set_float32_matmul_precision("high")
     on_gpu = args.device.startswith("cuda")
-    chain, window_s = _chain(args)
+    model, window_s = _model(args)
     budget = measure_budget(
-        chain,
-        _work(args, args.duration_s or window_s),
+        model,
+        _workload(args, args.duration_s or window_s),
         steps=args.steps,
         guidance=tuple(Guidance(omega=omega) for omega in args.guidance),
         batches=args.batch,
         warmup=(10 if on_gpu else 1) if args.warmup is None else args.warmup,
         repeats=(50 if on_gpu else 5) if args.repeats is None else args.repeats,
         command=f"python -m scripts.speed {shlex.join(sys.argv[1:])}".strip(),
-        told=lambda line: print(line, file=sys.stderr, flush=True),
+        report=lambda line: print(line, file=sys.stderr, flush=True),
     )
     budget.write(args.out)
     text = budget_markdown(budget)
@@ -91,19 +91,19 @@ def cli() -> None:
     print(f"{text}\n{args.out} and {args.out.with_suffix('.md')}")
 
 
-def _chain(args: Speed) -> tuple[Chain, float]:
+def _model(args: Speed) -> tuple[StagedGenerator, float]:
     """What is timed, and the duration it is made for."""
     if (args.run is None) == (args.variant is None):
         raise ValueError("give either --run or --variant")
     if args.run is not None:
         pipeline = Pipeline.load(args.run, weights_dir=args.weights_dir, device=args.device, precision=args.dtype)
-        return Chain.of_pipeline(pipeline, str(args.run)), pipeline.window_s
+        return StagedGenerator.of_pipeline(pipeline, str(args.run)), pipeline.window_s
     name = args.variant or ""
     config = variant(name)
-    return random_chain(config, name=name, encoders=args.encoders, device=args.device, precision=args.dtype), 8.0
+    return random_stages(config, name=name, encoders=args.encoders, device=args.device, precision=args.dtype), 8.0
 
 
-def _work(args: Speed, duration_s: float) -> Work:
+def _workload(args: Speed, duration_s: float) -> Workload:
     if args.data is not None and args.video:
         raise ValueError("give either --data or --video")
     windows, captions = tuple((path, 0.0) for path in args.video), [args.prompt] if args.prompt else []
@@ -113,8 +113,8 @@ def _work(args: Speed, duration_s: float) -> Work:
             raise ValueError(f"{args.data} has no test clips with picture")
         windows = tuple((Path(r.path), r.start_s) for r in records)
         captions = captions or [r.caption for r in records]
-    work = Work(duration_s=duration_s, windows=windows, random_frames=True)
-    return replace(work, captions=tuple(captions)) if captions else work
+    workload = Workload(duration_s=duration_s, windows=windows, random_frames=True)
+    return replace(workload, captions=tuple(captions)) if captions else workload
 
 
 if __name__ == "__main__":

@@ -15,17 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
-STAGES = (
-    "decode+resize",
-    "image encoder",
-    "motion encoder",
-    "text encoder",
-    "flow network",
-    "codec decode",
-)
-"""Everything between a video file or a caption and a waveform, in order."""
+from teacher.sampling.stages import DECODE, DECODE_PARTS, FLOW, STAGES
 
-SUBTOTALS: Mapping[str, tuple[str, ...]] = {"codec decode": ("latent decode", "vocoder")}
+SUBTOTALS: Mapping[str, tuple[str, ...]] = {DECODE: DECODE_PARTS}
 """Stages that may be timed in parts: latent -> spectrogram -> wave. The stage is then the sum of its parts."""
 
 FINE_STAGES = tuple(part for stage in STAGES for part in SUBTOTALS.get(stage, (stage,)))
@@ -48,8 +40,6 @@ SCOPES: Mapping[str, str] = {
     "video-to-audio": "from the video file to the wave: decoding and resizing as well; no muxing, no writing",
 }
 """What each total includes, in words. Papers call both of the first two the time of generation."""
-
-FLOW = "flow network"
 
 
 @dataclass(frozen=True, kw_only=True)

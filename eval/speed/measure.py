@@ -1,4 +1,4 @@
-"""Taking a staged budget of a chain of stages: every stage is counted, warmed up and timed."""
+"""Taking a staged budget: every stage is counted, warmed up and timed."""
 
 from collections.abc import Callable
 
@@ -7,15 +7,15 @@ import torch
 from eval.speed.budget import Budget, Roofline, Setting, StageBudget, StageCost, Timing
 from eval.speed.cost import count
 from eval.speed.roofline import roofline_of
-from eval.speed.stages import Chain, StageCall, Work
+from eval.speed.stages import StageCall, StagedGenerator, Workload
 from eval.speed.timing import machine, measure, synchroniser
 from meanflow import Guidance
 
 
 @torch.no_grad()
 def measure_budget(
-    chain: Chain,
-    work: Work,
+    model: StagedGenerator,
+    workload: Workload,
     *,
     steps: tuple[int, ...] = (1,),
     guidance: tuple[Guidance, ...] = (Guidance(),),
@@ -24,11 +24,11 @@ def measure_budget(
     repeats: int = 5,
     command: str = "",
     rooflines: tuple[Roofline, ...] | None = None,
-    told: Callable[[str], None] = lambda line: None,
+    report: Callable[[str], None] = lambda line: None,
 ) -> Budget:
     """Count and time every stage at every batch size. Each is run once to be counted, then `warmup` + `repeats` times.
 
-    The roofline is measured first, unless given or measured before in this process. `told` receives a line per stage
+    The roofline is measured first, unless given or measured before in this process. `report` receives a line per stage
     as it is done. Raises ValueError for empty or repeated choices and for warmup or repeats below 1.
     """
     for name, values in (("steps", steps), ("guidance", guidance), ("batches", batches)):
@@ -36,29 +36,29 @@ def measure_budget(
             raise ValueError(f"{name} must be one or more different values, got {values}")
     if warmup < 1 or repeats < 1:
         raise ValueError(f"warmup and repeats must be at least 1, got {warmup} and {repeats}")
-    wait, attention, made = synchroniser(chain.device), set[str](), []
+    wait, attention, made = synchroniser(model.device), set[str](), []
     if rooflines is None:
-        dtypes = [torch.float32] + [torch.bfloat16] * (chain.precision != "float32")
-        rooflines = tuple(roofline_of(dtype, chain.device) for dtype in dtypes)
+        dtypes = [torch.float32] + [torch.bfloat16] * (model.precision != "float32")
+        rooflines = tuple(roofline_of(dtype, model.device) for dtype in dtypes)
     for batch in batches:
-        for call in chain.calls(work, batch=batch, steps=steps, guidance=guidance):
+        for call in model.calls(workload, batch=batch, steps=steps, guidance=guidance):
             counted = count(call.call)
             attention |= counted.attention
             cost = counted.cost if counted.cost.operators else None
             del counted
-            _reset_peak(chain.device)
+            _reset_peak(model.device)
             timing = measure(call.call, warmup=warmup, repeats=repeats, synchronise=wait)
-            made.append(_stage(call, batch, timing, cost, _peak(chain.device)))
-            told(f"batch {batch}, {call.stage}{_asked(call)}: {1e3 * timing.median_s:.4g} ms")
-    on_gpu = torch.device(chain.device).type == "cuda"
+            made.append(_stage(call, batch, timing, cost, _peak(model.device)))
+            report(f"batch {batch}, {call.stage}{_asked(call)}: {1e3 * timing.median_s:.4g} ms")
+    on_gpu = torch.device(model.device).type == "cuda"
     return Budget(
-        name=chain.name,
-        duration_s=work.duration_s,
+        name=model.name,
+        duration_s=workload.duration_s,
         command=command,
-        machine=machine(chain.device, torch.float32 if chain.precision == "float32" else torch.bfloat16),
+        machine=machine(model.device, torch.float32 if model.precision == "float32" else torch.bfloat16),
         cuda=torch.version.cuda if on_gpu else None,
         tf32=_tf32() if on_gpu else "none on a processor",
-        compiled=_compiled(chain.net),
+        compiled=_compiled(model.generator.net),
         attention=tuple(sorted(attention)),
         rooflines=rooflines,
         stages=tuple(made),

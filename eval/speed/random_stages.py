@@ -5,7 +5,8 @@ from typing import Literal, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from eval.speed.stages import Chain
+from eval.speed.stages import StagedGenerator
+from teacher.audio.codec import Stage
 from teacher.audio.mmaudio_codec import MMAUDIO_16K, MMAUDIO_44K, AudioStack
 from teacher.audio.vae import VAE
 from teacher.audio.vocoder import BigVGAN
@@ -13,6 +14,7 @@ from teacher.encoders.clip import ClipConfig, ClipImage, ClipText, build_clip, c
 from teacher.encoders.synchformer import SynchformerEncoder, SynchformerVisual, VisualConfig
 from teacher.network.mmaudio import MMAudio
 from teacher.network.variants import MMAudioConfig
+from teacher.sampling.generator import Generator
 from teacher.sampling.pipeline import Precision, as_in_the_demo
 
 EncoderSet: TypeAlias = Literal["none", "text", "all"]
@@ -25,7 +27,7 @@ def published_stack(config: MMAudioConfig) -> AudioStack:
 
 
 @torch.no_grad()
-def random_chain(
+def random_stages(
     config: MMAudioConfig,
     *,
     name: str,
@@ -35,7 +37,7 @@ def random_chain(
     visual: VisualConfig | None = None,
     device: str = "cpu",
     precision: Precision = "float32",
-) -> Chain:
+) -> StagedGenerator:
     """Network, VAE decoder and vocoder with random weights, and CLIP's text tower or all encoders on request.
 
     `stack`, `clip` and `visual` replace the published sizes. The whole of CLIP takes 4 GB, its text tower 1.4 GB. The
@@ -56,15 +58,18 @@ def random_chain(
     image, text = None, None
     if encoders != "none":
         image, text = _clip(clip or ClipConfig(), torch_device, with_image=encoders == "all")
-    return Chain(
+    return StagedGenerator(
         name=f"{name}, random weights",
-        net=as_in_the_demo(net).to(device) if precision == "demo" else net,
+        generator=Generator.of(
+            as_in_the_demo(net).to(device) if precision == "demo" else net,
+            (Stage("latent decode", mel), Stage("vocoder", lambda spectrogram: vocoder(spectrogram)[:, 0].cpu())),
+            device=device,
+            precision=precision,
+        ),
         sequence=config.sequence,
-        decoders=(("latent decode", mel), ("vocoder", lambda spectrogram: vocoder(spectrogram)[:, 0].cpu())),
         text=text,
         image=image,
         sync=_synchformer(visual or VisualConfig(), torch_device) if encoders == "all" else None,
-        device=device,
         precision=precision,
     )
 

@@ -1,4 +1,4 @@
-"""Real-time factors: what one clip costs, stage by stage, and on which machine."""
+"""Timing one call: how often it is repeated, what is waited for, and the machine that it ran on."""
 
 import os
 import platform
@@ -9,7 +9,7 @@ from dataclasses import asdict
 
 import torch
 
-from eval.speed.budget import FINE_STAGES, STAGES, Machine, Timing, check_stage, with_totals
+from eval.speed.budget import Machine, Timing
 
 
 def synchroniser(device: torch.device | str) -> Callable[[], None]:
@@ -54,34 +54,6 @@ def measure(
         warmup=warmup,
         warmup_s=warmup_s,
     )
-
-
-class StageTimer:
-    """Times the stages of making one batch of clips and turns them into real-time factors.
-
-    >>> timer = StageTimer(audio_s=2.0)
-    >>> timer.measure("codec decode", lambda: None, repeats=3).repeats
-    3
-    """
-
-    def __init__(self, *, audio_s: float, synchronise: Callable[[], None] = lambda: None) -> None:
-        """`audio_s` is the audio one call makes, in seconds: clip duration x clips in the batch."""
-        if not audio_s > 0.0:
-            raise ValueError(f"audio_s must be positive, got {audio_s}")
-        self.audio_s = audio_s
-        self.synchronise = synchronise
-        self.timings: dict[str, Timing] = {}
-
-    def measure(self, stage: str, call: Callable[[], object], *, warmup: int = 1, repeats: int = 5) -> Timing:
-        """Time one stage; `stage` must be one of STAGES or FINE_STAGES."""
-        check_stage(stage)
-        self.timings[stage] = measure(call, warmup=warmup, repeats=repeats, synchronise=self.synchronise)
-        return self.timings[stage]
-
-    def rtf(self) -> dict[str, float]:
-        """Real-time factor by measured stage, in their order, and the totals whose stages are all measured."""
-        order = dict.fromkeys((*FINE_STAGES, *STAGES))
-        return with_totals({s: self.timings[s].rtf(self.audio_s) for s in order if s in self.timings})
 
 
 def machine(device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> Machine:

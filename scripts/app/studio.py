@@ -12,7 +12,7 @@ from typing import TypeAlias
 from eval.compare.examples import spectrogram_png
 from eval.speed.budget import Budget
 from eval.speed.measure import measure_budget
-from eval.speed.stages import Chain, Work
+from eval.speed.stages import StagedGenerator, Workload
 from meanflow import Guidance
 from scripts.app.workspace import Workspace
 from teacher.files import file_sha256
@@ -156,7 +156,7 @@ class Studio:
         pipeline = self._model(setting.model).pipeline
         total_s = self._length_s(ask, pipeline)
         self._check_work(min(total_s, pipeline.window_s), [setting], BUDGET_RUNS)
-        work = Work(
+        workload = Workload(
             duration_s=min(total_s, pipeline.window_s),
             captions=(ask.prompt or "",),
             windows=() if ask.video is None else ((ask.video, 0.0),),
@@ -164,12 +164,12 @@ class Studio:
         with self._lock:
             check()
             return measure_budget(
-                Chain.of_pipeline(pipeline, setting.model),
-                work,
+                StagedGenerator.of_pipeline(pipeline, setting.model),
+                workload,
                 steps=(setting.steps,),
                 guidance=(Guidance(omega=setting.guidance),),
                 repeats=BUDGET_RUNS - 2,
-                told=lambda line: check(),
+                report=lambda line: check(),
             )
 
     def finish(self, timeout_s: float) -> None:

@@ -1,12 +1,12 @@
-"""What every feature encoder of this project offers.
+"""What every feature encoder of this project offers, and what their adapters share.
 
-`embedded.py` holds weight-free ones, `clip.py` and `synchformer.py` those that MMAudio was trained with.
-
-
-Reading a model's sizes off its tensors, and a name for what they hold."""
+`embedded.py` holds encoders without weights, `clip.py` and `synchformer.py` those that MMAudio was trained with. An
+adapter reads the sizes of its model off the tensors of a file, and names the model after what they hold.
+"""
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -30,11 +30,16 @@ class ImageEncoder(Protocol):
         ...
 
     @property
+    def width(self) -> int:
+        """Channels of a feature."""
+        ...
+
+    @property
     def request(self) -> FrameRequest:
         """Rate and size of the frames it is given."""
         ...
 
-    def __call__(self, frames: Frames) -> Float[Tensor, "frames 1024"]: ...
+    def __call__(self, frames: Frames) -> Float[Tensor, "frames width"]: ...
 
 
 class SyncEncoder(Protocol):
@@ -46,11 +51,16 @@ class SyncEncoder(Protocol):
         ...
 
     @property
+    def width(self) -> int:
+        """Channels of a feature."""
+        ...
+
+    @property
     def request(self) -> FrameRequest:
         """Rate and size of the frames it is given."""
         ...
 
-    def __call__(self, frames: Frames) -> Float[Tensor, "slots 768"]: ...
+    def __call__(self, frames: Frames) -> Float[Tensor, "slots width"]: ...
 
 
 class TextEncoder(Protocol):
@@ -62,11 +72,21 @@ class TextEncoder(Protocol):
         ...
 
     @property
+    def width(self) -> int:
+        """Channels of the feature of one position."""
+        ...
+
+    @property
+    def positions(self) -> int:
+        """Positions of every text, padding included."""
+        ...
+
+    @property
     def shared_positions(self) -> int:
         """Number of leading positions whose feature is the same for every text."""
         ...
 
-    def __call__(self, texts: Sequence[str]) -> Float[Tensor, "batch 77 1024"]: ...
+    def __call__(self, texts: Sequence[str]) -> Float[Tensor, "batch positions width"]: ...
 
 
 def checked_frames(frames: Frames, request: FrameRequest) -> UInt8[Tensor, "frames 3 height width"]:
@@ -78,6 +98,16 @@ def checked_frames(frames: Frames, request: FrameRequest) -> UInt8[Tensor, "fram
             f"got {tensor.dtype} {tuple(tensor.shape)}"
         )
     return tensor
+
+
+def require_files(weights_dir: Path, *files: str) -> None:
+    """WeightsError naming those of `files` that a folder of weights lacks, and the commands that make them."""
+    missing = [file for file in files if not (weights_dir / file).is_file()]
+    if missing:
+        raise WeightsError(
+            f"{weights_dir} lacks {' and '.join(missing)}; fetch the official files with mf-fetch and convert them "
+            "with mf-convert"
+        )
 
 
 HASHED_AT_ONCE = 1 << 24

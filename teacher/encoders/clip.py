@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from open_clip import CLIP
     from open_clip.tokenizer import SimpleTokenizer
 
+FILE = "clip_dfn5b_h14_378.safetensors"
+"""Name of the converted file in a folder of weights."""
 IMAGE_REQUEST = FrameRequest(fps=IMAGE_FPS, height=384, width=384, fit="stretch")
 PIXEL_MEAN = (0.48145466, 0.4578275, 0.40821073)
 PIXEL_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -175,6 +177,7 @@ class ClipText:
     name: str
     net: "CLIP"
     tokenizer: "SimpleTokenizer"
+    positions: int = 77
     shared_positions: int = 1
     """Attention is causal and every caption starts with the same token: position 0 is the same for all captions."""
     chunk: int = TEXTS_AT_ONCE
@@ -215,5 +218,5 @@ def load_clip(path: Path, device: str = "cpu") -> tuple[ClipImage, ClipText]:
     tokenizer = clip_tokenizer(config.positions)
     return (
         ClipImage(name=f"clip-dfn5b-h14-378-image-1-{digest}", net=net),
-        ClipText(name=f"clip-dfn5b-h14-378-text-1-{digest}", net=net, tokenizer=tokenizer),
+        ClipText(name=f"clip-dfn5b-h14-378-text-1-{digest}", net=net, tokenizer=tokenizer, positions=config.positions),
     )

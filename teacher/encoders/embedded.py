@@ -22,18 +22,17 @@ from teacher.encoders.base import Frames, checked_frames
 from teacher.media import FrameRequest
 from teacher.network.sequence import (
     FEATURES_PER_SEGMENT,
-    IMAGE_DIM,
     IMAGE_FPS,
+    MMAUDIO_WIDTHS,
     SEGMENT_FRAMES,
     SEGMENT_STRIDE,
-    SYNC_DIM,
     SYNC_FPS,
-    TEXT_DIM,
-    TEXT_TOKENS,
 )
 
 IMAGE_REQUEST = FrameRequest(fps=IMAGE_FPS, height=32, width=32, fit="stretch")
 MOTION_REQUEST = FrameRequest(fps=SYNC_FPS, height=48, width=48, fit="crop")
+IMAGE_WIDTH, MOTION_WIDTH = MMAUDIO_WIDTHS.image, MMAUDIO_WIDTHS.sync
+TEXT_WIDTH, TEXT_POSITIONS = MMAUDIO_WIDTHS.text, MMAUDIO_WIDTHS.text_tokens
 LUMA = (0.299, 0.587, 0.114)
 
 
@@ -69,6 +68,7 @@ class EmbeddedImage:
     """
 
     name: str = "embedded-image-1"
+    width: int = IMAGE_WIDTH
     request: FrameRequest = IMAGE_REQUEST
 
     @torch.no_grad()
@@ -86,7 +86,7 @@ class EmbeddedImage:
             2.0 * functional.adaptive_avg_pool2d(saturation[:, None], 4).flatten(1),
         ]
         features = torch.cat(parts, dim=1)
-        projected = features @ projection(self.name, features.shape[1], IMAGE_DIM)
+        projected = features @ projection(self.name, features.shape[1], self.width)
         return functional.normalize(projected, dim=1, eps=1e-6)
 
 
@@ -124,6 +124,7 @@ class EmbeddedMotion:
     """
 
     name: str = "embedded-motion-2"
+    width: int = MOTION_WIDTH
     request: FrameRequest = MOTION_REQUEST
     gain: float = 3.4
     """Makes the standard deviation per channel about 1 over rendered and filmed clips."""
@@ -138,7 +139,7 @@ class EmbeddedMotion:
         slots = FEATURES_PER_SEGMENT * ((len(luma) - SEGMENT_FRAMES) // SEGMENT_STRIDE + 1)
         instant = (torch.arange(slots) + 0.5) * (len(luma) / slots) - 0.5
         around = torch.cat([_between(per_frame, instant + offset) for offset in (-0.5, 0.5)], dim=1)
-        return self.gain * around @ projection(self.name, around.shape[1], SYNC_DIM)
+        return self.gain * around @ projection(self.name, around.shape[1], self.width)
 
 
 def _between(values: Float[Tensor, "frames features"], at: Float[Tensor, "slots"]) -> Float[Tensor, "slots features"]:
@@ -219,6 +220,8 @@ class EmbeddedText:
     """
 
     name: str = "embedded-text-1"
+    width: int = TEXT_WIDTH
+    positions: int = TEXT_POSITIONS
     shared_positions: int = 0
     """Even the first position of an empty caption differs from that of others."""
     place_share: float = 0.15
@@ -230,15 +233,15 @@ class EmbeddedText:
         return torch.stack([self._encode(text) for text in texts])
 
     def _encode(self, text: str) -> Float[Tensor, "77 1024"]:
-        words = re.findall(r"\w+", text.lower())[:TEXT_TOKENS]
+        words = re.findall(r"\w+", text.lower())[:TEXT_POSITIONS]
         rows = torch.stack(
-            [_unit_vector(f"word {w}") for w in words] + [_unit_vector("pad")] * (TEXT_TOKENS - len(words))
+            [_unit_vector(f"word {w}") for w in words] + [_unit_vector("pad")] * (TEXT_POSITIONS - len(words))
         )
         if words:
             count = torch.arange(1, len(words) + 1)[:, None]
             context = rows[: len(words)].cumsum(0) / count
             context = functional.normalize(
-                torch.cat((context, context[-1:].expand(TEXT_TOKENS - len(words), -1))), dim=1
+                torch.cat((context, context[-1:].expand(TEXT_POSITIONS - len(words), -1))), dim=1
             )
             places = torch.stack([_unit_vector(f"place {i}") for i in range(len(words))])
             rows = rows + self.context_share * context
@@ -247,5 +250,5 @@ class EmbeddedText:
 
 
 @functools.lru_cache(maxsize=4096)
-def _unit_vector(name: str) -> Float[Tensor, "1024"]:
-    return hashed_signs(f"embedded-text-1 {name}", TEXT_DIM) / math.sqrt(TEXT_DIM)
+def _unit_vector(name: str) -> Float[Tensor, "width"]:
+    return hashed_signs(f"embedded-text-1 {name}", TEXT_WIDTH) / math.sqrt(TEXT_WIDTH)

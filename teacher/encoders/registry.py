@@ -1,33 +1,28 @@
-"""Encoders by name, and the one way a video becomes features: extraction and sampling both go through here."""
+"""Encoders by name, and the frames that they are given: extraction and sampling both go through here."""
 
 import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Float, UInt8
-from torch import Tensor
+from jaxtyping import UInt8
 
 from teacher.encoders import clip, embedded, synchformer
-from teacher.encoders.base import Frames, ImageEncoder, SyncEncoder, TextEncoder
+from teacher.encoders.base import ImageEncoder, SyncEncoder, TextEncoder, require_files
 from teacher.files.errors import WeightsError
-from teacher.media import FrameRequest, MediaError, MediaInfo, probe, read_frames
-from teacher.network.sequence import IMAGE_DIM, SYNC_DIM, TEXT_DIM
+from teacher.media import FrameRequest, MediaError, MediaInfo, read_frames
+from teacher.network.sequence import ConditionWidths
 
-SHORTEST_SHARE = 0.9
+SHORTEST_FRACTION = 0.9
 """A video window this complete is used; its last frame stands in for the rest."""
-REQUESTS: dict[str, tuple[FrameRequest, FrameRequest]] = {
-    "embedded": (embedded.IMAGE_REQUEST, embedded.MOTION_REQUEST),
-    "mmaudio": (clip.IMAGE_REQUEST, synchformer.SYNC_REQUEST),
-}
-"""Frames that the image and the synchronisation encoder of each set look at."""
-KNOWN_ENCODERS = tuple(REQUESTS)
-CLIP_FILE, SYNCHFORMER_FILE = "clip_dfn5b_h14_378.safetensors", "synchformer.safetensors"
+Requests = tuple[FrameRequest, FrameRequest]
+"""Frames that the image and the synchronisation encoder of a set look at."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Encoders:
-    """The three encoders that belong together."""
+    """The three encoders that belong together, loaded."""
 
     image: ImageEncoder
     sync: SyncEncoder
@@ -42,9 +37,57 @@ class Encoders:
         return {"image": self.image.name, "sync": self.sync.name, "text": self.text.name}
 
     @property
-    def requests(self) -> tuple[FrameRequest, FrameRequest]:
+    def requests(self) -> Requests:
         """Frames that the image and the synchronisation encoder look at."""
         return self.image.request, self.sync.request
+
+    @property
+    def widths(self) -> ConditionWidths:
+        """Widths of the features, which a network must take."""
+        return ConditionWidths(
+            image=self.image.width, sync=self.sync.width, text=self.text.width, text_tokens=self.text.positions
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncoderSet:
+    """What is known of a set of encoders before any weights are loaded, and how it is loaded."""
+
+    requests: Requests
+    load: Callable[[Path, str], Encoders]
+    """From a folder of weights, for a device such as "cpu" or "cuda:0"."""
+    files: tuple[str, ...] = ()
+    """Files of weights that it loads. A set without any needs no folder, and runs on the processor."""
+
+
+def _embedded(weights_dir: Path, device: str) -> Encoders:
+    return Encoders(image=embedded.EmbeddedImage(), sync=embedded.EmbeddedMotion(), text=embedded.EmbeddedText())
+
+
+def _mmaudio(weights_dir: Path, device: str) -> Encoders:
+    if not (weights_dir / clip.FILE).is_file():
+        require_files(weights_dir, clip.FILE, synchformer.FILE)
+    image, text = clip.load_clip(weights_dir / clip.FILE, device)
+    sync = synchformer.SynchformerOnUse(path=weights_dir / synchformer.FILE, device=device)
+    return Encoders(image=image, sync=sync, text=text, in_worker=False)
+
+
+ENCODERS: dict[str, EncoderSet] = {
+    "embedded": EncoderSet(requests=(embedded.IMAGE_REQUEST, embedded.MOTION_REQUEST), load=_embedded),
+    "mmaudio": EncoderSet(
+        requests=(clip.IMAGE_REQUEST, synchformer.SYNC_REQUEST),
+        load=_mmaudio,
+        files=(clip.FILE, synchformer.FILE),
+    ),
+}
+"""Every set of encoders, by the name that --encoders takes and features.json records."""
+
+
+def encoder_set(name: str) -> EncoderSet:
+    """The entry of a set; ValueError lists the known names."""
+    if name not in ENCODERS:
+        raise ValueError(f"encoders must be one of {', '.join(ENCODERS)}, got {name!r}")
+    return ENCODERS[name]
 
 
 def load_encoders(name: str, *, weights_dir: Path | None = None, device: str = "cpu") -> Encoders:
@@ -54,99 +97,31 @@ def load_encoders(name: str, *, weights_dir: Path | None = None, device: str = "
     and, once video is encoded, `synchformer.safetensors` in `weights_dir` and runs on `device`; WeightsError says what
     is missing there and which commands make it. Nothing is downloaded. Features come back in float32 on the processor.
     """
-    frame_requests(name)
-    if name == "embedded":
-        return _load(name, None, "cpu")
-    return _load(name, None if weights_dir is None else Path(weights_dir), device)
-
-
-def frame_requests(name: str) -> tuple[FrameRequest, FrameRequest]:
-    """Frames that the image and the synchronisation encoder of a set look at, without loading any weights."""
-    if name not in REQUESTS:
-        raise ValueError(f"encoders must be one of {', '.join(KNOWN_ENCODERS)}, got {name!r}")
-    return REQUESTS[name]
+    if not encoder_set(name).files:
+        return _load(name, Path(), "cpu")
+    if weights_dir is None:
+        raise WeightsError(f"encoders {name!r} need a weights folder; give one with --weights-dir")
+    return _load(name, Path(weights_dir), device)
 
 
 @functools.lru_cache(maxsize=2)
-def _load(name: str, weights_dir: Path | None, device: str) -> Encoders:
-    if name == "embedded":
-        return Encoders(image=embedded.EmbeddedImage(), sync=embedded.EmbeddedMotion(), text=embedded.EmbeddedText())
-    if weights_dir is None:
-        raise WeightsError(f"encoders {name!r} need a weights folder; give one with --weights-dir")
-    if not (weights_dir / CLIP_FILE).is_file():
-        _require(weights_dir, CLIP_FILE, SYNCHFORMER_FILE)
-    image, text = clip.load_clip(weights_dir / CLIP_FILE, device)
-    _check_width(weights_dir / CLIP_FILE, "image", image.width, IMAGE_DIM)
-    _check_width(weights_dir / CLIP_FILE, "text", text.width, TEXT_DIM)
-    return Encoders(image=image, sync=_Sync(weights_dir / SYNCHFORMER_FILE, device), text=text, in_worker=False)
-
-
-@dataclass(frozen=True)
-class _Sync:
-    """Synchformer, loaded when first used: sound from words needs none."""
-
-    path: Path
-    device: str
-    request: FrameRequest = synchformer.SYNC_REQUEST
-
-    @functools.cached_property
-    def _encoder(self) -> synchformer.SynchformerEncoder:
-        _require(self.path.parent, self.path.name)
-        encoder = synchformer.load_sync_encoder(self.path, self.device)
-        _check_width(self.path, "synchronisation", encoder.width, SYNC_DIM)
-        return encoder
-
-    @property
-    def name(self) -> str:
-        return self._encoder.name
-
-    def __call__(self, frames: Frames) -> Float[Tensor, "slots 768"]:
-        return self._encoder(frames)
-
-
-def _require(weights_dir: Path, *files: str) -> None:
-    missing = [file for file in files if not (weights_dir / file).is_file()]
-    if missing:
-        raise WeightsError(
-            f"{weights_dir} lacks {' and '.join(missing)}; fetch the official files with mf-fetch and convert them "
-            "with mf-convert"
-        )
-
-
-def _check_width(path: Path, kind: str, width: int, needed: int) -> None:
-    if width != needed:
-        raise WeightsError(f"{path} gives {kind} features of width {width}, the networks take {needed}")
-
-
-def encode_clip(
-    encoders: Encoders, path: Path, *, start_s: float, duration_s: float
-) -> tuple[Float[Tensor, "image_frames 1024"], Float[Tensor, "sync_frames 768"]]:
-    """Image and synchronisation features of [start_s, start_s + duration_s), in one decoding pass, float32.
-
-    Raises MediaError when the file has no picture or less than 0.9 duration_s of it from start_s on.
-    """
-    return encode_window(encoders, probe(path), start_s=start_s, duration_s=duration_s)
-
-
-def encode_window(
-    encoders: Encoders, info: MediaInfo, *, start_s: float, duration_s: float
-) -> tuple[Float[Tensor, "image_frames 1024"], Float[Tensor, "sync_frames 768"]]:
-    """`encode_clip` for a file that is already probed."""
-    image, sync = read_window_frames(encoders.requests, info, start_s, duration_s)
-    return encoders.image(image), encoders.sync(sync)
+def _load(name: str, weights_dir: Path, device: str) -> Encoders:
+    return ENCODERS[name].load(weights_dir, device)
 
 
 def read_window_frames(
-    requests: tuple[FrameRequest, FrameRequest], info: MediaInfo, start_s: float, duration_s: float
-) -> tuple[UInt8[np.ndarray, "image_frames 3 height width"], UInt8[np.ndarray, "sync_frames 3 height width"]]:
-    """The frames that `encode_window` encodes, so that one process can read and another encode.
+    requests: Requests, info: MediaInfo, start_s: float, duration_s: float
+) -> tuple[UInt8[np.ndarray, "image_frames 3 _ _"], UInt8[np.ndarray, "sync_frames 3 _ _"]]:
+    """Frames of [start_s, start_s + duration_s) of a probed film for each request, in one decoding pass.
 
-    Where the picture ends early its last frame is held. Raises MediaError as `encode_clip`.
+    Reading and encoding are apart, so that one process can read and another encode. Where the picture ends early its
+    last frame is held. Raises MediaError when the film has no picture, or less than 0.9 duration_s of it from start_s
+    on.
     """
     if not info.has_video:
         raise MediaError(f"{info.path}: has no picture; give a video file")
     available_s = info.duration_s - start_s
-    if available_s < SHORTEST_SHARE * duration_s:
+    if available_s < SHORTEST_FRACTION * duration_s:
         raise MediaError(f"{info.path}: too short: {max(0.0, available_s):.2f} s of video, need {duration_s:g} s")
     shown = read_frames(info.path, requests, start_s=start_s, duration_s=min(available_s, duration_s))
     image, sync = (_held(frames, request, duration_s) for frames, request in zip(shown, requests, strict=True))

@@ -1,14 +1,12 @@
-"""Parts of Synchformer (arXiv 2401.16423): attention within lines or frames, the layer that pools a group of tokens.
+"""Synchformer's visual encoder: eight features per segment of 16 frames, what MMAudio takes its timing from.
 
-Modules are named as in the published state dict, so that weights load without a table of names.
-
-
-Synchformer's visual encoder: eight features per segment of 16 frames, what MMAudio takes its timing from.
-
-MotionFormer with divided space-time attention, ViT-B size (arXiv 2401.16423, section 3; arXiv 2106.05392). The file of
-weights holds the complete synchronisation model; `teacher/encoders/synchformer_sync.py` builds the rest of it.
+MotionFormer with divided space-time attention, ViT-B size (arXiv 2401.16423, section 3; arXiv 2106.05392). Modules are
+named as in the published state dict, so that weights load without a table of names. The file of weights holds the
+complete synchronisation model: `synchformer_audio.py` has its audio encoder, which shares the attention and the pooling
+of this file, and `synchformer_sync.py` joins the two and classifies the offset between picture and sound.
 """
 
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,11 +18,11 @@ from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 from torch.nn import functional
 
-from teacher.encoders.base import Frames, checked_frames, count_blocks, shape_of, tensors_digest
+from teacher.encoders.base import Frames, checked_frames, count_blocks, require_files, shape_of, tensors_digest
 from teacher.files.components import load_strictly, read_tensors
 from teacher.files.errors import WeightsError
 from teacher.media import FrameRequest
-from teacher.network.sequence import SEGMENT_FRAMES, SEGMENT_STRIDE, SYNC_FPS
+from teacher.network.sequence import MMAUDIO_WIDTHS, SEGMENT_FRAMES, SEGMENT_STRIDE, SYNC_FPS
 
 
 def attend(
@@ -146,6 +144,8 @@ class TokenPool(nn.Module):
         return (y + self.linear2(functional.gelu(self.linear1(self.norm2(y)))))[:, 0]
 
 
+FILE = "synchformer.safetensors"
+"""Name of the converted file in a folder of weights."""
 SYNC_REQUEST = FrameRequest(fps=SYNC_FPS, height=224, width=224, fit="crop")
 VISUAL = "vfeat_extractor."
 PARTS = ("vfeat_extractor", "afeat_extractor", "vproj", "aproj", "transformer")
@@ -313,6 +313,38 @@ class SynchformerEncoder:
         encoder = self.network.vfeat_extractor
         pixels = checked_frames(frames, self.request).to(encoder.cls_token.device)
         return encode_video(encoder, pixels[None], chunk=self.chunk)[0].float().cpu()
+
+
+@dataclass(frozen=True, kw_only=True)
+class SynchformerOnUse:
+    """`SynchformerEncoder`, loaded when a video is first encoded: sound from words needs none.
+
+    WeightsError where the file is missing by then, or gives features of another width than the published 768.
+    """
+
+    path: Path
+    device: str
+    request: FrameRequest = SYNC_REQUEST
+    width: int = MMAUDIO_WIDTHS.sync
+
+    @functools.cached_property
+    def _encoder(self) -> SynchformerEncoder:
+        require_files(self.path.parent, self.path.name)
+        encoder = load_sync_encoder(self.path, self.device)
+        if encoder.width != self.width:
+            raise WeightsError(
+                f"{self.path} gives synchronisation features of width {encoder.width}, the networks take {self.width}"
+            )
+        return encoder
+
+    @property
+    def name(self) -> str:
+        """Name with version, from the weights."""
+        return self._encoder.name
+
+    def __call__(self, frames: Frames) -> Float[Tensor, "slots channels"]:
+        """(T, 3, 224, 224) uint8 -> (8 S, 768) float32 on the processor."""
+        return self._encoder(frames)
 
 
 def load_synchformer_visual(path: Path, device: str = "cpu") -> SynchformerVisual:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from teacher.audio.registry import CODECS
-from teacher.encoders.registry import frame_requests
+from teacher.encoders.registry import encoder_set
 from teacher.features.store import Skipped
 from teacher.features.windows import WindowReader
 from teacher.network.sequence import check_window
@@ -54,7 +54,7 @@ class ExtractConfig:
         check_window("duration_s", self.duration_s)
         if self.codec not in CODECS:
             raise ValueError(f"codec must be one of {', '.join(CODECS)}, got {self.codec!r}")
-        frame_requests(self.encoders)
+        encoder_set(self.encoders)
         for name, count in (
             ("codec_fit_clips", self.codec_fit_clips),
             ("shard_size", self.shard_size),

@@ -147,7 +147,7 @@ class FeatureSet:
         Raises FeatureError when a latent is not finite; `verify` looks at all features.
         """
         rows = as_rows(indices, len(self))
-        gathered = Gathered.blank(self.rows.layout, self.has_video[rows].numpy(), self.rows.buffers)
+        gathered = self.rows.blank(self.has_video[rows].numpy())
         self.rows.fill(rows, np.arange(len(rows)), gathered)
         return finish_batch(gathered, rows, self, generator, batch_slice)
 
@@ -272,8 +272,7 @@ class JointSet:
         has_video = np.zeros(len(wanted), np.bool_)
         for features, places in batch_slices:
             has_video[places.numpy()] = features.has_video[rows[places]].numpy()
-        first = self.parts[0][0].rows
-        gathered = Gathered.blank(first.layout, has_video, first.buffers)
+        gathered = self.parts[0][0].rows.blank(has_video)
         for features, places in batch_slices:
             if len(places):
                 features.rows.fill(rows[places], places.numpy(), gathered)

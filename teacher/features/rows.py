@@ -13,12 +13,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from teacher.features.store import INDICES, Layout, Record, ShardFile, open_texts, read_captions, shard_path
+from teacher.features.store import (
+    INDICES,
+    Layout,
+    Record,
+    ShardFile,
+    open_texts,
+    read_captions,
+    shard_path,
+    stored_widths,
+)
 from teacher.files import Moved
 from teacher.files.errors import FeatureError
 from teacher.files.tensor_file import AGAIN, RESTORE, DamagedRow, Files, TensorFile, widen
 from teacher.network.conditions import Conditions
-from teacher.network.sequence import IMAGE_DIM, SYNC_DIM, TEXT_DIM, TEXT_TOKENS, image_frames, sync_frames
+from teacher.network.sequence import ConditionWidths, image_frames, sync_frames
 
 KEPT = 2
 """Arrays kept of each kind: one batch that is used while the next one is read."""
@@ -76,18 +85,18 @@ class Gathered:
     has_text: np.ndarray
 
     @classmethod
-    def blank(cls, layout: Layout, has_video: np.ndarray, buffers: Buffers) -> "Gathered":
+    def blank(cls, layout: Layout, widths: ConditionWidths, has_video: np.ndarray, buffers: Buffers) -> "Gathered":
         """For rows with picture where `has_video` (B,); zeros stand in for the others' pictures."""
         count = len(has_video)
         latents = (count, layout.latent_frames, layout.latent_channels)
-        clip = (count, image_frames(layout.duration_s), IMAGE_DIM)
-        sync = (count, sync_frames(layout.duration_s), SYNC_DIM)
+        clip = (count, image_frames(layout.duration_s), widths.image)
+        sync = (count, sync_frames(layout.duration_s), widths.sync)
         return cls(
             mean=buffers.take(latents),
             std=buffers.take(latents) if layout.has_std else None,
             clip=_zero_where(~has_video, clip, buffers),
             sync=_zero_where(~has_video, sync, buffers),
-            text=buffers.take((count, TEXT_TOKENS, TEXT_DIM)),
+            text=buffers.take((count, widths.text_tokens, widths.text)),
             has_video=has_video,
             has_text=np.zeros(count, np.bool_),
         )
@@ -117,6 +126,7 @@ class Rows:
             raise FeatureError(f"{folder}: {split} has {found} rows, features.json says {expected}; {AGAIN}")
         self.shards = shards
         self.texts = open_texts(folder, layout)
+        self.widths = stored_widths(shards, self.texts)
         self.starts = torch.cumsum(lengths, 0) - lengths
         self.shard_index = torch.repeat_interleave(torch.arange(len(shards)), lengths)
         self.sound_index, self.video_index, self.text_index = (
@@ -132,6 +142,10 @@ class Rows:
 
     def __len__(self) -> int:
         return len(self.text_index)
+
+    def blank(self, has_video: np.ndarray) -> Gathered:
+        """Memory for a batch of len(has_video) rows, with picture where `has_video`."""
+        return Gathered.blank(self.layout, self.widths, has_video, self.buffers)
 
     def prefetch(self, rows: Tensor) -> None:
         """Ask the kernel for all of the rows at once, so that a cold disk serves them side by side."""

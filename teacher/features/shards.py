@@ -17,7 +17,7 @@ from teacher.features.windows import Loaded, Progress, Skip, Window, window_even
 from teacher.features.workers import AHEAD_LARGE, AHEAD_PER_WORKER, DIED, WorkerPool
 from teacher.files.errors import FeatureError
 from teacher.files.processes import Processes
-from teacher.network.sequence import IMAGE_DIM, SYNC_DIM, image_frames, sync_frames
+from teacher.network.sequence import ConditionWidths, image_frames, sync_frames
 
 TEXTS_AT_ONCE = 64
 """Captions encoded in one call; fixed, so that results do not depend on how the work is shared."""
@@ -110,7 +110,7 @@ def write_shards(
             for window, result in _with_features(jobs[part.path], results, encoders):
                 encoded[_piece(window)] = result
                 tell("extract", done + len(encoded), total)
-            shard = _make_shard(part.windows, encoded, text_index, codec, config)
+            shard = _make_shard(part.windows, encoded, text_index, codec, encoders.widths, config)
             written[part.path] = store.write_shard(part.path, shard)
         done += len(part.windows)
         tell("extract", done, total)
@@ -146,6 +146,7 @@ def _make_shard(
     encoded: dict[tuple[Path, float], Encoded | Skip],
     text_index: dict[str, int],
     codec: AudioCodec,
+    widths: ConditionWidths,
     config: ExtractConfig,
 ) -> Shard:
     """Encode the sounds of a shard and describe its rows; a shard in which nothing remains has no rows."""
@@ -164,8 +165,8 @@ def _make_shard(
         text_index=[text_index[window.item.caption] for window in rows],
         mean=mean,
         std=std,
-        clip=torch.stack(clip) if clip else torch.zeros(0, image_frames(duration_s), IMAGE_DIM),
-        sync=torch.stack(sync) if sync else torch.zeros(0, sync_frames(duration_s), SYNC_DIM),
+        clip=torch.stack(clip) if clip else torch.zeros(0, image_frames(duration_s), widths.image),
+        sync=torch.stack(sync) if sync else torch.zeros(0, sync_frames(duration_s), widths.sync),
         skipped=[(id_, result.reason) for id_, result in failed if isinstance(result, Skip)],
         padded=sum(kept[_piece(window)].padded for window in rows),
         codec=codec.digest[:CODEC_DIGITS] if config.fitted else "",

@@ -1,4 +1,4 @@
-"""The files of a feature folder and how they are written; `store_read` reads them.
+"""The files of a feature folder: how they are written, and opened with their headers and indices checked.
 
 features.json                       what was extracted from what; written last, so its presence means "complete"
 plan.json                           configuration and digest of the items, written first: what a rerun must match
@@ -9,19 +9,18 @@ shards/{split}-{k:05d}.safetensors  rows: indices into the sounds and pictures o
 
     shard  sound_index, video_index (-1: no picture), text_index  int64 (rows,)
            mean (sounds, N, C) and std (sounds, N, C) bfloat16; a codec without std: mean alone, float32
-           clip (pictures, Tc, 1024), sync (pictures, Ts, 768) bfloat16
+           clip (pictures, Tc, image width), sync (pictures, Ts, sync width) bfloat16: 1024 and 768 wide in MMAudio
            records uint8: one JSON object a line;  moments float64 (2, 2, C): mean and sum of squared deviations over
            rows x frames of `mean`, of rows with picture and of rows without
-    text   shared (p, 1024), text (captions, 77 - p, 1024) bfloat16; filled bool; captions uint8: a JSON list
+    text   shared (p, text width), text (captions, 77 - p, text width) bfloat16; filled bool; captions uint8: a JSON
+           list
 
 Two rows of one sound (several captions) share its latents. The first p text positions are the same for every caption.
 
 Every file carries its own checks (teacher/files/tensor_file.py): beside a large tensor "x" lies "x.crc", int64, the
 CRC-32 of each of its rows, of records and captions as a whole; "digest" in the metadata is the SHA-256 of everything
 else. digests.json has the SHA-256 of whole files. Folders of older versions have neither and are read all the same.
-
-
-Opening the shards and texts of a feature folder (teacher/features/store.py): headers and indices, checked."""
+"""
 
 import json
 from collections.abc import Sequence
@@ -36,15 +35,7 @@ from teacher.files import as_json, split_lines
 from teacher.files import read_json as read_any_json
 from teacher.files.errors import FeatureError
 from teacher.files.tensor_file import AGAIN, TensorFile, write_checked
-from teacher.network.sequence import (
-    IMAGE_DIM,
-    SYNC_DIM,
-    TEXT_DIM,
-    TEXT_TOKENS,
-    SequenceConfig,
-    image_frames,
-    sync_frames,
-)
+from teacher.network.sequence import ConditionWidths, SequenceConfig, image_frames, sync_frames
 
 FORMAT = "features"
 FORMAT_VERSION = 2
@@ -147,7 +138,7 @@ def write_shard(path: Path, shard: Shard) -> tuple[int, str]:
 
 
 def write_texts(path: Path, captions: Sequence[str], features: Tensor, *, shared_positions: int) -> tuple[int, str]:
-    """Write text features (captions, 77, 1024) as bfloat16, the leading `shared_positions` once.
+    """Write text features (captions, positions, width) as bfloat16, the leading `shared_positions` once.
 
     Raises FeatureError when those positions differ between captions.
     """
@@ -243,8 +234,8 @@ class ShardFile:
         if layout.has_std:
             file.expect("std", latent_dtype, (sounds, frames, channels))
             file.expect("moments", torch.float64, (2, 2, channels))
-        pictures = file.expect("clip", torch.bfloat16, (None, image_frames(layout.duration_s), IMAGE_DIM))
-        file.expect("sync", torch.bfloat16, (pictures, sync_frames(layout.duration_s), SYNC_DIM))
+        pictures = file.expect("clip", torch.bfloat16, (None, image_frames(layout.duration_s), None))
+        file.expect("sync", torch.bfloat16, (pictures, sync_frames(layout.duration_s), None))
         file.expect("records", torch.uint8, (None,))
         indices = {name: file.small(name) for name in INDICES}
         for name, least, count in zip(INDICES, (0, -1, 0), (sounds, pictures, layout.captions), strict=True):
@@ -285,13 +276,34 @@ def open_texts(folder: Path, layout: Layout) -> list[TensorFile]:
     for k in range(-(-layout.captions // layout.captions_per_file)):
         file = TensorFile.open(text_path(folder, k)).intact()
         own = min(layout.captions_per_file, layout.captions - count)
-        shared = file.expect("shared", torch.bfloat16, (None, TEXT_DIM))
-        file.expect("text", torch.bfloat16, (own, TEXT_TOKENS - shared, TEXT_DIM))
+        file.expect("shared", torch.bfloat16, (None, None))
+        file.expect("text", torch.bfloat16, (own, None, None))
         file.expect("filled", torch.bool, (own,))
         file.expect("captions", torch.uint8, (None,))
         files.append(file.without_head())
         count += own
     return files
+
+
+def stored_widths(shards: Sequence[ShardFile], texts: Sequence[TensorFile]) -> ConditionWidths:
+    """Widths of the condition features in opened files; FeatureError where two of them differ."""
+    pictures = {(shard.file.entries["clip"].shape[2], shard.file.entries["sync"].shape[2]) for shard in shards}
+    words = set[tuple[int, int]]()
+    for file in texts:
+        shared, rest = file.entries["shared"].shape, file.entries["text"].shape
+        words |= {(shared[0] + rest[1], shared[1]), (shared[0] + rest[1], rest[2])}
+    if len(pictures) != 1 or len(words) != 1:
+        raise FeatureError(f"{texts[0].path.parent.parent}: its files hold features of different widths; {AGAIN}")
+    (image, sync), (tokens, text) = pictures.pop(), words.pop()
+    return ConditionWidths(image=image, sync=sync, text=text, text_tokens=tokens)
+
+
+def folder_widths(folder: Path) -> ConditionWidths:
+    """Widths of the condition features of a finished folder, from the headers of two of its files."""
+    info = read_info(folder)
+    layout = Layout.of(info)
+    split = next(name for name, count in info["shards"].items() if count)
+    return stored_widths([ShardFile.open(shard_path(folder, split, 0), layout)], open_texts(folder, layout)[:1])
 
 
 def read_captions(file: TensorFile) -> list[str]:

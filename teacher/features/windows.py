@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from teacher.encoders.registry import SHORTEST_SHARE, frame_requests, load_encoders, read_window_frames
+from teacher.encoders.registry import SHORTEST_FRACTION, encoder_set, load_encoders, read_window_frames
 from teacher.features import store
 from teacher.features.store import Skipped
 from teacher.features.workers import DIED, WorkerPool
@@ -125,7 +125,7 @@ class WindowReader:
         whole = int(info.duration_s / duration_s + 1e-6)
         spread = self.spread and not info.has_video
         shortest_sound_s = max(MIN_DURATION_S, SHORTEST_SOUND_SHARE * duration_s)
-        least_s = SHORTEST_SHARE * duration_s if info.has_video else shortest_sound_s
+        least_s = SHORTEST_FRACTION * duration_s if info.has_video else shortest_sound_s
         rest_s = info.duration_s - whole * duration_s
         count = whole + (not spread and rest_s >= least_s - 1e-6)
         if count == 0:
@@ -173,7 +173,7 @@ class WindowReader:
             return Loaded(wave=wave, image=None, sync=None, padded=padded)
         try:
             info = probe(window.item.path)
-            image, sync = read_window_frames(frame_requests(self.encoders), info, window.start_s, self.duration_s)
+            image, sync = read_window_frames(encoder_set(self.encoders).requests, info, window.start_s, self.duration_s)
         except MediaError as error:
             return Skip(id=window.id, reason=_without_path(error, window.item.path))
         padded = padded or info.duration_s - window.start_s < self.duration_s - PADDED_FROM_S

@@ -6,15 +6,16 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from teacher.network.sequence import IMAGE_DIM, SYNC_DIM, TEXT_DIM, TEXT_TOKENS, image_frames, sync_frames
+from teacher.network.sequence import MMAUDIO_WIDTHS, ConditionWidths, image_frames, sync_frames
 
 
 @dataclass(frozen=True, kw_only=True)
 class Conditions:
     """What a batch of sounds is conditioned on. Never edited in place.
 
-    clip (B, Tc, 1024), sync (B, Ts, 768), text (B, 77, 1024): features; has_* (B,) bool: where False, the network
-    uses its learned empty token for that row and the features are ignored.
+    clip (B, Tc, image width), sync (B, Ts, sync width) and text (B, tokens, text width) are features, with the widths
+    of `ConditionWidths` (1024, 768, 77 and 1024 in MMAudio). has_* (B,) are bool: where False, the network uses its
+    learned empty token for that row and ignores the features.
     """
 
     clip: Tensor
@@ -25,13 +26,13 @@ class Conditions:
     has_text: Tensor
 
     @classmethod
-    def empty(cls, batch: int, duration_s: float) -> Self:
-        """No condition at all, with the sequence lengths of `duration_s`."""
+    def empty(cls, batch: int, duration_s: float, widths: ConditionWidths = MMAUDIO_WIDTHS) -> Self:
+        """No condition at all: zeros of these widths, with the sequence lengths of `duration_s` seconds."""
         none = torch.zeros(batch, dtype=torch.bool)
         return cls(
-            clip=torch.zeros(batch, image_frames(duration_s), IMAGE_DIM),
-            sync=torch.zeros(batch, sync_frames(duration_s), SYNC_DIM),
-            text=torch.zeros(batch, TEXT_TOKENS, TEXT_DIM),
+            clip=torch.zeros(batch, image_frames(duration_s), widths.image),
+            sync=torch.zeros(batch, sync_frames(duration_s), widths.sync),
+            text=torch.zeros(batch, widths.text_tokens, widths.text),
             has_clip=none,
             has_sync=none,
             has_text=none,
@@ -54,8 +55,8 @@ class Conditions:
     def unconditional(self, negative_text: Tensor | None = None) -> Self:
         """The same lengths with every modality marked absent.
 
-        A negative prompt takes the place of the empty text alone: `negative_text` (1, 77, 1024) for every row or
-        (B, 77, 1024), features of the caption to steer away from. Raises ValueError for another shape.
+        A negative prompt takes the place of the empty text alone: `negative_text` (1, tokens, width) for every row, or
+        (B, tokens, width), holds the features of the caption to steer away from. Raises ValueError for another shape.
         """
         none = torch.zeros_like(self.has_clip)
         absent = replace(self, has_clip=none, has_sync=none, has_text=none)
@@ -73,15 +74,6 @@ class Conditions:
         """Text only, as text-to-audio uses it."""
         none = torch.zeros_like(self.has_clip)
         return replace(self, has_clip=none, has_sync=none)
-
-    def drop(self, *, video: Tensor, text: Tensor) -> Self:
-        """Mark modalities absent where the (B,) masks say so; image and sync go together, as MMAudio trains."""
-        return replace(
-            self,
-            has_clip=self.has_clip & ~video,
-            has_sync=self.has_sync & ~video,
-            has_text=self.has_text & ~text,
-        )
 
     @classmethod
     def cat(cls, parts: list[Self]) -> Self:

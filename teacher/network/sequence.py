@@ -16,10 +16,6 @@ SYNC_FPS = 25
 SEGMENT_FRAMES = 16
 SEGMENT_STRIDE = 8
 FEATURES_PER_SEGMENT = 8
-TEXT_TOKENS = 77
-IMAGE_DIM = 1024
-SYNC_DIM = 768
-TEXT_DIM = 1024
 MIN_DURATION_S = SEGMENT_FRAMES / SYNC_FPS
 """Shortest usable clip: one segment of 16 frames at 25 fps, 0.64 s."""
 MAX_WINDOW_S = 120.0
@@ -43,6 +39,24 @@ def check_window(name: str, seconds: float) -> None:
         raise ValueError(f"{name} must be at least {MIN_DURATION_S} s, got {seconds:g}")
     if seconds > MAX_WINDOW_S:
         raise ValueError(f"{name} must be at most {MAX_WINDOW_S:g} s, got {seconds:g}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConditionWidths:
+    """Numbers per condition feature, as an encoder gives them and a network takes them; the defaults are MMAudio's."""
+
+    image: int = 1024
+    """Channels of the feature of one picture (CLIP's image embedding)."""
+    sync: int = 768
+    """Channels of one synchronisation feature (Synchformer's)."""
+    text: int = 1024
+    """Channels of the feature of one text position (CLIP's text width)."""
+    text_tokens: int = 77
+    """Positions of a text, padding included."""
+
+
+MMAUDIO_WIDTHS = ConditionWidths()
+"""Widths of CLIP and Synchformer, which the published networks take and the embedded encoders imitate."""
 
 
 @dataclass(frozen=True, kw_only=True)

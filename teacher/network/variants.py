@@ -5,12 +5,10 @@ from dataclasses import dataclass, field, replace
 from typing import Literal, get_args, get_origin, get_type_hints
 
 from teacher.network.sequence import (
-    IMAGE_DIM,
+    MMAUDIO_WIDTHS,
     SEQUENCE_16K,
     SEQUENCE_44K,
-    SYNC_DIM,
-    TEXT_DIM,
-    TEXT_TOKENS,
+    ConditionWidths,
     SequenceConfig,
     check_whole,
 )
@@ -69,10 +67,14 @@ class MMAudioConfig:
     """Factor on image and text features before they are projected; 1 in every published network. They are unit vectors,
     so sqrt(1024) = 32 gives channels of unit size, without which a small network takes far longer to hear its words."""
     head_dim: int = 64
-    clip_dim: int = IMAGE_DIM
-    sync_dim: int = SYNC_DIM
-    text_dim: int = TEXT_DIM
-    text_tokens: int = TEXT_TOKENS
+    clip_dim: int = MMAUDIO_WIDTHS.image
+    """Channels of an image feature. A new network takes this width, and the next three, from its features."""
+    sync_dim: int = MMAUDIO_WIDTHS.sync
+    """Channels of a synchronisation feature."""
+    text_dim: int = MMAUDIO_WIDTHS.text
+    """Channels of the feature of one text position."""
+    text_tokens: int = MMAUDIO_WIDTHS.text_tokens
+    """Positions of a text."""
     interval_embedding: bool = False
     """A second time: embed the interval t - r as well, so that the network can be an average velocity."""
     guidance_embedding: bool = False
@@ -129,6 +131,23 @@ class MMAudioConfig:
     @property
     def hidden_dim(self) -> int:
         return self.head_dim * self.num_heads
+
+    @property
+    def widths(self) -> ConditionWidths:
+        """Widths of the condition features that the network takes."""
+        return ConditionWidths(
+            image=self.clip_dim, sync=self.sync_dim, text=self.text_dim, text_tokens=self.text_tokens
+        )
+
+    def with_widths(self, widths: ConditionWidths) -> "MMAudioConfig":
+        """The same network for condition features of these widths."""
+        return replace(
+            self,
+            clip_dim=widths.image,
+            sync_dim=widths.sync,
+            text_dim=widths.text,
+            text_tokens=widths.text_tokens,
+        )
 
     @property
     def mlp_dim(self) -> int:

@@ -57,7 +57,7 @@ def random_inputs(
 
     The first row has every modality, in the others each is there by chance.
     """
-    blank = Conditions.empty(rows, duration_s)
+    blank = Conditions.empty(rows, duration_s, pipeline.net.config.widths)
     frames = pipeline.codec.sequence.latent_frames(duration_s)
     shapes = [torch.Size((rows, frames, pipeline.codec.latent_channels))]
     shapes += [part.shape for part in (blank.clip, blank.sync, blank.text)]

@@ -45,7 +45,7 @@ class OneStep(nn.Module):
             )
         self.net, self.guidance, self.frames = net, guidance, frames
         self.two_rows = not net.config.guidance_embedding and (guidance == "input" or guidance.active)
-        empty = Conditions.empty(1, duration_s)
+        empty = Conditions.empty(1, duration_s, net.config.widths)
         with torch.no_grad():
             nothing = (
                 net.encode_conditions(empty, self.frames)

@@ -15,12 +15,12 @@ from teacher.encoders.registry import Encoders, read_window_frames
 from teacher.files import file_sha256
 from teacher.media import MediaError, MediaInfo, probe, remux, write_audio
 from teacher.network.conditions import Conditions
-from teacher.network.sequence import MIN_DURATION_S, SequenceConfig
+from teacher.network.sequence import MIN_DURATION_S, ConditionWidths, SequenceConfig
 from teacher.sampling.config import SamplingConfig
 from teacher.sampling.provenance import Provenance, describe
 from teacher.sampling.stages import IMAGE, MOTION, READ, TEXT, StageClock
 from teacher.sampling.windows import window_starts
-from teacher.weights.model_identity import ModelIdentity
+from teacher.weights.loading import ModelIdentity
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -170,7 +170,7 @@ def make_scene(
         cut=cut,
         length_s=length_s,
         starts=starts,
-        conditions=lambda first, last: _conditions(pictures, words, seconds[first:last], length_s),
+        conditions=lambda first, last: _conditions(pictures, words, seconds[first:last], length_s, encoders.widths),
     )
 
 
@@ -199,10 +199,14 @@ def _duration(info: MediaInfo | None, duration_s: float | None, window_s: float)
 
 
 def _conditions(
-    pictures: Callable[[float], Pictures] | None, words: Tensor | None, starts_s: Sequence[float], length_s: float
+    pictures: Callable[[float], Pictures] | None,
+    words: Tensor | None,
+    starts_s: Sequence[float],
+    length_s: float,
+    widths: ConditionWidths,
 ) -> Conditions:
     """Conditions of windows [start, start + length_s) of one video under one prompt, on the CPU."""
-    blank = Conditions.empty(len(starts_s), length_s)
+    blank = Conditions.empty(len(starts_s), length_s, widths)
     has = torch.ones(len(starts_s), dtype=torch.bool)
     clip, sync, text = blank.clip, blank.sync, blank.text
     if pictures is not None:

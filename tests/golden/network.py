@@ -19,7 +19,7 @@ from teacher.network.mmaudio import Encoded, MMAudio
 from teacher.network.velocity import Guide
 from teacher.sampling.generator import generate
 from tests.golden.deviation import Deviation, relative
-from tests.golden.recipe import Recording, recorded_conditions, recorded_network
+from tests.golden.recipe import Recording, masked, recorded_conditions, recorded_network
 
 Made = dict[str, Tensor]
 
@@ -189,7 +189,7 @@ def training(case: Case) -> Made:
     """
     net, e, tau = case.net, case.given("x0_noise"), case.given("t")
     x = (case.given("x1_raw") - net.latent_mean) / net.latent_std
-    kept = case.conditions.drop(video=case.given("null_video").bool(), text=case.given("null_text").bool())
+    kept = masked(case.conditions, video=case.given("null_video").bool(), text=case.given("null_text").bool())
     made: Made = {}
     for name, number in case.numbers_after("fm.sigma"):
         sigma = float(number)

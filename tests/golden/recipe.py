@@ -5,7 +5,7 @@ import json
 import math
 import zlib
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -111,6 +111,16 @@ def recorded_lengths(c: dict[str, Any]) -> dict[str, int]:
         return lengths | {name.removesuffix("_seq_len"): length for name, length in resized.items()}
     return (
         lengths | dict(zip(("latent", "clip", "sync"), resized, strict=True)) if isinstance(resized, list) else lengths
+    )
+
+
+def masked(conditions: Conditions, *, video: Tensor, text: Tensor) -> Conditions:
+    """Conditions whose modalities are marked absent where the (B,) masks say so; image and sync go together."""
+    return replace(
+        conditions,
+        has_clip=conditions.has_clip & ~video,
+        has_sync=conditions.has_sync & ~video,
+        has_text=conditions.has_text & ~text,
     )
 
 

@@ -19,13 +19,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from distill.checkpoints import store as checkpoint
-from eval.compare.rows import read_rows
-from eval.features.kept_embeddings import KeptEmbeddings, embeddings_path
+from eval.compare.rows import embeddings_path, read_rows
+from eval.compare.verify import features_of_row
 from eval.ledger import Table, record
 from scripts.check import faults
 from teacher.features.codec import load_codec
 from teacher.features.dataset import FeatureSet
-from teacher.sampling.pipeline import Card, Pipeline
+from teacher.sampling.model_card import ModelCard
+from teacher.sampling.pipeline import Pipeline
 
 READ_AT_ONCE = 64
 LEFT_OUT = shutil.ignore_patterns("tensorboard", "world", "media", "seed-*", "cache", "parts")
@@ -63,7 +64,7 @@ def places(demo: Path, saved: Path, scores: Path) -> Iterator[Place]:
         what="comparison, kept embeddings",
         folder=scores,
         file=kept,
-        use=lambda folder: KeptEmbeddings.open(folder / "rows.jsonl", row),
+        use=lambda folder: features_of_row(folder / "rows.jsonl", row),
     )
 
 
@@ -110,7 +111,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="flips-") as temporary:
         work = Path(temporary)
         saved, scores = work / "saved", work / "scores"
-        Pipeline.load(args.demo / "student").save_pretrained(saved, Card(name="flips/student", data="none"))
+        Pipeline.load(args.demo / "student").save_pretrained(saved, ModelCard(name="flips/student", data="none"))
         scores.mkdir()
         for path in args.demo.glob("*.json*"):
             shutil.copy(path, scores)

@@ -15,6 +15,7 @@ from teacher.network.embeddings import TimestepEmbedder
 from teacher.network.mmaudio import FROZEN_PARAMETERS, MMAudio
 from teacher.network.sequence import SEQUENCE_44K
 from teacher.network.variants import MMAudioConfig, variant
+from tests.golden.recipe import masked
 from tests.teacher.network.test_network import conditions, opened, small
 
 CHOICES = [
@@ -65,7 +66,7 @@ def test_every_trainable_parameter_is_used(choice):
     none because nothing attends with them."""
     config = small(**choice)
     net, c = opened(config), conditions(config, 4)
-    c = c.drop(video=torch.tensor([True, False, True, False]), text=torch.tensor([True, True, False, False]))
+    c = masked(c, video=torch.tensor([True, False, True, False]), text=torch.tensor([True, True, False, False]))
     x, t = torch.randn(4, 9, 4, dtype=torch.float64), torch.rand(4, dtype=torch.float64)
     net(x, t, c).square().mean().backward()
     without = {n for n, p in net.named_parameters() if p.requires_grad and (p.grad is None or not p.grad.any())}
@@ -133,7 +134,7 @@ def test_every_choice_changes_the_function(choice):
     for name, parameter in other.named_parameters():
         if name in dict(published.named_parameters()) and parameter.shape == published.get_parameter(name).shape:
             parameter.data.copy_(published.get_parameter(name))
-    c = conditions(small()).drop(video=torch.tensor([True, False]), text=torch.tensor([True, False]))
+    c = masked(conditions(small()), video=torch.tensor([True, False]), text=torch.tensor([True, False]))
     x, t = torch.randn(2, 9, 4, dtype=torch.float64), torch.rand(2, dtype=torch.float64)
     assert (published(x, t, c) - other(x, t, c)).abs().max() > 1e-4
 

@@ -12,8 +12,8 @@ from eval.speed import measure as measure_module
 from eval.speed import random_stages as random_module
 from eval.speed.budget import FINE_STAGES, Budget, Machine, Roofline, Setting, StageBudget, StageCost, Timing
 from eval.speed.measure import measure_budget
-from eval.speed.random_stages import published_stack, random_chain
-from eval.speed.stages import Chain, Work
+from eval.speed.random_stages import published_stack, random_stages
+from eval.speed.stages import StagedGenerator, Workload
 from meanflow import Guidance
 from scripts import speed as speed_script
 from teacher.audio.embedded_codec import EmbeddedCodec
@@ -172,7 +172,7 @@ def test_the_totals_and_the_whole_in_markdown():
 @pytest.fixture(scope="module")
 def tiny():
     config = replace(variant("debug_16k"), head_dim=16)
-    return random_chain(config, name="tiny", stack=TINY_STACK, encoders="all", clip=TINY_CLIP, visual=TINY_VISUAL)
+    return random_stages(config, name="tiny", stack=TINY_STACK, encoders="all", clip=TINY_CLIP, visual=TINY_VISUAL)
 
 
 @pytest.fixture(scope="module")
@@ -183,12 +183,12 @@ def film(tmp_path_factory):
     return path
 
 
-def test_a_random_chain_is_measured_whole(tiny, film):
+def test_random_stages_are_measured_whole(tiny, film):
     told = []
-    work = Work(duration_s=DURATION_S, captions=("a", "b"), windows=((film, 0.0),))
+    workload = Workload(duration_s=DURATION_S, captions=("a", "b"), windows=((film, 0.0),))
     budget = measure_budget(
-        tiny, work, steps=(1, 3), guidance=(Guidance(), Guidance(omega=2.0)), batches=(1, 2), repeats=1,
-        rooflines=(LINE,), command="here", told=told.append,
+        tiny, workload, steps=(1, 3), guidance=(Guidance(), Guidance(omega=2.0)), batches=(1, 2), repeats=1,
+        rooflines=(LINE,), command="here", report=told.append,
     )  # fmt: skip
     assert [s.stage for s in budget.stages if s.batch == 1] == [
         *FINE_STAGES[:4],
@@ -214,15 +214,17 @@ def test_a_random_chain_is_measured_whole(tiny, film):
 
 
 def test_the_weights_of_a_stage_are_read_once_in_a_call(tiny):
-    calls = {c.stage: c for c in tiny.calls(Work(duration_s=DURATION_S), batch=1, steps=(1,), guidance=(Guidance(),))}
+    calls = {
+        c.stage: c for c in tiny.calls(Workload(duration_s=DURATION_S), batch=1, steps=(1,), guidance=(Guidance(),))
+    }
     assert set(calls) == {"text encoder", "flow network", "latent decode", "vocoder"}  # neither film nor random frames
-    budget = measure_budget(tiny, Work(duration_s=DURATION_S), repeats=1, rooflines=(LINE,))
-    net = sum(p.numel() for p in tiny.net.parameters())
+    budget = measure_budget(tiny, Workload(duration_s=DURATION_S), repeats=1, rooflines=(LINE,))
+    net = sum(p.numel() for p in tiny.generator.net.parameters())
     assert budget.at(1, ONE)["flow network"].cost.bytes >= 4 * 0.95 * net
     with pytest.raises(ValueError, match="batches must be one or more different values"):
-        measure_budget(tiny, Work(duration_s=DURATION_S), batches=(1, 1))
+        measure_budget(tiny, Workload(duration_s=DURATION_S), batches=(1, 1))
     with pytest.raises(ValueError, match="warmup and repeats must be at least 1, got 0"):
-        measure_budget(tiny, Work(duration_s=DURATION_S), warmup=0)
+        measure_budget(tiny, Workload(duration_s=DURATION_S), warmup=0)
 
 
 def test_half_precision_has_its_own_roofline(monkeypatch):
@@ -234,15 +236,15 @@ def test_half_precision_has_its_own_roofline(monkeypatch):
 
     monkeypatch.setattr(measure_module, "roofline_of", quick)
     config = replace(variant("debug_16k"), head_dim=16)
-    chain = random_chain(config, name="tiny", stack=TINY_STACK, encoders="none", precision="bfloat16")
-    work = Work(duration_s=DURATION_S, random_frames=True)
-    budget = measure_budget(chain, work, repeats=1)
+    model = random_stages(config, name="tiny", stack=TINY_STACK, encoders="none", precision="bfloat16")
+    workload = Workload(duration_s=DURATION_S, random_frames=True)
+    budget = measure_budget(model, workload, repeats=1)
     assert {(s.stage, s.dtype) for s in budget.stages} == {
         ("flow network", "bfloat16"), ("latent decode", "float32"), ("vocoder", "float32"),
     }  # fmt: skip
     assert asked == [(torch.float32, "cpu"), (torch.bfloat16, "cpu")]
-    demo = random_chain(config, name="tiny", stack=TINY_STACK, encoders="none", precision="demo")
-    half = measure_budget(demo, work, repeats=1, rooflines=budget.rooflines).at(1, ONE)["flow network"].cost
+    demo = random_stages(config, name="tiny", stack=TINY_STACK, encoders="none", precision="demo")
+    half = measure_budget(demo, workload, repeats=1, rooflines=budget.rooflines).at(1, ONE)["flow network"].cost
     assert half.bytes < 0.6 * budget.at(1, ONE)["flow network"].cost.bytes  # weights of two bytes, not four
 
 
@@ -256,22 +258,21 @@ def test_a_pipeline_is_cut_at_its_own_stages(film):
     net = MMAudio(replace(variant("debug_16k"), head_dim=16, interval_embedding=True)).eval()
     encoders = load_encoders("embedded")
     pipeline = Pipeline(net=net, codec=codec, encoders=encoders, window_s=DURATION_S)
-    chain = Chain.of_pipeline(pipeline, "a run")
-    work = Work(duration_s=DURATION_S, windows=((film, 0.1),))
+    model = StagedGenerator.of_pipeline(pipeline, "a run")
+    workload = Workload(duration_s=DURATION_S, windows=((film, 0.1),))
     with pytest.raises(ValueError, match="too short"):
-        measure_budget(chain, replace(work, windows=((film, 0.9),)), repeats=1, rooflines=(LINE,))
-    budget = measure_budget(chain, work, repeats=1, rooflines=(LINE,))
+        measure_budget(model, replace(workload, windows=((film, 0.9),)), repeats=1, rooflines=(LINE,))
+    budget = measure_budget(model, workload, repeats=1, rooflines=(LINE,))
     assert tuple(budget.at(1, ONE)) == FINE_STAGES
-    calls = {c.stage: c.call for c in chain.calls(work, batch=2, steps=(1,), guidance=(Guidance(),))}
+    calls = {c.stage: c.call for c in model.calls(workload, batch=2, steps=(1,), guidance=(Guidance(),))}
     assert calls["flow network"]().shape == (2, 20, 20)
     frames = codec.sequence.latent_frames(DURATION_S)
     e = noise([0, 1], frames, codec.latent_channels)
     latents = pipeline.generator.latents(Conditions.empty(2, DURATION_S), e, SamplingConfig())
     wave = latents
-    for _, decode in chain.decoders:
-        wave = decode(wave)
-    whole = codec.decode(latents)
-    assert torch.equal(wave / wave.abs().amax(1, keepdim=True).clamp_min(1.0), whole)
+    for stage in pipeline.generator.decoder:
+        wave = stage.call(wave)
+    assert torch.equal(wave, codec.decode(latents))
     assert [f.shape for f in calls["image encoder"]()] == [(5, 1024)] * 2
 
 

@@ -8,20 +8,19 @@ import torch
 from safetensors.torch import save_file
 
 from teacher.encoders.base import tensors_digest
+from teacher.encoders.clip import FILE as CLIP_FILE
 from teacher.encoders.registry import (
-    CLIP_FILE,
-    KNOWN_ENCODERS,
-    SYNCHFORMER_FILE,
-    encode_clip,
-    frame_requests,
+    ENCODERS,
+    encoder_set,
     load_encoders,
     read_window_frames,
 )
+from teacher.encoders.synchformer import FILE as SYNCHFORMER_FILE
 from teacher.encoders.synchformer import SynchformerVisual, VisualConfig
 from teacher.files.errors import WeightsError
 from teacher.media import MediaError, probe, write_video
-from teacher.network.sequence import image_frames, sync_frames
-from tests.teacher.tiny_weights import write_tiny_encoders
+from teacher.network.sequence import MMAUDIO_WIDTHS, image_frames, sync_frames
+from tests.teacher.tiny_weights import encode_clip, write_tiny_encoders
 
 
 @pytest.fixture(scope="module")
@@ -44,18 +43,19 @@ def video(tmp_path_factory) -> Path:
 
 
 def test_requests_are_known_without_weights():
-    image, sync = frame_requests("mmaudio")
+    image, sync = encoder_set("mmaudio").requests
     assert (image.fps, image.height, image.width, image.fit) == (8, 384, 384, "stretch")
     assert (sync.fps, sync.height, sync.width, sync.fit) == (25, 224, 224, "crop")
-    assert frame_requests("embedded") == load_encoders("embedded").requests
+    assert encoder_set("embedded").requests == load_encoders("embedded").requests
     with pytest.raises(ValueError, match="encoders must be one of embedded, mmaudio, got 'clip'"):
-        frame_requests("clip")
+        encoder_set("clip")
 
 
-@pytest.mark.parametrize("name", KNOWN_ENCODERS)
+@pytest.mark.parametrize("name", ENCODERS)
 def test_lengths_widths_and_names(name, weights_dir, video):
     encoders = load_encoders(name, weights_dir=weights_dir)
-    assert encoders.requests == frame_requests(name)
+    assert encoders.requests == encoder_set(name).requests
+    assert encoders.widths == MMAUDIO_WIDTHS
     assert encoders.in_worker == (name == "embedded")
     image, sync = encode_clip(encoders, video, start_s=0.0, duration_s=0.8)
     assert image.shape == (image_frames(0.8), 1024)
@@ -75,7 +75,7 @@ def test_lengths_widths_and_names(name, weights_dir, video):
 
 def test_reading_and_encoding_apart_gives_the_same(weights_dir, video):
     encoders = load_encoders("mmaudio", weights_dir=weights_dir)
-    image, sync = read_window_frames(frame_requests("mmaudio"), probe(video), 0.1, 0.8)
+    image, sync = read_window_frames(encoder_set("mmaudio").requests, probe(video), 0.1, 0.8)
     assert image.shape == (6, 3, 384, 384)
     assert sync.shape == (20, 3, 224, 224)
     assert image.dtype == sync.dtype == np.uint8
@@ -84,7 +84,7 @@ def test_reading_and_encoding_apart_gives_the_same(weights_dir, video):
 
 
 def test_last_frame_is_held_and_short_windows_are_refused(video):
-    requests = frame_requests("embedded")
+    requests = encoder_set("embedded").requests
     info = probe(video)
     shown = read_window_frames(requests, info, 0.0, 1.0)[1]
     assert len(shown) == 25

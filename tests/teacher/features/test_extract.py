@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from teacher.encoders.registry import encode_clip, load_encoders
+from teacher.encoders.registry import load_encoders
 from teacher.features import store
 from teacher.features.codec import load_codec
 from teacher.features.config import ExtractConfig
@@ -22,6 +22,7 @@ from teacher.features.resume import make_plan
 from teacher.files.errors import FeatureError
 from teacher.lists.manifest import Item, Split, write_manifest
 from teacher.media import MediaError, write_audio, write_video
+from tests.teacher.tiny_weights import encode_clip
 
 RATE = 16_000
 CONFIG = ExtractConfig(duration_s=1.0, shard_size=3, workers=0)

@@ -21,7 +21,7 @@ import torch
 from safetensors.torch import save_file
 
 from teacher.audio.codec import Posterior
-from teacher.encoders.registry import Encoders, frame_requests
+from teacher.encoders.registry import Encoders, encoder_set
 from teacher.features import codec as codec_module
 from teacher.features import extract as extract_module
 from teacher.features import windows
@@ -307,7 +307,7 @@ class Looks:
 
     def __call__(self, frames: np.ndarray) -> torch.Tensor:
         assert frames.dtype == np.uint8
-        request = frame_requests("mmaudio")[0 if self.width == 1024 else 1]
+        request = encoder_set("mmaudio").requests[0 if self.width == 1024 else 1]
         assert frames.shape[1:] == (3, request.height, request.width)
         mean = torch.as_tensor(frames).float().mean((1, 2, 3)) / 255
         return mean[: self.slots, None].repeat(1, self.width)
@@ -316,6 +316,8 @@ class Looks:
 @dataclass(frozen=True)
 class Reads:
     name: str = "reads"
+    width: int = 1024
+    positions: int = 77
     shared_positions: int = 1
 
     def __call__(self, texts: Sequence[str]) -> torch.Tensor:

@@ -4,6 +4,7 @@ import json
 import os
 import pickle
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,9 @@ from teacher.features.store import Layout, Record, Shard, ShardFile
 from teacher.files import write_json
 from teacher.files.errors import FeatureError
 from teacher.files.tensor_file import Files, TensorFile, write_checked
-from teacher.network.sequence import IMAGE_DIM, SYNC_DIM, TEXT_DIM, TEXT_TOKENS, image_frames, sync_frames
+from teacher.network.mmaudio import MMAudio
+from teacher.network.sequence import MMAUDIO_WIDTHS, ConditionWidths, image_frames, sync_frames
+from teacher.network.variants import variant
 
 DURATION_S = 1.0
 FRAMES, CHANNELS = 32, 20  # ceil(16000 / 512)
@@ -58,8 +61,8 @@ def shard(seed: int, names: str, texts: Sequence[int], captions: Sequence[str], 
         text_index=texts,
         mean=draw(seed, len(letters), FRAMES, CHANNELS),
         std=draw(seed + 1, len(letters), FRAMES, CHANNELS).abs() if std else None,
-        clip=draw(seed + 2, len(pictures), image_frames(DURATION_S), IMAGE_DIM),
-        sync=draw(seed + 3, len(pictures), sync_frames(DURATION_S), SYNC_DIM),
+        clip=draw(seed + 2, len(pictures), image_frames(DURATION_S), MMAUDIO_WIDTHS.image),
+        sync=draw(seed + 3, len(pictures), sync_frames(DURATION_S), MMAUDIO_WIDTHS.sync),
         skipped=[("lost", "silent")],
         padded=1,
     )
@@ -69,7 +72,7 @@ CAPTIONS = ["a bell", "ein «Ton»", "", "rain\nfalls", "wind"]
 
 
 def text_features(shared: int) -> torch.Tensor:
-    features = draw(99, len(CAPTIONS), TEXT_TOKENS, TEXT_DIM)
+    features = draw(99, len(CAPTIONS), MMAUDIO_WIDTHS.text_tokens, MMAUDIO_WIDTHS.text)
     features[:, :shared] = features[0, :shared].clone()
     return features
 
@@ -104,6 +107,26 @@ def write(folder: Path, *, std: bool = True, shared: int = 1, per_file: int = 2)
     }
     write_json(folder / "features.json", info)
     return shards
+
+
+def test_widths_are_those_of_the_stored_features(tmp_path):
+    """Encoders of any width: 6 channels a picture, 5 a synchronisation feature, 3 positions of 4 channels a text."""
+    for k, made in enumerate(write(tmp_path)):
+        narrow = replace(made, clip=made.clip[..., :6], sync=made.sync[..., :5])
+        store.write_shard(store.shard_path(tmp_path, "train", k), narrow)
+    features = text_features(1)[:, :3, :4]
+    for k in range(3):
+        own = slice(2 * k, 2 * k + 2)
+        store.write_texts(store.text_path(tmp_path, k), CAPTIONS[own], features[own], shared_positions=1)
+    widths = ConditionWidths(image=6, sync=5, text=4, text_tokens=3)
+    assert store.folder_widths(tmp_path) == widths
+    c = FeatureSet.open(tmp_path, "train").batch([0, 2]).conditions
+    assert (c.clip.shape[2], c.sync.shape[2], c.text.shape[1:]) == (6, 5, (3, 4))
+    net = MMAudio(replace(variant("debug_16k"), latent_channels=CHANNELS).with_widths(widths))
+    assert net(torch.zeros(2, FRAMES, CHANNELS), torch.zeros(2), c).shape == (2, FRAMES, CHANNELS)
+    store.write_shard(store.shard_path(tmp_path, "train", 1), write(tmp_path / "other")[1])
+    with pytest.raises(FeatureError, match="hold features of different widths; extract again"):
+        FeatureSet.open(tmp_path, "train")
 
 
 def rounded(tensor: torch.Tensor) -> torch.Tensor:
@@ -224,13 +247,13 @@ def test_files_take_less_than_half_of_float32_maps(tmp_path):
                 text_index=range(count),
                 mean=zeros(count, 250, 20),
                 std=zeros(count, 250, 20),
-                clip=zeros(pictures, image_frames(duration_s), IMAGE_DIM),
-                sync=zeros(pictures, sync_frames(duration_s), SYNC_DIM),
+                clip=zeros(pictures, image_frames(duration_s), MMAUDIO_WIDTHS.image),
+                sync=zeros(pictures, sync_frames(duration_s), MMAUDIO_WIDTHS.sync),
                 skipped=[],
                 padded=0,
             ),
         )
-        texts = zeros(count, TEXT_TOKENS, TEXT_DIM)
+        texts = zeros(count, MMAUDIO_WIDTHS.text_tokens, MMAUDIO_WIDTHS.text)
         store.write_texts(store.text_path(tmp_path, 0), captions, texts, shared_positions=1)
         size = sum(path.stat().st_size for path in tmp_path.rglob("*.safetensors"))
         assert size < 0.5 * maps_bytes * count
@@ -290,7 +313,7 @@ def damage_text_index(folder: Path) -> None:
 
 
 def damage_shape(folder: Path) -> None:
-    rewrite(store.shard_path(folder, "train", 0), clip=torch.zeros(2, 7, IMAGE_DIM, dtype=torch.bfloat16))
+    rewrite(store.shard_path(folder, "train", 0), clip=torch.zeros(2, 7, MMAUDIO_WIDTHS.image, dtype=torch.bfloat16))
 
 
 def damage_dtype(folder: Path) -> None:
@@ -342,7 +365,7 @@ def test_numbers_that_are_not_finite_are_found(tmp_path):
         features.verify()
     write(tmp_path)
     FeatureSet.open(tmp_path, "train").verify()
-    rewrite(store.text_path(tmp_path, 0), text=torch.full((2, 76, TEXT_DIM), float("inf")).bfloat16())
+    rewrite(store.text_path(tmp_path, 0), text=torch.full((2, 76, MMAUDIO_WIDTHS.text), float("inf")).bfloat16())
     with pytest.raises(FeatureError, match=r"texts/00000\.safetensors: text holds NaN or infinity"):
         FeatureSet.open(tmp_path, "train").verify()
 

@@ -7,7 +7,7 @@ import pytest
 
 from eval.speed import timing as speed
 from eval.speed.budget import FINE_STAGES, SCOPES, STAGES, TOTALS, Timing, with_totals
-from eval.speed.timing import StageTimer, measure
+from eval.speed.timing import measure
 
 
 class Clock:
@@ -84,10 +84,3 @@ def test_each_scope_is_described_and_holds_the_one_before():
     stages = [set(TOTALS[name]) for name in TOTALS]
     assert all(small < large for small, large in pairwise(stages))
     assert stages[-1] == set(STAGES)
-
-
-def test_parts_can_be_timed(clock):
-    timer = StageTimer(audio_s=4.0)
-    timer.measure("vocoder", lambda: clock.pass_s(2.0), repeats=1)
-    timer.measure("latent decode", lambda: clock.pass_s(1.0), repeats=1)
-    assert timer.rtf() == {"latent decode": 0.25, "vocoder": 0.5, "codec decode": 0.75}
