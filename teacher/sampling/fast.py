@@ -24,9 +24,8 @@ from meanflow.guidance import Guidance, GuidanceRule
 from meanflow.sampling import sample, time_grid
 from teacher.audio.alias_free import resamplers
 from teacher.audio.mmaudio_codec import MMAudioCodec
-from teacher.audio.toom_cook import with_toom_cook
 from teacher.audio.vae import VAE
-from teacher.audio.vocoder import BigVGAN
+from teacher.audio.vocoder import BigVGAN, with_toom_cook
 from teacher.network.conditions import Conditions
 from teacher.network.mmaudio import Encoded, MMAudio
 from teacher.network.velocity import Guide, student_velocity

@@ -10,8 +10,7 @@ from torch import Tensor
 
 from meanflow import Guidance
 from meanflow.guidance import JointGuidance
-from teacher.audio.mmaudio_codec import MMAudioCodec
-from teacher.audio.registry import mmaudio_codec
+from teacher.audio.mmaudio_codec import MMAudioCodec, mmaudio_codec
 from teacher.network.conditions import Conditions
 from teacher.network.mmaudio import MMAudio
 from teacher.sampling.cuda_graph import CudaGraphCall, record

@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from meanflow import Adaptive, Guidance
 from meanflow.config import to_plain
 from scripts import contestants
-from teacher.audio.registry import mmaudio_codec
+from teacher.audio.mmaudio_codec import mmaudio_codec
 from teacher.media import write_video
 from teacher.network.conditions import Conditions
 from teacher.network.mmaudio import MMAudio
