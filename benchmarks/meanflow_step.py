@@ -24,12 +24,13 @@ from torch.utils.flop_counter import flop_registry
 
 from distill.method.student import student_from_teacher
 from eval.ledger import Table, record
-from meanflow import AdaptiveL2, Field, MeanFlow, TimePairs, interpolate, velocity
+from meanflow import AdaptiveL2, MeanFlow, StudentCalls, TimePairs, interpolate, u_only, velocity
+from meanflow.shapes import Predict
 from teacher.network.conditions import Conditions
 from teacher.network.mmaudio import MMAudio
 from teacher.network.sequence import image_frames, sync_frames
 from teacher.network.variants import MMAudioConfig, variant
-from teacher.network.velocity import student_velocity
+from teacher.network.velocity import forward_prediction, forward_velocity, student_prediction
 
 MOVING = 0.25
 VARIANTS = {
@@ -75,21 +76,21 @@ class Step:
         loss.backward()
 
     def plain(self) -> Tensor:
-        v = -self.net(self.x_t, 1 - self.t, self.conditions)
+        v = forward_velocity(self.net, self.x_t, self.t, self.conditions)
         return (v - self.v).float().pow(2).flatten(1).mean(1)
 
     def project(self) -> Tensor:
         """As distill.method.step does it: conditions encoded again for the moving rows alone."""
         net, conditions = self.net, self.conditions
 
-        def without_graph(rows: Tensor | None) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+        def without_graph(rows: Tensor | None) -> Predict:
             with torch.no_grad():
                 chosen = conditions if rows is None else conditions.rows(rows)
                 encoded = net.encode_conditions(chosen, self.x_t.shape[1])
-            return lambda x_t, r, t: student_velocity(net, x_t, r, t, encoded)
+            return lambda x_t, r, t: student_prediction(net, x_t, r, t, encoded)
 
-        field = Field(train=lambda rows: self.u, plain=without_graph)
-        return MeanFlow()(field, self.x_t, self.r, self.t, self.v).loss(AdaptiveL2())
+        calls = StudentCalls(train=lambda rows: u_only(self.u), plain=without_graph)
+        return MeanFlow()(calls, self.x_t, self.r, self.t, self.v).loss(AdaptiveL2())
 
     def double(self) -> Tensor:
         with sdpa_kernel([SDPBackend.MATH]):
@@ -103,7 +104,7 @@ class Step:
         return self.from_joint(u, dudt)
 
     def u(self, x_t: Tensor, r: Tensor, t: Tensor) -> Tensor:
-        return -self.net(x_t, 1 - t, self.conditions, t - r)
+        return forward_prediction(self.net, x_t, r, t, self.conditions).u
 
     def from_joint(self, u: Tensor, dudt: Tensor) -> Tensor:
         target = self.v - (self.t - self.r)[:, None, None] * dudt

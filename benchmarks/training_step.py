@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from distill.config import FromTeacher, Method
 from distill.method.step import train_step
 from distill.method.student import student_from_teacher
-from distill.presets import student_demo
+from distill.presets.students import student_demo
 from eval.ledger import Table, record
 from meanflow import TimePairs
 from teacher.flow_matching import FlowMatching, flow_matching_step

@@ -31,7 +31,7 @@ from distill.engines import Engine, choose_engine
 from distill.loop.memory import prepare_blocks
 from distill.method.step import train_step
 from distill.method.student import student_from_teacher
-from distill.presets import student_mf_mjt
+from distill.presets.students import student_mf_mjt
 from meanflow import TimePairs
 from teacher.flow_matching import FlowMatching, Terms, flow_matching_step
 from teacher.network.batch import Batch, BatchSlice

@@ -17,13 +17,8 @@ from teacher.features.store import folder_widths
 from teacher.files import file_sha256
 from teacher.network.mmaudio import FROZEN_PARAMETERS, MMAudio
 from teacher.network.variants import MMAudioConfig
-from teacher.weights import (
-    load_network,
-    read_features_info,
-    read_licence,
-    weight_file,
-)
-from teacher.weights.run_folder import UNSPECIFIED
+from teacher.weights.loading import load_network, weight_file
+from teacher.weights.run_folder import UNSPECIFIED, read_features_info, read_licence
 
 
 @dataclass(frozen=True, kw_only=True)

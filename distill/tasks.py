@@ -8,7 +8,7 @@ from torch import nn
 
 from distill.config import DistillRun, TeacherRun
 from distill.evaluation import BEST_STUDENT, BEST_TEACHER, HeldOut, Scores
-from distill.evaluation.clips import Reference, reference_guidance
+from distill.evaluation.clips import Reference
 from distill.initial_network import InitialNetwork, fresh_or_loaded, inherited_codec, inherited_licence, resumed_student
 from distill.loop.fit import fit
 from distill.loop.session import TrainingTask
@@ -20,12 +20,10 @@ from distill.method.student import (
     refitted,
     student_config,
     student_from_teacher,
-    takes_differences,
     time_fit,
 )
-from distill.method.velocity_source import GuidedInput
 from distill.processes import this_process
-from meanflow import Guidance, PlainFlowMatching
+from meanflow import Guidance
 from teacher.audio.codec import AudioCodec
 from teacher.features.dataset import JointSet, Modalities
 from teacher.files import file_sha256
@@ -33,7 +31,7 @@ from teacher.flow_matching import Terms, flow_matching_step
 from teacher.network.batch import Batch, BatchSlice
 from teacher.network.embeddings import SMOOTH_LIMIT
 from teacher.network.mmaudio import MMAudio
-from teacher.weights import load_network, weight_file
+from teacher.weights.loading import load_network, weight_file
 
 TIME_FIT_CLIPS = 4
 """Clips on which the effect of a new time embedding is measured."""
@@ -110,8 +108,8 @@ def student_task(
     check_differences(student, method.objective)
     if config.lora is not None:
         publish = adapt(student, config.lora, seed=seed, in_full=in_full(student.config, teacher.config))
-    if isinstance(method.objective, PlainFlowMatching):
-        # It never sees r < t. Left as it starts, the interval adds nothing for any r, and jumps are Euler steps.
+    if not method.objective.needs.learns_intervals:
+        # Left as it starts, the embedding of t - r adds nothing for any r, and jumps are Euler steps.
         student.interval_embed.requires_grad_(False)
     digests = {"teacher": file_sha256(file)[:12]}
 
@@ -127,7 +125,7 @@ def student_task(
             model, plain, teacher, batch, method, generator=generator, progress=progress, batch_slice=batch_slice
         )
 
-    guidance = reference_guidance(method.velocity) if method.guided_from < 1 else Guidance()
+    guidance = method.velocity.reference_guidance if method.guided_from < 1 else Guidance()
     reference = Reference(net=teacher, digest=digests["teacher"], guidance=guidance)
     return TrainingTask(
         kind="student",
@@ -140,7 +138,7 @@ def student_task(
         step=step,
         evaluate=HeldOut(config.data[0], codec, config.loop.evaluation, run=run, teacher=reference, scores=scores),
         best=BEST_STUDENT,
-        float32_only=takes_differences(method.objective),
+        float32_only=method.objective.needs.derivative == "difference",
         frozen=(teacher,),
         digests=_digests(config.data) | digests | started.digests,
         licence=started.licence,
@@ -151,7 +149,7 @@ def student_task(
 def _student(config: DistillRun, teacher: MMAudio, codec: AudioCodec, weights_dir: Path | None) -> InitialNetwork:
     """The network to train: an earlier run's, or a new one from the teacher. Its weights may be used as both allow."""
     method, licence = config.method, inherited_licence(config.teacher)
-    guidance_embedding = isinstance(method.velocity, GuidedInput)
+    guidance_embedding = method.velocity.guidance_input
     if config.student is None:
         student = student_from_teacher(
             teacher,

@@ -20,30 +20,39 @@ Arguments are always ordered (x_t, r, t, ...).
 
 from meanflow.attention import choose_attention
 from meanflow.closed_form import GaussianFlow
-from meanflow.derivative import CentralDifference, ForwardAD, TotalDerivative
+from meanflow.derivative import CentralDifference, Correction, ForwardAD, TotalDerivative
 from meanflow.guidance import Guidance, GuidanceRule, Guided, JointGuidance, MixedGuidance, default_omega
 from meanflow.loss import AdaptiveL2, Loss, PseudoHuber
 from meanflow.mixture import GuidedFlow, MixtureFlow, Quadrature
 from meanflow.objectives import (
     AlphaFlow,
     ConsistencyTraining,
-    Correction,
-    Field,
-    Headed,
     ImprovedMeanFlow,
     MeanFlow,
+    Needs,
     Objective,
     ObjectiveLike,
     PlainFlowMatching,
     Residual,
     SplitMeanFlow,
+    StudentCalls,
     TerminalVelocity,
     TransitionModel,
 )
 from meanflow.ode import Adaptive, Integrated
 from meanflow.path import data_from_velocity, interpolate, jump, noise_from_velocity, velocity
 from meanflow.sampling import euler, heun, midpoint, sample, time_grid
-from meanflow.shapes import AverageVelocity, Latent, Time, Velocity, expand_right
+from meanflow.shapes import (
+    AverageVelocity,
+    Latent,
+    Prediction,
+    Time,
+    Velocity,
+    expand_right,
+    moving_rows,
+    on_moving_rows,
+    u_only,
+)
 from meanflow.time_sampling import (
     PUBLISHED,
     Capped,
@@ -62,11 +71,12 @@ from meanflow.time_sampling import (
 
 __all__ = [
     "Adaptive", "AdaptiveL2", "AlphaFlow", "AverageVelocity", "Capped", "CentralDifference", "ConsistencyTraining",
-    "Correction", "Density", "Field", "ForwardAD", "Gap", "GaussianFlow", "Guidance", "GuidanceRule", "Guided",
-    "GuidedFlow", "Headed", "ImprovedMeanFlow", "Integrated", "JointGuidance", "Latent", "LogitNormal", "Loss",
-    "MeanFlow", "MixedGuidance", "MixedTimes", "MixtureFlow", "Objective", "ObjectiveLike", "Ordered", "PUBLISHED",
-    "Pairs", "PlainFlowMatching", "PseudoHuber", "Quadrature", "Residual", "Shifted", "SplitMeanFlow",
-    "TerminalVelocity", "Time", "TimePairs", "Times", "TotalDerivative", "TransitionModel", "Uniform", "Velocity",
-    "choose_attention", "data_from_velocity", "default_omega", "euler", "expand_right", "heun",
-    "interpolate", "jump", "midpoint", "noise_from_velocity", "other_clock", "sample", "time_grid", "velocity",
+    "Correction", "Density", "ForwardAD", "Gap", "GaussianFlow", "Guidance", "GuidanceRule", "Guided", "GuidedFlow",
+    "ImprovedMeanFlow", "Integrated", "JointGuidance", "Latent", "LogitNormal", "Loss", "MeanFlow", "MixedGuidance",
+    "MixedTimes", "MixtureFlow", "Needs", "Objective", "ObjectiveLike", "Ordered", "PUBLISHED", "Pairs",
+    "PlainFlowMatching", "Prediction", "PseudoHuber", "Quadrature", "Residual", "Shifted", "SplitMeanFlow",
+    "StudentCalls", "TerminalVelocity", "Time", "TimePairs", "Times", "TotalDerivative", "TransitionModel",
+    "Uniform", "Velocity", "choose_attention", "data_from_velocity", "default_omega", "euler", "expand_right",
+    "heun", "interpolate", "jump", "midpoint", "moving_rows", "noise_from_velocity", "on_moving_rows",
+    "other_clock", "sample", "time_grid", "u_only", "velocity",
 ]  # fmt: skip

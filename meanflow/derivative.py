@@ -1,25 +1,27 @@
 """Total derivative of an average velocity along the flow, du/dt = (v . grad_x) u + d_t u with r fixed.
 
 This is the Jacobian-vector product of u at (x_t, r, t) with tangents (v, 0, 1) (arXiv 2505.13447, eq. 8). It only
-enters targets under stop-gradient, so both forms here return a tensor without a graph.
+enters targets under stop-gradient, as the `Correction` (t - r) du/dt, so everything here returns tensors without graph.
 """
 
 import sys
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
-from typing import TypeAlias
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal, TypeAlias
 
 import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from meanflow.attention import exact_tangents
-from meanflow.shapes import AverageVelocity, Latent, Time, expand_right
+from meanflow.shapes import AverageVelocity, Latent, OnRows, Predict, Time, expand_right, on_moving_rows
 from meanflow.tangents import SparingRules
 
 PROBE = 1e-2
 """How far along the flow a function that seems constant is looked at again."""
+DerivativeKind: TypeAlias = Literal["none", "exact", "difference"]
+"""How a network is differentiated in time; differences need float32 without autocast."""
 REFUSED_IN_COMPILED = "ForwardAD inside a compiled function may lose tangents; compile the network, not what calls this"
 
 
@@ -36,6 +38,8 @@ class ForwardAD:
     inference_mode or detach, if that leaves nothing of it), inside a compiled function, and where an operator has no
     forward mode.
     """
+
+    kind: ClassVar[DerivativeKind] = "exact"
 
     def __call__(self, u_fn: AverageVelocity, x_t: Latent, r: Time, t: Time, v: Latent) -> Latent:
         if torch.compiler.is_compiling():
@@ -89,6 +93,7 @@ class CentralDifference:
     random numbers, which would differ between the two ends.
     """
 
+    kind: ClassVar[DerivativeKind] = "difference"
     eps: float = 1e-3
 
     def __post_init__(self) -> None:
@@ -108,6 +113,61 @@ class CentralDifference:
 
 
 TotalDerivative: TypeAlias = ForwardAD | CentralDifference
+
+
+@dataclass(frozen=True, kw_only=True)
+class Correction:
+    """c = (t - r) du/dt, without a graph; zero on rows with r = t, which pay nothing.
+
+    Three switches keep the early spikes of c from ruling a training run. In this order, with rms the root mean square
+    over one row: warm-up, c <- min(1, progress / warmup) c (rCM's tangent warm-up); normalisation,
+    c <- c / (rms(c) + normalise) (sCM, arXiv 2410.11081, section 4.2); clipping, c <- c min(1, clip / rms(c)). Each is
+    off at 0.
+    """
+
+    derivative: TotalDerivative = field(default_factory=ForwardAD)
+    clip: float = 0.0
+    """Largest root mean square of (t - r) du/dt per row; 0 = no bound."""
+    normalise: float = 0.0
+    """Constant of tangent normalisation (0.1 in sCM); 0 = off."""
+    warmup: float = 0.0
+    """Share of training over which the correction grows from nothing to its full size."""
+
+    def __post_init__(self) -> None:
+        for name, value in (("clip", self.clip), ("normalise", self.normalise)):
+            if not value >= 0.0:
+                raise ValueError(f"{name} must be at least 0 (0 = off), got {value}")
+        if not 0.0 <= self.warmup <= 1.0:
+            raise ValueError(f"warmup must lie in [0, 1], got {self.warmup}")
+
+    def __call__(
+        self, plain: OnRows, x_t: Latent, r: Time, t: Time, tangent: Latent, *, progress: float = 1.0
+    ) -> Latent:
+        """c (B, N, C), the derivative taken along (tangent, 0, 1) and only on rows with r < t."""
+
+        def step(rows: Tensor, x_t: Tensor, r: Tensor, t: Tensor) -> Tensor:
+            dudt = self.derivative(_u_of(plain(rows)), x_t, r, t, tangent[rows])
+            return self.stabilised(expand_right(t - r, dudt) * dudt, progress)
+
+        return on_moving_rows(step, x_t, r, t, otherwise=torch.zeros_like(x_t))
+
+    def stabilised(self, step: Tensor, progress: float) -> Tensor:
+        """Warm-up, normalisation and clipping of (t - r) du/dt (M, N, C)."""
+        if self.warmup:
+            step = step * min(1.0, progress / self.warmup)
+        if self.normalise:
+            step = step / (_rms(step) + self.normalise)
+        if self.clip:
+            step = step * (self.clip / _rms(step).clamp(min=1e-12)).clamp(max=1.0)
+        return step
+
+
+def _u_of(predict: Predict) -> AverageVelocity:
+    return lambda x_t, r, t: predict(x_t, r, t).u
+
+
+def _rms(step: Tensor) -> Tensor:
+    return expand_right(step.flatten(1).pow(2).mean(1).sqrt(), step)
 
 
 def identity_residual(u: Latent, dudt: Latent, v: Latent, r: Time, t: Time) -> Latent:

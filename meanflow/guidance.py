@@ -7,7 +7,7 @@ whatever the precision of the predictions, and answer in the precision of the st
 import math
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import NamedTuple, TypeAlias
+from typing import ClassVar, NamedTuple, TypeAlias
 
 import torch
 from jaxtyping import Bool, Float
@@ -66,6 +66,9 @@ class Guidance:
     Two options act on the push, one on the result; all are off by default, and s* is a third that is on.
     """
 
+    separates_video: ClassVar[bool] = False
+    """Whether a third prediction, on the video without the words, is combined."""
+
     omega: float = 1.0
     """Scale, 1 = off."""
     rescale: bool = True
@@ -106,14 +109,14 @@ class Guidance:
         return 2 if self.active else 1
 
     def __call__(self, p_cond: Latent, p_uncond: Latent, t: Time) -> Guided:
-        c, u = _wide(p_cond), _wide(p_uncond)
-        s_star, clamped = _scalar(c, u, self.clamp if self.rescale else None)
-        push = c - expand_right(s_star, u) * u
+        cond, uncond = _wide(p_cond), _wide(p_uncond)
+        s_star, clamped = _scalar(cond, uncond, self.clamp if self.rescale else None)
+        push = cond - expand_right(s_star, uncond) * uncond
         if self.rms_threshold is not None:
             push = push * expand_right((self.rms_threshold / _rms(push)).clamp(max=1.0), push)
         if self.parallel != 1.0:
-            push = push - (1 - self.parallel) * expand_right(_projection(push, c), c) * c
-        value = _with_std_of(c, c + (self.omega - 1) * push, self.std_rescale)
+            push = push - (1 - self.parallel) * expand_right(_projection(push, cond), cond) * cond
+        value = _with_std_of(cond, cond + (self.omega - 1) * push, self.std_rescale)
         return Guided(_where_inside(t, self.interval, value, p_cond), s_star, clamped)
 
     def s_star(self, p_cond: Latent, p_uncond: Latent) -> PerSample:
@@ -133,6 +136,8 @@ class JointGuidance:
     of p_video on p_none and of p_both on p_video; scales of 1 still give p_both. Equal scales without rescaling are
     plain guidance from p_none to p_both.
     """
+
+    separates_video: ClassVar[bool] = True
 
     video: float = 1.0
     """w_video, 1 = off."""
@@ -163,11 +168,11 @@ class JointGuidance:
         return 3 if self.active else 1
 
     def __call__(self, p_both: Latent, p_video: Latent, p_none: Latent, t: Time) -> Guided:
-        both, seen, none = _wide(p_both), _wide(p_video), _wide(p_none)
+        both, video, none = _wide(p_both), _wide(p_video), _wide(p_none)
         bounds = self.clamp if self.rescale else None
-        (s_1, clamped_1), (s_2, clamped_2) = _scalar(seen, none, bounds), _scalar(both, seen, bounds)
-        value = both + (self.video - 1) * (seen - expand_right(s_1, none) * none)
-        value = value + (self.text - 1) * (both - expand_right(s_2, seen) * seen)
+        (s_1, clamped_1), (s_2, clamped_2) = _scalar(video, none, bounds), _scalar(both, video, bounds)
+        value = both + (self.video - 1) * (video - expand_right(s_1, none) * none)
+        value = value + (self.text - 1) * (both - expand_right(s_2, video) * video)
         value = _where_inside(t, self.interval, _with_std_of(both, value, self.std_rescale), p_both)
         return Guided(value, torch.stack([s_1, s_2], 1), torch.stack([clamped_1, clamped_2], 1))
 
@@ -201,11 +206,11 @@ def _wide(p: Tensor) -> Tensor:
     return p if p.dtype == torch.float64 else p.float()
 
 
-def _scalar(c: Tensor, u: Tensor, bounds: tuple[float, float] | None) -> tuple[Tensor, Tensor]:
+def _scalar(cond: Tensor, uncond: Tensor, bounds: tuple[float, float] | None) -> tuple[Tensor, Tensor]:
     """s* (B,) of wide predictions within its bounds, ones without bounds; and where they changed it."""
     if bounds is None:
-        return c.new_ones(len(c)), torch.zeros(len(c), dtype=torch.bool, device=c.device)
-    free = _projection(c, u)
+        return cond.new_ones(len(cond)), torch.zeros(len(cond), dtype=torch.bool, device=cond.device)
+    free = _projection(cond, uncond)
     s_star = free.clamp(*bounds)
     return s_star, s_star != free
 

@@ -1,9 +1,10 @@
-"""Shape aliases used by every signature of the package, and the one broadcasting helper."""
+"""Shapes and callables that every signature of the package uses, the rows that move, and the broadcasting helper."""
 
 from collections.abc import Callable
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
-from jaxtyping import Float, Shaped
+import torch
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 Latent: TypeAlias = Float[Tensor, "batch frames channels"]
@@ -15,6 +16,50 @@ Velocity: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 
 AverageVelocity: TypeAlias = Callable[[Tensor, Tensor, Tensor], Tensor]
 """u(x_t, r, t) -> Latent, the velocity averaged over [r, t]."""
+
+
+class Prediction(NamedTuple):
+    """What a network in training answers at (x_t, r, t)."""
+
+    u: Latent
+    """The average velocity over [r, t]."""
+    v: Latent | None = None
+    """The estimate of v(x_t, t) by the network's velocity head; None where the network has no head."""
+
+
+Predict: TypeAlias = Callable[[Tensor, Tensor, Tensor], Prediction]
+"""(x_t, r, t) -> Prediction, of a network on conditions that are fixed."""
+
+OnRows: TypeAlias = Callable[[Tensor | None], Predict]
+"""Given the indices (M,) of rows of the batch, repeats allowed, the network on the conditions of just those rows; None
+stands for all rows in order. Conditions are encoded once per call, so what it returns may be called several times."""
+
+VelocityOnRows: TypeAlias = Callable[[Tensor | None], Velocity]
+"""The same for an instantaneous velocity."""
+
+
+def u_only(u_fn: AverageVelocity) -> Predict:
+    """A plain function u(x_t, r, t), such as a closed form, as the prediction of a network without a velocity head."""
+    return lambda x_t, r, t: Prediction(u_fn(x_t, r, t))
+
+
+def moving_rows(r: Time, t: Time) -> Int[Tensor, "moving"]:
+    """Indices (M,) of the rows with r < t; the others are rows of plain flow matching."""
+    return torch.nonzero(r < t).squeeze(1)
+
+
+def on_moving_rows(
+    make: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor], x_t: Latent, r: Time, t: Time, *, otherwise: Latent
+) -> Latent:
+    """make(rows, x_t, r, t) on the M rows with r < t, whose indices are `rows`, and `otherwise` on the others.
+
+    `make` receives those rows alone and is not called where there are none, so rows with r = t cost nothing. The result
+    (B, N, C) has the dtype of `otherwise`.
+    """
+    rows = moving_rows(r, t)
+    if len(rows) == 0:
+        return otherwise
+    return otherwise.index_copy(0, rows, make(rows, x_t[rows], r[rows], t[rows]).to(otherwise.dtype))
 
 
 def expand_right(a: Shaped[Tensor, "batch"], like: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ that makes those draws. `PUBLISHED` holds the samplers of published systems.
 
 import math
 from dataclasses import dataclass, field
-from typing import Literal, TypeAlias
+from typing import ClassVar, Literal, TypeAlias
 
 import torch
 from torch import Tensor
@@ -112,6 +112,7 @@ class TimePairs:
     density: Density = field(default_factory=LogitNormal)
     fm_fraction: float = 0.75
     full_fraction: float = 0.0
+    fixed_order: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         _check_shares(self, "fm_fraction", "full_fraction")
@@ -189,6 +190,11 @@ class MixedTimes:
             r = torch.maximum(r, t - self.max_gap)
         fm_t = None if self.fm_density is None or fm is None else self.fm_density.at(fm)
         return placed(r, t, position, self.edges(len(a), progress), fm_t)
+
+    @property
+    def fixed_order(self) -> bool:
+        """Whether the order of the rows means something, so that it must stay as it was drawn."""
+        return self.assign == "prefix"
 
     def edges(self, n: int, progress: float = 1.0) -> Edges:
         """The positions at which the shares r = t, r = 0 and (0, 1) end: counts, or shares themselves."""

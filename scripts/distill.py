@@ -1,6 +1,5 @@
 """Distil a teacher into a one-step student: `accelerate launch --config_file FILE -m scripts.distill PRESET`."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -8,17 +7,7 @@ from typing import Annotated
 import tyro
 
 from distill.config import DistillRun
-from distill.presets import (
-    student_debug,
-    student_demo,
-    student_large_44k_v2,
-    student_large_44k_v2_heal,
-    student_mf_mjt,
-    student_mf_mjt_guided,
-    student_mf_mjt_lora,
-    student_mf_mjt_unguided,
-)
-from distill.presets.methods import METHODS
+from distill.presets import STUDENTS, summary
 from distill.processes import this_process
 from distill.tasks import distil
 from scripts.errors import one_line_errors
@@ -36,35 +25,22 @@ class DistillCommand:
     """Folder of converted official weights, where the features come from them and they lie elsewhere by now."""
 
 
-def _presets() -> dict[str, tuple[str, DistillCommand]]:
-    """Recipes by name: the demo's, the full-scale ones, and every other objective in the place of MeanFlow."""
-    table = {"demo": _preset(student_demo), "debug": _preset(student_debug)}
-    full = {
-        "mf-mjt": student_mf_mjt,
-        "mf-mjt-unguided": student_mf_mjt_unguided,
-        "mf-mjt-guided": student_mf_mjt_guided,
-        "mf-mjt-lora": student_mf_mjt_lora,
-        "mf-mjt-large-44k-v2-heal": student_large_44k_v2_heal,
-        "mf-mjt-large-44k-v2": student_large_44k_v2,
+FOLDERS = {"demo": Path("runs/demo/student"), "debug": Path("runs/demo/student")}
+"""Run folders of presets that do not write to runs/<name of the preset>."""
+
+
+def commands() -> dict[str, tuple[str, DistillCommand]]:
+    """For the name of every preset its line of help and the command that it stands for."""
+    return {
+        name: (summary(make), DistillCommand(run=make(), out=FOLDERS.get(name, Path("runs") / name)))
+        for name, make in STUDENTS.items()
     }
-    table |= {name: _preset(make, Path("runs") / name) for name, make in full.items()}
-    for name, method in METHODS.items():
-        table[name] = (method.says, DistillCommand(run=method.run(), out=Path("runs") / name))
-    return table
-
-
-def _preset(make: Callable[[], DistillRun], out: Path = Path("runs/demo/student")) -> tuple[str, DistillCommand]:
-    """What the help says of a recipe, and the recipe."""
-    return (make.__doc__ or "").strip().splitlines()[0], DistillCommand(run=make(), out=out)
-
-
-PRESETS = _presets()
 
 
 @one_line_errors
 def cli() -> None:
     """Entry point."""
-    command = tyro.extras.overridable_config_cli(PRESETS, description=__doc__)
+    command = tyro.extras.overridable_config_cli(commands(), description=__doc__)
     made = distil(command.run, command.out, weights_dir=command.weights_dir, scores=embedded_scores())
     if this_process().main:
         print(f"student in {made}")

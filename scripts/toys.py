@@ -41,7 +41,7 @@ class Toys:
     objective_import: str | None = None
     """An objective of your own as module:name, a class or an instance; the working folder is searched too."""
     head: bool = False
-    """Give the imported objective's network a velocity head."""
+    """Says nothing any more: an imported objective declares its head itself, by needs = Needs(head=True)."""
     velocity: Source = "data"
     """What is averaged: e - x, or the exact v, which stands for a perfect teacher."""
     fm_fraction: float | None = None
@@ -85,7 +85,11 @@ def jobs(args: Toys) -> list[Job]:
     recipes = {}
     if args.objective_import is not None:
         sys.path.insert(0, os.getcwd())
-        name, own = imported(args.objective_import, head=args.head)
+        name, own = imported(args.objective_import)
+        if args.head:
+            print("--head is not needed any more: the objective declares its head (Needs.head)", file=sys.stderr)
+            if not own.objective.needs.head:
+                raise ValueError(f"{args.objective_import} must declare needs = Needs(head=True) to train a head")
         recipes[f"{name} (imported)" if name in args.objectives else name] = own
     recipes |= {name: recipe(name) for name in args.objectives}
     if not recipes or not args.problems or not args.seeds:

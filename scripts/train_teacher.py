@@ -1,6 +1,5 @@
 """Train the teacher on extracted features: `accelerate launch --config_file FILE -m scripts.train_teacher PRESET`."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -8,15 +7,7 @@ from typing import Annotated
 import tyro
 
 from distill.config import TeacherRun
-from distill.presets import (
-    PUBLISHED,
-    teacher_debug,
-    teacher_demo,
-    teacher_finetune,
-    teacher_lora,
-    teacher_published,
-)
-from distill.presets.ablations import ABLATIONS, ablation
+from distill.presets import TEACHERS, summary
 from distill.processes import this_process
 from distill.tasks import train_teacher
 from scripts.errors import one_line_errors
@@ -34,34 +25,27 @@ class TrainTeacher:
     """Folder of converted official weights, where the features come from them and they lie elsewhere by now."""
 
 
-def _presets() -> dict[str, tuple[str, TrainTeacher]]:
-    """Recipes by name: the demo's, the published sizes, own data, and the paper's comparisons."""
-    demo = {"demo": teacher_demo, "debug": teacher_debug}
-    own = {"finetune": teacher_finetune, "lora": teacher_lora}
-    table = {name: (_first_line(make), TrainTeacher(run=make())) for name, make in demo.items()}
-    for variant in PUBLISHED:
-        name = variant.replace("_", "-")
-        text = f"MMAudio {variant} as published: batch 512, 300,000 steps."
-        table[name] = (text, TrainTeacher(run=teacher_published(variant), out=Path("runs") / name))
-    for name, make in own.items():
-        table[name] = (_first_line(make), TrainTeacher(run=make(), out=Path("runs/own") / name))
-    for name, entry in ABLATIONS.items():
-        text, out = f"small-16k as published but for one thing: {entry.says}.", Path("runs") / f"ablate-{name}"
-        table[f"ablate-{name}"] = (text, TrainTeacher(run=ablation(name), out=out))
-    return table
+FOLDERS = {
+    "demo": Path("runs/demo/teacher"),
+    "debug": Path("runs/demo/teacher"),
+    "finetune": Path("runs/own/finetune"),
+    "lora": Path("runs/own/lora"),
+}
+"""Run folders of presets that do not write to runs/<name of the preset>."""
 
 
-def _first_line(make: Callable[[], TeacherRun]) -> str:
-    return (make.__doc__ or "").strip().splitlines()[0]
-
-
-PRESETS = _presets()
+def commands() -> dict[str, tuple[str, TrainTeacher]]:
+    """For the name of every preset its line of help and the command that it stands for."""
+    return {
+        name: (summary(make), TrainTeacher(run=make(), out=FOLDERS.get(name, Path("runs") / name)))
+        for name, make in TEACHERS.items()
+    }
 
 
 @one_line_errors
 def cli() -> None:
     """Entry point."""
-    command = tyro.extras.overridable_config_cli(PRESETS, description=__doc__)
+    command = tyro.extras.overridable_config_cli(commands(), description=__doc__)
     made = train_teacher(command.run, command.out, weights_dir=command.weights_dir, scores=embedded_scores())
     if this_process().main:
         print(f"teacher in {made}")

@@ -11,6 +11,7 @@ from meanflow.shapes import PerSample
 from meanflow.time_sampling import Density, LogitNormal
 from teacher.network.batch import Batch, BatchSlice
 from teacher.network.conditions import Conditions
+from teacher.network.velocity import forward_velocity
 
 
 class Terms(NamedTuple):
@@ -81,7 +82,7 @@ def flow_matching_step(
 ) -> Terms:
     """Mean over frames and channels of ||v_net(x_t, t) - (e - x)||^2, one value per sample (B,).
 
-    `net` may be wrapped by a data-parallel engine: it is called once, on MMAudio's clock. `batch_slice` says which
+    `net` may be wrapped by a data-parallel engine: it is called once. `batch_slice` says which
     rows of a larger batch these are.
     """
     x = batch.latents
@@ -89,7 +90,7 @@ def flow_matching_step(
     e = noise_of(batch_slice, x, generator=generator)
     t = batch_slice.of(config.times(batch_slice.total, generator=generator))
     conditions = config.dropout(batch.conditions, generator=generator, batch_slice=batch_slice)
-    v = -net(interpolate(x, e, t), 1 - t, conditions)
+    v = forward_velocity(net, interpolate(x, e, t), t, conditions)
     loss = (v - velocity(x, e)).float().pow(2).flatten(1).mean(1)
     return Terms(loss, {"loss": loss.detach()})
 

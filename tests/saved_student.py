@@ -9,7 +9,8 @@ from teacher.audio.embedded_codec import EmbeddedCodec
 from teacher.encoders.registry import load_encoders
 from teacher.network.mmaudio import MMAudio
 from teacher.network.variants import variant
-from teacher.sampling.pipeline import Card, Pipeline
+from teacher.sampling.model_card import ModelCard
+from teacher.sampling.pipeline import Pipeline
 
 
 def tiny_pipeline(licence: str = "MIT") -> Pipeline:
@@ -25,4 +26,4 @@ def tiny_pipeline(licence: str = "MIT") -> Pipeline:
 
 def save_student(folder: Path) -> Path:
     """Write one."""
-    return tiny_pipeline().save_pretrained(folder, Card(name="me/student"))
+    return tiny_pipeline().save_pretrained(folder, ModelCard(name="me/student"))

@@ -11,13 +11,13 @@ import tyro
 from accelerate.commands.launch import launch_command_parser
 
 from distill.launch.launcher import configuration
-from scripts.distill import PRESETS as STUDENT_PRESETS
-from scripts.train_teacher import PRESETS as TEACHER_PRESETS
+from scripts import distill, train_teacher
 from tests.distill.launch.test_launch import precision_of, refusal
 from tests.saved_student import save_student
 
 ROOT = Path(__file__).resolve().parents[1]
 TEXT = (ROOT / "README.md").read_text()
+STUDENT_PRESETS, TEACHER_PRESETS = distill.commands(), train_teacher.commands()
 LAUNCHERS = ("accelerate launch", "python -m distill.launch.launcher")
 PAGES = ("README.md", "docs/training.md", "docs/methods/recipes.md")
 
@@ -54,6 +54,21 @@ def test_lines_of_pages_end_at_120_characters():
     ]
     assert "README.md" in pages
     assert long == []
+
+
+def test_files_named_on_pages_exist():
+    """Paths of source files and folders in backticks, on every page but the changelog, which tells of the past."""
+    pages = [ROOT / "README.md", *(ROOT / "docs").glob("**/*.md"), ROOT / "benchmarks" / "README.md"]
+    rooms = "meanflow|teacher|distill|eval|scripts|tests|benchmarks|docs|results"
+    named = {  # docs/api is generated
+        (page.name, path)
+        for page in pages
+        if page.name != "lab-notes.md"
+        for path in re.findall(rf"`((?:{rooms})/[\w/.-]*)`", page.read_text())
+        if not path.startswith("docs/api")
+    }
+    assert len(named) > 20
+    assert sorted((page, path) for page, path in named if not (ROOT / path).exists()) == []
 
 
 def test_commands_exist():

@@ -1,8 +1,8 @@
 """What the trainer measures on held-out clips while it trains."""
 
-from distill.evaluation.clips import Reference, reference_guidance
+from distill.evaluation.clips import Reference
 from distill.evaluation.held_out import BEST_STUDENT, BEST_TEACHER, Evaluated, HeldOut, Preview, Scores
 
 __all__ = [
-    "BEST_STUDENT", "BEST_TEACHER", "Evaluated", "HeldOut", "Preview", "Reference", "Scores", "reference_guidance",
+    "BEST_STUDENT", "BEST_TEACHER", "Evaluated", "HeldOut", "Preview", "Reference", "Scores",
 ]  # fmt: skip

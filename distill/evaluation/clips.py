@@ -2,7 +2,6 @@
 
 The fixed held-out clips: what is generated of them, always from the same noise, and how they sound."""
 
-import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -10,7 +9,6 @@ import torch
 from torch import Tensor
 
 from distill.engines.base import Engine
-from distill.method.velocity_source import FromData, FromTeacher, VelocitySource
 from meanflow import Guidance, interpolate, velocity
 from teacher.audio.codec import AudioCodec
 from teacher.audio.mmaudio_codec import MMAudioCodec
@@ -31,20 +29,6 @@ class Reference:
     digest: str
     """Of its weights: latents kept of another teacher are not used."""
     guidance: Guidance
-
-
-def reference_guidance(source: VelocitySource) -> Guidance:
-    """The guidance with which the teacher samples the flow that a student learns to average.
-
-    A student that takes the scale as an input learns many; it is shown, and held against, the median of those drawn.
-    """
-    if isinstance(source, FromTeacher):
-        return source.guidance
-    if isinstance(source, FromData):
-        return Guidance(omega=source.scale, rescale=False, interval=source.mixed.interval)
-    q = 1 - source.power
-    median = math.sqrt(source.max_omega) if q == 0 else ((1 + source.max_omega**q) / 2) ** (1 / q)
-    return Guidance(omega=median, rescale=False, interval=source.interval)
 
 
 def agreement(made: Tensor, reference: Tensor) -> dict[str, float]:

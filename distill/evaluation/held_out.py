@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from distill.engines.base import Engine
-from distill.evaluation.clips import SEED, FixedClips, Reference, agreement, reference_guidance
+from distill.evaluation.clips import SEED, FixedClips, Reference, agreement
 from distill.loop_config import EvaluationConfig
 from meanflow import Guidance
 from meanflow.config import to_plain
@@ -70,7 +70,7 @@ def _metadata(key: str, latents: Tensor) -> dict[str, str]:
     return {"json": json.dumps({"key": key, "sha256": sha256})}
 
 
-__all__ = ["BEST_STUDENT", "BEST_TEACHER", "Evaluated", "HeldOut", "Reference", "Scores", "reference_guidance"]
+__all__ = ["BEST_STUDENT", "BEST_TEACHER", "Evaluated", "HeldOut", "Reference", "Scores"]
 
 T = TypeVar("T")
 

@@ -3,8 +3,8 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from distill.method.velocity_source import FromData, GuidedInput, VelocitySource
-from meanflow import AdaptiveL2, ConsistencyTraining, ImprovedMeanFlow, Loss, MeanFlow, Objective, TimePairs
+from distill.method.velocity_source import FromData, VelocitySource
+from meanflow import AdaptiveL2, Loss, MeanFlow, Objective, TimePairs
 from meanflow.time_sampling import Times
 from teacher.flow_matching import ConditionDropout
 
@@ -33,15 +33,14 @@ class Method:
             raise ValueError(f"guided_from must lie in [0, 1], got {self.guided_from}")
         if self.time_embedding not in ("auto", "teacher", "smooth"):
             raise ValueError(f"time_embedding must be one of auto, teacher, smooth, got {self.time_embedding!r}")
-        trains_head = isinstance(self.objective, ImprovedMeanFlow) and self.objective.head
-        if self.velocity_head < 0 or trains_head != (self.velocity_head > 0):
+        needs, name = self.objective.needs, type(self.objective).__name__
+        if self.velocity_head < 0 or needs.head != (self.velocity_head > 0):
             raise ValueError(
-                "velocity_head must be above 0 with ImprovedMeanFlow(head=True), which trains a head, and 0 with any "
-                f"other objective; got {self.velocity_head} with {type(self.objective).__name__}"
+                "velocity_head must be above 0 with an objective that trains a head, such as "
+                f"ImprovedMeanFlow(head=True), and 0 with any other; got {self.velocity_head} with {name}"
             )
-        own = isinstance(self.velocity, FromData | GuidedInput) and self.velocity.predictions == "student"
-        if own and isinstance(self.objective, ConsistencyTraining):
+        if self.velocity.asks_student and not needs.learns_boundary:
             raise ValueError(
-                "velocity.predictions must be teacher with ConsistencyTraining, which never trains the student's "
-                "u(x_t, t, t), got student"
+                f"velocity.predictions must be teacher with {name}, which never trains the student's u(x_t, t, t), "
+                "got student"
             )

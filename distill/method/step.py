@@ -1,22 +1,20 @@
 """One distillation step: a batch in, a loss per sample and scalars for the log out. Knows nothing of engines."""
 
-from collections.abc import Callable
 from itertools import pairwise
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from distill.method.config import Method
-from distill.method.velocity_source import Networks, Rows, Target, Teaching, Unguided
-from meanflow import AverageVelocity, Field, Headed, Residual, interpolate, velocity
+from distill.method.velocity_source import Networks, State, Target
+from meanflow import Prediction, Residual, StudentCalls, interpolate, velocity
 from meanflow.loss import squared_error
-from meanflow.time_sampling import MixedTimes
+from meanflow.shapes import OnRows, Predict, VelocityOnRows
 from teacher.flow_matching import Terms, noise_of
 from teacher.network.batch import Batch, BatchSlice
 from teacher.network.mmaudio import MMAudio
-from teacher.network.velocity import student_headed, student_velocity
+from teacher.network.velocity import forward_prediction, student_prediction
 
 INTERVALS = (0.0, 0.3, 0.6, 1.0)
 """Edges of the t - r buckets in which the raw error is logged."""
@@ -32,13 +30,15 @@ def train_step(
     generator: torch.Generator,
     progress: float = 1.0,
     batch_slice: BatchSlice | None = None,
+    averaged: MMAudio | None = None,
 ) -> Terms:
     """Draw noise, times and dropped conditions; form the objective's residual; weigh it.
 
     `student` is the possibly wrapped network and is called exactly once, with gradients; `plain` is the same network
     without a wrapper, on which derivatives and targets are taken without a graph; `teacher` is frozen. `progress` in
     [0, 1] is the share of training that is done, for schedules of the objective, of the times and of the guidance.
-    `batch_slice` says which rows of a larger batch these are.
+    `batch_slice` says which rows of a larger batch these are. `averaged` is the student with averaged weights, for
+    objectives that declare to need them (`Needs.averaged`).
     """
     x = batch.latents
     batch_slice = batch_slice or BatchSlice.whole(len(x))
@@ -46,12 +46,12 @@ def train_step(
     r, t = _times(config, batch_slice, progress, generator, torch.promote_types(x.dtype, torch.float32))
     x_t = interpolate(x, e, t)
     conditions = config.dropout(batch.conditions, generator=generator, batch_slice=batch_slice)
-    nets = Networks(teacher, plain, conditions, x.shape[1])
-    source = config.velocity if progress >= config.guided_from else Unguided(config.velocity)
-    target = source.target(nets, x_t, t, velocity(x, e), generator=generator, batch_slice=batch_slice)
+    nets = Networks(teacher, plain, conditions, x.shape[1], averaged)
+    source = config.velocity if progress >= config.guided_from else config.velocity.unguided()
+    target = source.target(nets, State(x_t, t, velocity(x, e), generator, batch_slice))
 
-    field = _field(student, nets, target, source.teaching(nets, target))
-    residual = config.objective(field, x_t, r, t, target.v, progress=progress)
+    calls = _calls(student, nets, target, source.teaching(nets, target))
+    residual = config.objective(calls, x_t, r, t, target.v, progress=progress)
     loss = residual.loss(config.loss)
     return Terms(loss, {"loss": loss.detach()} | _logs(residual, target, r, t))
 
@@ -63,7 +63,7 @@ def _times(
     that every process has as many, to within one; which data meet them stays random. A prefix, which is there to meet
     dropped conditions, stays where it is."""
     r, t = (time.to(dtype) for time in config.times(batch_slice.total, generator=generator, progress=progress))
-    if not (isinstance(config.times, MixedTimes) and config.times.assign == "prefix"):
+    if not config.times.fixed_order:
         order = evenly(r < t)
         r, t = r[order], t[order]
     return batch_slice.of(r), batch_slice.of(t)
@@ -80,30 +80,37 @@ def evenly(marked: Tensor) -> Tensor:
     return order
 
 
-def _field(student: nn.Module, nets: Networks, target: Target, teaching: Teaching) -> Field:
-    """The student on the conditions of a batch, in the forms an objective asks for."""
-    plain, omega = nets.student, target.omega
+def _calls(student: nn.Module, nets: Networks, target: Target, teaching: VelocityOnRows) -> StudentCalls:
+    """The student on the conditions of a batch, in the ways in which an objective may call it."""
 
-    def shown(rows: Rows) -> tuple[Tensor, ...]:
-        return () if omega is None else (omega if rows is None else omega[rows],)
+    def omega(rows: Tensor | None) -> Tensor | None:
+        return target.omega if rows is None or target.omega is None else target.omega[rows]
 
-    def train(rows: Rows) -> AverageVelocity:
-        def u_fn(x_t: Tensor, r: Tensor, t: Tensor) -> Any:
+    def train(rows: Tensor | None) -> Predict:
+        def predict(x_t: Tensor, r: Tensor, t: Tensor) -> Prediction:
             # Casts of the weights that a pass without a graph left in autocast's cache carry none; torch before 2.13
             # would use them here, and the weights would get no gradient.
             torch.clear_autocast_cache()
-            out = student(x_t, 1 - t, nets.chosen(rows), t - r, *shown(rows))
-            return Headed(-out[0], -out[1]) if isinstance(out, tuple) else -out
+            return forward_prediction(student, x_t, r, t, nets.chosen(rows), omega(rows))
 
-        return u_fn
+        return predict
 
-    def without_graph(rows: Rows) -> AverageVelocity:
-        with torch.no_grad():
-            encoded = plain.encode_conditions(nets.chosen(rows), nets.frames)
-        predict: Callable[..., Any] = student_headed if plain.config.velocity_head else student_velocity
-        return torch.no_grad()(lambda x_t, r, t: predict(plain, x_t, r, t, encoded, *shown(rows)))
+    def without_graph(net: MMAudio) -> OnRows:
+        def on_rows(rows: Tensor | None) -> Predict:
+            with torch.no_grad():
+                encoded = net.encode_conditions(nets.chosen(rows), nets.frames)
+            scale = omega(rows)
+            shown = 1.0 if scale is None else scale
+            return torch.no_grad()(lambda x_t, r, t: student_prediction(net, x_t, r, t, encoded, shown))
 
-    return Field(train=train, plain=without_graph, teacher=teaching)
+        return on_rows
+
+    return StudentCalls(
+        train=train,
+        plain=without_graph(nets.student),
+        averaged=None if nets.averaged is None else without_graph(nets.averaged),
+        teacher=teaching,
+    )
 
 
 @torch.no_grad()

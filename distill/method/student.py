@@ -6,15 +6,7 @@ from typing import Literal, NamedTuple, TypeAlias
 import torch
 from torch import Tensor
 
-from meanflow import (
-    AlphaFlow,
-    CentralDifference,
-    ImprovedMeanFlow,
-    MeanFlow,
-    Objective,
-    TerminalVelocity,
-    TransitionModel,
-)
+from meanflow import Objective
 from meanflow.path import interpolate
 from teacher.network.conditions import Conditions
 from teacher.network.embeddings import SMOOTH_LIMIT, compare_embeddings, fit_smooth
@@ -124,17 +116,10 @@ def time_fit(student: MMAudio, teacher: MMAudio, x: Tensor, conditions: Conditio
     return TimeFit(*compare_embeddings(student.t_embed, teacher.t_embed), error)
 
 
-def takes_differences(objective: Objective) -> bool:
-    """Whether an objective takes a derivative by differences of the network, whose digits bfloat16 does not have."""
-    if isinstance(objective, MeanFlow | ImprovedMeanFlow | AlphaFlow | TransitionModel):
-        return isinstance(objective.correction.derivative, CentralDifference)
-    return isinstance(objective, TerminalVelocity) and objective.derivative == "difference"
-
-
 def check_differences(student: MMAudio, objective: Objective) -> None:
     """ValueError where an objective takes a derivative in time by differences of a network too fast for them."""
     fastest = student.t_embed.fastest
-    if takes_differences(objective) and fastest > SMOOTH_LIMIT:
+    if objective.needs.derivative == "difference" and fastest > SMOOTH_LIMIT:
         raise ValueError(
             f"{type(objective).__name__} takes its derivative by differences, which mean nothing with a time embedding "
             f"of {fastest:,.0f} rad per unit; use method.time_embedding=smooth, or an exact derivative"

@@ -1,23 +1,39 @@
-"""Where the velocity v to be averaged comes from, and how it is guided."""
+"""Where the velocity v to be averaged comes from, and how it is guided.
+
+A source declares what it asks of the student, and the step, the configuration and the evaluation go by that.
+"""
 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple, TypeAlias
+from typing import ClassVar, Literal, NamedTuple, Protocol, TypeAlias
 
 import torch
 from torch import Tensor
 
 from meanflow import Guidance, MixedGuidance, Velocity
 from meanflow.guidance import Guided, check_interval, inside
+from meanflow.shapes import VelocityOnRows
 from teacher.network.batch import BatchSlice
 from teacher.network.conditions import Conditions
 from teacher.network.mmaudio import Encoded, MMAudio
-from teacher.network.velocity import Guide, student_headed, student_velocity, teacher_velocity
+from teacher.network.velocity import Guide, student_prediction, teacher_velocity
 
 Predictions: TypeAlias = Literal["teacher", "student"]
-Rows: TypeAlias = Tensor | None
-Teaching: TypeAlias = Callable[[Rows], Velocity]
+
+
+class State(NamedTuple):
+    """Where a source is asked for the velocity of a batch, and what its random draws depend on."""
+
+    x_t: Tensor
+    """The noisy latents (B, N, C)."""
+    t: Tensor
+    """Their times (B,)."""
+    v: Tensor
+    """The conditional velocity e - x of the data (B, N, C)."""
+    generator: torch.Generator
+    batch_slice: BatchSlice
+    """Which rows of the whole batch, for which the numbers are drawn, these are."""
 
 
 class Target(NamedTuple):
@@ -40,14 +56,17 @@ class Pair(NamedTuple):
 
 @dataclass(frozen=True)
 class Networks:
-    """Teacher and student, both plain, on the conditions that dropout left in a batch; nothing here has a graph."""
+    """Teacher and student, both without a wrapper, on the conditions that dropout left in a batch. Nothing that this
+    class computes has a graph."""
 
     teacher: MMAudio
     student: MMAudio
     conditions: Conditions
     frames: int
+    averaged: MMAudio | None = None
+    """The student with averaged weights, where the objective needs one."""
 
-    def chosen(self, rows: Rows) -> Conditions:
+    def chosen(self, rows: Tensor | None) -> Conditions:
         """The conditions of some rows; None = all."""
         return self.conditions if rows is None else self.conditions.rows(rows)
 
@@ -75,29 +94,27 @@ class Networks:
         else:
             shown = 1.0 if omega is None else torch.cat([omega, torch.ones_like(omega)])
             encoded = self.student.encode_conditions(both, self.frames)
-            if self.student.config.velocity_head:
-                v = student_headed(self.student, x_t, t, t, encoded, shown).v
-            else:
-                v = student_velocity(self.student, x_t, t, t, encoded, shown)
+            u, of_head = student_prediction(self.student, x_t, t, t, encoded, shown)
+            v = u if of_head is None else of_head
         return Pair(*v.chunk(2))
 
-    def teaching(self, guidance: Guidance, observe: Callable[[Guided], None] | None = None) -> Teaching:
+    def teaching(self, guidance: Guidance, observe: Callable[[Guided], None] | None = None) -> VelocityOnRows:
         """The teacher's velocity on the conditions of some rows, guided as at sampling."""
 
         def predict(x: Tensor, r: Tensor, t: Tensor, encoded: Encoded) -> Tensor:
             return teacher_velocity(self.teacher, x, t, encoded)
 
-        def of(rows: Rows) -> Velocity:
+        def of(rows: Tensor | None) -> Velocity:
             with torch.no_grad():
                 guide = Guide.of(self.teacher, self.chosen(rows), self.frames, guidance, observe)
             return torch.no_grad()(lambda x_t, t: guide(predict, x_t, t, t))
 
         return of
 
-    def teaching_scaled(self, omega: Tensor, interval: tuple[float, float]) -> Teaching:
+    def teaching_scaled(self, omega: Tensor, interval: tuple[float, float]) -> VelocityOnRows:
         """v_uncond + omega (v_cond - v_uncond) of the teacher, with one omega (B,) per row, inside the interval."""
 
-        def of(rows: Rows) -> Velocity:
+        def of(rows: Tensor | None) -> Velocity:
             index = torch.arange(len(omega), device=omega.device) if rows is None else rows
             scale = omega[index][:, None, None]
 
@@ -111,6 +128,30 @@ class Networks:
         return of
 
 
+class VelocitySourceLike(Protocol):
+    """Every source: what it declares, and where it gives the velocity."""
+
+    guidance_input: ClassVar[bool]
+    """Whether the student embeds the guidance scale as an input."""
+
+    @property
+    def asks_student(self) -> bool:
+        """Whether the target depends on the student's own u(x_t, t, t), which must then be learnt."""
+
+    @property
+    def reference_guidance(self) -> Guidance:
+        """The guidance with which the teacher samples the flow that the student learns to average."""
+
+    def unguided(self) -> "VelocitySourceLike":
+        """The source without its guidance, for the first part of a training that guides later."""
+
+    def target(self, nets: Networks, state: State) -> Target:
+        """The velocity to be averaged at the state."""
+
+    def teaching(self, nets: Networks, target: Target) -> VelocityOnRows:
+        """The teacher's velocity with the guidance of `target`, for objectives that ask elsewhere than at x_t."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class FromData:
     """v = e - x of the data, mixed with predictions with and without conditions where `mixed` asks for it.
@@ -120,6 +161,8 @@ class FromData:
     v_cond is itself on its way to v_g, so that the fixed point has omega / (1 - kappa); the teacher's is not guided, so
     that it has omega + kappa.
     """
+
+    guidance_input: ClassVar[bool] = False
 
     mixed: MixedGuidance = field(default_factory=MixedGuidance)
     predictions: Predictions = "teacher"
@@ -131,17 +174,9 @@ class FromData:
         omega, kappa = self.mixed.omega, self.mixed.kappa
         return omega + kappa if self.predictions == "teacher" else omega / (1 - kappa)
 
-    def target(
-        self,
-        nets: Networks,
-        x_t: Tensor,
-        t: Tensor,
-        v: Tensor,
-        *,
-        generator: torch.Generator,
-        batch_slice: BatchSlice | None = None,
-    ) -> Target:
+    def target(self, nets: Networks, state: State) -> Target:
         """v_g on the rows that are guided, v = e - x on the others."""
+        x_t, t, v = state[:3]
         if self.mixed.omega == 1.0 and self.mixed.kappa == 0.0:
             return Target(v)
         rows = nets.guided_rows(t, self.mixed.interval)
@@ -151,35 +186,52 @@ class FromData:
         mixed = self.mixed(v[rows], v_cond.to(v.dtype), v_uncond.to(v.dtype), t[rows])
         return Target(v.index_copy(0, rows, mixed))
 
-    def teaching(self, nets: Networks, target: Target) -> Teaching:
-        """The teacher's velocity with the same scale and interval, for objectives that ask elsewhere than at x_t."""
-        return nets.teaching(Guidance(omega=self.scale, rescale=False, interval=self.mixed.interval))
+    def teaching(self, nets: Networks, target: Target) -> VelocityOnRows:
+        """The teacher's velocity with the same scale and interval."""
+        return nets.teaching(self.reference_guidance)
+
+    @property
+    def asks_student(self) -> bool:
+        """Where the predictions are the student's."""
+        return self.predictions == "student"
+
+    @property
+    def reference_guidance(self) -> Guidance:
+        """The scale and the interval of the velocity that is learnt."""
+        return Guidance(omega=self.scale, rescale=False, interval=self.mixed.interval)
+
+    def unguided(self) -> "FromData":
+        """v = e - x alone."""
+        return FromData()
 
 
 @dataclass(frozen=True, kw_only=True)
 class FromTeacher:
     """v = the frozen teacher's velocity at x_t, guided: the student averages the very flow the teacher samples."""
 
+    guidance_input: ClassVar[bool] = False
+    asks_student: ClassVar[bool] = False
+
     guidance: Guidance = field(default_factory=Guidance)
 
-    def target(
-        self,
-        nets: Networks,
-        x_t: Tensor,
-        t: Tensor,
-        v: Tensor,
-        *,
-        generator: torch.Generator,
-        batch_slice: BatchSlice | None = None,
-    ) -> Target:
+    def target(self, nets: Networks, state: State) -> Target:
         """The teacher's velocity in place of v."""
-        seen: list[Guided] = []
-        made = nets.teaching(self.guidance, seen.append)(None)(x_t, t)
-        return Target(made, guided=seen[0] if seen else None)
+        combined: list[Guided] = []
+        made = nets.teaching(self.guidance, combined.append)(None)(state.x_t, state.t)
+        return Target(made, guided=combined[0] if combined else None)
 
-    def teaching(self, nets: Networks, target: Target) -> Teaching:
+    def teaching(self, nets: Networks, target: Target) -> VelocityOnRows:
         """The same velocity anywhere else."""
         return nets.teaching(self.guidance)
+
+    @property
+    def reference_guidance(self) -> Guidance:
+        """The teacher's own."""
+        return self.guidance
+
+    def unguided(self) -> "FromTeacher":
+        """The teacher's velocity with the conditions."""
+        return FromTeacher()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -194,6 +246,8 @@ class GuidedInput:
     both of which are v_uncond + omega (v_cond - v_uncond) on average: the student's v_cond is itself guided, so that
     v_g - v_cond = 0 there; the teacher's is not. Rows without conditions keep v and are shown omega = 1.
     """
+
+    guidance_input: ClassVar[bool] = True
 
     max_omega: float = 8.0
     power: float = 1.0
@@ -216,18 +270,9 @@ class GuidedInput:
         end = self.max_omega ** (1 - self.power)
         return ((1 + uniform * (end - 1)) ** (1 / (1 - self.power))).clamp(1.0, self.max_omega)
 
-    def target(
-        self,
-        nets: Networks,
-        x_t: Tensor,
-        t: Tensor,
-        v: Tensor,
-        *,
-        generator: torch.Generator,
-        batch_slice: BatchSlice | None = None,
-    ) -> Target:
+    def target(self, nets: Networks, state: State) -> Target:
         """v_g with the omega drawn for each row."""
-        batch_slice = batch_slice or BatchSlice.whole(len(v))
+        x_t, t, v, generator, batch_slice = state
         omega = batch_slice.of(self.draw(batch_slice.total, generator=generator)).to(t.dtype)
         omega = torch.where(nets.conditioned, omega, torch.ones_like(omega))
         rows = nets.guided_rows(t, self.interval)
@@ -238,36 +283,47 @@ class GuidedInput:
         guided = v[rows] + factor[:, None, None].to(v.dtype) * (v_cond - v_uncond).to(v.dtype)
         return Target(v.index_copy(0, rows, guided), omega)
 
-    def teaching(self, nets: Networks, target: Target) -> Teaching:
-        """The teacher's velocity with each row's scale, for objectives that ask elsewhere than at x_t."""
+    def teaching(self, nets: Networks, target: Target) -> VelocityOnRows:
+        """The teacher's velocity with each row's scale."""
         assert target.omega is not None
         return nets.teaching_scaled(target.omega, self.interval)
 
+    @property
+    def asks_student(self) -> bool:
+        """Where the predictions are the student's."""
+        return self.predictions == "student"
+
+    @property
+    def reference_guidance(self) -> Guidance:
+        """The median of the scales that are drawn, of which the student learns every one."""
+        q = 1 - self.power
+        median = math.sqrt(self.max_omega) if q == 0 else ((1 + self.max_omega**q) / 2) ** (1 / q)
+        return Guidance(omega=median, rescale=False, interval=self.interval)
+
+    def unguided(self) -> "UnguidedInput":
+        """v = e - x, and every row is shown omega = 1."""
+        return UnguidedInput()
+
 
 @dataclass(frozen=True)
-class Unguided:
-    """A source without its guidance, for the first part of a training that guides later. A guidance input shows 1."""
+class UnguidedInput:
+    """v = e - x of the data for a student that embeds the guidance scale: every row is shown omega = 1."""
 
-    source: "VelocitySource"
+    guidance_input: ClassVar[bool] = True
+    asks_student: ClassVar[bool] = False
+    reference_guidance: ClassVar[Guidance] = Guidance()
 
-    def target(
-        self,
-        nets: Networks,
-        x_t: Tensor,
-        t: Tensor,
-        v: Tensor,
-        *,
-        generator: torch.Generator,
-        batch_slice: BatchSlice | None = None,
-    ) -> Target:
-        """v = e - x, or the teacher's velocity where that is the source."""
-        if isinstance(self.source, FromTeacher):
-            return FromTeacher().target(nets, x_t, t, v, generator=generator)
-        return Target(v, torch.ones_like(t) if isinstance(self.source, GuidedInput) else None)
+    def target(self, nets: Networks, state: State) -> Target:
+        """v = e - x."""
+        return Target(state.v, torch.ones_like(state.t))
 
-    def teaching(self, nets: Networks, target: Target) -> Teaching:
-        """The teacher's plain velocity."""
+    def teaching(self, nets: Networks, target: Target) -> VelocityOnRows:
+        """The teacher's velocity with the conditions."""
         return nets.teaching(Guidance())
+
+    def unguided(self) -> "UnguidedInput":
+        """Itself."""
+        return self
 
 
 VelocitySource: TypeAlias = FromData | FromTeacher | GuidedInput

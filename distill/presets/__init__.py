@@ -1,37 +1,13 @@
-"""Complete configurations by name, for the command lines and for code."""
+"""Complete configurations by name, one table for each kind of run; both tables are read by the commands and by code."""
 
-from distill.presets.students import (
-    student_debug,
-    student_demo,
-    student_large_44k_v2,
-    student_large_44k_v2_heal,
-    student_mf_mjt,
-    student_mf_mjt_guided,
-    student_mf_mjt_lora,
-    student_mf_mjt_unguided,
-)
-from distill.presets.teachers import (
-    PUBLISHED,
-    teacher_debug,
-    teacher_demo,
-    teacher_finetune,
-    teacher_lora,
-    teacher_published,
-)
+from collections.abc import Callable
 
-__all__ = [
-    "PUBLISHED",
-    "student_demo",
-    "student_mf_mjt",
-    "student_mf_mjt_unguided",
-    "student_mf_mjt_guided",
-    "student_mf_mjt_lora",
-    "student_large_44k_v2_heal",
-    "student_large_44k_v2",
-    "student_debug",
-    "teacher_demo",
-    "teacher_published",
-    "teacher_debug",
-    "teacher_finetune",
-    "teacher_lora",
-]
+from distill.presets.students import STUDENTS
+from distill.presets.teachers import TEACHERS
+
+__all__ = ["STUDENTS", "TEACHERS", "summary"]
+
+
+def summary(preset: Callable[[], object]) -> str:
+    """The line of help of a preset: the first one of its docstring."""
+    return (preset.__doc__ or "").strip().splitlines()[0]

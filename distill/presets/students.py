@@ -1,7 +1,10 @@
-"""What recipes share: where things lie unless flags say otherwise, and the loop of seconds on a CPU.
+"""Presets of distillations: a function returns a complete configuration, and STUDENTS names it for the command line.
 
-Recipes of students; docs/methods/recipes.md has the source of every number."""
+The objectives after `student_mf_mjt` stand in its place in the same full-scale run, each with its published times, loss
+and guidance. docs/methods/recipes.md has the source of every number.
+"""
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +14,7 @@ from distill.config import (
     FromData,
     FromTeacher,
     FromWeights,
+    GuidedInput,
     LoopConfig,
     Method,
     OptimConfig,
@@ -18,17 +22,23 @@ from distill.config import (
 from distill.presets.teachers import DATA, PRETRAINED, debug_loop, teacher_published
 from meanflow import (
     AdaptiveL2,
+    AlphaFlow,
+    ConsistencyTraining,
     Correction,
     Guidance,
+    ImprovedMeanFlow,
     LogitNormal,
     MeanFlow,
     MixedGuidance,
     PlainFlowMatching,
+    SplitMeanFlow,
+    TerminalVelocity,
     TimePairs,
+    TransitionModel,
     Uniform,
 )
 from meanflow.time_sampling import PUBLISHED as PUBLISHED_TIMES
-from meanflow.time_sampling import MixedTimes
+from meanflow.time_sampling import MixedTimes, Ordered
 from teacher.flow_matching import ConditionDropout
 from teacher.network.lora import LoRAConfig
 
@@ -39,6 +49,16 @@ UNGUIDED = Path("runs/mf-mjt-unguided")
 HEALED = Path("runs/mf-mjt-large-44k-v2-heal")
 UNGUIDED_SHARE = 1 / 3
 """Of a warm-started training, the part before guidance: 20 of 60 epochs of MeanFlow from SiT-XL (zhuyu-cs/MeanFlow)."""
+IMAGENET = AdaptiveL2(p=1.0, c=1e-2, reduction="sum")
+"""MeanFlow and improved MeanFlow on ImageNet."""
+AUDIO = AdaptiveL2(p=1.0, c=1e-3)
+"""MeanAudio and alpha-Flow."""
+SQUARED = AdaptiveL2(p=0.0)
+"""The plain squared error."""
+SCALE_3 = FromData(mixed=MixedGuidance(omega=0.3, kappa=0.9), predictions="student")
+"""MeanAudio's guided target, of scale 0.3 / (1 - 0.9) = 3; used where a method publishes none."""
+GUIDED_TEACHER = FromTeacher(guidance=Guidance(omega=3.0, rescale=False))
+"""The same scale from the teacher, for objectives that do not learn u(x_t, t, t) or stand on it."""
 
 
 def student_demo() -> DistillRun:
@@ -200,3 +220,126 @@ def _full_loop() -> LoopConfig:
 def student_debug() -> DistillRun:
     """Seconds on a CPU; checks the machinery, learns little."""
     return DistillRun(data=DATA, teacher=TEACHER, method=Method(), loop=debug_loop())
+
+
+def _with_method(method: Method) -> DistillRun:
+    """The full-scale run of `student_mf_mjt` (data, batch, optimiser, length) by another method."""
+    return replace(student_mf_mjt(), method=method)
+
+
+def student_meanflow() -> DistillRun:
+    """MeanFlow (2505.13447): exact derivative on a quarter of the rows, the target guided as in XL/2."""
+    return _with_method(
+        Method(
+            objective=MeanFlow(),
+            times=PUBLISHED_TIMES["meanflow_imagenet"],
+            loss=IMAGENET,
+            velocity=FromData(mixed=MixedGuidance(omega=0.2, kappa=0.92, interval=(0.0, 0.75)), predictions="student"),
+        )
+    )
+
+
+def student_improved() -> DistillRun:
+    """Improved MeanFlow (2512.02012), boundary form: tangent u(x_t, t, t), the guidance scale as an input."""
+    return _with_method(
+        Method(
+            objective=ImprovedMeanFlow(),
+            times=PUBLISHED_TIMES["improved_meanflow"],
+            loss=IMAGENET,
+            velocity=GuidedInput(),
+        )
+    )
+
+
+def student_improved_head() -> DistillRun:
+    """Improved MeanFlow with a velocity head of 8 blocks, as published; the teacher needs as many fused ones."""
+    return _with_method(
+        Method(
+            objective=ImprovedMeanFlow(head=True),
+            times=PUBLISHED_TIMES["improved_meanflow"],
+            loss=IMAGENET,
+            velocity=GuidedInput(),
+            velocity_head=8,
+        )
+    )
+
+
+def student_alpha_flow() -> DistillRun:
+    """AlphaFlow (2510.20771): from flow matching to MeanFlow over training."""
+    return _with_method(
+        Method(objective=AlphaFlow(), times=PUBLISHED_TIMES["improved_meanflow"], loss=AUDIO, velocity=SCALE_3)
+    )
+
+
+def student_split() -> DistillRun:
+    """SplitMeanFlow (2507.16884): no derivative; the boundary is the guided teacher. Times and loss are ours."""
+    return _with_method(
+        Method(
+            objective=SplitMeanFlow(), times=PUBLISHED_TIMES["improved_meanflow"], loss=AUDIO, velocity=GUIDED_TEACHER
+        )
+    )
+
+
+def student_transition() -> DistillRun:
+    """Transition model (2509.04394): central differences; for the float32 launch files alone."""
+    return _with_method(
+        Method(
+            objective=TransitionModel(),
+            times=PUBLISHED_TIMES["transition"],
+            loss=AdaptiveL2(p=1.0, c=1e-5),
+            velocity=FromData(mixed=MixedGuidance(omega=1.0, kappa=0.75, interval=(0.3, 0.8)), predictions="student"),
+        )
+    )
+
+
+def student_terminal() -> DistillRun:
+    """Terminal velocity matching (2511.19797): four rows through the network for each; float32 launch files."""
+    return _with_method(
+        Method(objective=TerminalVelocity(), times=PUBLISHED_TIMES["terminal_velocity"], loss=SQUARED, velocity=SCALE_3)
+    )
+
+
+def student_consistency() -> DistillRun:
+    """Consistency distillation (2303.01469) of the guided teacher, for one step. Times and loss are ours."""
+    return _with_method(
+        Method(
+            objective=ConsistencyTraining(),
+            times=MixedTimes(fm_fraction=1.0, fm_density=LogitNormal(mean=-0.4)),
+            loss=AUDIO,
+            velocity=GUIDED_TEACHER,
+        )
+    )
+
+
+def student_flow_matching() -> DistillRun:
+    """Plain flow matching (2210.02747) of the guided velocity: the baseline of many steps."""
+    return _with_method(
+        Method(
+            objective=PlainFlowMatching(),
+            times=MixedTimes(pairs=Ordered(), fm_fraction=1.0, fm_density=LogitNormal(mean=0.0)),
+            loss=SQUARED,
+            velocity=SCALE_3,
+        )
+    )
+
+
+STUDENTS: dict[str, Callable[[], DistillRun]] = {
+    "demo": student_demo,
+    "debug": student_debug,
+    "mf-mjt": student_mf_mjt,
+    "mf-mjt-unguided": student_mf_mjt_unguided,
+    "mf-mjt-guided": student_mf_mjt_guided,
+    "mf-mjt-lora": student_mf_mjt_lora,
+    "mf-mjt-large-44k-v2-heal": student_large_44k_v2_heal,
+    "mf-mjt-large-44k-v2": student_large_44k_v2,
+    "meanflow": student_meanflow,
+    "improved": student_improved,
+    "improved-head": student_improved_head,
+    "alpha-flow": student_alpha_flow,
+    "split": student_split,
+    "transition": student_transition,
+    "terminal": student_terminal,
+    "consistency": student_consistency,
+    "flow-matching": student_flow_matching,
+}
+"""Presets by the name that `mf-distill` gives them; the first line of a docstring is its help. Built when called."""

@@ -1,16 +1,25 @@
-"""Recipes of teachers: functions that return a complete configuration. Flags then change numbers, not kinds."""
+"""Presets of teachers: a function returns a complete configuration, and TEACHERS names it for the command line.
 
+Flags then change numbers, not kinds. The paper's comparisons (arXiv 2412.15322, tables 4, 6, 7 and A3) are small_16k as
+published with one thing changed.
+"""
+
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from distill.config import EvaluationConfig, Fresh, FromWeights, LoopConfig, OptimConfig, TeacherRun
+from teacher.features.dataset import Modalities
 from teacher.flow_matching import ConditionDropout, FlowMatching
 from teacher.network.lora import LoRAConfig
-from teacher.network.variants import variant
+from teacher.network.variants import MMAudioConfig, variant
 
 DATA = (Path("runs/demo/features"),)
 OWN_DATA = (Path("runs/own/features"),)
 PRETRAINED = Path("runs/mmaudio-small-16k")
+BASE = "small_16k"
+"""The size that the paper's comparisons are made with."""
 PUBLISHED = ("small_16k", "small_44k", "medium_44k", "large_44k", "large_44k_v2")
 
 
@@ -131,3 +140,64 @@ def teacher_lora() -> TeacherRun:
             evaluation=EvaluationConfig(every=500),
         ),
     )
+
+
+def ablation(*, network: MMAudioConfig | None = None, modalities: Modalities = "AVT+AT") -> TeacherRun:
+    """The published recipe of small_16k with another network, or with other modalities in training."""
+    start = Fresh(network=network or variant(BASE))
+    return replace(teacher_published(BASE), start=start, modalities=modalities)
+
+
+ABLATIONS: dict[str, tuple[str, Callable[[], TeacherRun]]] = {
+    "av-at": ("no text beside pictures (table 4)", lambda: ablation(modalities="AV+AT")),
+    "avt-a": ("no text beside sounds without pictures (table 4)", lambda: ablation(modalities="AVT+A")),
+    "avt": ("only sets with pictures (table 4)", lambda: ablation(modalities="AVT")),
+    "av": ("only sets with pictures, without text (table 4)", lambda: ablation(modalities="AV")),
+    "sum-sync": (
+        "sync features added to image features (table 6)",
+        lambda: ablation(network=replace(variant(BASE), sync="sum")),
+    ),
+    "no-sync": ("no sync features (table 6)", lambda: ablation(network=replace(variant(BASE), sync="none"))),
+    "rope-none": ("no positions (table 6)", lambda: ablation(network=replace(variant(BASE), rope="none"))),
+    "rope-default": (
+        "positions not aligned in time (table 6)",
+        lambda: ablation(network=replace(variant(BASE), rope="default")),
+    ),
+    "mlp": ("MLP in place of ConvMLP, wider and deeper (table 7)", lambda: ablation(network=variant("mlp_16k"))),
+    "n2-13": ("2 joint and 13 fused blocks (table 7)", lambda: ablation(network=variant("n2_13_16k"))),
+    "n6-3": ("6 joint and 3 fused blocks (table 7)", lambda: ablation(network=variant("n6_3_16k"))),
+    "missing-learned": (
+        "learned tokens for every absent modality (table A3)",
+        lambda: ablation(network=replace(variant(BASE), missing="learned")),
+    ),
+    "missing-zeros": (
+        "zeros for every absent modality (table A3)",
+        lambda: ablation(network=replace(variant(BASE), missing="zeros")),
+    ),
+}
+"""What differs from the published recipe, in words and as a run, by the name behind ablate- in TEACHERS."""
+
+
+def _described(text: str, make: Callable[[], TeacherRun]) -> Callable[[], TeacherRun]:
+    """A function that has no docstring of its own, with one."""
+    make.__doc__ = text
+    return make
+
+
+TEACHERS: dict[str, Callable[[], TeacherRun]] = {
+    "demo": teacher_demo,
+    "debug": teacher_debug,
+    **{
+        name.replace("_", "-"): _described(
+            f"MMAudio {name} as published: batch 512, 300,000 steps.", partial(teacher_published, name)
+        )
+        for name in PUBLISHED
+    },
+    "finetune": teacher_finetune,
+    "lora": teacher_lora,
+    **{
+        f"ablate-{name}": _described(f"small-16k as published but for one thing: {says}.", make)
+        for name, (says, make) in ABLATIONS.items()
+    },
+}
+"""Presets by the name that `mf-train-teacher` gives them; a docstring's first line is its help. Built when called."""

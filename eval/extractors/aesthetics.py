@@ -35,7 +35,7 @@ from eval.extractors.official import LoadedFile, OfficialFile, read_official
 from teacher.files import file_digest, read_json
 from teacher.files.components import load_strictly
 from teacher.files.errors import WeightsError
-from teacher.weights.checkpoint import is_safetensors, load_untrusted
+from teacher.weights.untrusted import is_safetensors, load_untrusted
 
 AUDIOBOX = OfficialFile(
     file="checkpoint.pt",

@@ -31,7 +31,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
-from eval.extractors.mel_front_end import centred, check_filters, decibels, frames, triangle_filters
+from eval.extractors.mel_front_end import centred, check_filters, decibels, fourier_weights, frames, triangle_filters
 from mf_mjt_torchvision import guard_torchvision
 from teacher.files.errors import WeightsError
 
@@ -134,15 +134,6 @@ class LogMelConfig:
             fmax_hz=fmax_hz, scale="slaney", straight_in="hz", unit_area=True,
         )  # fmt: skip
         return rows.T.float().contiguous()
-
-    def transform(self) -> tuple[Float[Tensor, "bins 1 n_fft"], Float[Tensor, "bins 1 n_fft"]]:
-        """Windowed cosines and minus sines, float32."""
-        n = torch.arange(self.n_fft, dtype=torch.float64)
-        # k n modulo the length: the angle stays exact.
-        turns = (torch.arange(self.bins, dtype=torch.float64)[:, None] * n).remainder(self.n_fft) / self.n_fft
-        window = torch.hann_window(self.n_fft, periodic=True, dtype=torch.float64)
-        real, imag = torch.cos(2 * torch.pi * turns) * window, -torch.sin(2 * torch.pi * turns) * window
-        return real.float()[:, None], imag.float()[:, None]
 
 
 class LogMel(nn.Module):
@@ -358,7 +349,7 @@ def shifted_mask(side: int, window: int, shift: int) -> Float[Tensor, "windows t
 
 def front_end_tensors(config: HtsatConfig, *, fmax_hz: float | None = None) -> dict[str, Tensor]:
     """The front end by the names of `Htsat`, float32; `fmax_hz` None means the first that the configuration names."""
-    real, imag = config.mel.transform()
+    real, imag = fourier_weights(config.mel.n_fft)
     filters = config.mel.filters(config.mel.fmax_hz[0] if fmax_hz is None else fmax_hz)
     return {"log_mel.real": real, "log_mel.imag": imag, "log_mel.filters": filters}
 

@@ -1,9 +1,10 @@
-"""Pieces of the mel front ends that embedding models were trained on: framing, spectra, filters, logarithms.
+"""Mel front ends that embedding models were trained on: framing, spectra, filters, logarithms; and Kaldi's energies.
 
-Kaldi's filter banks (PaSST, ImageBind) are in `kaldi_fbank`; the scale of Slaney is the one of `teacher.audio.mel`.
+Each model's own settings stand in its adapter. The scale of Slaney is the one of `teacher.audio.mel`.
 """
 
 import functools
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -14,6 +15,10 @@ from torch.nn import functional
 from teacher.audio.mel import hann_window, hz_to_mel, mel_to_hz
 
 MelScale = Literal["htk", "slaney"]
+PREEMPHASIS = 0.97
+"""Share of the sample before that Kaldi subtracts from each."""
+ENERGY_FLOOR = float(torch.finfo(torch.float32).eps)
+"""Kaldi's energies are raised to this before the logarithm, so that silence is ln 2^-23 = -15.9424."""
 
 
 def hz_to_htk(hz: Tensor) -> Tensor:
@@ -104,3 +109,110 @@ def power(complex_spectrum: Tensor) -> Tensor:
 def decibels(energy: Tensor, *, amin: float) -> Tensor:
     """10 log10 max(energy, amin): silence is 10 log10 amin, -100 dB for 1e-10."""
     return 10.0 * torch.log10(energy.clamp_min(amin))
+
+
+def fourier_weights(n_fft: int) -> tuple[Float[Tensor, "bins 1 n_fft"], Float[Tensor, "bins 1 n_fft"]]:
+    """The transform as torchlibrosa's networks hold it, the weights of two convolutions: Hann-windowed cosines and
+    minus sines, float32. The window is periodic."""
+    n = torch.arange(n_fft, dtype=torch.float64)
+    # k n modulo the length: the angle stays exact.
+    turns = (torch.arange(n_fft // 2 + 1, dtype=torch.float64)[:, None] * n).remainder(n_fft) / n_fft
+    window = torch.hann_window(n_fft, periodic=True, dtype=torch.float64)
+    real, imag = torch.cos(2 * torch.pi * turns) * window, -torch.sin(2 * torch.pi * turns) * window
+    return real.float()[:, None], imag.float()[:, None]
+
+
+@functools.lru_cache(maxsize=8)
+def kaldi_filters(
+    *, sample_rate: int, n_fft: int, num_mels: int, fmin_hz: float, fmax_hz: float
+) -> Float[Tensor, "mels bins"]:
+    """Kaldi's filters (Povey et al., ASRU 2011): triangles that are straight in mel, of height 1, float32; not to be
+    changed in place.
+
+    Between the first and the last centre the weights of a bin add up to 1. The column of the Nyquist frequency, which
+    Kaldi leaves out, is zero. A filter that lies between two bins is empty. Made in float64 and rounded once, so that
+    they are the same on every processor. Those of the trainings were made in float32, where a difference of mels near
+    3500 is off by up to 1e-4 of a filter's height.
+
+    Raises:
+        ValueError: as `triangle_filters`.
+    """
+    filters = triangle_filters(
+        sample_rate=sample_rate,
+        n_fft=n_fft,
+        num_mels=num_mels,
+        fmin_hz=fmin_hz,
+        fmax_hz=fmax_hz,
+        scale="htk",
+        straight_in="mel",
+        unit_area=False,
+    )
+    return functional.pad(filters[:, :-1], (0, 1)).float()
+
+
+@dataclass(frozen=True, kw_only=True)
+class KaldiFbank:
+    """Kaldi's log filter-bank energies with ImageBind's settings as defaults (arXiv 2305.05665): no dither.
+
+    Every frame that lies wholly inside the wave is taken ("snip edges"); from each its own mean is subtracted, then
+    0.97 of the sample before is (the first sample stands for the one before it), then a symmetric Hann window, zero at
+    both ends, is applied and the frame is padded with zeros to a power of two. Energies are |FFT|^2 weighted by
+    `kaldi_filters`.
+    """
+
+    sample_rate: int = 16_000
+    """Hz."""
+    frame_ms: float = 25.0
+    shift_ms: float = 10.0
+    num_mels: int = 128
+    fmin_hz: float = 20.0
+    fmax_hz: float = 8000.0
+
+    def __post_init__(self) -> None:
+        for name, value in (("frame_ms", self.frame_ms), ("shift_ms", self.shift_ms)):
+            if not value * self.sample_rate >= 2000.0:
+                raise ValueError(f"{name} must be at least two samples, got {value} at {self.sample_rate} Hz")
+        self.filters()
+
+    @property
+    def frame_samples(self) -> int:
+        """Samples of a frame, 400 by default."""
+        return int(self.sample_rate * self.frame_ms / 1000.0)
+
+    @property
+    def shift_samples(self) -> int:
+        """Samples between the starts of frames, 160 by default."""
+        return int(self.sample_rate * self.shift_ms / 1000.0)
+
+    @property
+    def n_fft(self) -> int:
+        """The smallest power of two that holds a frame, 512 by default."""
+        return 1 << (self.frame_samples - 1).bit_length()
+
+    def num_frames(self, samples: int) -> int:
+        """1 + floor((samples - frame) / shift): 198 for 2 s."""
+        return max(0, 1 + (samples - self.frame_samples) // self.shift_samples)
+
+    def filters(self) -> Float[Tensor, "mels bins"]:
+        """`kaldi_filters` of these settings."""
+        return kaldi_filters(
+            sample_rate=self.sample_rate,
+            n_fft=self.n_fft,
+            num_mels=self.num_mels,
+            fmin_hz=self.fmin_hz,
+            fmax_hz=self.fmax_hz,
+        )
+
+    def __call__(self, waves: Float[Tensor, "*batch samples"]) -> Float[Tensor, "*batch frames mels"]:
+        """ln max(energy, 2^-23) in the precision of `waves`. Raises ValueError for less than one frame."""
+        if waves.shape[-1] < self.frame_samples:
+            raise ValueError(
+                f"waves must hold at least {self.frame_samples} samples (one frame), got {waves.shape[-1]}"
+            )
+        framed = waves.unfold(-1, self.frame_samples, self.shift_samples)
+        level = framed - framed.mean(dim=-1, keepdim=True)
+        before = torch.cat((level[..., :1], level[..., :-1]), dim=-1)
+        window = hann_window(self.frame_samples, like=waves, periodic=False)
+        transformed = torch.fft.rfft((level - PREEMPHASIS * before) * window, n=self.n_fft)
+        energies = transformed.abs().square() @ self.filters().to(waves).T
+        return energies.clamp_min(ENERGY_FLOOR).log()

@@ -14,7 +14,15 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from eval.extractors.base import Embeddings, check_waves, exact_float32
-from eval.extractors.mel_front_end import centred, decibels, frames, power, spectrum, triangle_filters
+from eval.extractors.mel_front_end import (
+    centred,
+    decibels,
+    fourier_weights,
+    frames,
+    power,
+    spectrum,
+    triangle_filters,
+)
 from eval.extractors.official import LoadedFile, OfficialFile, load_official
 from teacher.files.errors import WeightsError
 
@@ -119,13 +127,10 @@ class Cnn14(nn.Module):
 
 def front_end_tensors() -> dict[str, Tensor]:
     """The front end as the file holds it, float32: Hann-windowed cosines and sines, and the filters by column."""
-    n = torch.arange(N_FFT, dtype=torch.float64)
-    # k n modulo the length: the angle stays exact.
-    turns = (torch.arange(N_FFT // 2 + 1, dtype=torch.float64)[:, None] * n).remainder(N_FFT) / N_FFT
-    window = torch.hann_window(N_FFT, periodic=True, dtype=torch.float64)
+    real, imag = fourier_weights(N_FFT)
     return {
-        "spectrogram_extractor.stft.conv_real.weight": (torch.cos(2 * torch.pi * turns) * window).float()[:, None],
-        "spectrogram_extractor.stft.conv_imag.weight": (-torch.sin(2 * torch.pi * turns) * window).float()[:, None],
+        "spectrogram_extractor.stft.conv_real.weight": real,
+        "spectrogram_extractor.stft.conv_imag.weight": imag,
         "logmel_extractor.melW": mel_filters().T.float().contiguous(),
     }
 

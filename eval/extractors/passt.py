@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from eval.extractors.base import Embeddings, check_waves, exact_float32
-from eval.extractors.kaldi_fbank import PREEMPHASIS, mel_filters
+from eval.extractors.mel_front_end import PREEMPHASIS, kaldi_filters
 from eval.extractors.official import LoadedFile, OfficialFile, load_official
 from teacher.audio.mel import hann_window
 from teacher.encoders.synchformer import Mlp, attend
@@ -61,7 +61,7 @@ def passt_spectrogram(waves: Float[Tensor, "batch 320000"]) -> Float[Tensor, "ba
         return_complex=True,
     )  # fmt: skip
     power = torch.view_as_real(spectrum).square().sum(-1)
-    filters = mel_filters(sample_rate=SAMPLE_RATE, n_fft=FFT, num_mels=MELS, fmin_hz=0.0, fmax_hz=TOP_HZ)
+    filters = kaldi_filters(sample_rate=SAMPLE_RATE, n_fft=FFT, num_mels=MELS, fmin_hz=0.0, fmax_hz=TOP_HZ)
     return (torch.log(filters.to(power) @ power + LOG_FLOOR) + 4.5) / 5.0
 
 

@@ -1,9 +1,9 @@
-"""The synchronisation model behind DeSync: what it sees and hears, and its logits of the offset between the two.
+"""The synchronisation model behind DeSync: features of picture and sound, and logits of the offset between the two.
 
 Synchformer (arXiv 2401.16423) as `teacher.encoders` builds it. Pictures are 25 frames a second of 224 x 224 pixels in
 segments of 16 frames every 8, sound is 16 kHz in segments of 10 240 samples every 5120: 24 of each in 8 s. The offset
-head judges 14 segments (4.8 s); a clip is shown to it twice, its first 14 and its last 14. `eval/metrics/desync.py`
-turns the logits into seconds.
+head takes 14 segments (4.8 s); it is given two windows of a clip, its first 14 segments and its last 14.
+`eval/metrics/desync.py` turns the logits into seconds.
 
 Unlike av-benchmark this refuses a clip whose sound and picture have unequal numbers of segments: their last windows
 would lie at different times, and the difference would be scored as desynchronisation. The mean of the wave is left in,
@@ -30,7 +30,7 @@ from teacher.network.sequence import FEATURES_PER_SEGMENT
 from teacher.weights.cards import card
 
 CLIPS_AT_ONCE = 8
-"""Clips whose sound is encoded, or whose windows are judged, in one forward pass."""
+"""Clips whose sound, or whose windows, go through one forward pass; it bounds the memory, no result depends on it."""
 
 
 def official() -> OfficialFile:
@@ -57,7 +57,7 @@ class DesyncExtractor:
     visual_name: str
     """The name that stored synchronisation features of the same visual encoder carry."""
     request: FrameRequest = SYNC_REQUEST
-    """Frames that `see` is given."""
+    """Frames that `visual_features` takes."""
 
     @classmethod
     def load(cls, path: Path, *, device: torch.device | str = "cpu", config: SynchformerConfig | None = None) -> Self:
@@ -87,7 +87,7 @@ class DesyncExtractor:
         return SAMPLE_RATE
 
     @torch.no_grad()
-    def see(self, frames: Frames) -> Float[Tensor, "segments 8 width"]:
+    def visual_features(self, frames: Frames) -> Float[Tensor, "segments 8 width"]:
         """(T, 3, 224, 224) uint8 of one clip -> features of (T - 16) // 8 + 1 segments.
 
         Raises:
@@ -98,8 +98,8 @@ class DesyncExtractor:
             return self.network.see(segments)[0].float().cpu()
 
     @torch.no_grad()
-    def hear(self, waves: Float[Tensor, "clips samples"]) -> Float[Tensor, "clips segments 6 width"]:
-        """Waves at 16 kHz -> features of (samples - 10 240) // 5120 + 1 segments; what is left over is not heard.
+    def audio_features(self, waves: Float[Tensor, "clips samples"]) -> Float[Tensor, "clips segments 6 width"]:
+        """Waves at 16 kHz -> features of (samples - 10 240) // 5120 + 1 segments; what is left over is not used.
 
         Raises:
             ValueError: not (clips, samples), shorter than 0.64 s, or not finite.
@@ -116,11 +116,11 @@ class DesyncExtractor:
         """Logits of the offset classes for segments [0, 14) and [n - 14, n) of clips of n segments.
 
         Raises:
-            ValueError: unequal clips or segments of the two senses, other features, or fewer than 14 segments.
+            ValueError: unequal clips or segments of picture and sound, other features, or fewer than 14 segments.
         """
-        for sense, features in (("visual", visual), ("audio", audio)):
+        for name, features in (("visual", visual), ("audio", audio)):
             if features.ndim != 4 or len(features) == 0:
-                raise ValueError(f"{sense} must be (clips, segments, slots, width), got {tuple(features.shape)}")
+                raise ValueError(f"{name} must be (clips, segments, slots, width), got {tuple(features.shape)}")
         if visual.shape[:2] != audio.shape[:2]:
             raise ValueError(
                 "visual and audio must be of the same clips and equally many segments, got "
@@ -129,7 +129,7 @@ class DesyncExtractor:
         windows = first_and_last(visual.shape[1])
         with exact_float32():
             parts = [
-                torch.stack([self._judge(v[:, window], a[:, window]) for window in windows], dim=1)
+                torch.stack([self._window_logits(v[:, window], a[:, window]) for window in windows], dim=1)
                 for v, a in zip(visual.split(CLIPS_AT_ONCE), audio.split(CLIPS_AT_ONCE), strict=True)
             ]
         return torch.cat(parts)
@@ -137,10 +137,10 @@ class DesyncExtractor:
     def __call__(
         self, visual: Float[Tensor, "clips segments 8 width"], waves: Float[Tensor, "clips samples"]
     ) -> Float[Tensor, "clips 2 21"]:
-        """`logits` of what was seen and of what `hear` makes of the waves."""
-        return self.logits(visual, self.hear(waves))
+        """`logits` of the visual features and of the audio features of the waves."""
+        return self.logits(visual, self.audio_features(waves))
 
-    def _judge(self, visual: Tensor, audio: Tensor) -> Tensor:
+    def _window_logits(self, visual: Tensor, audio: Tensor) -> Tensor:
         device = self._device
         return self.network.logits(visual.to(device).float(), audio.to(device).float()).cpu()
 

@@ -112,14 +112,13 @@ class PublishedModels:
         return tuple(listeners), tuple(judges)
 
     def _imagebind(self, duration_s: float, device: str, sides: "_Sides") -> ClipMetric:
-        from eval.extractors.imagebind import ImageBind
-        from eval.extractors.imagebind_front_end import imagebind_frames
+        from eval.extractors.imagebind import ImageBind, imagebind_frames
 
         model = ImageBind.load(_given(self.imagebind), device=device)
 
         def see(record: Record) -> Tensor:
             frames = imagebind_frames(Path(record.path), start_s=record.start_s, duration_s=duration_s)
-            return model.see(torch.from_numpy(frames))[None]
+            return model.embed_frames(torch.from_numpy(frames))[None]
 
         return CosineJudge(
             key="ib_score",
@@ -137,7 +136,7 @@ class PublishedModels:
         def see(record: Record) -> Tensor:
             info = probe(Path(record.path))
             frames, _ = read_window_frames((model.request, model.request), info, record.start_s, duration_s)
-            return model.see(torch.from_numpy(frames)).flatten(0, 1)
+            return model.visual_features(torch.from_numpy(frames)).flatten(0, 1)
 
         return DesyncJudge(extractor=model, side=sides.of(model.visual_name, duration_s, see, as_segments))
 

@@ -168,7 +168,7 @@ class DesyncJudge:
             if sample_rate != rate:
                 prepared = [soxr.resample(wave, sample_rate, rate, quality="HQ") for wave in prepared]
             seen = torch.stack([self.side(records[k]) for k in asked])
-            heard = self.extractor.hear(torch.from_numpy(np.stack(prepared)).float())
+            heard = self.extractor.audio_features(torch.from_numpy(np.stack(prepared)).float())
             count = min(seen.shape[1], heard.shape[1])  # both begin together, so equal numbers are equal times
             logits = self.extractor.logits(seen[:, :count], heard[:, :count])
             scores = DeSync.from_logits(logits[:, 0], logits[:, 1]).per_clip_s

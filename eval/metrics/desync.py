@@ -126,7 +126,7 @@ class OffsetModel(Protocol):
         """Sample rate in Hz of the waves it expects."""
         ...
 
-    def hear(self, waves: Tensor) -> Tensor:
+    def audio_features(self, waves: Tensor) -> Tensor:
         """waves (clips, samples) -> audio features (clips, segments, 6, width)."""
         ...
 
@@ -163,7 +163,7 @@ class DesyncScorer:
             if sample_rate != rate:
                 prepared = [soxr.resample(wave, sample_rate, rate, quality="HQ") for wave in prepared]
             visual = torch.stack([self.side(records[k]) for k in having])
-            audio = self.model.hear(torch.from_numpy(np.stack(prepared)).float())
+            audio = self.model.audio_features(torch.from_numpy(np.stack(prepared)).float())
             count = min(visual.shape[1], audio.shape[1])  # both begin together, so equal numbers are equal times
             logits = self.model.logits(visual[:, :count], audio[:, :count])
             values = DeSync.from_logits(logits[:, 0], logits[:, 1]).per_clip_s

@@ -3,10 +3,8 @@
 from typing import TypeAlias
 
 from meanflow.objectives.alpha_flow import AlphaFlow
+from meanflow.objectives.base import Needs, ObjectiveLike, Residual, StudentCalls
 from meanflow.objectives.consistency import ConsistencyTraining
-from meanflow.objectives.correction import Correction
-from meanflow.objectives.field import Field, Headed, ObjectiveLike, Residual, RowsOf, VelocityOf
-from meanflow.objectives.heads import bare, parted
 from meanflow.objectives.improved import ImprovedMeanFlow
 from meanflow.objectives.meanflow import MeanFlow
 from meanflow.objectives.plain import PlainFlowMatching
@@ -24,10 +22,9 @@ Objective: TypeAlias = (
     | ConsistencyTraining
     | PlainFlowMatching
 )
-"""Every objective that a training run can be configured with."""
+"""Every objective that a training run can be configured with; a new one is its file and its name here."""
 
 __all__ = [
-    "AlphaFlow", "ConsistencyTraining", "Correction", "Field", "Headed", "ImprovedMeanFlow", "MeanFlow", "Objective",
-    "ObjectiveLike", "PlainFlowMatching", "Residual", "RowsOf", "SplitMeanFlow", "TerminalVelocity",
-    "TransitionModel", "VelocityOf", "bare", "parted",
+    "AlphaFlow", "ConsistencyTraining", "ImprovedMeanFlow", "MeanFlow", "Needs", "Objective", "ObjectiveLike",
+    "PlainFlowMatching", "Residual", "SplitMeanFlow", "StudentCalls", "TerminalVelocity", "TransitionModel",
 ]  # fmt: skip

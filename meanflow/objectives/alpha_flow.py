@@ -5,12 +5,12 @@ import math
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
-from meanflow.objectives.correction import Correction
-from meanflow.objectives.field import Field, Residual
-from meanflow.objectives.heads import bare
+from meanflow.derivative import Correction
+from meanflow.objectives.base import Needs, Residual, StudentCalls
 from meanflow.path import jump
-from meanflow.shapes import Latent, PerSample, Time
+from meanflow.shapes import Latent, PerSample, Time, on_moving_rows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +62,11 @@ class AlphaFlow:
         if not self.clamp >= 0.0:
             raise ValueError(f"clamp must be at least 0 (0 = off), got {self.clamp}")
 
+    @property
+    def needs(self) -> Needs:
+        """The derivative of the correction, which is taken once alpha = 0."""
+        return Needs(derivative=self.correction.derivative.kind)
+
     def alpha(self, progress: float) -> float:
         """alpha at a share of training; 1 = flow matching, 0 = MeanFlow."""
         z = min(1.0, max(0.0, (progress - self.start) / (self.end - self.start)))
@@ -70,31 +75,31 @@ class AlphaFlow:
             return 0.0
         return 1.0 if alpha >= 1 - self.snap else alpha
 
-    def __call__(self, field: Field, x_t: Latent, r: Time, t: Time, v: Latent, *, progress: float = 1.0) -> Residual:
+    def __call__(
+        self, calls: StudentCalls, x_t: Latent, r: Time, t: Time, v: Latent, *, progress: float = 1.0
+    ) -> Residual:
         v, alpha = v.detach(), self.alpha(progress)
         weight = None
         if alpha == 0.0:
-            correction = self.correction(bare(field.plain), x_t, r, t, v, progress=progress)
+            correction = self.correction(calls.plain, x_t, r, t, v, progress=progress)
         elif alpha == 1.0:
             correction = torch.zeros_like(v)
         else:
-            correction = v - self.discrete_target(field, x_t, r, t, v, alpha)
+            correction = v - self.discrete_target(calls, x_t, r, t, v, alpha)
             weight = _alpha_where_moving(alpha, r, t)
-        u = bare(field.train)(None)(x_t, r, t)
+        u = calls.train(None)(x_t, r, t).u
         return Residual(u - (v - correction), u.detach(), correction, weight)
 
     @torch.no_grad()
-    def discrete_target(self, field: Field, x_t: Latent, r: Time, t: Time, v: Latent, alpha: float) -> Latent:
+    def discrete_target(self, calls: StudentCalls, x_t: Latent, r: Time, t: Time, v: Latent, alpha: float) -> Latent:
         """u_target (B, N, C) for 0 < alpha < 1; v on rows with r = t."""
-        moving = torch.nonzero(r < t).squeeze(1)
-        if len(moving) == 0:
-            return v
-        x_t, r, t, v_ = x_t[moving], r[moving], t[moving], v[moving]
-        s = torch.maximum(r, t - alpha * (t - r))  # rounding must not carry s below r
-        target = alpha * v_ + (1 - alpha) * bare(field.plain)(moving)(jump(x_t, v_, s, t), r, s)
-        if self.clamp:
-            target = target.clamp(-self.clamp, self.clamp)
-        return v.index_copy(0, moving, target.to(v.dtype))
+
+        def moving(rows: Tensor, x_t: Tensor, r: Tensor, t: Tensor) -> Tensor:
+            s = torch.maximum(r, t - alpha * (t - r))  # rounding must not carry s below r
+            target = alpha * v[rows] + (1 - alpha) * calls.plain(rows)(jump(x_t, v[rows], s, t), r, s).u
+            return target.clamp(-self.clamp, self.clamp) if self.clamp else target
+
+        return on_moving_rows(moving, x_t, r, t, otherwise=v)
 
 
 def _alpha_where_moving(alpha: float, r: Time, t: Time) -> PerSample:

@@ -1,11 +1,11 @@
 """Consistency training and distillation on the linear path (arXiv 2303.01469), in the parameterisation of u."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 
-from meanflow.objectives.field import Field, Residual
-from meanflow.objectives.heads import bare
+from meanflow.objectives.base import Needs, Residual, StudentCalls
 from meanflow.path import jump
 from meanflow.shapes import Latent, Time
 
@@ -27,6 +27,8 @@ class ConsistencyTraining:
     for the fine end. r is not read: only u(x_t, 0, t) is learnt, for one jump or for jumps with fresh noise in between.
     """
 
+    needs: ClassVar[Needs] = Needs(averaged=True, learns_boundary=False)
+
     coarse: float = 0.5
     """(t - s) / t at the start of training."""
     fine: float = 1 / 128
@@ -40,11 +42,14 @@ class ConsistencyTraining:
         """(t - s) / t at a share of training."""
         return float(self.coarse ** (1 - progress) * self.fine**progress)
 
-    def __call__(self, field: Field, x_t: Latent, r: Time, t: Time, v: Latent, *, progress: float = 1.0) -> Residual:
+    def __call__(
+        self, calls: StudentCalls, x_t: Latent, r: Time, t: Time, v: Latent, *, progress: float = 1.0
+    ) -> Residual:
         v = v.detach()
         zero, share = torch.zeros_like(t), self.share(progress)
         s = t * (1 - share)
         with torch.no_grad():
-            target = share * v + (1 - share) * bare(field.slow)(None)(jump(x_t, v, s, t), zero, s)
-        u = bare(field.train)(None)(x_t, zero, t)
+            averaged = (calls.averaged or calls.plain)(None)
+            target = share * v + (1 - share) * averaged(jump(x_t, v, s, t), zero, s).u
+        u = calls.train(None)(x_t, zero, t).u
         return Residual(u - target, u.detach(), v - target)

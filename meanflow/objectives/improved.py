@@ -4,11 +4,11 @@ import dataclasses
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
-from meanflow.objectives.correction import Correction
-from meanflow.objectives.field import Field, Residual
-from meanflow.objectives.heads import bare, parted
-from meanflow.shapes import Latent, Time
+from meanflow.derivative import Correction
+from meanflow.objectives.base import Needs, Residual, StudentCalls
+from meanflow.shapes import Latent, Prediction, Time, on_moving_rows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,31 +21,44 @@ class ImprovedMeanFlow:
 
         head=False   v_p = u(x_t, t, t), the boundary form; costs one forward of these rows and needs rows with r = t
                      (fm_fraction > 0), which alone teach the network that value
-        head=True    the network returns Headed(u, v) and v_p is its v at (x_t, r, t), where the second error
+        head=True    the network has a velocity head and v_p is its v at (x_t, r, t), where the second error
                      extra = v_head - v trains it on every row
 
-    Raises TypeError if `head` and what the network returns disagree.
+    Raises TypeError where `head` is set and the network has none.
     """
 
     correction: Correction = dataclasses.field(default_factory=Correction)
     head: bool = False
     """Take the tangent from the network's velocity head, and train that head."""
 
-    def __call__(self, field: Field, x_t: Latent, r: Time, t: Time, v: Latent, *, progress: float = 1.0) -> Residual:
+    @property
+    def needs(self) -> Needs:
+        """The derivative of the correction, and the head."""
+        return Needs(derivative=self.correction.derivative.kind, head=self.head)
+
+    def __call__(
+        self, calls: StudentCalls, x_t: Latent, r: Time, t: Time, v: Latent, *, progress: float = 1.0
+    ) -> Residual:
         v = v.detach()
-        tangent = self.tangent(field, x_t, r, t)
-        correction = self.correction(bare(field.plain, head=self.head), x_t, r, t, tangent, progress=progress)
-        u, v_head = parted(field.train(None)(x_t, r, t), head=self.head)
-        extra = None if v_head is None else v_head - v
-        return Residual(u + correction.detach() - v, u.detach(), correction, extra=extra)
+        tangent = self.tangent(calls, x_t, r, t)
+        correction = self.correction(calls.plain, x_t, r, t, tangent, progress=progress)
+        predicted = calls.train(None)(x_t, r, t)
+        extra = _of_head(predicted) - v if self.head else None
+        return Residual(predicted.u + correction.detach() - v, predicted.u.detach(), correction, extra=extra)
 
     @torch.no_grad()
-    def tangent(self, field: Field, x_t: Latent, r: Time, t: Time) -> Latent:
+    def tangent(self, calls: StudentCalls, x_t: Latent, r: Time, t: Time) -> Latent:
         """v_p (B, N, C), zero on rows with r = t, where no derivative is taken."""
-        moving = torch.nonzero(r < t).squeeze(1)
-        tangent = torch.zeros_like(x_t)
-        if len(moving) == 0:
-            return tangent
-        arrival = r[moving] if self.head else t[moving]
-        u, v_head = parted(field.plain(moving)(x_t[moving], arrival, t[moving]), head=self.head)
-        return tangent.index_copy(0, moving, (u if v_head is None else v_head).to(tangent.dtype))
+
+        def moving(rows: Tensor, x_t: Tensor, r: Tensor, t: Tensor) -> Tensor:
+            predict = calls.plain(rows)
+            return _of_head(predict(x_t, r, t)) if self.head else predict(x_t, t, t).u
+
+        return on_moving_rows(moving, x_t, r, t, otherwise=torch.zeros_like(x_t))
+
+
+def _of_head(predicted: Prediction) -> Latent:
+    """The velocity head's v; TypeError for a network without a head."""
+    if predicted.v is None:
+        raise TypeError("ImprovedMeanFlow(head=True) trains a velocity head, but the network has none; set head=False")
+    return predicted.v

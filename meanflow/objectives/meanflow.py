@@ -3,9 +3,8 @@
 import dataclasses
 from dataclasses import dataclass
 
-from meanflow.objectives.correction import Correction
-from meanflow.objectives.field import Field, Residual
-from meanflow.objectives.heads import bare
+from meanflow.derivative import Correction
+from meanflow.objectives.base import Needs, Residual, StudentCalls
 from meanflow.shapes import Latent, Time
 
 
@@ -20,7 +19,14 @@ class MeanFlow:
 
     correction: Correction = dataclasses.field(default_factory=Correction)
 
-    def __call__(self, field: Field, x_t: Latent, r: Time, t: Time, v: Latent, *, progress: float = 1.0) -> Residual:
-        correction = self.correction(bare(field.plain), x_t, r, t, v, progress=progress)
-        u = bare(field.train)(None)(x_t, r, t)
+    @property
+    def needs(self) -> Needs:
+        """The derivative of the correction."""
+        return Needs(derivative=self.correction.derivative.kind)
+
+    def __call__(
+        self, calls: StudentCalls, x_t: Latent, r: Time, t: Time, v: Latent, *, progress: float = 1.0
+    ) -> Residual:
+        correction = self.correction(calls.plain, x_t, r, t, v, progress=progress)
+        u = calls.train(None)(x_t, r, t).u
         return Residual(u - (v - correction).detach(), u.detach(), correction)

@@ -1,11 +1,11 @@
 """Flow matching of the instantaneous velocity (arXiv 2210.02747): the baseline that knows nothing of averages."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 
-from meanflow.objectives.field import Field, Residual
-from meanflow.objectives.heads import bare
+from meanflow.objectives.base import Needs, Residual, StudentCalls
 from meanflow.shapes import Latent, Time
 
 
@@ -17,6 +17,10 @@ class PlainFlowMatching:
     or `heun` on v(x_t, t) = u(x_t, t, t), not with jumps.
     """
 
-    def __call__(self, field: Field, x_t: Latent, r: Time, t: Time, v: Latent, *, progress: float = 1.0) -> Residual:
-        u = bare(field.train)(None)(x_t, t, t)
+    needs: ClassVar[Needs] = Needs(learns_intervals=False)
+
+    def __call__(
+        self, calls: StudentCalls, x_t: Latent, r: Time, t: Time, v: Latent, *, progress: float = 1.0
+    ) -> Residual:
+        u = calls.train(None)(x_t, t, t).u
         return Residual(u - v.detach(), u.detach(), torch.zeros_like(u))

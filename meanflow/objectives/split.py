@@ -1,13 +1,14 @@
 """SplitMeanFlow: an average over [r, t] is the average of its two parts (arXiv 2507.16884)."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
+from torch import Tensor
 
-from meanflow.objectives.field import Field, Residual
-from meanflow.objectives.heads import bare
+from meanflow.objectives.base import Needs, Residual, StudentCalls
 from meanflow.path import jump
-from meanflow.shapes import Latent, PerSample, Time, expand_right
+from meanflow.shapes import Latent, PerSample, Time, expand_right, on_moving_rows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,6 +24,8 @@ class SplitMeanFlow:
     no random numbers of its own and a row's share does not depend on the rows it shares a batch with.
     """
 
+    needs: ClassVar[Needs] = Needs()
+
     shares: tuple[float, ...] = (0.5, 0.25, 0.75)
     """l = (t - s) / (t - r), each in (0, 1)."""
 
@@ -30,10 +33,12 @@ class SplitMeanFlow:
         if not self.shares or not all(0.0 < share < 1.0 for share in self.shares):
             raise ValueError(f"shares must be one or more numbers in (0, 1), got {self.shares}")
 
-    def __call__(self, field: Field, x_t: Latent, r: Time, t: Time, v: Latent, *, progress: float = 1.0) -> Residual:
+    def __call__(
+        self, calls: StudentCalls, x_t: Latent, r: Time, t: Time, v: Latent, *, progress: float = 1.0
+    ) -> Residual:
         v = v.detach()
-        target = self.target(field, x_t, r, t, v)
-        u = bare(field.train)(None)(x_t, r, t)
+        target = self.target(calls, x_t, r, t, v)
+        u = calls.train(None)(x_t, r, t).u
         return Residual(u - target, u.detach(), v - target)
 
     def share_of(self, x_t: Latent) -> PerSample:
@@ -42,15 +47,15 @@ class SplitMeanFlow:
         return torch.tensor(self.shares, dtype=torch.float64, device=x_t.device)[digits % len(self.shares)]
 
     @torch.no_grad()
-    def target(self, field: Field, x_t: Latent, r: Time, t: Time, v: Latent) -> Latent:
+    def target(self, calls: StudentCalls, x_t: Latent, r: Time, t: Time, v: Latent) -> Latent:
         """u_target (B, N, C); v on rows with r = t."""
-        moving = torch.nonzero(r < t).squeeze(1)
-        if len(moving) == 0:
-            return v
-        x_t, r, t = x_t[moving], r[moving], t[moving]
-        share = self.share_of(x_t).to(t.dtype)
-        s = torch.minimum(t, torch.maximum(r, t - share * (t - r)))  # rounding must not carry s out of [r, t]
-        u_fn = bare(field.plain)(moving)
-        late = u_fn(x_t, s, t).to(v.dtype)
-        early = u_fn(jump(x_t, late, s, t), r, s).to(v.dtype)
-        return v.index_copy(0, moving, torch.lerp(early, late, expand_right(share, late).to(v.dtype)))
+
+        def moving(rows: Tensor, x_t: Tensor, r: Tensor, t: Tensor) -> Tensor:
+            share = self.share_of(x_t).to(t.dtype)
+            s = torch.minimum(t, torch.maximum(r, t - share * (t - r)))  # rounding must not carry s out of [r, t]
+            predict = calls.plain(rows)
+            late = predict(x_t, s, t).u.to(v.dtype)
+            early = predict(jump(x_t, late, s, t), r, s).u.to(v.dtype)
+            return torch.lerp(early, late, expand_right(share, late).to(v.dtype))
+
+        return on_moving_rows(moving, x_t, r, t, otherwise=v)

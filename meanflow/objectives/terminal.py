@@ -7,10 +7,9 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from meanflow.objectives.field import Field, Residual, RowsOf
-from meanflow.objectives.heads import bare
+from meanflow.objectives.base import Needs, Residual, StudentCalls
 from meanflow.path import jump
-from meanflow.shapes import Latent, Time, expand_right
+from meanflow.shapes import Latent, OnRows, Time, expand_right, moving_rows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,29 +53,36 @@ class TerminalVelocity:
         if not 0.0 < self.eps < 0.1:
             raise ValueError(f"eps must lie in (0, 0.1), got {self.eps}")
 
-    def __call__(self, field: Field, x_t: Latent, r: Time, t: Time, v: Latent, *, progress: float = 1.0) -> Residual:
+    @property
+    def needs(self) -> Needs:
+        """The derivative in the arrival time, and averaged weights or the teacher for the velocity there."""
+        return Needs(derivative=self.derivative, averaged=self.source == "self", teacher=self.source == "teacher")
+
+    def __call__(
+        self, calls: StudentCalls, x_t: Latent, r: Time, t: Time, v: Latent, *, progress: float = 1.0
+    ) -> Residual:
         v = v.detach()
-        moving = torch.nonzero(r < t).squeeze(1)
+        moving = moving_rows(r, t)
         predict = self._exact if self.derivative == "exact" else self._difference
-        u, dudr, boundary = (part.to(v.dtype) for part in predict(bare(field.train), x_t, r, t, moving))
+        u, dudr, boundary = (part.to(v.dtype) for part in predict(calls.train, x_t, r, t, moving))
 
         step = expand_right((t - r)[moving], dudr) * dudr
         arrival = jump(x_t, u.detach(), r, t)[moving]
-        target = v.index_copy(0, moving, self.velocity(field, moving, arrival, r[moving]).to(v.dtype))
+        target = v.index_copy(0, moving, self.velocity(calls, moving, arrival, r[moving]).to(v.dtype))
         extra = u.new_zeros(u.shape).index_copy(0, moving, boundary - v[moving]) if self.anchor else None
         correction = torch.zeros_like(u).index_copy(0, moving, step.detach())
         return Residual(u.index_add(0, moving, -step) - target, u.detach(), correction, extra=extra)
 
     @torch.no_grad()
-    def velocity(self, field: Field, rows: Tensor, x_r: Latent, r: Time) -> Latent:
+    def velocity(self, calls: StudentCalls, rows: Tensor, x_r: Latent, r: Time) -> Latent:
         """v(x_r, r) of some rows (M, N, C), without a graph."""
-        if self.source == "teacher" and field.teacher is None:
-            raise ValueError("source='teacher' needs a field with a teacher; use source='self'")
+        if self.source == "teacher" and calls.teacher is None:
+            raise ValueError("source='teacher' needs a teacher, and these calls have none; use source='self'")
         if len(rows) == 0:
             return x_r
-        if self.source == "teacher" and field.teacher is not None:
-            return field.teacher(rows)(x_r, r)
-        return bare(field.slow)(rows)(x_r, r, r)
+        if self.source == "teacher" and calls.teacher is not None:
+            return calls.teacher(rows)(x_r, r)
+        return (calls.averaged or calls.plain)(rows)(x_r, r, r).u
 
     def offsets(self, r: Time, t: Time) -> tuple[Time, Time]:
         """Distances a != b from r, with r + a and r + b in [0, t], of the two further arrival times."""
@@ -85,7 +91,7 @@ class TerminalVelocity:
         return torch.where(high, -h, h), torch.where(low, 2 * h, torch.where(high, -2 * h, -h))
 
     def _difference(
-        self, train: RowsOf, x_t: Latent, r: Time, t: Time, moving: Tensor
+        self, train: OnRows, x_t: Latent, r: Time, t: Time, moving: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         """u (B, N, C), d_r u (M, N, C) and u(x_t, t, t) (M, N, C; empty without anchor), with a graph.
 
@@ -98,22 +104,22 @@ class TerminalVelocity:
         again = [moving] * (3 if self.anchor else 2)
         rows = torch.cat([torch.arange(len(t), device=t.device), *again])
         arrivals = torch.cat([r, r[moving] + a, r[moving] + b, *([t[moving]] if self.anchor else [])])
-        u, at_a, at_b, boundary = train(rows)(x_t[rows], arrivals, t[rows]).tensor_split(
+        u, at_a, at_b, boundary = train(rows)(x_t[rows], arrivals, t[rows]).u.tensor_split(
             [len(t), len(t) + len(moving), len(t) + 2 * len(moving)]
         )
         a_, b_, here = expand_right(a, u), expand_right(b, u), u[moving]
         return u, (b_ / a_ * (at_a - here) - a_ / b_ * (at_b - here)) / (b_ - a_), boundary
 
-    def _exact(self, train: RowsOf, x_t: Latent, r: Time, t: Time, moving: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _exact(self, train: OnRows, x_t: Latent, r: Time, t: Time, moving: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The same by forward mode in r."""
         parallel = torch.distributed
         if parallel.is_available() and parallel.is_initialized() and parallel.get_world_size() > 1:
             raise ValueError("derivative='exact' runs in one process only; use 'difference'")
         rows = torch.cat([torch.arange(len(t), device=t.device), *([moving] if self.anchor else [])])
-        u_fn = train(rows)
+        predict = train(rows)
 
         def at(arrival: Tensor) -> Tensor:
-            return u_fn(x_t[rows], torch.cat([arrival, t[rows[len(t) :]]]), t[rows])
+            return predict(x_t[rows], torch.cat([arrival, t[rows[len(t) :]]]), t[rows]).u
 
         with sdpa_kernel([SDPBackend.MATH]):
             u, dudr = torch.func.jvp(at, (r,), (torch.ones_like(r),))[:2]

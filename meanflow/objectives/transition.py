@@ -5,10 +5,8 @@ from dataclasses import dataclass
 
 import torch
 
-from meanflow.derivative import CentralDifference
-from meanflow.objectives.correction import Correction
-from meanflow.objectives.field import Field, Residual
-from meanflow.objectives.heads import bare
+from meanflow.derivative import CentralDifference, Correction
+from meanflow.objectives.base import Needs, Residual, StudentCalls
 from meanflow.shapes import Latent, PerSample, Time
 
 
@@ -37,10 +35,17 @@ class TransitionModel:
         if not self.sigma_d > 0.0:
             raise ValueError(f"sigma_d must be positive, got {self.sigma_d}")
 
-    def __call__(self, field: Field, x_t: Latent, r: Time, t: Time, v: Latent, *, progress: float = 1.0) -> Residual:
+    @property
+    def needs(self) -> Needs:
+        """The derivative of the correction."""
+        return Needs(derivative=self.correction.derivative.kind)
+
+    def __call__(
+        self, calls: StudentCalls, x_t: Latent, r: Time, t: Time, v: Latent, *, progress: float = 1.0
+    ) -> Residual:
         v = v.detach()
-        correction = self.correction(bare(field.plain), x_t, r, t, v, progress=progress)
-        u = bare(field.train)(None)(x_t, r, t)
+        correction = self.correction(calls.plain, x_t, r, t, v, progress=progress)
+        u = calls.train(None)(x_t, r, t).u
         return Residual(u - (v - correction), u.detach(), correction, self.weight(r, t))
 
     def weight(self, r: Time, t: Time) -> PerSample:

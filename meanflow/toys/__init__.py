@@ -1,11 +1,21 @@
 """A bench that trains every objective on problems with exact answers, on a CPU, in minutes."""
 
-from meanflow.toys.bench import Job, Reference, Score, euler_score, flow_errors, reference, run, score, velocity_error
-from meanflow.toys.network import ToyConfig, ToyNetwork
+from meanflow.toys.bench import (
+    Job,
+    Reference,
+    Score,
+    euler_score,
+    flow_errors,
+    markdown,
+    reference,
+    run,
+    score,
+    velocity_error,
+    verdict,
+)
 from meanflow.toys.problems import PROBLEMS, Problem, problem
 from meanflow.toys.recipes import RECIPES, Recipe, imported, recipe, with_fm_fraction
-from meanflow.toys.table import markdown, verdict
-from meanflow.toys.train import Budget, Source, Trained, train
+from meanflow.toys.train import Budget, Source, ToyConfig, ToyNetwork, Trained, train
 
 __all__ = [
     "PROBLEMS", "RECIPES", "Budget", "Job", "Problem", "Recipe", "Reference", "Score", "Source", "ToyConfig",

@@ -1,27 +1,13 @@
 """How each objective is trained in the toy bench: one table. Budget, network and loss are the same for all."""
 
 import importlib
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Literal, TypeAlias
+from typing import get_args
 
 from meanflow.density import Uniform
 from meanflow.loss import AdaptiveL2, Loss
-from meanflow.objectives import (
-    AlphaFlow,
-    ConsistencyTraining,
-    ImprovedMeanFlow,
-    MeanFlow,
-    PlainFlowMatching,
-    Residual,
-    SplitMeanFlow,
-    TerminalVelocity,
-    TransitionModel,
-)
+from meanflow.objectives import ImprovedMeanFlow, Needs, Objective, ObjectiveLike, TerminalVelocity
 from meanflow.time_sampling import MixedTimes, Ordered
-
-AnyObjective: TypeAlias = Callable[..., Residual]
-"""The call of `meanflow.ObjectiveLike`, spelt so that it can be checked at run time."""
 
 
 def times(fm_fraction: float, *, zero_fraction: float = 0.0, corner_fraction: float = 0.0) -> MixedTimes:
@@ -48,29 +34,40 @@ class Recipe:
     dimensions, the weighted mean that is learnt is not v.
     """
 
-    objective: AnyObjective
-    with_teacher: AnyObjective | None = None
+    objective: ObjectiveLike
+    with_teacher: ObjectiveLike | None = None
     """The form that takes its place where the exact velocity stands for a teacher; None = the same."""
     times: MixedTimes = field(default_factory=lambda: times(0.5))
     loss: Loss = field(default_factory=lambda: AdaptiveL2(p=0.0))
-    head: bool = False
-    """Whether the network gets a velocity head."""
-    learns: Literal["u", "v", "end"] = "u"
-    """What the network ends up as: u(x_t, r, t) for all r; u(x_t, t, t) = v alone, sampled in Euler steps; or
-    u(x_t, 0, t) alone, good for one step (in more, a consistency model adds fresh noise and leaves the flow)."""
+
+    @classmethod
+    def of(cls, objective: ObjectiveLike, with_teacher: ObjectiveLike | None = None) -> "Recipe":
+        """The recipe that follows from what the objective declares: half of the rows have r = t where it learns u for
+        every r <= t; else r is not read, and t is uniform on all rows."""
+        return cls(
+            objective=objective,
+            with_teacher=with_teacher,
+            times=times(0.5 if _learns_u(objective.needs) else 1.0),
+        )
 
 
-RECIPES: dict[str, Recipe] = {
-    "MeanFlow": Recipe(objective=MeanFlow()),
-    "ImprovedMeanFlow": Recipe(objective=ImprovedMeanFlow()),
-    "ImprovedMeanFlow-head": Recipe(objective=ImprovedMeanFlow(head=True), head=True),
-    "AlphaFlow": Recipe(objective=AlphaFlow()),
-    "SplitMeanFlow": Recipe(objective=SplitMeanFlow()),
-    "TransitionModel": Recipe(objective=TransitionModel()),
-    "TerminalVelocity": Recipe(objective=TerminalVelocity(), with_teacher=TerminalVelocity(source="teacher")),
-    "ConsistencyTraining": Recipe(objective=ConsistencyTraining(), times=times(1.0), learns="end"),
-    "PlainFlowMatching": Recipe(objective=PlainFlowMatching(), times=times(1.0), learns="v"),
-}
+def _learns_u(needs: Needs) -> bool:
+    """Whether u(x_t, r, t) is learnt for every r <= t, and not for r = t or for r = 0 alone."""
+    return needs.learns_boundary and needs.learns_intervals
+
+
+def _recipes() -> dict[str, Recipe]:
+    """Every objective of the union in its order, and variants beside it."""
+    found = {kind.__name__: Recipe.of(kind()) for kind in get_args(Objective)}
+    order = list(found)
+    found["ImprovedMeanFlow-head"] = Recipe.of(ImprovedMeanFlow(head=True))
+    found["TerminalVelocity"] = Recipe.of(TerminalVelocity(), with_teacher=TerminalVelocity(source="teacher"))
+    return dict(sorted(found.items(), key=lambda item: order.index(item[0].partition("-")[0])))
+
+
+RECIPES = _recipes()
+"""How each objective is trained, by the name in the table."""
+
 
 FLOW_MATCHING = RECIPES["PlainFlowMatching"]
 """What a warm start is trained with."""
@@ -83,10 +80,10 @@ def recipe(name: str) -> Recipe:
     return RECIPES[name]
 
 
-def imported(path: str, *, head: bool = False) -> tuple[str, Recipe]:
+def imported(path: str) -> tuple[str, Recipe]:
     """Name and default recipe of an objective given as `module:name`, a class that needs no arguments or an instance.
 
-    Raises ValueError when there is no such module or name, or when it cannot be called.
+    Raises ValueError where there is no such module or name, and for what is no objective.
     """
     module, _, attribute = path.partition(":")
     if not module or not attribute:
@@ -103,11 +100,13 @@ def imported(path: str, *, head: bool = False) -> tuple[str, Recipe]:
         raise ValueError(f"{path} needs arguments; give an instance instead: {error}") from error
     if not callable(objective):
         raise ValueError(f"{path} cannot be called; see meanflow.ObjectiveLike, got {type(objective).__name__}")
-    return attribute, Recipe(objective=objective, head=head)
+    if not isinstance(objective, ObjectiveLike):
+        raise ValueError(f"{path} declares no `needs`; add needs = meanflow.Needs(), as in meanflow.ObjectiveLike")
+    return attribute, Recipe.of(objective)
 
 
 def with_fm_fraction(chosen: Recipe, fm_fraction: float | None) -> Recipe:
     """Another share of rows with r = t, for the objectives that learn u; None = the recipe's own."""
-    if fm_fraction is None or chosen.learns != "u":
+    if fm_fraction is None or not _learns_u(chosen.objective.needs):
         return chosen
     return replace(chosen, times=replace(chosen.times, fm_fraction=fm_fraction))

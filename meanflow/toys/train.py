@@ -1,4 +1,4 @@
-"""Training of one toy network, step for step as a real trainer does it: interpolate, objective, AdamW, averages."""
+"""A small network u(x_t, r, t) and its training, step for step as a real trainer does it, averages included."""
 
 import copy
 import math
@@ -7,16 +7,110 @@ from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.functional import silu
 
-from meanflow.objectives import Field
+from meanflow.objectives import StudentCalls
 from meanflow.path import interpolate, velocity
-from meanflow.toys.network import ToyConfig, ToyNetwork, warm_started
+from meanflow.shapes import Latent, Prediction, Time
 from meanflow.toys.problems import Problem
 from meanflow.toys.recipes import FLOW_MATCHING, Recipe
 
 Source: TypeAlias = Literal["data", "exact"]
 """The velocity to be averaged: e - x, or the problem's own v(x_t, t), which stands for a perfect teacher."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ToyConfig:
+    """Size of the network."""
+
+    width: int = 128
+    """Width of every layer."""
+    depth: int = 3
+    """Number of layers between the first and the last."""
+    time_width: int = 64
+    """Width of the embedding of the two times."""
+    frequencies: int = 6
+    """Sines and cosines of pi/2, 2 pi/2, ..., k pi/2 rad per unit of time. Low ones: the derivative of u along the
+    flow grows with the highest."""
+
+    def __post_init__(self) -> None:
+        for name in ("width", "depth", "time_width", "frequencies"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+
+
+class ToyNetwork(nn.Module):
+    """x_t (B, frames, channels), r and t (B,) -> Prediction(u, v), v being None without a velocity head.
+
+    c = silu(E(t) + I(t - r)); every layer is `Modulated` by c. The features of t - r vanish at t = r and I starts at
+    zero. So u(x_t, t, t) never depends on I, and a network that only saw rows with r = t has u(x_t, r, t) = v(x_t, t)
+    for every r.
+
+    There are no biases, and no number is added to a tensor: E has a constant feature in their place. In forward mode a
+    sum of something that moves and something that does not takes three times as long as any other operation here.
+    """
+
+    omega: Tensor
+
+    def __init__(self, config: ToyConfig, frames: int, channels: int, *, head: bool = False) -> None:
+        super().__init__()
+        size, width, features = frames * channels, config.width, 2 * config.frequencies + 1
+        omega = torch.arange(1, config.frequencies + 1) * (math.pi / 2)
+        self.register_buffer("omega", omega[None], persistent=False)
+        self.time = nn.Linear(features + 1, config.time_width, bias=False)
+        self.interval = nn.Linear(features, config.time_width, bias=False)
+        self.enter = nn.Linear(size, width, bias=False)
+        self.layers = nn.ModuleList(Modulated(width, config.time_width) for _ in range(config.depth))
+        self.leave = nn.Linear(width, size, bias=False)
+        self.head_layer = Modulated(width, config.time_width) if head else None
+        self.head_leave = nn.Linear(width, size, bias=False) if head else None
+        nn.init.zeros_(self.interval.weight)
+
+    def forward(self, x_t: Latent, r: Time, t: Time) -> Prediction:
+        """One evaluation."""
+        moment = torch.cat([torch.ones_like(t)[:, None], self._features(t)], 1)
+        c = silu(self.time(moment) + self.interval(self._features(t - r)))
+        h = self.enter(x_t.flatten(1))
+        for layer in self.layers:
+            h = layer(h, c)
+        u: Tensor = self.leave(h).view_as(x_t)
+        if self.head_layer is None or self.head_leave is None:
+            return Prediction(u)
+        return Prediction(u, self.head_leave(self.head_layer(h, c)).view_as(x_t))
+
+    def _features(self, time: Tensor) -> Tensor:
+        """[t, sin(omega t), sin^2(omega t / 2)], (B, 2 frequencies + 1), all zero at t = 0; the last are
+        (1 - cos(omega t)) / 2."""
+        time = time[:, None]
+        half = (0.5 * time @ self.omega).sin()
+        return torch.cat([time, (time @ self.omega).sin(), half * half], 1)
+
+
+class Modulated(nn.Module):
+    """h <- h + silu((1 + scale(c)) * (W h) + shift(c))."""
+
+    def __init__(self, width: int, time_width: int) -> None:
+        super().__init__()
+        self.mix = nn.Linear(width, width, bias=False)
+        self.modulate = nn.Linear(time_width, 2 * width, bias=False)
+
+    def forward(self, h: Tensor, c: Tensor) -> Tensor:
+        scale, shift = self.modulate(c).chunk(2, 1)
+        mixed = self.mix(h)
+        out: Tensor = h + silu(mixed + scale * mixed + shift)
+        return out
+
+
+def warm_started(net: ToyNetwork, trained: dict[str, Tensor]) -> None:
+    """Load a trained flow-matching network without a head; a head's last layer begins as a copy of the network's.
+
+    Raises RuntimeError when anything but the head is missing.
+    """
+    head = {name: value for name, value in net.state_dict().items() if name.startswith("head_")}
+    if head:
+        head["head_leave.weight"] = trained["leave.weight"]
+    net.load_state_dict(head | trained)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +164,7 @@ def train(recipe: Recipe, problem: Problem, budget: Budget, *, seed: int, source
 
     Initial weights, data and noise depend on the seed alone, so objectives are compared on the same draws.
     """
-    net = _network(budget.network, problem, seed, head=recipe.head)
+    net = _network(budget.network, problem, seed, head=recipe.objective.needs.head)
     if budget.warm_start:
         before = _run(
             _network(budget.network, problem, seed), FLOW_MATCHING, problem, budget, budget.warm_start, seed, source
@@ -89,7 +183,7 @@ def _run(
     net: ToyNetwork, recipe: Recipe, problem: Problem, budget: Budget, steps: int, seed: int, source: Source
 ) -> Trained:
     slow, average = (copy.deepcopy(net).requires_grad_(False) for _ in range(2))
-    field = _field(net, slow, problem, source)
+    calls = _calls(net, slow, problem, source)
     objective = recipe.with_teacher if source == "exact" and recipe.with_teacher is not None else recipe.objective
     optimizer = torch.optim.AdamW(net.parameters(), lr=budget.lr, betas=(0.9, 0.99), weight_decay=0.0, fused=True)
     draws, clock = (torch.Generator().manual_seed(2 * seed + k) for k in range(2))
@@ -100,7 +194,7 @@ def _run(
         r, t = recipe.times(len(x), generator=clock, progress=step / steps)
         x_t = interpolate(x, e, t)
         v = problem.v(x_t, t) if source == "exact" else velocity(x, e)
-        loss = objective(field, x_t, r, t, v, progress=step / steps).loss(recipe.loss).mean()
+        loss = objective(calls, x_t, r, t, v, progress=step / steps).loss(recipe.loss).mean()
 
         optimizer.zero_grad()
         loss.backward()
@@ -115,13 +209,13 @@ def _run(
     return Trained(net=average, seconds_per_step=_since(began, steps))
 
 
-def _field(net: nn.Module, slow: nn.Module, problem: Problem, source: Source) -> Field:
+def _calls(net: nn.Module, slow: nn.Module, problem: Problem, source: Source) -> StudentCalls:
     """The network has no conditions, so rows make no difference; the exact velocity, where used, is the teacher."""
-    plain, still = torch.no_grad()(net.__call__), torch.no_grad()(slow.__call__)
-    return Field(
+    plain, averaged = torch.no_grad()(net.__call__), torch.no_grad()(slow.__call__)
+    return StudentCalls(
         train=lambda rows: net,
         plain=lambda rows: plain,
-        average=lambda rows: still,
+        averaged=lambda rows: averaged,
         teacher=(lambda rows: problem.v) if source == "exact" else None,
     )
 

@@ -8,7 +8,6 @@ bytes of every file depend neither on how many there are nor on how often they w
 """
 
 import hashlib
-import importlib.metadata
 import json
 from collections import Counter
 from collections.abc import Sequence
@@ -39,6 +38,7 @@ from teacher.features.workers import WorkerPool
 from teacher.files import DIGESTS, FolderLock, as_json, file_sha256, read_digests, write_digests, write_json
 from teacher.files.errors import FeatureError
 from teacher.files.processes import PATIENCE_S, Processes
+from teacher.files.version import package_version
 from teacher.lists.manifest import Item
 
 
@@ -144,7 +144,7 @@ def _finish(
     per_split: Counter[str] = Counter(shard.split for shard in shards)
     info: dict[str, Any] = {
         **plan,
-        "tool_version": _tool_version(),
+        "tool_version": package_version(),
         "duration_s": config.duration_s,
         "sequence": asdict(codec.sequence),
         "latent_channels": codec.latent_channels,
@@ -213,10 +213,3 @@ def _device(name: str) -> str:
     if name != "auto":
         return name
     return "cuda" if torch.cuda.is_available() else "cpu"
-
-
-def _tool_version() -> str:
-    try:
-        return importlib.metadata.version("mf-mjt")
-    except importlib.metadata.PackageNotFoundError:
-        return "not installed"

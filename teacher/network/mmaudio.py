@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from meanflow.objectives.field import Headed
+from meanflow.shapes import Prediction
 from teacher.network.blocks import ChannelLastConv1d, FinalLayer, FusedBlock, GatedMLP, JointBlock
 from teacher.network.conditions import Conditions
 from teacher.network.embeddings import Rotary, TimestepEmbedder, rotary
@@ -209,14 +209,14 @@ class MMAudio(nn.Module):
 
     def predict_headed(
         self, x: Tensor, t: Tensor, encoded: Encoded, interval: Tensor | None = None, omega: Tensor | None = None
-    ) -> Headed:
+    ) -> Prediction:
         """The same with the velocity head's estimate beside it; ValueError for a network without a head."""
         if not self.config.velocity_head:
             raise ValueError("this network was built without a velocity head (velocity_head=0)")
         stream = self._shared(x, t, encoded, interval, omega)
         u = self._branch(stream, list(self.fused_blocks)[self._parting :], self.final_layer)
         v = self._branch(stream, list(self.velocity_blocks), self.velocity_layer)
-        return Headed(u.to(x.dtype), v.to(x.dtype))
+        return Prediction(u.to(x.dtype), v.to(x.dtype))
 
     @property
     def _parting(self) -> int:
@@ -275,7 +275,7 @@ class MMAudio(nn.Module):
 
     def forward(
         self, x: Tensor, t: Tensor, conditions: Conditions, interval: Tensor | None = None, omega: Tensor | None = None
-    ) -> Tensor | Headed:
+    ) -> Tensor | Prediction:
         """Encode and predict in one call, which is what data-parallel wrappers see; with the velocity head if any."""
         predict = self.predict_headed if self.config.velocity_head else self.predict
         return predict(x, t, self.encode_conditions(conditions, x.shape[1]), interval, omega)

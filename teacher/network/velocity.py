@@ -2,6 +2,11 @@
 
 `meanflow` counts t = 1 as noise; MMAudio's networks were trained with 0 as noise. Reversing the clock flips the sign of
 every velocity (instantaneous or average) and leaves interval lengths alone.
+
+On conditions that are encoded already, for evaluations without a graph, several of them on one encoding:
+`teacher_velocity`, `student_velocity`, `student_prediction`. From conditions as features, in the single call that a
+training step makes of a network which a data-parallel engine may have wrapped: `forward_velocity`,
+`forward_prediction`. `Guide` adds guidance to a prediction while sampling.
 """
 
 from collections.abc import Callable
@@ -9,10 +14,10 @@ from dataclasses import dataclass, replace
 from functools import reduce
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from meanflow.guidance import GuidanceRule, Guided, JointGuidance
-from meanflow.objectives.field import Headed
+from meanflow.guidance import GuidanceRule, Guided
+from meanflow.shapes import Prediction
 from teacher.network.conditions import Conditions
 from teacher.network.mmaudio import Encoded, MMAudio
 
@@ -33,12 +38,36 @@ def student_velocity(
     return -net.predict(x_t, 1 - t, encoded, t - r, _shown_scale(net, t, omega))
 
 
-def student_headed(
+def student_prediction(
     net: MMAudio, x_t: Tensor, r: Tensor, t: Tensor, encoded: Encoded, omega: Tensor | float = 1.0
-) -> Headed:
-    """The same with the velocity head's v(x_t, t), for networks that have one."""
-    u, v = net.predict_headed(x_t, 1 - t, encoded, t - r, _shown_scale(net, t, omega))
-    return Headed(-u, -v)
+) -> Prediction:
+    """The same with the velocity head's v(x_t, t) where the network has a head."""
+    if not net.config.velocity_head:
+        return Prediction(student_velocity(net, x_t, r, t, encoded, omega))
+    return _turned(net.predict_headed(x_t, 1 - t, encoded, t - r, _shown_scale(net, t, omega)))
+
+
+def forward_velocity(model: nn.Module, x_t: Tensor, t: Tensor, conditions: Conditions) -> Tensor:
+    """v(x_t, t) by one call of a flow-matching network, with a graph; `model` may be wrapped by an engine."""
+    v: Tensor = -model(x_t, 1 - t, conditions)
+    return v
+
+
+def forward_prediction(
+    model: nn.Module, x_t: Tensor, r: Tensor, t: Tensor, conditions: Conditions, omega: Tensor | None = None
+) -> Prediction:
+    """u(x_t, r, t), and the head's v(x_t, t) where there is one, by one call of a student, with a graph.
+
+    `model` may be wrapped by an engine. `omega` (B,) is the guidance scale for a network that embeds it, else None.
+    """
+    return _turned(model(x_t, 1 - t, conditions, t - r, *(() if omega is None else (omega,))))
+
+
+def _turned(output: Tensor | Prediction) -> Prediction:
+    """What a network answered on MMAudio's clock, as a prediction on this project's."""
+    if isinstance(output, Tensor):
+        return Prediction(-output)
+    return Prediction(-output.u, None if output.v is None else -output.v)
 
 
 def _shown_scale(net: MMAudio, t: Tensor, omega: Tensor | float) -> Tensor | None:
@@ -86,10 +115,10 @@ class Guide:
             return cls(conditional, None, guidance, observe)
         nothing = conditions.unconditional(negative_text)
         twin = net.encode_conditions(nothing, latent_frames)
-        if not isinstance(guidance, JointGuidance):
+        if not guidance.separates_video:
             return cls(conditional, twin, guidance, observe)
-        seen = replace(nothing, has_clip=conditions.has_clip, has_sync=conditions.has_sync)
-        return cls(conditional, twin, guidance, observe, net.encode_conditions(seen, latent_frames))
+        video = replace(nothing, has_clip=conditions.has_clip, has_sync=conditions.has_sync)
+        return cls(conditional, twin, guidance, observe, net.encode_conditions(video, latent_frames))
 
     def __call__(
         self, predict: Callable[[Tensor, Tensor, Tensor, Encoded], Tensor], x: Tensor, r: Tensor, t: Tensor
@@ -105,13 +134,3 @@ class Guide:
         if self.observe is not None:
             self.observe(guided)
         return guided.value
-
-
-@dataclass(frozen=True)
-class TeacherVelocity:
-    """v(x_t, t, conditions) of a flow-matching network, in this project's clock."""
-
-    net: MMAudio
-
-    def __call__(self, x_t: Tensor, t: Tensor, conditions: Conditions) -> Tensor:
-        return teacher_velocity(self.net, x_t, t, self.net.encode_conditions(conditions, x_t.shape[1]))

@@ -15,18 +15,18 @@ import shutil
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from meanflow.config import to_plain
-from teacher.audio.codec import write_codec_file
+from teacher.audio.codec import AudioCodec, write_codec_file
 from teacher.audio.registry import CODECS
 from teacher.encoders.registry import ENCODERS
 from teacher.files import LOCK, file_digest, file_sha256, new_folder, write_digests, write_json
+from teacher.files.errors import WeightsError
 from teacher.files.safetensors import opened, read_content, write_tensors
-from teacher.weights import WeightsError, read_features_info, read_run_config, weight_file
-
-if TYPE_CHECKING:
-    from teacher.sampling.pipeline import Pipeline
+from teacher.network.mmaudio import MMAudio
+from teacher.weights.loading import ModelIdentity, weight_file
+from teacher.weights.run_folder import read_features_info, read_run_config
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 FILES = ("*.json", "*.safetensors", "README.md", "weights/*.json", "weights/*.safetensors")
@@ -35,7 +35,7 @@ PARTS = "weights"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Card:
+class ModelCard:
     """What a model card says beside what is known from the weights."""
 
     name: str
@@ -75,31 +75,7 @@ def folder_of(path_or_id: str | Path) -> Path:
         raise WeightsError(f"{path_or_id} is not a folder here and cannot be fetched: {reason}") from error
 
 
-def save_pretrained(pipeline: "Pipeline", folder: Path, card: Card, *, parts: bool = False) -> Path:
-    """Write the folder described above; complete or not at all.
-
-    parts: also the published codec and encoder files it uses, which may be gigabytes under licences of their own.
-
-    Raises:
-        ValueError: the folder exists and is not empty.
-        WeightsError: parts asked for that are not there.
-    """
-    folder = Path(folder)
-    with new_folder(folder) as staging:
-        _save_weights(pipeline, staging / "model.safetensors")
-        _save_codec(pipeline, staging / "codec.safetensors")
-        about = _about(pipeline, file_digest(staging / "model.safetensors"))
-        write_json(staging / "config.json", about)
-        write_json(staging / "features.json", _features(pipeline, parts))
-        if parts:
-            _copy_parts(pipeline, staging / PARTS)
-            write_digests(staging / PARTS, [path.name for path in (staging / PARTS).iterdir()])
-        (staging / "README.md").write_text(model_card(about, card), encoding="utf-8")
-        write_digests(staging, [path.name for path in staging.iterdir() if path.is_file() and path.name != LOCK])
-    return folder
-
-
-def model_card(about: Mapping[str, Any], card: Card) -> str:
+def model_card(about: Mapping[str, Any], card: ModelCard) -> str:
     """README.md with the hub's front matter: licence, teacher, data, recipe, metrics and how to use it."""
     licence = str(about["licence"])
     short = {"MIT": "mit", "CC BY-NC 4.0": "cc-by-nc-4.0", "CC-BY-NC 4.0": "cc-by-nc-4.0"}.get(licence, "other")
@@ -116,7 +92,7 @@ def model_card(about: Mapping[str, Any], card: Card) -> str:
         card.description,
         f"A {about['kind']} for sound from video and from text: windows of {about['window_s']:g} s at "
         f"{about['sample_rate']} Hz.",
-        "```python\nfrom teacher.sampling.pipeline import Pipeline\n\n"
+        "```python\nfrom teacher import Pipeline\n\n"
         'pipe = Pipeline.from_pretrained("path/to/this/folder")\n'
         'pipe(prompt="rain on a tin roof", seeds=0)[0].save("rain.flac")\n```',
         f"**Licence of the weights:** {licence}",
@@ -131,69 +107,105 @@ def model_card(about: Mapping[str, Any], card: Card) -> str:
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def _about(pipeline: "Pipeline", digest: str) -> dict[str, Any]:
-    """config.json: the network, and of the run what does not name a place on a disk."""
-    document = {} if pipeline.source is None else read_run_config(pipeline.source)
-    run = document.get("run")
-    run = run if isinstance(run, dict) else {}
-    recipe = {name: run[name] for name in ("method", "loop") if name in run}
-    teacher = run.get("teacher")
-    return {
-        "kind": "student" if pipeline.net.config.interval_embedding else "teacher",
-        "network": to_plain(pipeline.net.config),
-        "licence": pipeline.licence,
-        "window_s": pipeline.window_s,
-        "sample_rate": pipeline.codec.sequence.sample_rate,
-        "digest": digest,
-        "digests": document.get("digests") or {},
-        "run": recipe | ({} if teacher is None else {"teacher": Path(str(teacher)).name}),
-    }
+@dataclass(frozen=True, kw_only=True, eq=False)
+class SharedModel:
+    """What goes into the folder: a network and its codec, and what is known of where they come from."""
 
+    net: MMAudio
+    codec: AudioCodec
+    window_s: float
+    licence: str
+    rounded: bool
+    """Whether the network was rounded when it was loaded: then the file it came from is not what is given away."""
+    source: Path | None
+    """Run folder it was loaded from."""
+    identity: ModelIdentity | None
+    weights_dir: Path | None
+    """Folder of published codec and encoder files."""
 
-def _features(pipeline: "Pipeline", parts: bool) -> dict[str, Any]:
-    source = None if pipeline.source is None else read_features_info(pipeline.source)
-    return {
-        "config": {
-            "duration_s": pipeline.window_s,
-            "encoders": "embedded" if source is None else source.encoders,
-            "codec": "embedded" if source is None else source.codec,
-        },
-        "codec": {"digest": pipeline.codec.digest},
-        "weights_dir": PARTS if parts else None,
-    }
+    def write(self, folder: Path, card: ModelCard, *, parts: bool = False) -> Path:
+        """Write the folder described above; complete or not at all.
 
+        parts: also the published codec and encoder files it uses, which may be gigabytes under licences of their own.
 
-def _save_weights(pipeline: "Pipeline", path: Path) -> None:
-    """The file the network was loaded from, byte for byte, so that its digest stays; else the network's tensors."""
-    if pipeline.source is not None and pipeline.identity is not None and pipeline.precision != "demo":
-        file = weight_file(pipeline.source, pipeline.identity.weights)
-        state = pipeline.net.state_dict()
-        with opened(file) as kept:
-            same = set(kept.keys()) == set(state) and all(t.cpu().equal(kept.get_tensor(n)) for n, t in state.items())
-        if same and file_sha256(file) == pipeline.identity.digest:  # not where the network was changed or replaced
-            shutil.copyfile(file, path)
-            if file_sha256(path) != pipeline.identity.digest:
-                raise WeightsError(f"{file} changed while it was copied; the disk may be failing")
-            return
-    write_tensors(path, pipeline.net.state_dict(), {"format": "pt"})
+        Raises:
+            ValueError: the folder exists and is not empty.
+            WeightsError: parts asked for that are not there.
+        """
+        with new_folder(folder) as staging:
+            self._save_weights(staging / "model.safetensors")
+            self._save_codec(staging / "codec.safetensors")
+            about = self._about(file_digest(staging / "model.safetensors"))
+            write_json(staging / "config.json", about)
+            write_json(staging / "features.json", self._features(parts))
+            if parts:
+                self._copy_parts(staging / PARTS)
+                write_digests(staging / PARTS, [path.name for path in (staging / PARTS).iterdir()])
+            (staging / "README.md").write_text(model_card(about, card), encoding="utf-8")
+            write_digests(staging, [path.name for path in staging.iterdir() if path.is_file() and path.name != LOCK])
+        return folder
 
+    def _about(self, digest: str) -> dict[str, Any]:
+        """config.json: the network, and of the run what does not name a place on a disk."""
+        document = {} if self.source is None else read_run_config(self.source)
+        run = document.get("run")
+        run = run if isinstance(run, dict) else {}
+        recipe = {name: run[name] for name in ("method", "loop") if name in run}
+        teacher = run.get("teacher")
+        return {
+            "kind": "student" if self.net.config.interval_embedding else "teacher",
+            "network": to_plain(self.net.config),
+            "licence": self.licence,
+            "window_s": self.window_s,
+            "sample_rate": self.codec.sequence.sample_rate,
+            "digest": digest,
+            "digests": document.get("digests") or {},
+            "run": recipe | ({} if teacher is None else {"teacher": Path(str(teacher)).name}),
+        }
 
-def _save_codec(pipeline: "Pipeline", path: Path) -> None:
-    """The codec's file, with the folder of its parts named relative to this one."""
-    pipeline.codec.save(path)
-    tensors, metadata = read_content(path)
-    if "weights_dir" in metadata:
-        write_codec_file(path, tensors, metadata | {"weights_dir": PARTS})  # equal codecs, equal bytes
+    def _features(self, parts: bool) -> dict[str, Any]:
+        source = None if self.source is None else read_features_info(self.source)
+        return {
+            "config": {
+                "duration_s": self.window_s,
+                "encoders": "embedded" if source is None else source.encoders,
+                "codec": "embedded" if source is None else source.codec,
+            },
+            "codec": {"digest": self.codec.digest},
+            "weights_dir": PARTS if parts else None,
+        }
 
+    def _save_weights(self, path: Path) -> None:
+        """The file the network was loaded from, byte for byte, so that its digest stays; else the network's tensors."""
+        if self.source is not None and self.identity is not None and not self.rounded:
+            file = weight_file(self.source, self.identity.weights)
+            state = self.net.state_dict()
+            with opened(file) as kept:
+                same = set(kept.keys()) == set(state) and all(
+                    t.cpu().equal(kept.get_tensor(n)) for n, t in state.items()
+                )
+            if same and file_sha256(file) == self.identity.digest:  # not where the network was changed or replaced
+                shutil.copyfile(file, path)
+                if file_sha256(path) != self.identity.digest:
+                    raise WeightsError(f"{file} changed while it was copied; the disk may be failing")
+                return
+        write_tensors(path, self.net.state_dict(), {"format": "pt"})
 
-def _copy_parts(pipeline: "Pipeline", target: Path) -> None:
-    folder = pipeline.weights_dir
-    files = [] if folder is None else sorted(_weight_files(folder))
-    if not files:
-        raise WeightsError("there are no published parts beside this pipeline: its codec and encoders need none")
-    target.mkdir()
-    for file in files:
-        shutil.copyfile(file, target / file.name)
+    def _save_codec(self, path: Path) -> None:
+        """The codec's file, with the folder of its parts named relative to this one."""
+        self.codec.save(path)
+        tensors, metadata = read_content(path)
+        if "weights_dir" in metadata:
+            write_codec_file(path, tensors, metadata | {"weights_dir": PARTS})  # equal codecs, equal bytes
+
+    def _copy_parts(self, target: Path) -> None:
+        folder = self.weights_dir
+        files = [] if folder is None else sorted(_weight_files(folder))
+        if not files:
+            raise WeightsError("there are no published parts beside this pipeline: its codec and encoders need none")
+        target.mkdir()
+        for file in files:
+            shutil.copyfile(file, target / file.name)
 
 
 def _weight_files(folder: Path) -> Iterable[Path]:

@@ -23,17 +23,18 @@ from teacher.audio.codec import AudioCodec
 from teacher.audio.registry import open_codec
 from teacher.encoders.cache import EncodedCache
 from teacher.encoders.registry import Encoders, load_encoders
+from teacher.files.errors import WeightsError
 from teacher.network.mmaudio import MMAudio
 from teacher.sampling.config import Precision, SamplingConfig
 from teacher.sampling.generator import Generator
-from teacher.sampling.model_card import Card, folder_of, save_pretrained
+from teacher.sampling.model_card import ModelCard, SharedModel, folder_of
 from teacher.sampling.scene import Scene, Sound, make_scene
 from teacher.sampling.stages import StageClock
 from teacher.sampling.windows import Joiner, overlap_s, window_noise
-from teacher.weights import WeightsError, load_network, read_features_info, read_licence
-from teacher.weights.model_identity import ModelIdentity, identify
+from teacher.weights.loading import ModelIdentity, identify, load_network
+from teacher.weights.run_folder import read_features_info, read_licence
 
-__all__ = ["Card", "Pipeline", "Precision", "SamplingConfig", "Scene", "Sound", "as_in_the_demo"]
+__all__ = ["ModelCard", "Pipeline", "Precision", "SamplingConfig", "Scene", "Sound", "as_in_the_demo"]
 
 BATCH = 4
 """Windows of one sound generated at once; bounds memory, on long videos too."""
@@ -128,9 +129,19 @@ class Pipeline:
             folder_of(path_or_id), weights=weights, weights_dir=weights_dir, device=device, precision=precision
         )
 
-    def save_pretrained(self, folder: Path | str, card: Card, *, parts: bool = False) -> Path:
+    def save_pretrained(self, folder: Path | str, card: ModelCard, *, parts: bool = False) -> Path:
         """Write a folder to give away: safetensors, configuration and a model card (`teacher.sampling.model_card`)."""
-        return save_pretrained(self, Path(folder), card, parts=parts)
+        shared = SharedModel(
+            net=self.net,
+            codec=self.codec,
+            window_s=self.window_s,
+            licence=self.licence,
+            rounded=self.precision == "demo",
+            source=self.source,
+            identity=self.identity,
+            weights_dir=self.weights_dir,
+        )
+        return shared.write(Path(folder), card, parts=parts)
 
     def encode(
         self,

@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 from distill.config import OptimConfig
 from distill.engines.optim import adamw, named_moments, restore_moments, set_learning_rate
-from meanflow import AdaptiveL2, Field, MeanFlow
-from meanflow.shapes import AverageVelocity
+from meanflow import AdaptiveL2, MeanFlow, StudentCalls
+from meanflow.shapes import Predict, u_only
 from teacher.network.conditions import Conditions
 from teacher.network.mmaudio import MMAudio
 from teacher.network.velocity import student_velocity
@@ -82,15 +82,15 @@ def sounds(seed: int, count: int = 4) -> Sounds:
 def loss(model: nn.Module, plain: MMAudio, batch: Sounds) -> Tensor:
     """MeanFlow's mean loss: the derivative without a graph on `plain`, then one forward through `model`."""
 
-    def train(rows: Tensor | None) -> AverageVelocity:
-        return lambda x_t, r, t: -model(x_t, 1 - t, _chosen(batch, rows), t - r)
+    def train(rows: Tensor | None) -> Predict:
+        return u_only(lambda x_t, r, t: -model(x_t, 1 - t, _chosen(batch, rows), t - r))
 
-    def without_graph(rows: Tensor | None) -> AverageVelocity:
+    def without_graph(rows: Tensor | None) -> Predict:
         with torch.no_grad():
             encoded = plain.encode_conditions(_chosen(batch, rows), FRAMES)
-        return torch.no_grad()(lambda x_t, r, t: student_velocity(plain, x_t, r, t, encoded))
+        return u_only(torch.no_grad()(lambda x_t, r, t: student_velocity(plain, x_t, r, t, encoded)))
 
-    residual = MeanFlow()(Field(train=train, plain=without_graph), batch.x_t, batch.r, batch.t, batch.v)
+    residual = MeanFlow()(StudentCalls(train=train, plain=without_graph), batch.x_t, batch.r, batch.t, batch.v)
     return residual.loss(LOSS).mean()
 
 

@@ -10,11 +10,11 @@ from distill.config import FromData, FromTeacher, GuidedInput, Method
 from distill.loop.feed import Feed, generator
 from distill.method.step import evenly, train_step
 from distill.method.student import student_from_teacher
-from distill.presets.methods import METHODS as PRESETS
 from meanflow import Guidance, ImprovedMeanFlow, MeanFlow, MixedGuidance, TerminalVelocity
 from meanflow.time_sampling import MixedTimes, TimePairs
 from teacher.flow_matching import ConditionDropout, FlowMatching, flow_matching_step
 from teacher.network.batch import Batch, BatchSlice, batch_slices
+from tests.distill import tiny
 from tests.teacher.network.test_network import conditions, opened, small
 
 DROPOUT = ConditionDropout(video=0.3, text=0.3, text_only=0.2)
@@ -32,7 +32,8 @@ METHODS = {
 }
 
 METHODS |= {
-    f"preset {name}": replace(m.method, velocity_head=min(1, m.method.velocity_head)) for name, m in PRESETS.items()
+    f"preset {name}": replace(method, velocity_head=min(1, method.velocity_head))
+    for name, method in tiny.METHODS.items()
 }
 
 

@@ -13,25 +13,25 @@ import tyro
 from safetensors.torch import load_file
 
 from distill.checkpoints.posthoc import reconstruct
-from distill.checkpoints.run_folder import write_config
+from distill.checkpoints.publish import write_config
 from distill.config import DistillRun, Fresh, FromWeights, TeacherRun
 from distill.initial_network import fresh_or_loaded
 from distill.loop import fit as train
 from distill.loop.feed import generator
-from distill.presets import (
+from distill.presets.students import student_debug
+from distill.presets.teachers import (
+    ABLATIONS,
     PUBLISHED,
-    student_debug,
     teacher_debug,
     teacher_demo,
     teacher_finetune,
     teacher_lora,
     teacher_published,
 )
-from distill.presets.ablations import ABLATIONS, ablation
 from distill.tasks import distil, open_sets, train_teacher
 from meanflow.config import from_plain, to_plain
 from scripts import ema
-from scripts.train_teacher import PRESETS
+from scripts.train_teacher import commands
 from teacher.audio.registry import open_codec
 from teacher.features.codec import load_codec
 from teacher.features.dataset import JointSet, batch_indices
@@ -40,7 +40,8 @@ from teacher.flow_matching import flow_matching_step
 from teacher.network.lora import LoRAConfig, load_adapter, merge_lora
 from teacher.network.mmaudio import MMAudio
 from teacher.network.variants import variant
-from teacher.weights import load_network, read_licence
+from teacher.weights.loading import load_network
+from teacher.weights.run_folder import read_licence
 from tests.distill import tiny
 
 LORA = LoRAConfig(rank=2, alpha=4.0)
@@ -223,7 +224,7 @@ def test_averages_afterwards(data, base, tmp_path, lora):
 
 @pytest.mark.parametrize("name", ABLATIONS)
 def test_ablations_build_at_full_size_and_train_when_small(data, tmp_path, name):
-    run = ablation(name)
+    run = ABLATIONS[name][1]()
     assert replace(run, start=Fresh(), modalities="AVT+AT") == teacher_published("small_16k")
     with torch.device("meta"):
         MMAudio(run.start.network)
@@ -242,7 +243,7 @@ def test_published_presets_have_the_published_networks(name):
 CONFIGS = [teacher_demo(), teacher_debug(), teacher_finetune(), teacher_lora(), teacher_published("large_44k_v2")]
 
 
-@pytest.mark.parametrize("config", [*CONFIGS, *(ablation(name) for name in ABLATIONS), student_debug()])
+@pytest.mark.parametrize("config", [*CONFIGS, *(make() for _, make in ABLATIONS.values()), student_debug()])
 def test_configuration_survives_json(config, tmp_path):
     assert from_plain(type(config), json.loads(json.dumps(to_plain(config)))) == config
     for _ in range(2):  # the second time, the file is compared
@@ -322,11 +323,11 @@ def test_folders_are_learnt_from_together(data, tmp_path):
 
 def test_recipes_take_flags_as_documented():
     arguments = "lora --start.run runs/a --data b c --repeat 5 1 --lora.rank 4 --modalities AV+AT --out d"
-    command = tyro.extras.overridable_config_cli(PRESETS, args=arguments.split())
+    command = tyro.extras.overridable_config_cli(commands(), args=arguments.split())
     assert command.run.start == FromWeights(run=Path("runs/a"))
     assert (command.run.data, command.run.repeat) == ((Path("b"), Path("c")), (5, 1))
     assert (command.run.lora, command.run.modalities) == (LoRAConfig(rank=4), "AV+AT")
-    small = tyro.extras.overridable_config_cli(PRESETS, args=["small-16k", "--data", "b"])
+    small = tyro.extras.overridable_config_cli(commands(), args=["small-16k", "--data", "b"])
     assert small.run == replace(teacher_published("small_16k"), data=(Path("b"),))
     assert small.out == Path("runs/small-16k")
 

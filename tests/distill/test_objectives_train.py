@@ -11,7 +11,6 @@ import tyro
 from distill.config import DistillRun, FromData, FromTeacher, GuidedInput, Method
 from distill.method.step import train_step
 from distill.method.student import student_from_teacher
-from distill.presets.methods import METHODS
 from distill.tasks import distil, train_teacher
 from meanflow import (
     AlphaFlow,
@@ -23,13 +22,13 @@ from meanflow import (
 )
 from meanflow.config import dumps, from_plain, loads, to_plain
 from meanflow.time_sampling import MixedTimes
-from scripts.distill import PRESETS
+from scripts.distill import commands
 from teacher.network.batch import Batch
 from teacher.network.conditions import Conditions
 from teacher.network.mmaudio import MMAudio
 from teacher.network.variants import MMAudioConfig
 from teacher.network.velocity import student_velocity
-from teacher.weights import load_network
+from teacher.weights.loading import load_network
 from tests.distill import tiny
 from tests.teacher.network.test_network import conditions, opened, small
 
@@ -45,7 +44,7 @@ METHOD = {kind.__name__: Method(objective=kind(), times=HALF) for kind in typing
 }
 
 
-RECIPES = {name: m.method for name, m in METHODS.items()}
+PRESETS, RECIPES = commands(), dict(tiny.METHODS)
 RECIPES["improved-head"] = replace(RECIPES["improved-head"], velocity_head=1)  # small networks have one fused block
 
 
@@ -146,13 +145,13 @@ def test_one_call_of_the_wrapper_per_step(name, progress):
     assert all(p.grad is None for p in base.parameters())
 
 
-@pytest.mark.parametrize("method", [*METHOD.values(), *(m.method for m in METHODS.values())])
+@pytest.mark.parametrize("method", [*METHOD.values(), *RECIPES.values()])
 def test_configuration_survives_json(method):
     assert loads(Method, dumps(method)) == method
 
 
 def test_every_objective_has_a_recipe():
-    assert {type(m.method.objective) for m in METHODS.values()} == set(typing.get_args(Objective))
+    assert {type(method.objective) for method in RECIPES.values()} == set(typing.get_args(Objective))
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -167,7 +166,7 @@ def test_flags_change_the_numbers_of_a_preset():
     arguments = ["alpha-flow", "--method.objective.end", "0.5", "--method.times.fm-fraction", "0.25"]
     method = tyro.extras.overridable_config_cli(PRESETS, args=arguments).run.method
     assert method.objective == AlphaFlow(end=0.5)
-    assert method.times == replace(METHODS["alpha-flow"].method.times, fm_fraction=0.25)
+    assert method.times == replace(RECIPES["alpha-flow"].times, fm_fraction=0.25)
 
 
 @pytest.mark.parametrize(

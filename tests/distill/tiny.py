@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from distill.config import EvaluationConfig, Fresh, LoopConfig, OptimConfig, TeacherRun
+from distill.presets import STUDENTS
 from teacher.features.config import ExtractConfig
 from teacher.features.extract import extract
 from teacher.lists.manifest import read_manifest
@@ -21,6 +22,12 @@ LOOP = LoopConfig(
     save_every=100,
     evaluation=EvaluationConfig(every=0),
 )
+METHODS = {
+    name: make().method
+    for name, make in STUDENTS.items()
+    if name not in ("demo", "debug") and not name.startswith("mf-mjt")
+}
+"""The presets that put another objective in the place of MeanFlow."""
 
 
 def features(folder: Path, *, seed: int = 0, num_clips: int = 12) -> Path:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from distill.engines import Engine
-from meanflow import Headed
+from meanflow import Prediction
 from teacher.network.mmaudio import MMAudio
 from tests.distill import engine_checks
 from tests.distill.driving import BETA, gradient, moments, prepared, same, weights, worst
@@ -83,6 +83,6 @@ def own_autocast() -> None:
 
 def _squares(model: nn.Module, batch: Sounds) -> Tensor:
     out = model(batch.x_t, 1 - batch.t, batch.conditions, batch.t - batch.r)
-    assert isinstance(out, Headed)
+    assert isinstance(out, Prediction)
     loss: Tensor = out.u.pow(2).mean() + out.v.pow(2).mean()
     return loss

@@ -13,10 +13,10 @@ from torch import Tensor
 from meanflow.derivative import ForwardAD
 from meanflow.guidance import MixedGuidance
 from meanflow.loss import AdaptiveL2, squared_error
-from meanflow.objectives import Field, MeanFlow
+from meanflow.objectives import MeanFlow, StudentCalls
 from meanflow.path import interpolate, velocity
 from meanflow.sampling import sample, time_grid
-from meanflow.shapes import AverageVelocity
+from meanflow.shapes import AverageVelocity, u_only
 from meanflow.time_sampling import Capped, LogitNormal, MixedTimes, Ordered, other_clock
 from tests.golden.deviation import Deviation, relative
 from tests.golden.recipe import Recording
@@ -89,9 +89,10 @@ def objective_step(
     """
     x_t, r, t = state
     fixed = {name: p.detach() for name, p in parameters.items()}
-    residual = MeanFlow()(
-        Field(train=lambda rows: network(parameters, rows), plain=lambda rows: network(fixed, rows)), x_t, r, t, v
+    calls = StudentCalls(
+        train=lambda rows: u_only(network(parameters, rows)), plain=lambda rows: u_only(network(fixed, rows))
     )
+    residual = MeanFlow()(calls, x_t, r, t, v)
     per_sample = residual.loss(loss)
     per_sample.mean().backward()
     error = loss.error(residual.delta.detach())

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from meanflow import Field, GaussianFlow
+from meanflow import GaussianFlow, StudentCalls, u_only
 
 GUIDE = Path(__file__).parents[2] / "docs" / "write-your-own-objective.md"
 
@@ -26,7 +26,12 @@ def objective(blocks):
 
 def test_the_second_example_runs_and_shows_the_order(blocks, objective, capsys):
     torch.manual_seed(0)
-    names = {"GaussianFlow": GaussianFlow, "Field": Field, "torch": torch, "IntegralDistillation": objective}
+    names = {
+        "GaussianFlow": GaussianFlow,
+        "StudentCalls": StudentCalls,
+        "torch": torch,
+        "IntegralDistillation": objective,
+    }
     exec(compile(blocks[1], str(GUIDE), "exec"), names)
     errors = [float(line.split("tensor(")[1].rstrip(")")) for line in capsys.readouterr().out.splitlines()]
     assert len(errors) == 3
@@ -42,10 +47,10 @@ def test_rows_at_rest_are_flow_matching_and_cost_no_teacher(objective):
         asked.append(rows.tolist())
         return flow.v
 
-    field = Field(train=lambda rows: flow.u, plain=lambda rows: flow.u, teacher=teacher)
+    calls = StudentCalls(train=lambda rows: u_only(flow.u), plain=lambda rows: u_only(flow.u), teacher=teacher)
     x_t, t = torch.randn(4, 1, 2), torch.tensor([0.2, 0.5, 0.8, 1.0])
     r = torch.tensor([0.2, 0.1, 0.8, 0.0])
-    residual = objective()(field, x_t, r, t, flow.v(x_t, t))
+    residual = objective()(calls, x_t, r, t, flow.v(x_t, t))
     assert asked == [[1, 3]]
     assert residual.delta[[0, 2]].abs().max() < 1e-5
 
@@ -59,7 +64,7 @@ def test_no_gradient_reaches_the_target(objective):
 
     x_t, t = torch.randn(8, 1, 2), torch.rand(8)
     r = 0.5 * t
-    residual = objective()(Field.of(u, lambda x, t: scale * flow.v(x, t)), x_t, r, t, flow.v(x_t, t))
+    residual = objective()(StudentCalls.of(u, lambda x, t: scale * flow.v(x, t)), x_t, r, t, flow.v(x_t, t))
     (gradient,) = torch.autograd.grad(residual.delta.sum(), scale)
     torch.testing.assert_close(gradient, flow.u(x_t, r, t).sum())
 
@@ -67,4 +72,4 @@ def test_no_gradient_reaches_the_target(objective):
 def test_a_missing_teacher_is_named(objective):
     flow = GaussianFlow(mu=torch.zeros(1, 2), s=torch.full((1, 2), 0.5))
     with pytest.raises(ValueError, match="needs a teacher"):
-        objective()(Field.of(flow.u), torch.zeros(1, 1, 2), torch.zeros(1), torch.ones(1), torch.zeros(1, 1, 2))
+        objective()(StudentCalls.of(flow.u), torch.zeros(1, 1, 2), torch.zeros(1), torch.ones(1), torch.zeros(1, 1, 2))

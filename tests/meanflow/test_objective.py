@@ -9,17 +9,20 @@ from torch import nn
 
 from meanflow import (
     AdaptiveL2,
+    AlphaFlow,
+    CentralDifference,
     ConsistencyTraining,
     Correction,
-    Field,
-    Headed,
+    ForwardAD,
+    ImprovedMeanFlow,
     MeanFlow,
     Objective,
-    PlainFlowMatching,
+    StudentCalls,
     TerminalVelocity,
     TotalDerivative,
     TransitionModel,
     interpolate,
+    u_only,
     velocity,
 )
 from meanflow.config import dumps, from_plain, loads, to_plain
@@ -30,7 +33,6 @@ OBJECTIVES = get_args(Objective)
 # 1 / 0.37^3 = 20 per unit of z, and |z| < 5. Central differences err by eps^2 / 6 of it, one-sided ones by eps^2 / 3.
 # Consistency training errs by fine^2 / 2 of the second derivative, below 30. All others are exact to rounding.
 TOLERANCE = {TransitionModel: 0.005**2 / 6 * 100, TerminalVelocity: 0.005**2 / 3 * 100, ConsistencyTraining: 1e-3}
-R_IS_NOT_READ = (PlainFlowMatching, ConsistencyTraining)
 
 
 def _times(n, generator):
@@ -52,7 +54,7 @@ def _batch(flow, n, generator):
 @pytest.mark.parametrize("kind", OBJECTIVES)
 def test_exact_average_velocity_is_a_fixed_point_of_every_objective(flow, generator, kind):
     x_t, r, t, _ = _batch(flow, 256, generator)
-    residual = kind()(Field.of(flow.u), x_t, r, t, flow.v(x_t, t))
+    residual = kind()(StudentCalls.of(flow.u), x_t, r, t, flow.v(x_t, t))
     assert residual.delta.abs().max() < TOLERANCE.get(kind, 1e-9)
     if residual.extra is not None:
         assert residual.extra.abs().max() < 1e-9
@@ -75,7 +77,7 @@ def test_conditional_velocity_is_unbiased_for_every_objective(flow, kind):
     t = torch.full((n,), 0.8, dtype=torch.float64)
     r = torch.where(torch.arange(n) % 2 == 0, 0.8, 0.2).to(t.dtype)
     x_t = interpolate(x, e, t)
-    residual = kind()(Field.of(flow.u), x_t, r, t, velocity(x, e))
+    residual = kind()(StudentCalls.of(flow.u), x_t, r, t, velocity(x, e))
     if kind is not ConsistencyTraining:
         assert residual.delta[::2].std() > 0.3  # the scatter of e - x around its mean is there
     for error in (residual.delta, residual.extra):
@@ -105,14 +107,14 @@ def test_gradient_goes_through_the_trained_call_alone(flow, generator, kind, pro
     x_t, r, t, v = _batch(flow, 32, generator)
     v.requires_grad_()
     train, plain, average, teacher = (Shifted(flow, size) for size in (0.3, 0.2, 0.1, 0.4))
-    field = Field(
-        train=lambda rows: train,
-        plain=lambda rows: plain,
-        average=lambda rows: average,
+    calls = StudentCalls(
+        train=lambda rows: u_only(train),
+        plain=lambda rows: u_only(plain),
+        averaged=lambda rows: u_only(average),
         teacher=lambda rows: lambda x, t: teacher(x, t, t),
     )
     for objective in (kind(), kind(source="teacher")) if kind is TerminalVelocity else (kind(),):
-        residual = objective(field, x_t, r, t, v, progress=progress)
+        residual = objective(calls, x_t, r, t, v, progress=progress)
         assert not residual.u.requires_grad
         assert not residual.correction.requires_grad
         residual.loss(AdaptiveL2()).mean().backward()
@@ -138,31 +140,31 @@ def test_one_trained_call_and_no_other_work_on_resting_rows(flow, generator, kin
                 torch.testing.assert_close(x, x_t[rows], rtol=0, atol=0)
             return flow.u(x, r, t)
 
-        return u
+        return u_only(u)
 
     def plain(rows):
         others.append(rows)
-        return flow.u
+        return u_only(flow.u)
 
-    kind()(Field(train=train, plain=plain), x_t, r, t, v, progress=progress)
+    kind()(StudentCalls(train=train, plain=plain), x_t, r, t, v, progress=progress)
     assert calls["train"] == 1
-    if kind not in R_IS_NOT_READ:
+    if kind().needs.learns_boundary and kind().needs.learns_intervals:
         assert others
         for rows in others:
             assert rows.tolist() == list(range(1, 16, 2))
 
 
-@pytest.mark.parametrize("kind", [k for k in OBJECTIVES if k is not ConsistencyTraining])
+@pytest.mark.parametrize("kind", [k for k in OBJECTIVES if k().needs.learns_boundary])
 @pytest.mark.parametrize("progress", [0.0, 0.5, 1.0])
 def test_on_resting_rows_every_objective_is_flow_matching(flow, generator, kind, progress):
     """delta = u(x_t, t, t) - v where r = t, alone or beside moving rows; a batch without moving rows asks for nothing
     but the trained call."""
     x_t, r, t, v = _batch(flow, 16, generator)
     u = Shifted(flow, 0.3)
-    mixed = kind()(Field.of(u), x_t, r, t, v, progress=progress)
+    mixed = kind()(StudentCalls.of(u), x_t, r, t, v, progress=progress)
     expected = (u(x_t, t, t) - v).detach()
     torch.testing.assert_close(mixed.delta[::2].detach(), expected[::2])
-    trained_only = Field(train=lambda rows: u, plain=lambda rows: pytest.fail("asked"))
+    trained_only = StudentCalls(train=lambda rows: u_only(u), plain=lambda rows: pytest.fail("asked"))
     alone = kind()(trained_only, x_t, t, t, v, progress=progress)
     torch.testing.assert_close(alone.delta.detach(), expected)
     torch.testing.assert_close(
@@ -174,7 +176,7 @@ def test_on_resting_rows_every_objective_is_flow_matching(flow, generator, kind,
 def test_arguments_are_left_as_they_were(flow, generator, kind):
     batch = _batch(flow, 16, generator)
     before = [part.clone() for part in batch]
-    kind()(Field.of(flow.u), *batch, progress=0.5)
+    kind()(StudentCalls.of(flow.u), *batch, progress=0.5)
     for part, kept in zip(batch, before, strict=True):
         torch.testing.assert_close(part, kept, rtol=0, atol=0)
 
@@ -186,16 +188,39 @@ def test_every_objective_survives_its_file(kind):
     assert dataclasses.fields(kind) == () or all(field.kw_only for field in dataclasses.fields(kind))
 
 
-# MeanFlow asks for u directly so far; once it goes through `bare`, the mark can go.
-
-
 @pytest.mark.parametrize("kind", OBJECTIVES)
-def test_a_velocity_head_that_nothing_trains_is_refused(flow, generator, kind):
-    def u(x, r, t):
-        return Headed(flow.u(x, r, t), flow.v(x, t))
+def test_declarations_say_what_is_called(flow, generator, kind):
+    """A teacher or averaged weights are asked for only where they are declared, and a derivative is taken at the end of
+    training where one is."""
+    asked = set()
 
-    with pytest.raises(TypeError, match=r"Headed.*trains no velocity head"):
-        kind()(Field.of(u), *_batch(flow, 8, generator))
+    def asking(name, made):
+        def on_rows(rows):
+            asked.add(name)
+            return made
+
+        return on_rows
+
+    calls = StudentCalls(
+        train=lambda rows: u_only(flow.u),
+        plain=lambda rows: u_only(flow.u),
+        averaged=asking("averaged", u_only(flow.u)),
+        teacher=asking("teacher", flow.v),
+    )
+    for objective in (kind(), kind(source="teacher")) if kind is TerminalVelocity else (kind(),):
+        asked.clear()
+        objective(calls, *_batch(flow, 8, generator))
+        assert asked == {name for name in ("averaged", "teacher") if getattr(objective.needs, name)}
+        assert not objective.needs.head
+
+
+def test_the_derivative_that_is_declared_is_the_configured_one():
+    for kind in (MeanFlow, ImprovedMeanFlow, AlphaFlow, TransitionModel):
+        for derivative, name in ((ForwardAD(), "exact"), (CentralDifference(), "difference")):
+            assert kind(correction=Correction(derivative=derivative)).needs.derivative == name
+    assert TransitionModel().needs.derivative == TerminalVelocity().needs.derivative == "difference"
+    assert TerminalVelocity(derivative="exact").needs.derivative == "exact"
+    assert ImprovedMeanFlow(head=True).needs.head
 
 
 class Net(nn.Module):
@@ -213,11 +238,11 @@ def test_every_objective_trains_under_autocast_or_says_why_not(flow, generator, 
     x_t, r, t, v = (part.float() for part in _batch(flow, 16, generator))
     net = Net()
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        if kind in (TransitionModel, TerminalVelocity):
+        if kind().needs.derivative == "difference":
             with pytest.raises(ValueError, match="float32 or float64 without autocast"):
-                kind()(Field.of(net), x_t, r, t, v, progress=0.5)
+                kind()(StudentCalls.of(net), x_t, r, t, v, progress=0.5)
             return
-        loss = kind()(Field.of(net), x_t, r, t, v, progress=0.5).loss(AdaptiveL2())
+        loss = kind()(StudentCalls.of(net), x_t, r, t, v, progress=0.5).loss(AdaptiveL2())
     assert loss.dtype == torch.float32
     loss.mean().backward()
     assert all(p.grad is not None and bool(p.grad.isfinite().all()) for p in net.parameters())
@@ -227,7 +252,8 @@ def test_every_objective_trains_under_autocast_or_says_why_not(flow, generator, 
 def test_exact_average_velocity_is_a_fixed_point(flow, generator, derivative):
     r, t = _times(64, generator)
     x_t = torch.randn(64, 1, 2, generator=generator, dtype=torch.float64)
-    residual = MeanFlow(correction=Correction(derivative=derivative()))(Field.of(flow.u), x_t, r, t, flow.v(x_t, t))
+    objective = MeanFlow(correction=Correction(derivative=derivative()))
+    residual = objective(StudentCalls.of(flow.u), x_t, r, t, flow.v(x_t, t))
     assert residual.delta.abs().max() < 1e-4
 
 
@@ -238,7 +264,7 @@ def test_conditional_velocity_leaves_the_fixed_point_in_expectation(flow):
     e = torch.randn(x.shape, generator=g, dtype=torch.float64)
     t, r = torch.full((len(x),), 0.8, dtype=torch.float64), torch.full((len(x),), 0.2, dtype=torch.float64)
     x_t = interpolate(x, e, t)
-    delta = MeanFlow()(Field.of(flow.u), x_t, r, t, velocity(x, e)).delta
+    delta = MeanFlow()(StudentCalls.of(flow.u), x_t, r, t, velocity(x, e)).delta
     assert delta.abs().mean() > 0.3
     assert delta.mean(0).abs().max() < 0.02
     assert (delta * (x_t - x_t.mean(0))).mean(0).abs().max() < 0.04
@@ -251,7 +277,7 @@ def test_derivative_is_taken_only_on_rows_that_move(flow, generator):
 
     def rows_of(rows):
         seen.append(rows.tolist())
-        return flow.u
+        return u_only(flow.u)
 
     correction = Correction()(rows_of, x_t, r, t, flow.v(x_t, t))
     assert seen == [[1, 3, 5, 7, 9]]
@@ -268,7 +294,7 @@ def test_gradient_flows_through_the_prediction_alone(flow, generator):
     def u(x, r, t):
         return flow.u(x, r, t) + shift * t[:, None, None]
 
-    delta = MeanFlow()(Field.of(u), x_t, r, t, flow.v(x_t, t)).delta
+    delta = MeanFlow()(StudentCalls.of(u), x_t, r, t, flow.v(x_t, t)).delta
     delta.pow(2).mean().backward()
     expected = (2 * delta.detach() * t[:, None, None]).mean()
     torch.testing.assert_close(shift.grad, expected)
@@ -278,8 +304,8 @@ def test_clip_bounds_the_correction_and_keeps_its_direction(flow, generator):
     r, t = _times(8, generator)
     x_t = 3 * torch.randn(8, 1, 2, generator=generator, dtype=torch.float64)
     v = flow.v(x_t, t)
-    free = Correction()(lambda rows: flow.u, x_t, r, t, v)
-    held = Correction(clip=0.05)(lambda rows: flow.u, x_t, r, t, v)
+    free = Correction()(lambda rows: u_only(flow.u), x_t, r, t, v)
+    held = Correction(clip=0.05)(lambda rows: u_only(flow.u), x_t, r, t, v)
     rms = held.flatten(1).pow(2).mean(1).sqrt()
     assert rms.max() <= 0.05 + 1e-12
     cosine = torch.nn.functional.cosine_similarity(free[1::2].flatten(1), held[1::2].flatten(1))

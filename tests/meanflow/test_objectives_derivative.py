@@ -10,11 +10,11 @@ from meanflow import (
     AdaptiveL2,
     CentralDifference,
     Correction,
-    Field,
     ForwardAD,
-    Headed,
     ImprovedMeanFlow,
     MeanFlow,
+    Prediction,
+    StudentCalls,
     TransitionModel,
     interpolate,
     velocity,
@@ -36,6 +36,11 @@ class Wrong(nn.Module):
         return 0.8 * self.flow.u(x, r, t) + self.size * self.phi(x, r, t)
 
 
+def headed(net):
+    """Calls of a network that has a velocity head."""
+    return StudentCalls(train=lambda rows: net, plain=lambda rows: net)
+
+
 def over(times, like):
     return times.reshape(-1, *[1] * (like.ndim - 1))
 
@@ -49,7 +54,7 @@ def test_improved_derivative_runs_along_the_predicted_velocity(flow, batch):
     u = Wrong(flow)
     tangents = (u(x_t, t, t).detach(), torch.zeros_like(r), torch.ones_like(t))
     dudt = torch.func.jvp(u, (x_t, r, t), tangents)[1].detach()
-    residual = ImprovedMeanFlow()(Field.of(u), x_t, r, t, v)
+    residual = ImprovedMeanFlow()(StudentCalls.of(u), x_t, r, t, v)
     torch.testing.assert_close(residual.correction, over(t - r, x_t) * dudt)
     torch.testing.assert_close(residual.delta, u(x_t, r, t) + residual.correction - v)
     assert residual.extra is None
@@ -60,9 +65,9 @@ def test_scatter_of_the_conditional_velocity_stays_as_it_is(flow, batch):
     along e - x, multiplies that by 1 - (t - r) grad u = d x_r / d x_t = sig_r / sig_t."""
     x_t, r, t, v = batch
     scatter = flow.v(x_t, t) - v
-    torch.testing.assert_close(ImprovedMeanFlow()(Field.of(flow.u), x_t, r, t, v).delta, scatter)
+    torch.testing.assert_close(ImprovedMeanFlow()(StudentCalls.of(flow.u), x_t, r, t, v).delta, scatter)
     ratio = flow.std(over(r, x_t)) / flow.std(over(t, x_t))
-    torch.testing.assert_close(MeanFlow()(Field.of(flow.u), x_t, r, t, v).delta, ratio * scatter)
+    torch.testing.assert_close(MeanFlow()(StudentCalls.of(flow.u), x_t, r, t, v).delta, ratio * scatter)
 
 
 class TwoHeaded(Wrong):
@@ -73,13 +78,13 @@ class TwoHeaded(Wrong):
         self.tilt = nn.Parameter(torch.tensor(0.2, dtype=torch.float64))
 
     def forward(self, x, r, t):
-        return Headed(super().forward(x, r, t), self.flow.v(x, t) + self.tilt * (1 + r + t)[:, None, None])
+        return Prediction(super().forward(x, r, t), self.flow.v(x, t) + self.tilt * (1 + r + t)[:, None, None])
 
 
 def test_head_gives_the_tangent_and_learns_from_its_own_error(flow, batch):
     x_t, r, t, v = batch
     net = TwoHeaded(flow)
-    residual = ImprovedMeanFlow(head=True)(Field.of(net), x_t, r, t, v)
+    residual = ImprovedMeanFlow(head=True)(headed(net), x_t, r, t, v)
     tangents = (net(x_t, r, t).v.detach(), torch.zeros_like(r), torch.ones_like(t))
     dudt = torch.func.jvp(lambda *a: net(*a).u, (x_t, r, t), tangents)[1].detach()
     torch.testing.assert_close(residual.correction, over(t - r, x_t) * dudt)
@@ -98,9 +103,9 @@ def test_exact_head_is_a_fixed_point(flow, batch):
     x_t, r, t, _ = batch
 
     def u(x, r, t):
-        return Headed(flow.u(x, r, t), flow.v(x, t))
+        return Prediction(flow.u(x, r, t), flow.v(x, t))
 
-    residual = ImprovedMeanFlow(head=True)(Field.of(u), x_t, r, t, flow.v(x_t, t))
+    residual = ImprovedMeanFlow(head=True)(headed(u), x_t, r, t, flow.v(x_t, t))
     assert residual.delta.abs().max() < 1e-9
     assert residual.extra.abs().max() == 0
 
@@ -108,8 +113,8 @@ def test_exact_head_is_a_fixed_point(flow, batch):
 @pytest.mark.parametrize("resting", [False, True])
 def test_missing_head_is_refused(flow, batch, resting):
     x_t, r, t, v = batch
-    with pytest.raises(TypeError, match="returns u alone; give it a head or set head=False"):
-        ImprovedMeanFlow(head=True)(Field.of(flow.u), x_t, t if resting else r, t, v)
+    with pytest.raises(TypeError, match="the network has none; set head=False"):
+        ImprovedMeanFlow(head=True)(StudentCalls.of(flow.u), x_t, t if resting else r, t, v)
 
 
 # TransitionModel
@@ -119,7 +124,7 @@ def test_transition_error_is_of_second_order_in_eps(flow, batch):
     x_t, r, t, _ = batch
     errors = [
         TransitionModel(correction=Correction(derivative=CentralDifference(eps=eps)))(
-            Field.of(flow.u), x_t, r, t, flow.v(x_t, t)
+            StudentCalls.of(flow.u), x_t, r, t, flow.v(x_t, t)
         )
         .delta.abs()
         .max()
@@ -136,7 +141,7 @@ def test_transition_target_keeps_data_and_noise(flow, generator):
     t, r = torch.full((8,), 0.7, dtype=torch.float64), torch.full((8,), 0.2, dtype=torch.float64)
     u, eps = Wrong(flow), 5e-3
     ends = [u(interpolate(x, e, t + h), r, t + h) for h in (eps, -eps)]
-    residual = TransitionModel()(Field.of(u), interpolate(x, e, t), r, t, velocity(x, e))
+    residual = TransitionModel()(StudentCalls.of(u), interpolate(x, e, t), r, t, velocity(x, e))
     torch.testing.assert_close(residual.correction, (0.5 * (ends[0] - ends[1]) / (2 * eps)).detach())
 
 
@@ -146,7 +151,7 @@ def test_transition_weights(flow):
     r, t = torch.tensor([0.0, 0.5, 0.5]), torch.tensor([1.0, 1.0, 0.5])
     made = TransitionModel().weight(r, t)[:1], TransitionModel(sigma_d=0.25).weight(r, t)[1:]
     torch.testing.assert_close(torch.cat(made), torch.tensor([first, second, 1.0]), atol=6e-7, rtol=0)
-    residual = TransitionModel()(Field.of(flow.u), torch.ones(3, 1, 2), r, t, torch.ones(3, 1, 2))
+    residual = TransitionModel()(StudentCalls.of(flow.u), torch.ones(3, 1, 2), r, t, torch.ones(3, 1, 2))
     torch.testing.assert_close(residual.weight, TransitionModel().weight(r, t))
 
 

@@ -8,10 +8,11 @@ import torch
 from meanflow import (
     AlphaFlow,
     ConsistencyTraining,
-    Field,
     MeanFlow,
     SplitMeanFlow,
+    StudentCalls,
     jump,
+    u_only,
 )
 
 
@@ -45,29 +46,29 @@ def test_alpha_falls_from_one_to_zero_and_is_exact_at_both_ends():
 def test_alpha_one_is_trajectory_flow_matching(batch, wrong):
     """u_target = v for every r; only the trained call is made, and rows are not weighted."""
     x_t, r, t, v = batch
-    field = Field(train=lambda rows: wrong, plain=lambda rows: pytest.fail("asked"))
-    residual = AlphaFlow()(field, x_t, r, t, 9 * v, progress=0.0)  # 9 v: the clamp must not touch this branch
+    calls = StudentCalls(train=lambda rows: u_only(wrong), plain=lambda rows: pytest.fail("asked"))
+    residual = AlphaFlow()(calls, x_t, r, t, 9 * v, progress=0.0)  # 9 v: the clamp must not touch this branch
     torch.testing.assert_close(residual.delta, wrong(x_t, r, t) - 9 * v)
     assert residual.weight is None
 
 
 def test_alpha_zero_is_meanflow(batch, wrong):
-    field = Field.of(wrong)
-    a, b = AlphaFlow()(field, *batch, progress=1.0), MeanFlow()(field, *batch)
+    calls = StudentCalls.of(wrong)
+    a, b = AlphaFlow()(calls, *batch, progress=1.0), MeanFlow()(calls, *batch)
     torch.testing.assert_close(a.delta, b.delta, rtol=0, atol=0)
     assert a.weight is None
 
 
 def test_meanflow_is_the_limit_of_small_alpha(batch, wrong):
     """delta / alpha = the residual of MeanFlow + O(alpha) on moving rows: a tenth of alpha, a tenth of the distance."""
-    field, moving = Field.of(wrong), batch[1] < batch[2]
-    limit = MeanFlow()(field, *batch).delta[moving]
+    calls, moving = StudentCalls.of(wrong), batch[1] < batch[2]
+    limit = MeanFlow()(calls, *batch).delta[moving]
     errors = []
     for alpha in (1e-2, 1e-3):
         objective = AlphaFlow(gamma=50.0, snap=1e-4, clamp=0.0)
         progress = _progress_at(objective, alpha)
         assert objective.alpha(progress) == pytest.approx(alpha)
-        delta = objective(field, *batch, progress=progress).delta[moving]
+        delta = objective(calls, *batch, progress=progress).delta[moving]
         errors.append((delta / alpha - limit).abs().max().item())
     assert errors[1] < 0.02 * limit.abs().max().item()
     assert errors[0] / errors[1] == pytest.approx(10, rel=0.1)
@@ -78,7 +79,7 @@ def test_discrete_target_joins_a_straight_step_and_a_jump(batch, wrong, alpha):
     """Following u_target over [r, t] lands where the step along v to s and then the jump from s to r land."""
     x_t, r, t, v = batch
     objective = AlphaFlow(clamp=0.0)
-    residual = objective(Field.of(wrong), x_t, r, t, v, progress=_progress_at(objective, alpha))
+    residual = objective(StudentCalls.of(wrong), x_t, r, t, v, progress=_progress_at(objective, alpha))
     target = wrong(x_t, r, t) - residual.delta
     s = t - alpha * (t - r)
     x_s = jump(x_t, v, s, t)
@@ -92,7 +93,7 @@ def test_clamp_bounds_the_target_of_moving_rows_only(batch, wrong):
     x_t, r, t, v = batch
     moving = r < t
     free, held = (
-        wrong(x_t, r, t) - AlphaFlow(clamp=clamp)(Field.of(wrong), x_t, r, t, 6 * v, progress=0.5).delta
+        wrong(x_t, r, t) - AlphaFlow(clamp=clamp)(StudentCalls.of(wrong), x_t, r, t, 6 * v, progress=0.5).delta
         for clamp in (0.0, 4.0)
     )
     assert free[moving].abs().max() > 4
@@ -106,7 +107,7 @@ def test_at_the_exact_u_the_discrete_branch_errs_by_the_euler_step(flow, batch, 
     """(t - r) delta = flow(x_s) - flow(x_t), both carried to r, with x_s one Euler step from x_t: O((t - s)^2)."""
     x_t, r, t, _ = batch
     objective = AlphaFlow(clamp=0.0)
-    delta = objective(Field.of(flow.u), x_t, r, t, flow.v(x_t, t), progress=_progress_at(objective, alpha)).delta
+    delta = objective(StudentCalls.of(flow.u), x_t, r, t, flow.v(x_t, t), progress=_progress_at(objective, alpha)).delta
     s = t - alpha * (t - r)
     arrived = flow.flow(jump(x_t, flow.v(x_t, t), s, t), r, s) - flow.flow(x_t, r, t)
     torch.testing.assert_close((t - r)[:, None, None] * delta, arrived)
@@ -133,7 +134,7 @@ def test_split_target_is_one_jump_for_two(batch, wrong):
     x_t, r, t, v = batch
     moving = torch.nonzero(r < t).squeeze(1)
     shares = (0.3, 0.9)
-    residual = SplitMeanFlow(shares=shares)(Field.of(wrong), x_t, r, t, v)
+    residual = SplitMeanFlow(shares=shares)(StudentCalls.of(wrong), x_t, r, t, v)
     target = (wrong(x_t, r, t) - residual.delta)[moving]
     x_t, r, t = x_t[moving], r[moving], t[moving]
     share = SplitMeanFlow(shares=shares).share_of(x_t).to(t.dtype)
@@ -154,7 +155,7 @@ def test_shares_of_a_split_are_as_frequent_as_each_other_and_belong_to_the_row()
 def test_split_needs_resting_rows(batch):
     """On moving rows u = 0 is a solution whatever v is: the boundary has to come from rows with r = t."""
     x_t, r, t, v = batch
-    delta = SplitMeanFlow()(Field.of(lambda x, r, t: torch.zeros_like(x)), x_t, r, t, v).delta
+    delta = SplitMeanFlow()(StudentCalls.of(lambda x, r, t: torch.zeros_like(x)), x_t, r, t, v).delta
     assert delta[r < t].abs().max() == 0
     torch.testing.assert_close(delta[::3], -v[::3])
 
@@ -173,15 +174,17 @@ def test_consistency_compares_two_images_of_f_with_slow_weights(flow, batch, wro
     def slow(x, r, t):
         return 0.5 * wrong(x, r, t) - 0.2
 
-    field = Field(train=lambda rows: wrong, plain=lambda rows: pytest.fail("asked"), average=lambda rows: slow)
+    calls = StudentCalls(
+        train=lambda rows: u_only(wrong), plain=lambda rows: pytest.fail("asked"), averaged=lambda rows: u_only(slow)
+    )
     objective = ConsistencyTraining(coarse=0.4, fine=0.1)
-    delta = objective(field, x_t, r, t, v, progress=progress).delta
+    delta = objective(calls, x_t, r, t, v, progress=progress).delta
     zero = torch.zeros_like(t)
     s = t * (1 - 0.4 * 0.25**progress)
     x_s = jump(x_t, v, s, t)
     ends = jump(x_s, slow(x_s, zero, s), zero, s) - jump(x_t, wrong(x_t, zero, t), zero, t)
     torch.testing.assert_close(t[:, None, None] * delta, ends)
-    torch.testing.assert_close(objective(field, x_t, t, t, v, progress=progress).delta, delta, rtol=0, atol=0)
+    torch.testing.assert_close(objective(calls, x_t, t, t, v, progress=progress).delta, delta, rtol=0, atol=0)
 
 
 def test_consistency_leaves_the_exact_u_by_the_euler_step(flow, batch):
@@ -190,7 +193,7 @@ def test_consistency_leaves_the_exact_u_by_the_euler_step(flow, batch):
     v, zero = flow.v(x_t, t), torch.zeros_like(t)
     largest = []
     for share in (0.02, 0.002):
-        delta = ConsistencyTraining(coarse=share, fine=share)(Field.of(flow.u), x_t, r, t, v).delta
+        delta = ConsistencyTraining(coarse=share, fine=share)(StudentCalls.of(flow.u), x_t, r, t, v).delta
         s = t * (1 - share)
         ends = flow.flow(jump(x_t, v, s, t), zero, s) - flow.flow(x_t, zero, t)
         torch.testing.assert_close(t[:, None, None] * delta, ends)
@@ -203,7 +206,7 @@ def test_consistency_is_finite_at_the_data(flow):
     x_t = torch.ones(3, 1, 2, dtype=torch.float64)
     t = torch.tensor([0.0, 1e-12, 1e-6], dtype=torch.float64)
     v = torch.full_like(x_t, 5.0)
-    delta = ConsistencyTraining(coarse=0.25, fine=0.25)(Field.of(flow.u), x_t, t, t, v).delta
+    delta = ConsistencyTraining(coarse=0.25, fine=0.25)(StudentCalls.of(flow.u), x_t, t, t, v).delta
     torch.testing.assert_close(delta, 0.25 * (flow.v(x_t, t) - v), rtol=1e-4, atol=0)
 
 

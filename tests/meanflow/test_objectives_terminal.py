@@ -4,14 +4,14 @@ import pytest
 import torch
 from torch import nn
 
-from meanflow import AdaptiveL2, Field, TerminalVelocity, jump
+from meanflow import AdaptiveL2, StudentCalls, TerminalVelocity, jump, u_only
 from meanflow.config import dumps, loads
 from tests.meanflow.test_objectives_derivative import Wrong, over
 
 
 def test_terminal_exact_derivative_makes_the_exact_u_a_fixed_point(flow, batch):
     x_t, r, t, _ = batch
-    residual = TerminalVelocity(derivative="exact")(Field.of(flow.u), x_t, r, t, flow.v(x_t, t))
+    residual = TerminalVelocity(derivative="exact")(StudentCalls.of(flow.u), x_t, r, t, flow.v(x_t, t))
     assert residual.delta.abs().max() < 1e-9
     assert residual.extra.abs().max() < 1e-9
 
@@ -21,11 +21,11 @@ def test_terminal_difference_is_of_second_order_everywhere(flow, batch):
     x_t, r, t, v = batch
     r = torch.where(torch.arange(len(r)) % 6 == 2, t - 5e-4, r)
     u = Wrong(flow)
-    exact = TerminalVelocity(derivative="exact")(Field.of(u), x_t, r, t, v).delta
+    exact = TerminalVelocity(derivative="exact")(StudentCalls.of(u), x_t, r, t, v).delta
     inside, left, right = (r > 0.01) & (t - r > 0.01), r == 0, (t - r < 1e-3) & (r < t)
     for rows, scale in ((inside, 1.0), (left, 1.0), (right, 1e-3)):
         errors = [
-            (TerminalVelocity(eps=eps)(Field.of(u), x_t, r, t, v).delta - exact)[rows].abs().max().item()
+            (TerminalVelocity(eps=eps)(StudentCalls.of(u), x_t, r, t, v).delta - exact)[rows].abs().max().item()
             for eps in (2e-3, 1e-3)
         ]
         assert 0 < errors[1] < 1e-4 * scale
@@ -53,7 +53,7 @@ def test_terminal_gradient_goes_through_the_derivative_and_not_through_the_arriv
     place of arrival nor the velocity there adds to it."""
     x_t, r, t, v = batch
     net = Wrong(flow)
-    delta = TerminalVelocity(derivative=derivative, eps=1e-4)(Field.of(net), x_t, r, t, v).delta
+    delta = TerminalVelocity(derivative=derivative, eps=1e-4)(StudentCalls.of(net), x_t, r, t, v).delta
     (grad,) = torch.autograd.grad(delta.pow(2).sum(), net.size)
     phi, dphi = torch.func.jvp(lambda a: net.phi(x_t, a, t), (r,), (torch.ones_like(r),))
     expected = (2 * delta * (phi - over(t - r, x_t) * dphi)).sum().detach()
@@ -71,15 +71,15 @@ def test_terminal_velocity_is_taken_where_the_jump_arrives(flow, batch):
     def teacher(x, t):
         return 0.5 * flow.v(x, t) + t[:, None, None]
 
-    field = Field(
-        train=lambda rows: net,
+    calls = StudentCalls(
+        train=lambda rows: u_only(net),
         plain=lambda rows: pytest.fail("asked"),
-        average=lambda rows: slow,
+        averaged=lambda rows: u_only(slow),
         teacher=lambda rows: teacher,
     )
     f, dfdr = torch.func.jvp(lambda a: jump(x_t, net(x_t, a, t), a, t), (r,), (torch.ones_like(r),))
     for source, there in (("self", slow(f, r, r)), ("teacher", teacher(f, r))):
-        delta = TerminalVelocity(derivative="exact", source=source)(field, x_t, r, t, v).delta
+        delta = TerminalVelocity(derivative="exact", source=source)(calls, x_t, r, t, v).delta
         torch.testing.assert_close(delta[moving], (dfdr - there)[moving])
 
 
@@ -87,9 +87,9 @@ def test_terminal_anchor_is_flow_matching_on_moving_rows(flow, batch):
     x_t, r, t, v = batch
     net, moving = Wrong(flow), (r < t)[:, None, None]
     for derivative in ("exact", "difference"):
-        residual = TerminalVelocity(derivative=derivative)(Field.of(net), x_t, r, t, v)
+        residual = TerminalVelocity(derivative=derivative)(StudentCalls.of(net), x_t, r, t, v)
         torch.testing.assert_close(residual.extra, torch.where(moving, net(x_t, t, t) - v, 0.0))
-        free = TerminalVelocity(derivative=derivative, anchor=False)(Field.of(net), x_t, r, t, v)
+        free = TerminalVelocity(derivative=derivative, anchor=False)(StudentCalls.of(net), x_t, r, t, v)
         assert free.extra is None
         torch.testing.assert_close(free.delta, residual.delta)
 
@@ -97,7 +97,7 @@ def test_terminal_anchor_is_flow_matching_on_moving_rows(flow, batch):
 def test_terminal_without_flow_matching_is_solved_by_nothing(batch):
     """u = 0 stays put and its velocity there is 0: only rows with r = t, the anchor or a teacher know better."""
     x_t, r, t, v = batch
-    residual = TerminalVelocity(anchor=False)(Field.of(lambda x, r, t: 0 * x), x_t, r, t, v)
+    residual = TerminalVelocity(anchor=False)(StudentCalls.of(lambda x, r, t: 0 * x), x_t, r, t, v)
     assert residual.delta[r < t].abs().max() == 0
 
 
@@ -109,9 +109,9 @@ def test_terminal_rows_of_the_one_call(flow, batch, anchor):
 
     def train(rows):
         seen.append(rows)
-        return flow.u
+        return u_only(flow.u)
 
-    TerminalVelocity(anchor=anchor)(Field(train=train, plain=lambda rows: flow.u), x_t, r, t, v)
+    TerminalVelocity(anchor=anchor)(StudentCalls(train=train, plain=lambda rows: u_only(flow.u)), x_t, r, t, v)
     moving = torch.nonzero(r < t).squeeze(1).tolist()
     assert [rows.tolist() for rows in seen] == [list(range(48)) + (3 if anchor else 2) * moving]
 
@@ -120,7 +120,7 @@ def test_terminal_exact_is_refused_across_processes(flow, batch, monkeypatch):
     monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
     monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
     with pytest.raises(ValueError, match="one process only; use 'difference'"):
-        TerminalVelocity(derivative="exact")(Field.of(flow.u), *batch)
+        TerminalVelocity(derivative="exact")(StudentCalls.of(flow.u), *batch)
 
 
 def test_terminal_exact_runs_through_attention_under_autocast(generator):
@@ -144,14 +144,14 @@ def test_terminal_exact_runs_through_attention_under_autocast(generator):
     for enabled in (False, True):
         net.zero_grad()
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=enabled):
-            objective(Field.of(net), x_t, r, t, v).loss(AdaptiveL2(p=0.0)).mean().backward()
+            objective(StudentCalls.of(net), x_t, r, t, v).loss(AdaptiveL2(p=0.0)).mean().backward()
         grads.append(torch.cat([p.grad.flatten() for p in net.parameters()]))
     assert torch.nn.functional.cosine_similarity(*grads, dim=0) > 0.99  # bfloat16: 8 bits, errors of a per cent
 
 
 def test_terminal_teacher_must_be_there(flow, batch):
-    with pytest.raises(ValueError, match="source='teacher' needs a field with a teacher"):
-        TerminalVelocity(source="teacher")(Field.of(flow.u), *batch)
+    with pytest.raises(ValueError, match="source='teacher' needs a teacher"):
+        TerminalVelocity(source="teacher")(StudentCalls.of(flow.u), *batch)
 
 
 @pytest.mark.parametrize("fields", [{"derivative": "none"}, {"source": "data"}, {"eps": 0.0}])

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from meanflow import GaussianFlow, MeanFlow, Objective, interpolate, velocity
+from meanflow import GaussianFlow, MeanFlow, Needs, Objective, interpolate, velocity
 from meanflow.toys import (
     PROBLEMS,
     RECIPES,
@@ -33,7 +33,6 @@ from meanflow.toys import (
     verdict,
     with_fm_fraction,
 )
-from meanflow.toys.network import average_velocity
 from meanflow.toys.recipes import times
 from scripts.toys import cli
 
@@ -43,8 +42,10 @@ SMALL = Budget(steps=3, batch_size=16, network=ToyConfig(width=16, depth=2, time
 class Own:
     """An objective from outside: MeanFlow under another name."""
 
-    def __call__(self, field, x_t, r, t, v, *, progress=1.0):
-        return MeanFlow()(field, x_t, r, t, v, progress=progress)
+    needs = Needs(derivative="exact")
+
+    def __call__(self, calls, x_t, r, t, v, *, progress=1.0):
+        return MeanFlow()(calls, x_t, r, t, v, progress=progress)
 
 
 OWN = Own()
@@ -111,12 +112,12 @@ def test_euler_steps_of_the_exact_velocity_gain_with_their_number():
 def test_network_starts_with_no_sense_of_the_interval(generator):
     net = ToyNetwork(ToyConfig(), 8, 8)
     x_t, t = torch.randn(5, 8, 8, generator=generator), torch.rand(5, generator=generator)
-    assert torch.equal(net(x_t, t * 0.3, t), net(x_t, t, t))
+    assert torch.equal(net(x_t, t * 0.3, t).u, net(x_t, t, t).u)
     torch.nn.init.normal_(net.interval.weight)
-    before = net(x_t, t, t)
-    assert not torch.allclose(net(x_t, t * 0.3, t), before)
+    before = net(x_t, t, t).u
+    assert not torch.allclose(net(x_t, t * 0.3, t).u, before)
     torch.nn.init.normal_(net.interval.weight)
-    assert torch.equal(net(x_t, t, t), before)  # whatever the weights, t = r does not see them
+    assert torch.equal(net(x_t, t, t).u, before)  # whatever the weights, t = r does not see them
 
 
 def test_every_objective_has_a_recipe_and_runs():
@@ -142,7 +143,7 @@ def test_training_reduces_the_one_step_error_of_meanflow():
     def error(steps):
         budget = Budget(steps=steps, batch_size=128, lr=1e-2, network=ToyConfig(width=32, depth=2, time_width=16))
         net = train(recipe("MeanFlow"), toy, budget, seed=0).net
-        return flow_errors(lambda x_t, r, t: average_velocity(net, x_t, r, t), at, (1,))[1]
+        return flow_errors(lambda x_t, r, t: net(x_t, r, t).u, at, (1,))[1]
 
     before, after = error(1), error(200)
     assert before > 0.5
@@ -159,11 +160,12 @@ def test_objectives_meet_the_same_data_and_noise_and_seeds_others():
     def draws(seed, fm_fraction):
         seen = []
 
-        def listening(field, x_t, r, t, v, *, progress=1.0):
-            seen.append(v)
-            return MeanFlow()(field, x_t, r, t, v, progress=progress)
+        class Listening(Own):
+            def __call__(self, calls, x_t, r, t, v, *, progress=1.0):
+                seen.append(v)
+                return super().__call__(calls, x_t, r, t, v, progress=progress)
 
-        train(Recipe(objective=listening, times=times(fm_fraction)), problem("gaussian-64d"), SMALL, seed=seed)
+        train(Recipe(objective=Listening(), times=times(fm_fraction)), problem("gaussian-64d"), SMALL, seed=seed)
         return torch.stack(seen)
 
     first = draws(0, 0.5)
@@ -211,6 +213,7 @@ def test_own_objective_by_import_path():
         ("no_such_module:X", "no module"),
         (f"{__name__}:Missing", "has no 'Missing'"),
         (f"{__name__}:SMALL", "cannot be called"),
+        (f"{__name__}:_job", "declares no `needs`"),
         ("meanflow:GaussianFlow", "needs arguments"),
     ],
 )
@@ -238,9 +241,9 @@ def test_share_of_flow_matching_rows_can_be_set_where_u_is_learnt():
 
 
 def test_a_training_that_diverges_says_so():
-    class Broken:
-        def __call__(self, field, x_t, r, t, v, *, progress=1.0):
-            residual = MeanFlow()(field, x_t, r, t, v)
+    class Broken(Own):
+        def __call__(self, calls, x_t, r, t, v, *, progress=1.0):
+            residual = super().__call__(calls, x_t, r, t, v)
             return residual._replace(delta=residual.delta * (float("nan") if progress > 0.5 else 1.0))
 
     result = score(_job(recipe=replace(recipe("MeanFlow"), objective=Broken())))

@@ -30,7 +30,8 @@ from teacher.encoders.registry import load_encoders
 from teacher.media import MediaError, probe, write_video
 from teacher.network.mmaudio import MMAudio
 from teacher.network.variants import variant
-from teacher.sampling.pipeline import Card, Pipeline
+from teacher.sampling.model_card import ModelCard
+from teacher.sampling.pipeline import Pipeline
 from teacher.sampling.provenance import read_provenance
 from teacher.sampling.stages import DECODE, ENCODING, FLOW, TEXT
 from tests.scripts.chromium import Chromium, executable
@@ -58,7 +59,7 @@ def runs(tmp_path_factory):
             for p in net.parameters():
                 p.add_(0.1 * torch.randn_like(p))
         made = Pipeline(net=net, codec=codec, encoders=load_encoders("embedded"), window_s=1.0, licence=f"<{name}> NC")
-        made.save_pretrained(folder / name, Card(name=f"me/{name}", description="x", data="none"))
+        made.save_pretrained(folder / name, ModelCard(name=f"me/{name}", description="x", data="none"))
     return folder
 
 

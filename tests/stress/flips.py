@@ -25,7 +25,8 @@ from eval.ledger import Table, record
 from scripts.check import faults
 from teacher.features.codec import load_codec
 from teacher.features.dataset import FeatureSet
-from teacher.sampling.pipeline import Card, Pipeline
+from teacher.sampling.model_card import ModelCard
+from teacher.sampling.pipeline import Pipeline
 
 READ_AT_ONCE = 64
 LEFT_OUT = shutil.ignore_patterns("tensorboard", "world", "media", "seed-*", "cache", "parts")
@@ -110,7 +111,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="flips-") as temporary:
         work = Path(temporary)
         saved, scores = work / "saved", work / "scores"
-        Pipeline.load(args.demo / "student").save_pretrained(saved, Card(name="flips/student", data="none"))
+        Pipeline.load(args.demo / "student").save_pretrained(saved, ModelCard(name="flips/student", data="none"))
         scores.mkdir()
         for path in args.demo.glob("*.json*"):
             shutil.copy(path, scores)

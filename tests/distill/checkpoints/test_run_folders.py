@@ -18,11 +18,12 @@ from distill.loop import session
 from distill.tasks import student_task, train_teacher
 from scripts import check, ema
 from teacher.files import FolderLock, LockedError, check_digests, read_digests, recorded_steps, write_digests, write_new
-from teacher.files.errors import TrainingError
+from teacher.files.errors import TrainingError, WeightsError
 from teacher.files.json_files import last_line
 from teacher.network.lora import LoRAConfig
-from teacher.sampling.pipeline import Card, Pipeline
-from teacher.weights import WeightsError, load_network, weight_file
+from teacher.sampling.model_card import ModelCard
+from teacher.sampling.pipeline import Pipeline
+from teacher.weights.loading import load_network, weight_file
 from tests.distill import tiny
 from tests.distill.processes import launch
 
@@ -287,7 +288,7 @@ def test_auto_is_never_an_average_made_afterwards(run, std, monkeypatch, capsys)
 
 def test_taken_and_saved_weights_are_compared_and_are_what_auto_means(run, tmp_path, capsys):
     made = consolidate(run, tmp_path / "taken").out
-    saved = Pipeline.load(run).save_pretrained(tmp_path / "saved", Card(name="me/it"))
+    saved = Pipeline.load(run).save_pretrained(tmp_path / "saved", ModelCard(name="me/it"))
     for folder in (made, saved):
         assert check_digests(folder) == []
         assert {p.name for p in folder.iterdir()} - {"digests.json"} == set(read_digests(folder))
@@ -364,7 +365,7 @@ def checked(monkeypatch, capsys, *folders):
 
 
 def test_the_check_names_every_damaged_file_once_and_what_to_do(run, tmp_path, monkeypatch, capsys):
-    Pipeline.load(run).save_pretrained(tmp_path / "saved", Card(name="me/it"))
+    Pipeline.load(run).save_pretrained(tmp_path / "saved", ModelCard(name="me/it"))
     code, faults, summary = checked(monkeypatch, capsys, tmp_path)
     assert (code, faults) == (0, [])
     assert "none damaged" in summary

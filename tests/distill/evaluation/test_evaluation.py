@@ -17,7 +17,7 @@ from distill.config import EvaluationConfig, FromData, FromTeacher, GuidedInput
 from distill.engines.base import Engine, TogetherError
 from distill.evaluation import BEST_STUDENT, BEST_TEACHER, HeldOut
 from distill.evaluation import clips as held_out_clips
-from distill.evaluation.clips import Reference, agreement, reference_guidance
+from distill.evaluation.clips import Reference, agreement
 from distill.evaluation.held_out import HELD_OUT_FILE
 from distill.loop.tracking import Tracker
 from distill.method.student import student_from_teacher
@@ -462,10 +462,10 @@ def test_a_process_that_cannot_read_stops_all_with_its_message(folder, codec, te
 
 def test_the_teacher_is_guided_as_the_targets_were():
     guidance = Guidance(omega=2.5, interval=(0.1, 0.9))
-    assert reference_guidance(FromTeacher(guidance=guidance)) == guidance
-    assert not reference_guidance(FromData()).active
+    assert FromTeacher(guidance=guidance).reference_guidance == guidance
+    assert not FromData().reference_guidance.active
     mixed = MixedGuidance(omega=0.3, kappa=0.9, interval=(0.0, 0.8))
-    own, teachers = (reference_guidance(FromData(mixed=mixed, predictions=of)) for of in ("student", "teacher"))
+    own, teachers = (FromData(mixed=mixed, predictions=of).reference_guidance for of in ("student", "teacher"))
     assert own == Guidance(omega=own.omega, rescale=False, interval=(0.0, 0.8))
     assert own.omega == pytest.approx(3.0)
     assert teachers.omega == pytest.approx(1.2)
@@ -475,7 +475,7 @@ def test_the_teacher_is_guided_as_the_targets_were():
 def test_a_student_with_a_scale_as_input_is_shown_the_median_one(power):
     """Half of the scales drawn in training lie below: of 20,000 draws to within four standard errors, 0.014."""
     source = GuidedInput(max_omega=6.0, power=power, interval=(0.2, 1.0))
-    guidance = reference_guidance(source)
+    guidance = source.reference_guidance
     drawn = source.draw(20_000, generator=torch.Generator().manual_seed(0))
     assert float((drawn < guidance.omega).float().mean()) == pytest.approx(0.5, abs=0.015)
     assert (guidance.rescale, guidance.interval) == (False, (0.2, 1.0))

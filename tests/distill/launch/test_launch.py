@@ -24,10 +24,9 @@ from distill.launch import FOLDER, check
 from distill.launch.launcher import configuration
 from distill.loop.fit import check_precision
 from distill.method.step import train_step
-from distill.method.student import student_from_teacher, takes_differences
+from distill.method.student import student_from_teacher
+from distill.presets import STUDENTS, TEACHERS
 from distill.tasks import distil, train_teacher
-from scripts.distill import PRESETS as STUDENTS
-from scripts.train_teacher import PRESETS as TEACHERS
 from teacher.flow_matching import flow_matching_step
 from teacher.network.batch import Batch
 from teacher.network.mmaudio import MMAudio
@@ -227,7 +226,7 @@ def refusal(kind, preset, precision):
             if kind == "train_teacher":
                 terms = flow_matching_step(net, batch, method, generator=g)
             else:
-                check_precision(takes_differences(method.objective), precision)
+                check_precision(method.objective.needs.derivative == "difference", precision)
                 guided, head = isinstance(method.velocity, GuidedInput), min(method.velocity_head, 1)
                 student = student_from_teacher(net, guidance_embedding=guided, velocity_head=head)
                 terms = train_step(student, student, net, batch, method, generator=g)
@@ -260,7 +259,7 @@ def test_the_loop_refuses_a_difference_in_bfloat16_before_it_writes(tmp_path, mo
     data = tiny.features(tmp_path)
     teacher = train_teacher(tiny.teacher_run(data), tmp_path / "teacher")
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
-    run = DistillRun(data=(data,), teacher=teacher, method=STUDENTS["terminal"][1].run.method, loop=tiny.LOOP)
+    run = DistillRun(data=(data,), teacher=teacher, method=STUDENTS["terminal"]().method, loop=tiny.LOOP)
     with pytest.raises(ValueError, match=r"need float32: launch with .* --mixed_precision no"):
         distil(run, tmp_path / "run")
     assert not (tmp_path / "run").exists()

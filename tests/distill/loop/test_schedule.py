@@ -5,7 +5,7 @@ import torch
 
 from distill.config import OptimConfig
 from distill.engines.optim import adamw, learning_rate
-from distill.presets import PUBLISHED, teacher_published
+from distill.presets.teachers import PUBLISHED, teacher_published
 from teacher.network.mmaudio import MMAudio
 from tests.teacher.network.test_network import small
 

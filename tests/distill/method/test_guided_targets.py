@@ -8,12 +8,12 @@ import torch
 from distill.config import FromData, FromTeacher, GuidedInput, Method
 from distill.method.step import train_step
 from distill.method.student import student_from_teacher
-from distill.method.velocity_source import Networks
+from distill.method.velocity_source import Networks, State
 from meanflow import AdaptiveL2, Guidance, MeanFlow, MixedGuidance, PlainFlowMatching
 from meanflow.time_sampling import MixedTimes
 from teacher.flow_matching import ConditionDropout
-from teacher.network.batch import Batch
-from teacher.network.velocity import TeacherVelocity, student_velocity
+from teacher.network.batch import Batch, BatchSlice
+from teacher.network.velocity import forward_velocity, student_velocity
 from tests.teacher.network.test_network import conditions, opened, small
 
 ROWS = 12
@@ -53,7 +53,7 @@ def predictions(nets, of, x_t, t, omega=None):
     made = []
     for c, scale in ((nets.conditions, omega), (nets.conditions.unconditional(), 1.0)):
         if of == "teacher":
-            made.append(TeacherVelocity(nets.teacher)(x_t, t, c))
+            made.append(forward_velocity(nets.teacher, x_t, t, c))
         else:
             encoded = nets.student.encode_conditions(c, 9)
             made.append(student_velocity(nets.student, x_t, t, t, encoded, 1.0 if scale is None else scale))
@@ -64,8 +64,12 @@ def inside(t, interval):
     return ((t >= interval[0]) & (t <= interval[1]))[:, None, None]
 
 
+def at(state, seed=0):
+    return State(*state, torch.Generator().manual_seed(seed), BatchSlice.whole(len(state[0])))
+
+
 def drawn(source, nets, state, seed=0):
-    return source.target(nets, *state, generator=torch.Generator().manual_seed(seed))
+    return source.target(nets, at(state, seed))
 
 
 @pytest.mark.parametrize("of", ["teacher", "student"])
@@ -86,7 +90,7 @@ def test_mixed_target_is_the_published_formula(nets, state, of, kappa, interval)
 
 
 def test_without_guidance_neither_network_is_asked(state):
-    assert FromData().target(None, *state, generator=None).v is state[2]
+    assert FromData().target(None, at(state)).v is state[2]
 
 
 def test_a_dropped_row_does_not_reach_into_the_others(nets, state):
@@ -99,9 +103,9 @@ def test_a_dropped_row_does_not_reach_into_the_others(nets, state):
 
     @dataclass(frozen=True, kw_only=True)
     class Watched(FromData):
-        def target(self, nets, x_t, t, v, *, generator, batch_slice=None):
-            made = source.target(nets, x_t, t, v, generator=generator)
-            seen.append((nets, x_t, t, v, made))
+        def target(self, nets, state):
+            made = source.target(nets, state)
+            seen.append((nets, *state[:3], made))
             return made
 
     method = Method(velocity=Watched(), dropout=ConditionDropout(video=0.5, text=0.5))
@@ -206,12 +210,12 @@ def test_the_scale_reaches_every_call_of_the_network(nets, state):
 
     @dataclass(frozen=True, kw_only=True)
     class Watched(PlainFlowMatching):
-        def __call__(self, field, x_t, r, t, v, *, progress=1.0):
-            plain = field.plain(rows)(x_t[rows], r[rows], t[rows])
+        def __call__(self, calls, x_t, r, t, v, *, progress=1.0):
+            plain = calls.plain(rows)(x_t[rows], r[rows], t[rows]).u
             assert not plain.requires_grad
             with torch.no_grad():
-                torch.testing.assert_close(field.train(rows)(x_t[rows], r[rows], t[rows]), plain, **EXACT)
-            return super().__call__(field, x_t, r, t, v, progress=progress)
+                torch.testing.assert_close(calls.train(rows)(x_t[rows], r[rows], t[rows]).u, plain, **EXACT)
+            return super().__call__(calls, x_t, r, t, v, progress=progress)
 
     method = Method(objective=Watched(), velocity=GuidedInput(), dropout=ConditionDropout(video=0.0, text=0.0))
     train_step(wrapped, nets.student, nets.teacher, batch, method, generator=torch.Generator().manual_seed(0))

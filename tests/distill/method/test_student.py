@@ -11,15 +11,15 @@ from meanflow import (
     CentralDifference,
     Correction,
     Guidance,
-    Headed,
     ImprovedMeanFlow,
     MeanFlow,
     MixedGuidance,
+    Prediction,
     TimePairs,
 )
 from teacher.flow_matching import ConditionDropout
 from teacher.network.batch import Batch
-from teacher.network.velocity import TeacherVelocity, student_headed, student_velocity
+from teacher.network.velocity import forward_velocity, student_prediction, student_velocity
 from tests.teacher.network.test_network import conditions, opened, small
 
 
@@ -42,13 +42,13 @@ def test_student_starts_as_the_teachers_velocity_for_every_interval_and_scale(
         teacher, guidance_embedding=guidance_embedding, velocity_head=velocity_head, time_embedding="teacher"
     )
     x, t = batch.latents, torch.rand(8, dtype=torch.float64)
-    v = TeacherVelocity(teacher)(x, t, batch.conditions)
+    v = forward_velocity(teacher, x, t, batch.conditions)
     encoded = student.encode_conditions(batch.conditions, 9)
     for r in (t, 0.3 * t, torch.zeros_like(t)):
         for omega in (1.0, 7.0) if guidance_embedding else (1.0,):
             assert torch.equal(student_velocity(student, x, r, t, encoded, omega), v)
             if velocity_head:
-                made = student_headed(student, x, r, t, encoded, omega)
+                made = student_prediction(student, x, r, t, encoded, omega)
                 assert torch.equal(made.u, v)
                 assert torch.equal(made.v, v)
 
@@ -63,7 +63,7 @@ def test_the_head_learns_apart_from_what_is_sampled(batch):
     assert names == {"interval_embed", "velocity_blocks", "velocity_layer"}
     t = torch.rand(8, dtype=torch.float64)
     before = student(batch.latents, t, batch.conditions, t)
-    assert isinstance(before, Headed)
+    assert isinstance(before, Prediction)
     with torch.no_grad():
         for name, parameter in student.named_parameters():
             if name.startswith("velocity_"):

@@ -11,11 +11,11 @@ import torch
 import tyro
 from safetensors.torch import load_file, save_file
 
-from distill import presets
 from distill.config import DistillRun, FromData, FromTeacher, FromWeights, GuidedInput, Method
 from distill.engines.optim import learning_rate
 from distill.method.adapters import ADAPTER, adapt
 from distill.method.student import NEW_PARAMETERS, student_from_teacher, time_fit
+from distill.presets import students as presets
 from distill.tasks import distil, student_task, time_note
 from meanflow import (
     AlphaFlow,
@@ -29,17 +29,18 @@ from meanflow import (
     TransitionModel,
 )
 from meanflow.config import from_plain, to_plain
-from scripts.distill import PRESETS
+from scripts.distill import commands
 from teacher.network.lora import LoRAConfig
 from teacher.network.mmaudio import FROZEN_PARAMETERS, MMAudio
 from teacher.network.velocity import student_velocity, teacher_velocity
-from teacher.weights import load_network
+from teacher.weights.loading import load_network
 from tests.distill import tiny
 from tests.teacher.network.test_network import conditions, opened, small
 
 LORA = LoRAConfig(rank=2, alpha=4.0)
 V2 = replace(tiny.NETWORK, version="v2")
 RECIPES = Path(__file__).parents[3] / "docs" / "methods" / "recipes.md"
+PRESETS = commands()
 DIFFERENCES = Correction(derivative=CentralDifference())
 
 
@@ -413,7 +414,7 @@ def test_the_page_lists_every_recipe_and_its_commands_parse():
     text = RECIPES.read_text()
     own = [name for name in PRESETS if name.startswith("mf-mjt") or name in ("demo", "debug")]
     assert all(f"`{name}`" in text for name in own)
-    commands = re.findall(r"-m scripts\.distill ((?:.|\\\n)*?)(?=\n)", text)
+    commands = re.findall(r"-m scripts\.distill ((?:.|\\\n)*?)(?<!\\)(?=\n)", text)
     assert len(commands) >= 6
     for command in commands:
         tyro.extras.overridable_config_cli(PRESETS, args=command.replace("\\\n", " ").split())

@@ -66,11 +66,11 @@ def pixels(frames: int) -> torch.Tensor:
 
 def test_eight_seconds_are_24_segments_of_both_senses(small):
     assert sync_video_frames(8.0) == 200
-    assert small.see(pixels(200)).shape == (24, 8, 64)  # (200 - 16) // 8 + 1
-    assert small.hear(0.1 * draw(2, 128_000)).shape == (2, 24, 6, 64)  # (128 000 - 10 240) // 5120 + 1
+    assert small.visual_features(pixels(200)).shape == (24, 8, 64)  # (200 - 16) // 8 + 1
+    assert small.audio_features(0.1 * draw(2, 128_000)).shape == (2, 24, 6, 64)  # (128 000 - 10 240) // 5120 + 1
     assert sync_segments(8.0) == 24
     # A vocoder's last frame runs over: 44.1 kHz clips of 8 s are 353 280 samples long, 128 174 of them at 16 kHz.
-    assert small.hear(0.1 * draw(1, 128_174)).shape[1] == 24
+    assert small.audio_features(0.1 * draw(1, 128_174)).shape[1] == 24
 
 
 def test_first_and_last_fourteen_segments_are_judged(small):
@@ -100,20 +100,20 @@ def test_a_segment_counts_in_the_windows_it_is_in(small, segment, first, last, s
 def test_shortest_clip_is_judged_twice_on_the_same(small):
     made = small.logits(draw(1, 14, 8, 64), draw(1, 14, 6, 64, seed=1))
     assert torch.equal(made[:, 0], made[:, 1])
-    assert small.see(pixels(120)).shape[0] == sync_segments(4.8) == 14
+    assert small.visual_features(pixels(120)).shape[0] == sync_segments(4.8) == 14
     with pytest.raises(ValueError, match=r"at least 14 segments \(4.80 s\)"):
         small.logits(draw(1, 13, 8, 64), draw(1, 13, 6, 64))
 
 
 def test_frames_and_waves_to_seconds(small):
-    seen, waves = small.see(pixels(200)), 0.1 * draw(2, 128_000)
+    seen, waves = small.visual_features(pixels(200)), 0.1 * draw(2, 128_000)
     logits = small(seen.expand(2, -1, -1, -1), waves)
-    torch.testing.assert_close(logits, small.logits(seen.expand(2, -1, -1, -1), small.hear(waves)))
+    torch.testing.assert_close(logits, small.logits(seen.expand(2, -1, -1, -1), small.audio_features(waves)))
     assert (logits[0] - logits[1]).abs().max() > 1e-4
     result = DeSync.from_logits(logits[:, 0], logits[:, 1])
     expected = -2.0 + 0.2 * logits.argmax(-1).double()
     assert result.offsets_s == pytest.approx(expected.numpy())
-    from_features = DeSync.from_features(seen[None], small.hear(waves[:1]), small.network.logits)
+    from_features = DeSync.from_features(seen[None], small.audio_features(waves[:1]), small.network.logits)
     assert from_features.offsets_s == pytest.approx(result.offsets_s[:1])
 
 
@@ -124,7 +124,7 @@ def test_stored_features_are_the_ones_that_are_seen(small, tmp_path):
     encoder = replace(load_sync_encoder(path), request=PIXELS)
     stored = encoder(pixels(64))
     assert stored.shape == (56, 64)
-    assert torch.equal(as_segments(stored), small.see(pixels(64)))
+    assert torch.equal(as_segments(stored), small.visual_features(pixels(64)))
     assert encoder.name == small.visual_name
     with pytest.raises(ValueError, match=r"features must be \(\.\.\., 8 segments, width\), got \(55, 64\)"):
         as_segments(stored[:55])
@@ -158,13 +158,13 @@ def test_features_that_do_not_fit_are_refused(small, visual, audio, message):
 
 def test_frames_and_waves_that_do_not_fit_are_refused(small):
     with pytest.raises(ValueError, match=r"uint8 of shape \(T, 3, 6, 6\)"):
-        small.see(pixels(20).float())
+        small.visual_features(pixels(20).float())
     with pytest.raises(ValueError, match="at least 16"):
-        small.see(pixels(15))
+        small.visual_features(pixels(15))
     with pytest.raises(ValueError, match=r"Synchformer needs clips of at least 0\.64 s \(10240 samples\)"):
-        small.hear(torch.zeros(1, 10_239))
+        small.audio_features(torch.zeros(1, 10_239))
     with pytest.raises(ValueError, match="finite"):
-        small.hear(torch.full((1, 16_000), float("inf")))
+        small.audio_features(torch.full((1, 16_000), float("inf")))
 
 
 # Files
@@ -219,7 +219,7 @@ def test_recorded_audio_features_and_logits(recordings):
     network.load_state_dict(recording.parameters(), strict=True, assign=True)
     loaded = LoadedFile(path=recordings, digest="", published=None)
     extractor = DesyncExtractor(network=network, loaded=loaded, digest="", visual_name="")
-    heard = extractor.hear(recorded_input(recording, "waveform"))
+    heard = extractor.audio_features(recorded_input(recording, "waveform"))
     logits = extractor.logits(*(recorded_input(recording, f"{sense}_features") for sense in ("visual", "audio")))
     expected = recording.tensors["out.audio.features"], recording.tensors["out.logits"]
     for made, recorded in zip((heard, logits[:, 0], logits[:, 1]), (*expected, expected[1]), strict=True):

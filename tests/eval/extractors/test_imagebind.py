@@ -13,8 +13,15 @@ from torch import nn
 from torch.nn import functional
 
 from eval.extractors.base import EmbeddingModel
-from eval.extractors.imagebind import IMAGEBIND_HUGE, UNUSED, ImageBind
-from eval.extractors.imagebind_front_end import (
+from eval.extractors.imagebind import (
+    IMAGEBIND_HUGE,
+    PICTURE_PLACES,
+    SOUND_PLACES,
+    UNUSED,
+    ImageBind,
+    ImageBindConfig,
+    ImageBindNetwork,
+    TowerConfig,
     checked_picture,
     crop_offsets,
     frame_request,
@@ -23,14 +30,7 @@ from eval.extractors.imagebind_front_end import (
     piece_starts,
     sound_pieces,
 )
-from eval.extractors.imagebind_trunk import (
-    PICTURE_PLACES,
-    SOUND_PLACES,
-    ImageBindConfig,
-    ImageBindNetwork,
-    TowerConfig,
-)
-from eval.extractors.kaldi_fbank import KaldiFbank
+from eval.extractors.mel_front_end import KaldiFbank
 from eval.metrics.alignment import paired_cosines
 from teacher.files import file_digest
 from teacher.files.errors import WeightsError
@@ -247,7 +247,7 @@ def test_a_short_wave_is_its_piece_three_times(small):
     assert torch.equal(pieces[:, 0], pieces[:, 1])
     assert torch.equal(pieces[:, 0], pieces[:, 2])
     with torch.no_grad():
-        torch.testing.assert_close(small(wave), small.network.hear(pieces[:, 0]))
+        torch.testing.assert_close(small(wave), small.network.embed_sound(pieces[:, 0]))
 
 
 # What is seen
@@ -284,11 +284,11 @@ def test_successive_pairs_in_three_squares(frames, clips):
 def test_wrong_frames_are_refused(small):
     for wrong in (pixels(4, 3, 225, 300), pixels(4, 3, 200, 224), pixels(4, 1, 224, 224), pixels(3, 224, 224)):
         with pytest.raises(ValueError, match=r"\(T, 3, H, W\) with a short side of 224, got torch.uint8"):
-            small.see(wrong)
+            small.embed_frames(wrong)
     with pytest.raises(ValueError, match=r"got torch.float32"):
-        small.see(torch.zeros(4, 3, 224, 224))
+        small.embed_frames(torch.zeros(4, 3, 224, 224))
     with pytest.raises(ValueError, match=r"at least 2 frames \(4 s of picture\), got 1"):
-        small.see(pixels(1, 3, 224, 224))
+        small.embed_frames(pixels(1, 3, 224, 224))
 
 
 def test_nothing_is_cut_off_when_frames_are_read():
@@ -321,7 +321,7 @@ def test_frames_are_taken_at_odd_seconds_one_after_those_of_the_rate_filter(tmp_
     assert numbers(frames) == [5, 15, 25, 35]
     assert [(shade - 16) // 5 for shade in filtered(clip, 5)] == [4, 14, 24, 34]
     assert numbers(imagebind_frames(path, start_s=2.0, duration_s=5.9)) == [15, 25]
-    assert small.see(frames).shape == (12,)
+    assert small.embed_frames(frames).shape == (12,)
 
 
 def filtered(clip: np.ndarray, fps: int) -> list[int]:
@@ -394,7 +394,7 @@ def test_picture_tower_is_torchs(small):
     cut = clips.unflatten(4, (16, 14)).unflatten(3, (16, 14)).permute(0, 3, 5, 1, 2, 4, 6).flatten(3).flatten(1, 2)
     expected = by_torch(tensors, "vision", with_places(tensors, "vision", cut @ kernel.T), 2)
     with torch.no_grad():
-        torch.testing.assert_close(small.network.see(clips), expected, atol=2e-5, rtol=1e-4)
+        torch.testing.assert_close(small.network.embed_picture(clips), expected, atol=2e-5, rtol=1e-4)
 
 
 def test_sound_tower_is_torchs(small):
@@ -409,17 +409,17 @@ def test_sound_tower_is_torchs(small):
     )
     expected = by_torch(tensors, "audio", with_places(tensors, "audio", patches), 3)
     with torch.no_grad():
-        torch.testing.assert_close(small.network.hear(pieces), expected, atol=2e-5, rtol=1e-4)
+        torch.testing.assert_close(small.network.embed_sound(pieces), expected, atol=2e-5, rtol=1e-4)
 
 
 def test_a_clip_is_the_mean_of_unit_vectors(small):
     wave, frames = draw(1, 128_000), pixels(4, 3, 224, 300)
     with torch.no_grad():
-        heard = small.network.hear(sound_pieces(wave)[0])
-        seen = small.network.see(picture_clips(frames))
+        heard = small.network.embed_sound(sound_pieces(wave)[0])
+        seen = small.network.embed_picture(picture_clips(frames))
     assert heard.shape == (3, 12)
     assert seen.shape == (9, 12)
-    for parts, whole in ((heard, small(wave)[0]), (seen, small.see(frames))):
+    for parts, whole in ((heard, small(wave)[0]), (seen, small.embed_frames(frames))):
         torch.testing.assert_close(parts.norm(dim=1), torch.ones(len(parts)))
         torch.testing.assert_close(whole, parts.mean(dim=0), atol=1e-6, rtol=1e-5)
         assert 0.1 < float(whole.norm()) < 1.0
@@ -429,7 +429,7 @@ def test_the_logit_scale_moves_no_cosine(small, tmp_path):
     """The official sound embeddings are exp(log_logit_scale) times as long: here the number changes nothing."""
     name = "modality_postprocessors.audio.1.log_logit_scale"
     other = ImageBind.load(written(tmp_path, small_tensors() | {name: torch.tensor(3.0)}), config=SMALL)
-    waves, seen = draw(2, 64_000), small.see(pixels(4, 3, 224, 224))
+    waves, seen = draw(2, 64_000), small.embed_frames(pixels(4, 3, 224, 224))
     assert torch.equal(other(waves), small(waves))
     picture = seen.expand(2, -1)
     assert paired_cosines(20.0 * small(waves), picture) == pytest.approx(paired_cosines(small(waves), picture))
@@ -438,7 +438,7 @@ def test_the_logit_scale_moves_no_cosine(small, tmp_path):
 def test_a_clip_does_not_depend_on_its_batch(small, monkeypatch):
     waves, frames = draw(5, 64_000), pixels(5, 3, 224, 240)
     monkeypatch.setattr("eval.extractors.imagebind.CLIPS_AT_ONCE", 2)
-    together, parts = small.embed(waves), small.see(frames)
+    together, parts = small.embed(waves), small.embed_frames(frames)
     assert together.counts == (1,) * 5
     assert together.rows.shape == (5, 12)
     assert together.logits is None
@@ -446,7 +446,7 @@ def test_a_clip_does_not_depend_on_its_batch(small, monkeypatch):
         torch.testing.assert_close(together.rows[k : k + 1], small(waves[k : k + 1]), atol=1e-5, rtol=1e-5)
     assert (together.rows[0] - together.rows[1]).abs().max() > 1e-3
     monkeypatch.setattr("eval.extractors.imagebind.CLIPS_AT_ONCE", 100)
-    torch.testing.assert_close(small.see(frames), parts, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(small.embed_frames(frames), parts, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(small(waves), together.rows, atol=1e-5, rtol=1e-5)
 
 

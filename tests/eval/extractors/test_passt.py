@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn import functional
 
 from eval.extractors.base import EmbeddingModel
-from eval.extractors.kaldi_fbank import mel_filters
+from eval.extractors.mel_front_end import kaldi_filters
 from eval.extractors.passt import (
     CLIP_SAMPLES,
     PASST_S,
@@ -21,7 +21,7 @@ from eval.extractors.passt import (
 )
 from teacher.files import file_digest
 from teacher.files.errors import WeightsError
-from tests.eval.extractors.test_kaldi_fbank import PASST, chirps, recorded_rounding
+from tests.eval.extractors.test_mel_front_end import PASST, chirps, recorded_rounding
 from tests.golden.recipe import recipe_tensor
 from tests.rounding import UNIT, log_energy
 
@@ -111,7 +111,7 @@ def test_file_in_the_published_sizes_loads(tmp_path):
 
 def test_recorded_spectrogram():
     wave = ten_seconds(chirps(32_000, 8.0))
-    made, areas = passt_spectrogram(wave)[0], mel_filters(**PASST).sum(1)
+    made, areas = passt_spectrogram(wave)[0], kaldi_filters(**PASST).sum(1)
     emphasised = functional.pad((wave[:, 1:] - 0.97 * wave[:, :-1])[None], (400, 400), mode="reflect")[0, 0]
     norms = (emphasised.unfold(0, 800, 320) * torch.hann_window(800, periodic=False)).norm(dim=1)
     recorded = [

@@ -12,12 +12,12 @@ import pytest
 import soxr
 import torch
 
-from eval.extractors import aesthetics, clap, imagebind, imagebind_front_end, panns, passt, synchformer
+from eval.extractors import aesthetics, clap, imagebind, panns, passt, synchformer
 from eval.extractors import vggish as vggish_file
 from eval.extractors.base import Embeddings
 from eval.extractors.clap_text import GPT2, ROBERTA
 from eval.extractors.clip_audio import ClipAudio
-from eval.extractors.imagebind_front_end import imagebind_frames
+from eval.extractors.imagebind import imagebind_frames
 from eval.features.published_models import PublishedModels
 from eval.features.sources import ModelSource
 from eval.metrics.alignment import paired_cosines
@@ -141,7 +141,7 @@ def test_imagebind_is_the_cosine_of_sound_and_picture(files, small, media, tmp_p
     waves = sounds(3)
     found = independent(judge, records, waves)
     assert found[2] == {}  # no picture
-    seen = torch.stack([model.see(imagebind_frames(path, duration_s=DURATION_S)) for path in media[:2]])
+    seen = torch.stack([model.embed_frames(imagebind_frames(path, duration_s=DURATION_S)) for path in media[:2]])
     cut = waves - waves.mean(dim=1, keepdim=True)
     expected = paired_cosines(model(cut[:2]), seen)
     assert [list(entry) for entry in found[:2]] == [["ib_score"]] * 2
@@ -166,7 +166,7 @@ def test_desync_is_of_the_first_and_the_last_window(files, small, media, tmp_pat
         heard = wave.double().numpy()  # the offset stays in
         if rate != RATE:
             heard = soxr.resample(heard, rate, RATE, quality="HQ")
-        logits = model(model.see(torch.from_numpy(frames))[None], torch.from_numpy(heard).float()[None])
+        logits = model(model.visual_features(torch.from_numpy(frames))[None], torch.from_numpy(heard).float()[None])
         assert entry == {"desync": DeSync.from_logits(logits[:, 0], logits[:, 1]).per_clip_s[0]}
     assert {entry["desync"] for entry in found[:2]} != {0.0}
 
@@ -178,7 +178,7 @@ def test_sides_are_kept_by_the_content_of_the_file(files, small, media, tmp_path
         read.append(path.name)
         return imagebind_frames(path, **options)
 
-    monkeypatch.setattr(imagebind_front_end, "imagebind_frames", counted)
+    monkeypatch.setattr(imagebind, "imagebind_frames", counted)
     cache, waves = tmp_path / "cache", sounds(1)
 
     def score(path: Path, **changes: object) -> float:

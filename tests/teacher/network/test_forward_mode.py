@@ -8,7 +8,7 @@ from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.meanflow_step import Step, flops, opened, random_conditions
-from meanflow import CentralDifference, Field, ForwardAD, MeanFlow
+from meanflow import CentralDifference, ForwardAD, MeanFlow, StudentCalls, u_only
 from teacher.network.mmaudio import MMAudio
 from teacher.network.variants import VARIANTS, replace
 from teacher.network.velocity import student_velocity
@@ -59,9 +59,9 @@ def test_rows_that_do_not_move_never_enter():
             assert len(x) == 2
             return student_velocity(net, x, r, t, some)
 
-        return u
+        return u_only(u)
 
-    residual = MeanFlow()(Field(train=lambda rows: _u(net, encoded), plain=plain), x, r, t, v)
+    residual = MeanFlow()(StudentCalls(train=lambda rows: u_only(_u(net, encoded)), plain=plain), x, r, t, v)
     assert entered == [[1, 4]]
     assert residual.correction[[0, 2, 3]].abs().max() == 0
     assert residual.correction[[1, 4]].abs().max() > 0

@@ -12,7 +12,7 @@ from meanflow.sampling import midpoint
 from scripts.sample import Sample, sampling_config
 from teacher.network.mmaudio import Encoded
 from teacher.network.sequence import SEQUENCE_16K, SEQUENCE_44K, image_frames, sync_frames
-from teacher.network.velocity import Guide, TeacherVelocity, student_velocity
+from teacher.network.velocity import Guide, forward_velocity, student_velocity
 from teacher.sampling.generator import clip_seed, generate, network_evaluations, noise
 from teacher.sampling.pipeline import SamplingConfig
 from tests.teacher.network.test_network import conditions, opened, small
@@ -23,7 +23,7 @@ def test_clock_is_reversed_once():
     config = small()
     net, c = opened(config), conditions(config)
     x, t = torch.randn(2, 9, 4, dtype=torch.float64), torch.rand(2, dtype=torch.float64)
-    torch.testing.assert_close(TeacherVelocity(net)(x, t, c), -net(x, 1 - t, c), rtol=0, atol=0)
+    torch.testing.assert_close(forward_velocity(net, x, t, c), -net(x, 1 - t, c), rtol=0, atol=0)
 
 
 def test_one_euler_step_of_a_teacher_by_hand():
@@ -127,7 +127,7 @@ def test_solver_grid_and_first_steps_reach_the_sampler():
     net, c = opened(config), conditions(config)
     e = torch.randn(2, 9, 4, dtype=torch.float64)
     made = generate(net, c, e, num_steps=25, guidance=Guidance(), solver="midpoint", shift=2.0, zero_init_steps=20)
-    by_hand = midpoint(lambda x, t: TeacherVelocity(net)(x, t, c), e, time_grid(25, 2.0)[20:])
+    by_hand = midpoint(lambda x, t: forward_velocity(net, x, t, c), e, time_grid(25, 2.0)[20:])
     torch.testing.assert_close(made, by_hand.detach(), rtol=0, atol=1e-12)
 
 

@@ -8,13 +8,13 @@ import pytest
 import torch
 
 from teacher.files import check_digests, read_digests
+from teacher.files.errors import WeightsError
 from teacher.sampling import model_card as pretrained
-from teacher.sampling.model_card import folder_of
-from teacher.sampling.pipeline import Card, Pipeline
-from teacher.weights import WeightsError
+from teacher.sampling.model_card import ModelCard, folder_of
+from teacher.sampling.pipeline import Pipeline
 from tests.saved_student import tiny_pipeline
 
-CARD = Card(name="me/bells", description="Bells.", data="my bells, CC0", metrics={"FD": 1.5}, measured="ten clips")
+CARD = ModelCard(name="me/bells", description="Bells.", data="my bells, CC0", metrics={"FD": 1.5}, measured="ten clips")
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +78,7 @@ def test_what_is_no_folder_and_no_name_is_refused_in_one_line(tmp_path, pipeline
     with pytest.raises(WeightsError, match="no published parts"):
         pipeline.save_pretrained(tmp_path / "parts", CARD, parts=True)
     with pytest.raises(ValueError, match="measured must say"):
-        Card(name="x", metrics={"FD": 1.0})
+        ModelCard(name="x", metrics={"FD": 1.0})
 
 
 def test_a_hub_name_is_fetched_as_data_only(tmp_path, monkeypatch):

@@ -5,12 +5,17 @@ import math
 import pytest
 import torch
 
-from eval.extractors.kaldi_fbank import ENERGY_FLOOR, KaldiFbank, mel, mel_filters
+from eval.extractors.mel_front_end import ENERGY_FLOOR, KaldiFbank, hz_to_htk, kaldi_filters
 from tests.rounding import UNIT, log_energy
 
 PASST = {"sample_rate": 32_000, "n_fft": 1024, "num_mels": 128, "fmin_hz": 0.0, "fmax_hz": 15_000.0}
 IMAGEBIND = {"sample_rate": 16_000, "n_fft": 512, "num_mels": 128, "fmin_hz": 20.0, "fmax_hz": 8000.0}
 SETTINGS = [pytest.param(PASST, id="passt"), pytest.param(IMAGEBIND, id="imagebind")]
+
+
+def mel(hz: float) -> float:
+    """1127 ln(1 + f / 700)."""
+    return 1127.0 * math.log(1.0 + hz / 700.0)
 
 
 def points(settings: dict) -> torch.Tensor:
@@ -34,9 +39,8 @@ def chirps(sample_rate: int, duration_s: float) -> torch.Tensor:
 
 def test_mel_scale():
     # 1127 = 1000 / ln(1 + 1000 / 700) to four digits: 1000 Hz is 1000 mel.
-    assert mel(0.0) == 0.0
-    assert mel(1000.0) == pytest.approx(1000.0, abs=0.02)
-    assert mel(700.0) == pytest.approx(1127.0 * math.log(2.0))
+    found = hz_to_htk(torch.tensor([0.0, 1000.0, 700.0, 4321.0], dtype=torch.float64)).tolist()
+    assert found == pytest.approx([0.0, 1000.0, 1127.0 * math.log(2.0), mel(4321.0)], abs=0.02)
 
 
 @pytest.mark.parametrize("settings", SETTINGS)
@@ -45,7 +49,7 @@ def test_filters_are_triangles_in_mel(settings):
     corners, bins = points(settings), bin_mels(settings)
     step = corners[1] - corners[0]
     expected = (1.0 - (bins - corners[1:-1, None]).abs() / step).clamp_min(0.0)
-    made = mel_filters(**settings)
+    made = kaldi_filters(**settings)
     assert made.shape == (128, settings["n_fft"] // 2 + 1)
     assert made.dtype == torch.float32
     # Weights are at most 1, so that the one rounding is at most UNIT; float64 leaves 1e-16 * 3504 mel / 22 mel more.
@@ -55,7 +59,7 @@ def test_filters_are_triangles_in_mel(settings):
 
 @pytest.mark.parametrize("settings", SETTINGS)
 def test_filters_add_up_to_one_between_the_outer_centres(settings):
-    corners, bins, total = points(settings), bin_mels(settings), mel_filters(**settings).double().sum(0)[:-1]
+    corners, bins, total = points(settings), bin_mels(settings), kaldi_filters(**settings).double().sum(0)[:-1]
     inside = (bins >= corners[1]) & (bins <= corners[-2])
     assert int(inside.sum()) > 200
     # Two rounded weights in every bin.
@@ -69,19 +73,19 @@ def test_filters_add_up_to_one_between_the_outer_centres(settings):
 
 def test_edges_in_hertz():
     """The top corner is 15 000 Hz, bin 480 of 31.25 Hz: the last weight is in bin 479, the first one in bin 1."""
-    used = (mel_filters(**PASST).sum(0) > 1e-4).nonzero().flatten()
+    used = (kaldi_filters(**PASST).sum(0) > 1e-4).nonzero().flatten()
     assert [int(used[0]), int(used[-1])] == [1, 479]
     # 20 Hz lies below the first bin, 31.25 Hz; 8000 Hz is Nyquist, bin 256, left out.
-    used = (mel_filters(**IMAGEBIND).sum(0) > 1e-4).nonzero().flatten()
+    used = (kaldi_filters(**IMAGEBIND).sum(0) > 1e-4).nonzero().flatten()
     assert [int(used[0]), int(used[-1])] == [1, 255]
 
 
 def test_filters_narrower_than_a_bin_may_be_empty():
     """At 0 Hz a PaSST filter is 2 x 16.9 = 33.8 Hz wide, more than a bin: none is empty. ImageBind's are 27 Hz."""
-    assert int((mel_filters(**PASST).sum(1) == 0).sum()) == 0
+    assert int((kaldi_filters(**PASST).sum(1) == 0).sum()) == 0
     corners, bins = points(IMAGEBIND), bin_mels(IMAGEBIND)
     held = [bool(((bins > corners[m]) & (bins < corners[m + 2])).any()) for m in range(128)]
-    assert (mel_filters(**IMAGEBIND).sum(1) > 0).tolist() == held
+    assert (kaldi_filters(**IMAGEBIND).sum(1) > 0).tolist() == held
     assert held.count(False) == 1
 
 
@@ -116,13 +120,13 @@ def recorded_rounding(settings: dict, place: int) -> float:
 def test_recorded_filters(settings, filter_, place, value):
     tolerance = recorded_rounding(settings, place)
     assert tolerance < 1.3e-4
-    assert float(mel_filters(**settings)[filter_, place]) == pytest.approx(value, abs=tolerance)
+    assert float(kaldi_filters(**settings)[filter_, place]) == pytest.approx(value, abs=tolerance)
 
 
 def test_recorded_energies():
     wave = chirps(16_000, 2.0)
     wave = wave - wave.mean()
-    made, areas = KaldiFbank()(wave)[0], mel_filters(**IMAGEBIND).sum(1)
+    made, areas = KaldiFbank()(wave)[0], kaldi_filters(**IMAGEBIND).sum(1)
     recorded = [
         (0, 0, -2.4992971420288086), (0, 20, -10.776091575622559), (50, 31, -0.4716452956199646),
         (100, 60, 4.877125263214111), (197, 70, -9.391669273376465),
@@ -161,7 +165,7 @@ def test_one_frame_by_the_formula():
     spectrum = windowed.to(torch.complex128) @ torch.exp(
         -2j * math.pi / 512 * torch.outer(n, torch.arange(257).double())
     )
-    energies = mel_filters(**IMAGEBIND).double() @ spectrum.abs().square()
+    energies = kaldi_filters(**IMAGEBIND).double() @ spectrum.abs().square()
     torch.testing.assert_close(KaldiFbank()(wave[None])[0, 2], energies.clamp_min(2.0**-23).log(), atol=1e-9, rtol=1e-9)
 
 
@@ -200,7 +204,7 @@ def test_rows_do_not_meet_and_waves_are_not_changed():
 )
 def test_filters_that_do_not_exist_are_refused(change, message):
     with pytest.raises(ValueError, match=message):
-        mel_filters(**(PASST | change))
+        kaldi_filters(**(PASST | change))
 
 
 def test_settings_and_waves_that_do_not_fit_are_refused():
