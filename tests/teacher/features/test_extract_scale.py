@@ -144,22 +144,29 @@ def test_a_cut_at_every_rename_leaves_a_folder_that_goes_on(items, tmp_path, mon
     extract(few, tmp_path / "whole", config)
     cut_at = 2 if when == "before" else 1  # the first rename of a run must happen for the next one to be further
 
+    true_unlink, without_power = Path.unlink, False
+
     def cutting(source, target):
-        nonlocal done
+        nonlocal done, without_power
         done += 1
-        if done == cut_at and when == "before":
+        without_power = done == cut_at
+        if without_power and when == "before":
             raise PowerCut
         true_os(source, target)
-        if done == cut_at:
+        if without_power:
             raise PowerCut
+
+    def unlink(path, missing_ok=False):
+        if not without_power:
+            true_unlink(path, missing_ok=missing_ok)
 
     cuts = 0
     with monkeypatch.context() as patch:
         patch.setattr(Path, "replace", cutting)
         patch.setattr(os, "replace", cutting)
-        patch.setattr(Path, "unlink", lambda *_, **__: None)
+        patch.setattr(Path, "unlink", unlink)
         while True:
-            done = 0
+            done, without_power = 0, False
             try:
                 extract(few, tmp_path / "cut", config)
                 break
