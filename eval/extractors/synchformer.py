@@ -134,12 +134,6 @@ class DesyncExtractor:
             ]
         return torch.cat(parts)
 
-    def __call__(
-        self, visual: Float[Tensor, "clips segments 8 width"], waves: Float[Tensor, "clips samples"]
-    ) -> Float[Tensor, "clips 2 21"]:
-        """`logits` of the visual features and of the audio features of the waves."""
-        return self.logits(visual, self.audio_features(waves))
-
     def _window_logits(self, visual: Tensor, audio: Tensor) -> Tensor:
         device = self._device
         return self.network.logits(visual.to(device).float(), audio.to(device).float()).cpu()

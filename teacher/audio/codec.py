@@ -107,6 +107,13 @@ def check_statistics(mean: Tensor, std: Tensor, channels: int) -> tuple[Tensor, 
     return mean.detach().float().cpu().clone(), std.detach().float().cpu().clone()
 
 
+def check_finite(latent: Tensor) -> Tensor:
+    """The latent itself; ValueError where it holds NaN or infinity."""
+    if not bool(torch.isfinite(latent).all()):
+        raise ValueError("latent must be finite, got NaN or infinity")
+    return latent
+
+
 FITTED = "embedded"
 """Kind of a fitted codec, and of files written before there were kinds."""
 CONTENT = "content"

@@ -23,7 +23,15 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
-from teacher.audio.codec import FITTED, Posterior, Stage, check_statistics, read_codec_file, write_codec_file
+from teacher.audio.codec import (
+    FITTED,
+    Posterior,
+    Stage,
+    check_finite,
+    check_statistics,
+    read_codec_file,
+    write_codec_file,
+)
 from teacher.audio.griffin_lim import griffin_lim
 from teacher.audio.mel import MEL_16K, MelConfig, log_mel
 from teacher.network.sequence import SequenceConfig, check_whole
@@ -186,9 +194,7 @@ class EmbeddedCodec:
         return (Stage("latent decode", self._finite_mel), Stage("vocoder", self._sound))
 
     def _finite_mel(self, latent: Tensor) -> Tensor:
-        if not bool(torch.isfinite(latent).all()):
-            raise ValueError("latent must be finite, got NaN or infinity")
-        return self.decode_mel(latent)
+        return self.decode_mel(check_finite(latent))
 
     @torch.no_grad()
     def _sound(self, mel: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
-from teacher.audio.codec import Posterior, Stage, check_statistics, read_codec_file, write_codec_file
+from teacher.audio.codec import Posterior, Stage, check_finite, check_statistics, read_codec_file, write_codec_file
 from teacher.audio.mel import MEL_16K, MEL_44K, MelConfig, log_mel
 from teacher.audio.vae import VAE, VAE_16K, VAE_44K, Part, VAEConfig, load_vae
 from teacher.audio.vocoder import BIGVGAN_16K, BIGVGAN_V2_44K, BigVGAN, VocoderConfig
@@ -235,9 +235,7 @@ class MMAudioCodec:
 
     @torch.no_grad()
     def _finite_mel(self, latent: Tensor) -> Tensor:
-        if not bool(torch.isfinite(latent).all()):
-            raise ValueError("latent must be finite, got NaN or infinity")
-        return self._mel(latent)
+        return self._mel(check_finite(latent))
 
     @torch.no_grad()
     def _sound(self, mel: Tensor) -> Tensor:
