@@ -22,7 +22,15 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
-from teacher.audio.codec import FITTED, Posterior, Stage, check_statistics, read_codec_file, write_codec_file
+from teacher.audio.codec import (
+    FITTED,
+    Posterior,
+    Stage,
+    check_finite,
+    check_statistics,
+    read_codec_file,
+    write_codec_file,
+)
 from teacher.audio.griffin_lim import griffin_lim
 from teacher.audio.mel import MEL_16K, MelConfig, log_mel
 from teacher.files import json_digest
@@ -91,6 +99,11 @@ class EmbeddedCodec:
         """SHA-256 over names, shapes and float32 values of the tensors and the mel configuration."""
         named = sorted(self._tensors().items())
         return json_digest(asdict(self.mel), (f"{n}{tuple(t.shape)}".encode() + t.numpy().tobytes() for n, t in named))
+
+    @property
+    def facts(self) -> dict[str, float]:
+        """Fraction of the patches' variance that the channels keep, on the sounds of the fit."""
+        return {"explained_variance": self.explained_variance}
 
     @classmethod
     def fit(
@@ -178,9 +191,7 @@ class EmbeddedCodec:
         return (Stage("latent decode", self._finite_mel), Stage("vocoder", self._sound))
 
     def _finite_mel(self, latent: Tensor) -> Tensor:
-        if not bool(torch.isfinite(latent).all()):
-            raise ValueError("latent must be finite, got NaN or infinity")
-        return self.decode_mel(latent)
+        return self.decode_mel(check_finite(latent))
 
     @torch.no_grad()
     def _sound(self, mel: Tensor) -> Tensor:
