@@ -27,41 +27,6 @@ PREFIX = "module."
 """Put before every name by data-parallel wrappers."""
 
 
-class FeatureExtractor(Protocol):
-    """Waveforms to fixed-length vectors.
-
-    `name` is printed beside every number made with it and enters the configuration digest. The vector of a clip must
-    not depend on the batch it is in.
-    """
-
-    @property
-    def name(self) -> str:
-        """Identity of the features, including anything that changes their values."""
-        ...
-
-    @property
-    def sample_rate(self) -> int:
-        """Sample rate in Hz of the waves it expects."""
-        ...
-
-    def __call__(self, waves: Tensor) -> Tensor:
-        """waves (batch, samples) -> features (batch, dimensions)."""
-        ...
-
-
-class Classifier(Protocol):
-    """Feature vectors to class logits."""
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        """Names of the classes, in the order of the logits."""
-        ...
-
-    def logits(self, features: Tensor) -> Tensor:
-        """features (batch, dimensions) -> logits (batch, classes)."""
-        ...
-
-
 class EmbeddingModel(Protocol):
     """A pretrained network that gives each clip one or more embedding rows, and perhaps class logits."""
 
