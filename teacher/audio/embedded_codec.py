@@ -103,6 +103,11 @@ class EmbeddedCodec:
             sha.update(tensor.numpy().tobytes())
         return sha.hexdigest()
 
+    @property
+    def facts(self) -> dict[str, float]:
+        """Fraction of the patches' variance that the channels keep, on the sounds of the fit."""
+        return {"explained_variance": self.explained_variance}
+
     @classmethod
     def fit(
         cls, waves: Iterable[Tensor | np.ndarray], *, mel: MelConfig = MEL_16K, latent_channels: int = 20

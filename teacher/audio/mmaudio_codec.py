@@ -41,6 +41,11 @@ class AudioStack:
     vae_component: str
     vocoder_component: str
 
+    @property
+    def files(self) -> tuple[str, str]:
+        """Names of the component files in a folder of weights: VAE and vocoder."""
+        return f"{self.vae_component}.safetensors", f"{self.vocoder_component}.safetensors"
+
     def __post_init__(self) -> None:
         rates = (self.mel.sample_rate, self.mel.hop_length, self.vocoder.hop_length, self.sequence.latent_downsample)
         if rates != (self.sequence.sample_rate, self.sequence.hop_length, self.sequence.hop_length, 2):
@@ -126,7 +131,7 @@ class Models:
 
 @dataclass(frozen=True, kw_only=True)
 class MMAudioCodec:
-    """MMAudio's VAE and vocoder. Make one with `registry.mmaudio_codec` or `registry.open_codec`.
+    """MMAudio's VAE and vocoder. Make one with `mmaudio_codec`, or `registry.open_codec` from its file.
 
     Arithmetic is float32 on the models' device; what is returned lies where the argument lay.
     """
@@ -154,6 +159,11 @@ class MMAudioCodec:
         for statistic in (self.latent_mean, self.latent_std):
             sha.update(statistic.numpy().tobytes())
         return sha.hexdigest()
+
+    @property
+    def facts(self) -> dict[str, float]:
+        """Nothing: a published codec is not fitted here."""
+        return {}
 
     @torch.no_grad()
     def posterior(self, wave: Float[Tensor, "batch samples"]) -> Posterior:
@@ -240,3 +250,12 @@ class MMAudioCodec:
         given = latent.detach().to(self.models.device, torch.float32)
         raw = given * self.latent_std.to(given) + self.latent_mean.to(given)
         return self.models.decoder.decode(raw.transpose(1, 2))
+
+
+def mmaudio_codec(name: str, weights_dir: Path, device: str = "cpu") -> MMAudioCodec:
+    """A published codec whose statistics are not known yet: latent_mean 0, latent_std 1."""
+    if name not in STACKS:
+        raise ValueError(f"codec must be one of {', '.join(STACKS)}, got {name!r}")
+    channels = STACKS[name].vae.latent_channels
+    models = Models(stack=STACKS[name], weights_dir=Path(weights_dir), device=device)
+    return MMAudioCodec(models=models, latent_mean=torch.zeros(channels), latent_std=torch.ones(channels))

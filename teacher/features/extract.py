@@ -18,7 +18,6 @@ from typing import Any
 import torch
 
 from teacher.audio.codec import AudioCodec
-from teacher.audio.embedded_codec import EmbeddedCodec
 from teacher.encoders.registry import Encoders, load_encoders
 from teacher.features import store
 from teacher.features.codec import fitted_codec, given_codec, latent_statistics
@@ -176,9 +175,7 @@ def _finish(
         mean, std = codec.latent_mean, codec.latent_std
     if has_std or not (out / "codec.safetensors").is_file():
         codec.save(out / "codec.safetensors")
-    info["codec"] |= {"digest": codec.digest, "latent_space": space}
-    if isinstance(codec, EmbeddedCodec):
-        info["codec"]["explained_variance"] = codec.explained_variance
+    info["codec"] |= {"digest": codec.digest, "latent_space": space, **codec.facts}
     info["digest"] = hashlib.sha256(json.dumps([plan, codec.digest], sort_keys=True).encode()).hexdigest()
     if config.weights_dir is not None:  # where sampling and training find the same files; not part of the digest
         info["weights_dir"] = str(config.weights_dir.resolve())
