@@ -5,7 +5,6 @@ from dataclasses import dataclass, field, fields
 from functools import partial
 from pathlib import Path
 from pkgutil import resolve_name
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -31,26 +30,23 @@ PROMPTS_CACHED = 4096
 """Captions whose embeddings are kept in memory."""
 LEAST_S = {"imagebind": 4.0, "synchformer": 4.8}
 """Two frames of picture 2 s apart; the 14 segments that the offset head takes."""
-
-
-def _embedding_model(adapter: str) -> Any:
-    """The file of a model whose features are a source of set metrics, called as the field is. `adapter` is
-    "module:class" of its `EmbeddingModel`, imported only where the file is given."""
-    return field(default=None, metadata={"adapter": adapter})
+ADAPTER = "adapter"
+"""Marks a field of `PublishedModels` whose model is a source of features for set metrics, called as the field is. The
+value is "module:class" of its `EmbeddingModel`, which is imported only where the file is given."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PublishedModels:
     """Files of published models; nothing is downloaded, and what is not given is left out of the tables by name.
 
-    A new audio embedding model is its adapter and one field here.
+    A new audio embedding model is its adapter and one field here, with `ADAPTER`.
     """
 
-    passt: Path | None = _embedding_model("eval.extractors.passt:Passt")
+    passt: Path | None = field(default=None, metadata={ADAPTER: "eval.extractors.passt:Passt"})
     """PaSST, passt-s-f128-p16-s10-ap.476-swa.pt: FD, KL, IS and KAD of PaSST."""
-    panns: Path | None = _embedding_model("eval.extractors.panns:Panns")
+    panns: Path | None = field(default=None, metadata={ADAPTER: "eval.extractors.panns:Panns"})
     """PANNs, Cnn14_16k_mAP=0.438.pth: FD, KL, IS and KAD of PANNs."""
-    vggish: Path | None = _embedding_model("eval.extractors.vggish:Vggish")
+    vggish: Path | None = field(default=None, metadata={ADAPTER: "eval.extractors.vggish:Vggish"})
     """VGGish, vggish-10086976.pth: FD of VGGish."""
     synchformer: Path | None = None
     """Synchformer with its offset head, synchformer_state_dict.pth: DeSync."""
@@ -94,8 +90,8 @@ class PublishedModels:
                 raise ValueError(f"{name} takes clips of at least {least_s:g} s, these are of {duration_s:g} s")
         sources: list[FeatureSource] = []
         for one in fields(self):
-            if "adapter" in one.metadata and getattr(self, one.name) is not None:
-                model = resolve_name(one.metadata["adapter"]).load(getattr(self, one.name), device=device)
+            if ADAPTER in one.metadata and getattr(self, one.name) is not None:
+                model = resolve_name(one.metadata[ADAPTER]).load(getattr(self, one.name), device=device)
                 sources.append(ModelSource(source=one.name, model=model, duration_s=duration_s))
         scorers = [*model_free_scorers()]
         sides = _Sides(cache=FeatureCache(folder=cache), digests=FileDigests(folder=cache, process=process))
