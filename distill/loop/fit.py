@@ -117,7 +117,7 @@ class _Loop:
         )
         with progress:
             for step in range(session.first, loop.steps):
-                self.watchdog.beat(f"step {step + 1}", kept=self._kept())
+                self.watchdog.beat(f"step {step + 1}", checkpoint=self._kept())
                 signal = self._update(step)
                 done = step + 1
                 progress.update()
