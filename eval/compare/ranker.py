@@ -1,12 +1,10 @@
 """Which of several sounds for one picture or one text to keep."""
 
 import tempfile
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import torch
 from torch import Tensor
 
 from eval.compare.rows import Task
@@ -90,8 +88,3 @@ class Ranker:
             raise ValueError(f"--score {self.score} says nothing about this sound (no caption, or too short a clip)")
         sign = -1.0 if self.score in LOWER_IS_BETTER else 1.0
         return [sign * value for value in found[0]]
-
-
-def best(values: Sequence[float]) -> int:
-    """Index of the largest value, the first of equals."""
-    return int(torch.tensor(values, dtype=torch.float64).argmax())
