@@ -21,7 +21,7 @@ from typing import Literal
 import torch
 import tyro
 
-from eval.compare.ranker import VIDEO_ONLY, Ranker, Score
+from eval.compare.ranker import RANKING, Ranker, Score
 from eval.features.published_models import PublishedModels
 from meanflow import Adaptive, Guidance
 from meanflow.guidance import GuidanceRule, Guided, JointGuidance, default_omega
@@ -189,7 +189,7 @@ def _one(
         clamped.extend(guided.clamped.flatten().tolist())
 
     def rank(scene: Scene) -> Rank:
-        if scene.video is None and args.score in VIDEO_ONLY:
+        if scene.video is None and RANKING[args.score].tasks == ("vta",):
             raise ValueError(
                 f"--score {args.score} compares sound with a picture; for words alone use clap_laion, clap_ms or pam"
             )

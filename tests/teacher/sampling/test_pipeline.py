@@ -11,8 +11,8 @@ from safetensors.torch import save_file
 from meanflow import Adaptive, Guidance
 from meanflow.config import to_plain
 from scripts import contestants, sample
-from teacher.audio.registry import mmaudio_codec
-from teacher.audio.toom_cook import with_toom_cook
+from teacher.audio.mmaudio_codec import mmaudio_codec
+from teacher.audio.vocoder import with_toom_cook
 from teacher.media import read_audio, write_video
 from teacher.network.conditions import Conditions
 from teacher.network.mmaudio import MMAudio
