@@ -26,6 +26,7 @@ from eval.compare.sweep import PART, KeptAudio, Origin
 from eval.compare.test_set import TestSet, Unreadable
 from eval.compare.training_sounds import TrainingSounds
 from eval.features.published_models import PublishedModels
+from eval.metrics import leading
 from eval.speed.timing import machine_facts
 from scripts.compare_inputs import check_fits, check_least, entries, listed
 from scripts.contestants import contestants
@@ -118,7 +119,7 @@ def run(args: Compare, processes: Processes) -> None:
     cache = args.cache or args.out / "cache"
     features = FeatureSet.open(args.data, "test")
     tasks = _tasks(args, features.records, told=print if processes.lead else lambda line: None)
-    listeners, judges = args.judges.load(
+    sources, clip_scorers = args.judges.load(
         duration_s=features.duration_s, device=device, cache=cache, process=processes.rank
     )
     codec = load_codec(args.data)
@@ -167,8 +168,8 @@ def run(args: Compare, processes: Processes) -> None:
             args.data,
             video=task == "vta",
             max_clips=args.max_clips,
-            listeners=(sounds.listener, *listeners),
-            judges=judges,
+            sources=(sounds.source, *sources),
+            clip_scorers=clip_scorers,
             cache=cache,
             unreadable=args.unreadable,
             only=only,
@@ -246,8 +247,7 @@ def _device(asked: str) -> str:
 
 
 def _line(row: Row) -> str:
-    shown = ("frechet", "fd_passt", "kl", "kl_passt", "inception_score", "onset_f1", "desync", "ib_score", "clap_laion")
-    scores = "  ".join(f"{name} {row.metrics[name]:.3f}" for name in shown if name in row.metrics)
+    scores = "  ".join(f"{key} {row.metrics[key]:.3f}" for key in leading(row.metrics))
     return f"{row.title}: {scores}"
 
 

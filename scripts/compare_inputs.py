@@ -8,7 +8,7 @@ from eval.compare.test_set import Unreadable, match_ids, read_test_ids
 from scripts.contestants import Entry
 from teacher.features.dataset import FeatureSet
 from teacher.sampling.pipeline import Pipeline
-from teacher.weights import read_features_info
+from teacher.weights.run_folder import read_features_info
 
 
 def entries(teacher: Path | None, student: Path | None, also: Sequence[str]) -> list[Entry]:

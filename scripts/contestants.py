@@ -17,11 +17,12 @@ from eval.speed.stages import StagedGenerator, Workload
 from meanflow import Guidance
 from teacher.encoders.registry import read_window_frames
 from teacher.features.store import Record
+from teacher.files import file_digest
 from teacher.media import MediaError, probe
 from teacher.network.conditions import Conditions
 from teacher.sampling.generator import network_evaluations, noise
 from teacher.sampling.pipeline import Pipeline, SamplingConfig
-from teacher.weights import file_digest, weight_file
+from teacher.weights.loading import weight_file
 
 
 @dataclass(frozen=True)

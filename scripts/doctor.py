@@ -15,7 +15,7 @@ from teacher.network.conditions import Conditions
 from teacher.network.mmaudio import FROZEN_PARAMETERS, MMAudio
 from teacher.network.sequence import FEATURES_PER_SEGMENT
 from teacher.network.velocity import student_velocity, teacher_velocity
-from teacher.weights import load_network
+from teacher.weights.loading import load_network
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,7 +13,7 @@ from scripts.errors import one_line_errors
 from teacher.files import visible
 from teacher.media import MediaError, StreamInfo, open_media, probe, stream_infos
 from teacher.sampling.provenance import Provenance, ProvenanceError, read_provenance
-from teacher.weights.model_identity import which_weights
+from teacher.weights.loading import which_weights
 
 FOUND, NOT_FOUND, UNREADABLE = 0, 1, 2
 INDENT = "  "

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from eval.compare.ranker import VIDEO_ONLY, Ranker, Score, best
+from eval.compare.ranker import RANKING, Ranker, Score, best
 from eval.features.published_models import PublishedModels
 from meanflow.guidance import Guided
 from scripts.sample_jobs import Job, fitting, name_of
@@ -130,7 +130,7 @@ class Maker:
             raise OSError(error.errno, error.strerror, str(self.folder)) from error
 
     def _chosen(self, job: Job) -> tuple[Sound, tuple[tuple[int, float], ...]]:
-        if self.count > 1 and job.video is None and self.score in VIDEO_ONLY:
+        if self.count > 1 and job.video is None and RANKING[self.score].tasks == ("vta",):
             raise ValueError(
                 f"--score {self.score} judges sound against a picture; for words alone use clap_laion, clap_ms or pam"
             )

@@ -122,8 +122,8 @@ def _sounds(args: Verify, kept: Kept, task: Task, cache: Path) -> Sounds:
     """The sounds of a task and the published models that were given; `cache` takes what these see of the pictures."""
     assert args.data is not None
     duration_s = FeatureSet.open(args.data, "test").duration_s
-    listeners, judges = args.judges.load(duration_s=duration_s, device=args.device, cache=cache)
-    return Sounds.build(kept, args.data, task, listeners=listeners, judges=judges)
+    sources, clip_scorers = args.judges.load(duration_s=duration_s, device=args.device, cache=cache)
+    return Sounds.build(kept, args.data, task, sources=sources, clip_scorers=clip_scorers)
 
 
 def _told(checks: Iterable[Check], *, verbose: bool) -> bool:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from teacher.sampling.model_card import ModelCard
     from teacher.sampling.pipeline import Pipeline
     from teacher.sampling.scene import Scene, Sound
-    from teacher.weights import load_network
+    from teacher.weights.loading import load_network
 
 __all__ = ["ModelCard", "Pipeline", "SamplingConfig", "Scene", "Sound", "load_network"]
 

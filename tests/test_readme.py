@@ -56,6 +56,21 @@ def test_lines_of_pages_end_at_120_characters():
     assert long == []
 
 
+def test_files_named_on_pages_exist():
+    """Paths of source files and folders in backticks, on every page but the changelog, which tells of the past."""
+    pages = [ROOT / "README.md", *(ROOT / "docs").glob("**/*.md"), ROOT / "benchmarks" / "README.md"]
+    rooms = "meanflow|teacher|distill|eval|scripts|tests|benchmarks|docs|results"
+    named = {  # docs/api is generated
+        (page.name, path)
+        for page in pages
+        if page.name != "lab-notes.md"
+        for path in re.findall(rf"`((?:{rooms})/[\w/.-]*)`", page.read_text())
+        if not path.startswith("docs/api")
+    }
+    assert len(named) > 20
+    assert sorted((page, path) for page, path in named if not (ROOT / path).exists()) == []
+
+
 def test_commands_exist():
     scripts = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
     assert set(re.findall(r"\bmf-[a-z0-9-]+", TEXT)) - set(STUDENT_PRESETS) <= set(scripts)

@@ -22,6 +22,7 @@ from teacher.files import (
     settled_faults,
     visible,
 )
+from teacher.weights.run_folder import SNAPSHOTS
 
 CHECKPOINT = re.compile(r"step-\d{7,}")
 REMEDIES = {
@@ -114,7 +115,7 @@ def check_folder(
             for name in names:
                 compared(place / name)
                 for line in settled_faults(place, name):
-                    fault(line, "snapshots" if name.startswith("ema_ckpts/") else kind)
+                    fault(line, "snapshots" if name.startswith(f"{SNAPSHOTS}/") else kind)
         if "config.json" in files and "model.safetensors" in files and place / "model.safetensors" not in recorded:
             stated = _stated(place / "config.json")
             if stated is not None:

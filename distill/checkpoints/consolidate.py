@@ -9,18 +9,18 @@ from typing import Any, Literal, TypeAlias, cast
 import torch
 
 from distill.checkpoints.manifest import Checkpoint, read_manifest
-from distill.checkpoints.run_folder import CONSOLIDATED
 from distill.checkpoints.store import at, newest
 from distill.method.adapters import merged
 from meanflow.config import from_plain
 from teacher.files import Written, copy_file, new_folder, write_digests, write_new
-from teacher.files.components import check_fit, compare_weights, read_shapes
+from teacher.files.components import check_fit, compare_weights, read_shapes, read_tensors
+from teacher.files.errors import WeightsError
 from teacher.files.safetensors import stream_tensors
 from teacher.network.lora import LoRAConfig
 from teacher.network.mmaudio import MMAudio
 from teacher.network.variants import MMAudioConfig
-from teacher.weights import WeightsError, read_features_info, read_run_config, read_tensors, weight_file
-from teacher.weights.run_folder import width
+from teacher.weights.loading import weight_file, width
+from teacher.weights.run_folder import CONSOLIDATED, read_features_info, read_run_config
 
 Which: TypeAlias = int | Literal["newest", "best"]
 """A checkpoint: that of a step, the newest, or the one whose evaluation was best."""

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from distill.engines.base import Engine, Tensors
-from teacher.weights.run_folder import average_name
+from teacher.weights.loading import average_name
 
 
 def gamma_from_std(std: float) -> float:

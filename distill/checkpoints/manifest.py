@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from teacher.files import Written, check_regular, read_bytes, read_json
+from teacher.files.components import read_tensors
 from teacher.files.safetensors import Tensors
-from teacher.weights import read_tensors
 
 FORMAT = 1
 """Version of the layout of a checkpoint."""

@@ -28,14 +28,12 @@ from distill.checkpoints.store import newest
 from distill.method.adapters import merged
 from meanflow.config import from_plain
 from teacher.files import write_digests
-from teacher.files.components import compare_weights
+from teacher.files.components import compare_weights, read_tensors
+from teacher.files.errors import WeightsError
 from teacher.files.safetensors import opened, read_header, write_tensors
 from teacher.network.lora import LoRAConfig
 from teacher.network.variants import MMAudioConfig
-from teacher.weights import WeightsError, read_run_config, read_tensors
-
-SNAPSHOTS = "ema_ckpts"
-"""Folder of the snapshots inside a run folder."""
+from teacher.weights.run_folder import SNAPSHOTS, read_run_config
 
 
 @dataclass(frozen=True, kw_only=True)

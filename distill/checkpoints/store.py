@@ -28,11 +28,8 @@ from distill.checkpoints.manifest import (
 from teacher.files import flush_folder, read_digests, recorded_steps, write_new
 from teacher.files.json_files import last_line
 from teacher.files.safetensors import Tensors, stream_tensors, total_bytes
-from teacher.weights.run_folder import published
-
-LOG, HISTORY = "metrics.jsonl", "history.jsonl"
-"""Files of a run folder: numbers by step, and a line for every stretch of steps that one process, or one group of them,
-made: {"step": steps before it, "precision", "engine", "processes", "device", "save_every", ...}."""
+from teacher.weights.loading import published
+from teacher.weights.run_folder import HISTORY, METRICS
 
 
 def save(
@@ -119,7 +116,7 @@ def finished_without_checkpoints(run: Path, steps: int) -> bool:
         return False
     weights = published(path.name for path in run.glob("*.safetensors"))
     saved = weights or published(read_digests(run))
-    logged, began = last_line(run / LOG), last_line(run / HISTORY)
+    logged, began = last_line(run / METRICS), last_line(run / HISTORY)
     done = 0 if logged is None else int(logged["step"])
     if "model.safetensors" in weights and done >= steps <= recorded_steps(run).get("model.safetensors", steps):
         return True

@@ -18,7 +18,7 @@ from torch import nn
 from distill.checkpoints import store as checkpoint
 from distill.checkpoints.ema import PowerEMA, SharedAverages, holding, trained_names
 from distill.checkpoints.posthoc import write_snapshot
-from distill.checkpoints.run_folder import package_version, publish, write_config
+from distill.checkpoints.publish import publish, write_config
 from distill.config import DistillRun, TeacherRun
 from distill.engines import Engine, Tensors
 from distill.engines.base import TogetherError, precision_name
@@ -28,12 +28,14 @@ from distill.loop_config import LoopConfig
 from teacher.audio.codec import AudioCodec
 from teacher.features.dataset import Examples
 from teacher.files import DIGESTS, read_digests, replacing, write_digests
+from teacher.files.components import load_strictly
 from teacher.files.errors import CANNOT_GO_ON, WRONG_INPUT, TrainingError
 from teacher.files.json_files import append_line, drop_later, last_line
+from teacher.files.version import package_version
 from teacher.flow_matching import Terms
 from teacher.network.batch import Batch, BatchSlice
 from teacher.network.mmaudio import MMAudio
-from teacher.weights import load_strictly, read_run_config
+from teacher.weights.run_folder import HISTORY, read_run_config
 
 Step = Callable[[nn.Module, MMAudio, MMAudio | None, Batch, torch.Generator, float, BatchSlice], Terms]
 """(network to call with gradients, the same network without a wrapper, the network with averaged weights where the task
@@ -272,7 +274,7 @@ class Session:
         float32 in both (`Engine.precision`), and a training begun on one machine may have to end on another. The result
         is not that of either precision alone, however, so the log says which steps were made in which.
         """
-        path = self.run / checkpoint.HISTORY
+        path = self.run / HISTORY
         drop_later(path, self.first - 1)
         before, precision = last_line(path), precision_name(self.engine.precision)
         append_line(

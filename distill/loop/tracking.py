@@ -15,6 +15,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from distill.evaluation import Preview
 from teacher.files.json_files import drop_later
+from teacher.weights.run_folder import METRICS
 
 
 class Tracker:
@@ -25,7 +26,7 @@ class Tracker:
     """
 
     def __init__(self, run: Path, *, first: int = 0) -> None:
-        path = run / "metrics.jsonl"
+        path = run / METRICS
         drop_later(path, first)
         self.stream = path.open("a", buffering=1)
         self.board = SummaryWriter(run / "tensorboard", purge_step=first + 1 if first else None)

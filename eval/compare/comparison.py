@@ -72,7 +72,7 @@ class Comparison:
 
         def other() -> ClipFeatures:
             count = len(test.records)
-            return sounds.heard(scorer.listeners, count, video=task == "vta", num_samples=scorer.num_samples)
+            return sounds.features_like(scorer.sources, count, video=task == "vta", num_samples=scorer.num_samples)
 
         yield from reference_rows(
             scorer,

@@ -10,11 +10,11 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from eval.compare.rows import Kind, Row, Task, append_lines, ids_digest, json_line, read_rows, safe_name, sealed
+from eval.compare.rows import Kind, Row, Task, embeddings_path, ids_digest, json_line, read_rows, safe_name, sealed
 from eval.compare.scorer import Scorer, Scores
-from eval.features.cache import in_parts
+from eval.features.cache import in_parts, write_row_features
 from eval.features.clip_features import ClipFeatures
-from eval.features.kept_embeddings import keep_embeddings
+from teacher.files.lines import append_lines
 from teacher.files.processes import Processes
 from teacher.media import write_audio
 from teacher.network.conditions import Conditions
@@ -126,7 +126,7 @@ def sweep(
                         keep.path(task, model, count, guidance, i) for i in clips.ids[first : min(last, keep.count)]
                     ]
                     keep_waves(waves, kept, scorer.sample_rate, keep.comment)
-                scorer.hear(first, waves, task).write(part_path(folder, first, last))
+                scorer.features(first, waves, task).write(part_path(folder, first, last))
 
             paths = in_parts(
                 len(clips.ids),
@@ -138,10 +138,10 @@ def sweep(
                 wait=together.lead,
             )
             if together.lead:
-                heard = ClipFeatures.join([ClipFeatures.read(path)[0] for path in paths])
+                features = ClipFeatures.join([ClipFeatures.read(path)[0] for path in paths])
                 yield record(
-                    heard,
-                    scorer.score(heard),
+                    features,
+                    scorer.score(features),
                     rows_path=rows_path,
                     task=task,
                     model=model,
@@ -157,7 +157,7 @@ def sweep(
 
 
 def record(
-    heard: ClipFeatures,
+    features: ClipFeatures,
     scores: Scores,
     *,
     rows_path: Path,
@@ -174,10 +174,10 @@ def record(
 ) -> Row:
     """Append scores as a row, those of single clips first; also the way floors and ceilings enter (steps 0).
 
-    What was heard of the generated and of the reference clips is kept in embeddings/. `own`: whose inception score and
-    number of clips it is, if not those of `heard` (the row of real sound, whose distances are those of other clips).
+    Features of the generated and of the reference clips are kept in embeddings/. `own`: whose inception score and
+    number of clips it is, if not those of `features` (the row of real sound, whose distances are those of other clips).
     """
-    clips = heard if own is None else own
+    clips = features if own is None else own
     row = Row(
         task=task,
         model=model,
@@ -199,7 +199,8 @@ def record(
             for clip_id, entry in zip(clips.ids, scores.per_clip, strict=True)
         ]
         append_lines(rows_path.with_name("clips.jsonl"), lines)
-    keep_embeddings(rows_path, row, heard, reference)
+    path = embeddings_path(rows_path, row)
+    write_row_features(path, features, reference, config_digest=row.config_digest)
     append_lines(rows_path, [sealed(row.to_json())])
     return row
 

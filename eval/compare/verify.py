@@ -1,6 +1,6 @@
 """Cells of the results, computed again from what a comparison kept.
 
-clips.jsonl gives means and pooled counts, embeddings/ every metric of features (see `eval.features.kept_embeddings`),
+clips.jsonl gives means and pooled counts, embeddings/ every metric of features (see `eval.features.cache`),
 the real-time factors of the stages their totals.
 """
 
@@ -17,14 +17,15 @@ from eval.compare.rows import (
     Row,
     ScoresKey,
     changed_lines,
+    embeddings_path,
     ids_digest,
     read_clip_scores,
     read_rows,
     sealed_rows,
 )
+from eval.features.cache import RowFeatures, reference_path
 from eval.features.clip_features import ClipFeatures, is_sealed
-from eval.features.kept_embeddings import KeptEmbeddings, embeddings_path, reference_path
-from eval.metrics.clip_scores import clip_estimates, clip_metrics
+from eval.metrics import pooled, pooled_intervals
 from eval.metrics.uncertainty import Estimate
 from eval.speed.budget import TOTALS
 from teacher.files import file_sha256, same_digest
@@ -115,12 +116,12 @@ class Kept:
         if clips and row.clips_digest is not None:
             yield Check(row=row, name="clips_digest", expected=row.clips_digest, found=ids_digest(clips), source=CLIPS)
         yield from self._network(row)
-        embedded = KeptEmbeddings.open(self.rows_path, row)
+        embedded = features_of_row(self.rows_path, row)
         entries = list(clips.values())
-        ways = {CLIPS: clip_metrics(entries), FEATURES: embedded.metrics(row.metrics) if embedded else {}}
+        ways = {CLIPS: pooled(entries), FEATURES: embedded.metrics(row.metrics) if embedded else {}}
         for name, expected in row.metrics.items():
             yield from _checks(row, name, float(expected), {way: values.get(name) for way, values in ways.items()})
-        again = {CLIPS: clip_estimates(entries), FEATURES: embedded.estimates(row.metrics) if embedded else {}}
+        again = {CLIPS: pooled_intervals(entries), FEATURES: embedded.estimates(row.metrics) if embedded else {}}
         for name, estimate in row.estimates.items():
             for part, of in PARTS.items():
                 found = {way: of(values[name]) if name in values else None for way, values in again.items()}
@@ -133,7 +134,7 @@ class Kept:
     def _network(self, row: Row) -> Iterator[Check]:
         """Parameters and evaluations a step against the other rows of the same network: what most of them say."""
         same = [
-            r for r in self.rows if (r.model, r.what, r.guidance) == (row.model, row.what, row.guidance) and r.steps
+            r for r in self.rows if (r.model, r.kind, r.guidance) == (row.model, row.kind, row.guidance) and r.steps
         ]
         if row.steps == 0 or len(same) < 3:
             return
@@ -156,6 +157,12 @@ class Kept:
         if chosen[0].found is None:
             raise ValueError(str(chosen[0]))
         return chosen
+
+
+def features_of_row(rows_path: Path, row: Row) -> RowFeatures | None:
+    """The features that a row was computed from; None where they are not there. Raises what `RowFeatures.read` does."""
+    path = embeddings_path(rows_path, row)
+    return RowFeatures.read(path, config_digest=row.config_digest, of_reference=row.kind == "reference")
 
 
 def _checks(row: Row, name: str, expected: float, found: Mapping[str, float | None]) -> list[Check]:

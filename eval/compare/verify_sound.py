@@ -1,7 +1,7 @@
 """Rows checked from the sounds themselves: real ones from the data, generated ones from the kept files."""
 
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -17,16 +17,11 @@ from eval.compare.test_set import TestSet
 from eval.compare.training_sounds import TrainingSounds
 from eval.compare.verify import PARTS, Check, Kept
 from eval.features.sources import FeatureSource
-from eval.metrics.clip_metrics import ClipMetric, OnsetJudge
+from eval.metrics import ClipMetric, ClipScorer, clip_metrics, metric, model_free_scorers
 from teacher.features.codec import load_codec
 
-TOLERANCE = (2e-3, 2e-3)
-"""Kept files are rounded to 16 bits: over 60 files of the demo that moves the divergence of a clip by 6e-4 at most."""
-TOLERANCES: Mapping[str, tuple[float, float]] = {
-    **dict.fromkeys(("hits", "misses", "false_alarms"), (0.0, 0.0)),
-    "desync": (0.0, 0.1 + 1e-6),
-}
-"""DeSync is the largest of 21 logits: rounding may move one of two windows to the next class, 0.2 s away."""
+TOLERANCES = {name: metric.tolerance for metric in clip_metrics() for name in metric.names}
+"""Of the values of a clip by key, as its file was rounded to 16 bits."""
 REAL = "the real sounds of the data"
 
 
@@ -46,10 +41,11 @@ class Sounds:
         data: Path,
         task: Task,
         *,
-        listeners: Sequence[FeatureSource] = (),
-        judges: Sequence[ClipMetric] = (OnsetJudge(),),
+        sources: Sequence[FeatureSource] = (),
+        clip_scorers: Sequence[ClipScorer] | None = None,
     ) -> Self:
-        """From the feature folder of the comparison; `listeners` beside the one that needs no weights.
+        """From the feature folder of the comparison; `sources` beside the one that needs no weights, and
+        `clip_scorers` (those that need no model unless given).
 
         Raises:
             ValueError: no scored ids of the task in clips.jsonl, or the folder does not have them.
@@ -63,11 +59,11 @@ class Sounds:
                 data,
                 video=task == "vta",
                 max_clips=len(ids),
-                listeners=(training.listener, *listeners),
-                judges=judges,
+                sources=(training.source, *sources),
+                clip_scorers=model_free_scorers() if clip_scorers is None else clip_scorers,
                 cache=Path(cache),
                 only=ids,
-                costly=any(name.endswith("_inf") for row in kept.rows for name in row.metrics),
+                costly=any(metric(key).costly for row in kept.rows for key in row.metrics),
             )
         return cls(kept=kept, data=data, test=test, training=training)
 
@@ -78,8 +74,8 @@ class Sounds:
             made = reference_rows(
                 scorer,
                 real=self.test.waves,
-                other=lambda: self.training.heard(
-                    scorer.listeners, len(self.test.records), video=task == "vta", num_samples=scorer.num_samples
+                other=lambda: self.training.features_like(
+                    scorer.sources, len(self.test.records), video=task == "vta", num_samples=scorer.num_samples
                 ),
                 roundtrip=lambda waves: codec.decode(codec.encode(waves)),
                 task=task,
@@ -117,11 +113,11 @@ class Sounds:
                 expected=expected[name],
                 found=found[name],
                 source=path.name,
-                tolerance=TOLERANCES.get(name, TOLERANCE),
+                tolerance=TOLERANCES.get(name, ClipMetric.tolerance),
             )
 
     def _scores(self, wave: Tensor, k: int, task: Task) -> dict[str, float]:
-        return dict(self.test.scorer.hear(k, wave[None], task).per_clip[0])
+        return dict(self.test.scorer.features(k, wave[None], task).per_clip[0])
 
 
 def _cells(row: Row) -> dict[str, float]:

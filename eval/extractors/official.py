@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from teacher.files import file_digest
 from teacher.files.components import check_fit, few, load_strictly, read_tensors
 from teacher.files.errors import WeightsError
-from teacher.weights.checkpoint import is_safetensors, load_untrusted
+from teacher.weights.untrusted import is_safetensors, load_untrusted
 
 KEYS = ("model", "state_dict")
 """Keys under which training states keep their tensors."""

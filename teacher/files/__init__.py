@@ -11,17 +11,28 @@ from teacher.files.digests import (
     compare_recorded,
     file_digest,
     file_sha256,
+    json_digest,
     parts_digest,
     read_digests,
     recorded_steps,
     same_digest,
     settled_faults,
+    tensors_digest,
     write_digests,
 )
 from teacher.files.json_files import append_line, as_json, read_json, write_json, write_text
 from teacher.files.locks import LOCK, FolderLock, LockedError, wait_for_lock
 from teacher.files.moved import Moved
-from teacher.files.replace import Written, copy_file, flush_folder, new_folder, remove_temporaries, replacing, write_new
+from teacher.files.replace import (
+    Written,
+    copy_file,
+    flush_folder,
+    link_file,
+    new_folder,
+    remove_temporaries,
+    replacing,
+    write_new,
+)
 from teacher.files.text import JSON_LIMIT, check_regular, read_bytes, split_lines, visible
 
 __all__ = [
@@ -42,6 +53,8 @@ __all__ = [
     "file_digest",
     "file_sha256",
     "flush_folder",
+    "link_file",
+    "json_digest",
     "new_folder",
     "parts_digest",
     "read_bytes",
@@ -53,6 +66,7 @@ __all__ = [
     "same_digest",
     "settled_faults",
     "split_lines",
+    "tensors_digest",
     "visible",
     "wait_for_lock",
     "write_digests",

@@ -151,6 +151,18 @@ def write_new(path: Path, content: bytes) -> Written:
     return write_blocks(path, [memoryview(content)], len(content))
 
 
+def link_file(source: Path, target: Path) -> None:
+    """Replace a file by a hard link to `source`, or by a copy where the file system has no links. Files are only ever
+    replaced, so that a link is never written through."""
+    if target.exists() and target.samefile(source):
+        return
+    with replacing(target) as temporary:
+        try:
+            os.link(source.resolve(), temporary)
+        except OSError:
+            shutil.copyfile(source, temporary)
+
+
 def copy_file(source: Path, target: Path) -> Written:
     """Copy into a new file, flushed to disk; its length and digest."""
     with source.open("rb", buffering=0) as stream:

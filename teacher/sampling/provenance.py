@@ -14,7 +14,6 @@ aware 2.0.1: pins torch, torchaudio and numpy to versions below ours.
 import datetime
 import functools
 import hashlib
-import importlib.metadata
 import json
 import math
 import re
@@ -31,10 +30,11 @@ from meanflow.config import to_plain
 from meanflow.guidance import GuidanceRule, JointGuidance
 from meanflow.ode import Adaptive
 from teacher.files import DIGEST, file_sha256
+from teacher.files.version import package_version
 from teacher.media.open import MediaError, open_media, text_tags
 from teacher.media.write import MAX_COMMENT
 from teacher.sampling.config import SamplingConfig
-from teacher.weights.model_identity import ModelIdentity
+from teacher.weights.loading import ModelIdentity
 
 MARK = "mf-mjt"
 """First key of the line, by which it is known; its value is the version of the line."""
@@ -303,11 +303,3 @@ def guidance_words(rule: GuidanceRule) -> str:
     words += ", unconditional prediction rescaled" if rule.rescale else ""
     words += f", {rule.std_rescale:g} of the standard deviation restored" if rule.std_rescale else ""
     return words + (f", times {rule.interval[0]:g} to {rule.interval[1]:g}" if rule.interval != (0.0, 1.0) else "")
-
-
-def package_version() -> str:
-    """Version of this package; "unknown" where it is not installed."""
-    try:
-        return importlib.metadata.version(MARK)
-    except importlib.metadata.PackageNotFoundError:
-        return "unknown"

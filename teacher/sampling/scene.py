@@ -20,7 +20,7 @@ from teacher.sampling.config import SamplingConfig
 from teacher.sampling.provenance import Provenance, describe
 from teacher.sampling.stages import IMAGE, MOTION, READ, TEXT, StageClock
 from teacher.sampling.windows import window_starts
-from teacher.weights.model_identity import ModelIdentity
+from teacher.weights.loading import ModelIdentity
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -1,35 +1,11 @@
-"""Networks on disk: a run folder holds config.json and safetensors files; nothing in it can execute code."""
+"""Weights on disk, and how published ones get here. Names are imported from the module that they are in.
 
-from teacher.files.components import (
-    ComponentInfo,
-    load_strictly,
-    read_component,
-    read_component_info,
-    read_tensors,
-)
-from teacher.files.digests import file_digest
-from teacher.files.errors import WeightsError
-from teacher.weights.run_folder import (
-    FeaturesInfo,
-    load_network,
-    read_features_info,
-    read_licence,
-    read_run_config,
-    weight_file,
-)
-
-__all__ = [
-    "ComponentInfo",
-    "FeaturesInfo",
-    "WeightsError",
-    "file_digest",
-    "load_network",
-    "load_strictly",
-    "read_component",
-    "read_component_info",
-    "read_features_info",
-    "read_licence",
-    "read_run_config",
-    "read_tensors",
-    "weight_file",
-]
+run_folder   what a run folder holds: its files, config.json, features.json
+loading      which weights of it are meant, their identity, and the network
+official     a run folder around a published network
+cards        the published files: addresses, sizes, digests, licences
+fetch        downloading them
+convert      turning them into components
+layouts      names and shapes of every component
+untrusted    reading checkpoints of strangers as nothing but tensors
+"""

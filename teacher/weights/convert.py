@@ -16,8 +16,8 @@ from teacher.files import FolderLock, write_digests
 from teacher.files.components import ComponentInfo, check_fit, read_component_info, write_component
 from teacher.files.errors import WeightsError
 from teacher.weights.cards import COMPONENTS, card
-from teacher.weights.checkpoint import check_volume, read_checkpoint
 from teacher.weights.layouts import TABLES, Layout, canonical, identify, layouts
+from teacher.weights.untrusted import check_volume, read_checkpoint
 
 BLOCK = 2**20
 Note = Callable[[str], None]

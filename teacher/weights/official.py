@@ -6,22 +6,17 @@ codec.safetensors      latent_mean and latent_std from the network; VAE and voco
 features.json          8 s windows, MMAudio's encoders and codec, the weights folder
 """
 
-import json
-import os
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
 
 from meanflow.config import to_plain
-from teacher.files import FolderLock, replacing, write_digests
+from teacher.files import FolderLock, link_file, write_digests, write_json
 from teacher.files.components import read_component_info, read_tensors
 from teacher.files.errors import WeightsError
 from teacher.weights.cards import bundle, bundle_licence, card
 from teacher.weights.convert import Note, component_path, ensure_component, find_source
-from teacher.weights.run_folder import read_run_config
+from teacher.weights.run_folder import read_run_config, run_config, write_run_config
 
 KIND = "official"
 WINDOW_S = 8.0
@@ -95,23 +90,19 @@ def make_run(
         if (run / "config.json").exists():  # another conversion may have made it in the meantime
             _check_free(run, variant)
         write_digests(run, (), forget=RECORDED)
-        linked = _link(components[names[0]], run / "model.safetensors")
+        link_file(components[names[0]], run / "model.safetensors")
+        linked = (run / "model.safetensors").samefile(components[names[0]])
         _write_codec(run / "codec.safetensors", variant, weights_dir, components)
         features = {
             "duration_s": WINDOW_S,
             "encoders": "mmaudio",
             "codec": _codec_name(variant),
         }
-        _write_json(run / "features.json", {"config": features, "weights_dir": str(weights_dir.resolve())})
-        document = {
-            "kind": KIND,
-            "run": {"variant": variant, "weights_dir": str(weights_dir.resolve())},
-            "network": to_plain(network_config(variant)),
-            "licence": bundle_licence(variant),
-            "digests": {component: read_component_info(path).sha256 for component, path in components.items()},
-            "package_version": _package_version(),
-        }
-        _write_json(run / "config.json", document)
+        write_json(run / "features.json", {"config": features, "weights_dir": str(weights_dir.resolve())}, indent=2)
+        made_of = {"variant": variant, "weights_dir": str(weights_dir.resolve())}
+        digests = {component: read_component_info(path).sha256 for component, path in components.items()}
+        network = to_plain(network_config(variant))
+        write_run_config(run, run_config(KIND, made_of, network, digests, bundle_licence(variant)))
         write_digests(run, RECORDED)
     missing = tuple(component for component in names if component not in components)
     return OfficialRun(run=run, components=components, missing=missing, linked=linked)
@@ -127,16 +118,6 @@ def _check_free(run: Path, variant: str) -> None:
     made_of = kept.get("run")
     if kept.get("kind") != KIND or not isinstance(made_of, dict) or made_of.get("variant") != variant:
         raise WeightsError(f"{run} holds another run ({kept.get('kind')}); choose another --out")
-
-
-def _link(source: Path, target: Path) -> bool:
-    """Hard link, or a copy where links are not possible. Files are only ever replaced, so a link is never changed."""
-    with replacing(target) as temporary:
-        try:
-            os.link(source.resolve(), temporary)
-        except OSError:
-            shutil.copyfile(source, temporary)
-    return target.stat().st_ino == source.stat().st_ino
 
 
 def _codec_name(variant: str) -> str:
@@ -157,15 +138,3 @@ def _write_codec(path: Path, variant: str, weights_dir: Path, components: dict[s
     }
     statistics = {name: tensors[name].flatten().clone() for name in ("latent_mean", "latent_std")}
     write_codec_file(path, statistics, metadata)
-
-
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    with replacing(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-def _package_version() -> str:
-    try:
-        return version("mf-mjt")
-    except PackageNotFoundError:
-        return "source tree"

@@ -1,90 +1,68 @@
-"""Run folders: config.json, the weights of a network, and what it was trained on."""
+"""Run folders: what a training, a published model or a saved student is on disk, and its descriptions in JSON.
+
+    config.json          what the run is, written before step 0 (`write_run_config`); a command with another
+                         configuration is refused. {"kind": "teacher", "student" or "official"; "run": configuration of
+                         the training, and "network": that of the network, both as `meanflow.config` writes dataclasses;
+                         "digests": SHA-256 (12 digits) of what was read, such as "features", "teacher" and "start";
+                         "package_version"; "licence" where one is inherited}
+    model.safetensors    weights of the last save, named as in the network's state dict: a hard link to the file of the
+                         newest checkpoint where the file system has links. Adapters are merged into it
+    ema-0.05.safetensors and other widths: the same, averaged with that relative width (`average_name`). Sampling takes
+                         the narrowest that training keeps (`teacher.weights.loading`)
+    adapter.safetensors  of a run that trains adapters: the adapters alone
+    codec.safetensors    the codec of its latents (`teacher.audio.codec`)
+    features.json        that of the features it was trained on (`read_features_info`)
+    digests.json         length and SHA-256 of all of these, and the step of weights (`teacher.files.digests`)
+    trainer/step-NNNNNNN checkpoints, all that resuming needs: model, optimizer and averages, state.json, and
+                         manifest.json with the SHA-256 of each (`distill.checkpoints.manifest`)
+    ema_ckpts/           snapshots of averages, of which `mf-ema` makes others (`distill.checkpoints.posthoc`)
+    held_out.safetensors the teacher's latents of held-out clips, with which a student is compared while it trains
+    metrics.jsonl        logged numbers, a line for every `log_every` steps
+    history.jsonl        a line for every stretch of steps that one process, or one group of them, made: {"step": steps
+                         before it, "precision", "engine", "processes", "device", "save_every", ...}
+    skipped.jsonl        steps left out because loss or gradient was not finite (`distill.loop.watchdog`)
+    tensorboard/         the same numbers, with sounds and pictures, for TensorBoard
+    .lock                while a training writes here (`teacher.files.locks`)
+
+Sampling needs config.json, one file of weights, codec.safetensors and features.json. Folders of one model hold just
+these and digests.json: those that `mf-consolidate` takes out of a run (its config.json has "consolidated"), those that
+`Pipeline.save_pretrained` writes to give away (it has "digest"; README.md and perhaps weights/ lie beside it), and
+those that `mf-convert` makes around a published network (its kind is "official"). Nothing here can execute code.
+"""
 
 import json
-import math
-import re
-import sys
-from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
-import torch
-
-from meanflow.config import from_plain
-from teacher.files import DIGEST, Moved, check_digests, file_sha256, read_json, recorded_steps, same_digest
-from teacher.files.components import load_strictly, read_shapes
+from teacher.files import DIGEST, Moved, read_json, write_text
 from teacher.files.errors import WeightsError
-from teacher.files.safetensors import read_header
+from teacher.files.version import package_version
 from teacher.network.sequence import check_window
 
-if TYPE_CHECKING:
-    from teacher.network.mmaudio import MMAudio
-    from teacher.network.variants import MMAudioConfig
-
+METRICS, HISTORY = "metrics.jsonl", "history.jsonl"
+SNAPSHOTS = "ema_ckpts"
+CONSOLIDATED = "consolidated"
+"""Entry of config.json in a folder of weights taken out of a run."""
 UNSPECIFIED = "unspecified"
 """Licence of a run that states none."""
 LONGEST_LICENCE, LONGEST_NAME = 2000, 100
 """Characters that are read of a licence, and of the name of encoders or of a codec."""
-BLOCK = re.compile(r"(joint|fused|velocity)_blocks\.(\d+)\.")
 
 
-def load_network(run: Path, *, weights: str = "auto") -> "MMAudio":
-    """The network of a run folder, rebuilt from its config.json and loaded strictly, in evaluation mode.
-
-    weights: "model" (last step), "ema-0.05" and so on, or "auto": the narrowest average that the training keeps, else
-    the last step (`automatic_weights`). What the folder records of its weights is compared. A line on standard error
-    says where "auto" is not what it should be, and where config.json or features.json, which people edit, were changed.
-
-    Raises WeightsError naming what is missing or damaged, and the names that do not match.
-    """
-    from teacher.network.mmaudio import MMAudio
-    from teacher.network.variants import MMAudioConfig
-
-    config = read_run_config(run)
-    if "network" not in config:
-        raise WeightsError(f"{run / 'config.json'} describes no network; is {run} the run folder of a training?")
-    try:
-        network = from_plain(MMAudioConfig, config["network"], "network")
-    except (ValueError, TypeError, OverflowError, RecursionError) as error:
-        raise WeightsError(f"{run / 'config.json'}: {error}") from error
-    path = weight_file(run, weights)
-    _check_size(path, network, run)
-    _compare_stated(run, path, config)
-    for line in _notes(run, weights):
-        print(line, file=sys.stderr, flush=True)
-    with torch.device("meta"):  # initial values would be thrown away
-        net = MMAudio(network)
-    load_strictly(net, path)
-    return net.eval().requires_grad_(False)
+def run_config(
+    kind: str, run: object, network: object, digests: Mapping[str, str], licence: str | None = None
+) -> dict[str, Any]:
+    """The content of config.json: `run` and `network` as plain values."""
+    stated = {} if licence is None else {"licence": licence}
+    described = {"kind": kind, "run": run, "network": network, "digests": dict(digests)}
+    return described | {"package_version": package_version()} | stated
 
 
-def _check_size(path: Path, network: "MMAudioConfig", run: Path) -> None:
-    """Whether the file can hold the weights of such a network: as many blocks of each kind, and as wide. Told from the
-    header alone, before anything is built, however large the configuration says the network is."""
-    shapes = read_shapes(path)
-    found = Counter({kind: 1 + max(numbers) for kind, numbers in _block_numbers(shapes).items()})
-    wanted = {"joint": network.joint_depth, "fused": network.fused_depth, "velocity": network.velocity_head}
-    for kind, depth in wanted.items():
-        if found[kind] != depth:
-            raise WeightsError(
-                f"{path} holds {found[kind]} {kind} blocks, {run / 'config.json'} describes {depth}: they do not "
-                "belong together"
-            )
-    held, least = sum(math.prod(shape) for shape in shapes.values()), network.hidden_dim * network.mlp_dim
-    if held < least:
-        raise WeightsError(
-            f"{path} holds {held:,} numbers, the network that {run / 'config.json'} describes needs more than {least:,}"
-        )
-
-
-def _block_numbers(shapes: dict[str, tuple[int, ...]]) -> dict[str, set[int]]:
-    numbers: dict[str, set[int]] = {}
-    for name in shapes:
-        if (block := BLOCK.match(name)) and len(block[2]) < 6:
-            numbers.setdefault(block[1], set()).add(int(block[2]))
-    return numbers
+def write_run_config(run: Path, content: Mapping[str, Any]) -> None:
+    """Replace config.json whole and for good."""
+    write_text(run / "config.json", json.dumps(content, indent=2, allow_nan=False))
 
 
 def read_run_config(run: Path) -> dict[str, object]:
@@ -140,122 +118,3 @@ def _codec_digests(stated: object) -> tuple[str, ...]:
         return ()
     said = (stated.get("digest"), stated.get("latent_space"))
     return tuple(one for one in said if isinstance(one, str) and DIGEST.fullmatch(one))
-
-
-def weight_file(run: Path, weights: str) -> Path:
-    """The safetensors file that `weights` names in a run folder; WeightsError lists what is there."""
-    path = automatic_weights(run)[0] if weights == "auto" else run / f"{weights}.safetensors"
-    if not path.is_file():
-        found = ", ".join(sorted(p.stem for p in run.glob("*.safetensors"))) or "none; has training saved yet?"
-        raise WeightsError(f"no weights {path.stem!r} in {run}; found: {found}")
-    return path
-
-
-def automatic_weights(run: Path) -> tuple[Path, str | None]:
-    """What "auto" means in a run folder, and a line where that is not the average it should be.
-
-    It is the narrowest average that the run's own configuration keeps (loop.ema_std), as the last save left it. Never
-    one that mf-ema made, and never one of an earlier save than model.safetensors: then it is model.safetensors. Where
-    config.json says nothing of averages, it is the narrowest one there. The file need not exist.
-    """
-    model = run / "model.safetensors"
-    config = read_run_config(run) if (run / "config.json").exists() else {}
-    if model.is_file() and WHOLE & set(config):
-        return model, None
-    kept = _kept_averages(config)
-    if kept is None:
-        there = [path for path in run.glob("ema-*.safetensors") if made_afterwards(path) is None]
-        return min(there, key=width, default=model), None
-    if not kept:
-        return model, None
-    path = run / f"{average_name(min(kept))}.safetensors"
-    fault = _fault(path, model)
-    if fault is None or not model.is_file():
-        return path, None
-    return model, f"{run}: {path.name} {fault}, so the weights are those of {model.name}; name others if you want them"
-
-
-WHOLE = frozenset({"consolidated", "digest"})
-"""Entries of config.json in folders that hold one file of weights, taken out of a run or saved to be given away."""
-
-
-def average_name(std: float) -> str:
-    """Name of the weights averaged with relative width `std`: ema-0.05."""
-    return f"ema-{std:g}"
-
-
-def made_afterwards(path: Path) -> int | None:
-    """The step at which an average ends that mf-ema made of snapshots; None for weights that training saved."""
-    try:
-        made = json.loads(read_header(path).metadata["json"])["made_afterwards"]
-        return int(made["step"])
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        return None
-
-
-def published(names: Iterable[str]) -> list[str]:
-    """Of names of files in a run folder, those of trained weights."""
-    return sorted(n for n in names if n.endswith(".safetensors") and "/" not in n and n not in NO_WEIGHTS)
-
-
-NO_WEIGHTS = ("codec.safetensors", "held_out.safetensors")
-
-
-def _fault(path: Path, model: Path) -> str | None:
-    """Why an average is not what the last save left; None where nothing speaks against it."""
-    if not path.is_file():
-        return "is missing"
-    if (step := made_afterwards(path)) is not None:
-        return f"was made afterwards by mf-ema, up to step {step}"
-    try:
-        steps = recorded_steps(path.parent)
-    except ValueError:  # a damaged digests.json, which is refused where weights are read
-        return None
-    last, own = steps.get(model.name), steps.get(path.name)
-    if last is not None and own is None:
-        return f"is not of the last save (step {last})"
-    if last is not None and own is not None and own < last:
-        return f"is of step {own} and {model.name} of step {last}"
-    return None
-
-
-def _kept_averages(config: dict[str, object]) -> list[float] | None:
-    """Widths of the averages that a run keeps; None where its configuration does not say."""
-    plain: object = config
-    for name in ("run", "loop", "ema_std"):
-        plain = plain.get(name) if isinstance(plain, dict) else None
-    if not isinstance(plain, list) or not all(isinstance(std, int | float) for std in plain):
-        return None
-    return [float(std) for std in plain]
-
-
-def width(path: Path) -> tuple[float, str]:
-    """Key by which files of averages are sorted, the narrowest first: ema-5e-05 before ema-0.05."""
-    try:
-        return float(path.stem.removeprefix("ema-")), path.name
-    except ValueError:
-        return float("inf"), path.name
-
-
-def _compare_stated(run: Path, path: Path, config: dict[str, object]) -> None:
-    """Saved folders of earlier versions have no digests.json; their config.json states the digest of the weights."""
-    stated = config.get("digest")
-    if path.stem != "model" or not isinstance(stated, str) or not DIGEST.fullmatch(stated):
-        return
-    if not same_digest(file_sha256(path), stated):
-        raise WeightsError(
-            f"cannot read weights: {path} is damaged: its SHA-256 is not the one in config.json ({stated[:12]}): "
-            'restore the file, or, if you replaced it on purpose, remove "digest" from config.json'
-        )
-
-
-def _notes(run: Path, weights: str) -> list[str]:
-    notes = []
-    if weights == "auto" and (note := automatic_weights(run)[1]) is not None:
-        notes.append(note)
-    try:
-        faults = check_digests(run, ("config.json", "features.json"))
-    except ValueError as error:
-        raise WeightsError(str(error)) from error
-    told = "if you did not edit it, restore it; if you did, remove its entry from digests.json"
-    return notes + [f"{fault}; {told}" for fault in faults]

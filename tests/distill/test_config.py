@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from distill.checkpoints.run_folder import write_config
+from distill.checkpoints.publish import write_config
 from distill.config import DistillRun, with_current_names
 from distill.presets.students import student_debug
 from meanflow.config import from_plain

@@ -13,7 +13,7 @@ import tyro
 from safetensors.torch import load_file
 
 from distill.checkpoints.posthoc import reconstruct
-from distill.checkpoints.run_folder import write_config
+from distill.checkpoints.publish import write_config
 from distill.config import DistillRun, Fresh, FromWeights, TeacherRun
 from distill.initial_network import fresh_or_loaded
 from distill.loop import fit as train
@@ -40,7 +40,8 @@ from teacher.flow_matching import flow_matching_step
 from teacher.network.lora import LoRAConfig, load_adapter, merge_lora
 from teacher.network.mmaudio import MMAudio
 from teacher.network.variants import variant
-from teacher.weights import load_network, read_licence
+from teacher.weights.loading import load_network
+from teacher.weights.run_folder import read_licence
 from tests.distill import tiny
 
 LORA = LoRAConfig(rank=2, alpha=4.0)

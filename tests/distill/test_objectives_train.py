@@ -30,7 +30,7 @@ from teacher.network.conditions import Conditions
 from teacher.network.mmaudio import MMAudio
 from teacher.network.variants import MMAudioConfig
 from teacher.network.velocity import student_velocity
-from teacher.weights import load_network
+from teacher.weights.loading import load_network
 from tests.distill import tiny
 from tests.teacher.network.test_network import conditions, opened, small
 

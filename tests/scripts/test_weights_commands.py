@@ -9,8 +9,11 @@ import pytest
 import torch
 
 from scripts import convert, fetch
-from teacher.weights import WeightsError, layouts, load_network, read_licence
+from teacher.files.errors import WeightsError
+from teacher.weights import layouts
 from teacher.weights.cards import CARDS
+from teacher.weights.loading import load_network
+from teacher.weights.run_folder import read_licence
 from tests.teacher import official
 
 

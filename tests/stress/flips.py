@@ -19,8 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from distill.checkpoints import store as checkpoint
-from eval.compare.rows import read_rows
-from eval.features.kept_embeddings import KeptEmbeddings, embeddings_path
+from eval.compare.rows import embeddings_path, read_rows
+from eval.compare.verify import features_of_row
 from eval.ledger import Table, record
 from scripts.check import faults
 from teacher.features.codec import load_codec
@@ -64,7 +64,7 @@ def places(demo: Path, saved: Path, scores: Path) -> Iterator[Place]:
         what="comparison, kept embeddings",
         folder=scores,
         file=kept,
-        use=lambda folder: KeptEmbeddings.open(folder / "rows.jsonl", row),
+        use=lambda folder: features_of_row(folder / "rows.jsonl", row),
     )
 
 

@@ -34,7 +34,7 @@ from distill.config import DistillRun, EvaluationConfig, Method
 from distill.tasks import distil, train_teacher
 from eval.ledger import Table, record
 from meanflow.time_sampling import TimePairs
-from teacher.weights import load_network
+from teacher.weights.loading import load_network
 from tests.distill import tiny
 
 STEPS = 8

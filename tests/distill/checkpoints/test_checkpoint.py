@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file
 
 from distill.checkpoints import store as checkpoint
-from distill.checkpoints.run_folder import publish
+from distill.checkpoints.publish import publish
 from distill.checkpoints.store import at, drop_later, newest, save
 from teacher.files import check_digests, recorded_steps
 from teacher.files.safetensors import write_tensors

@@ -17,7 +17,7 @@ from distill.tasks import train_teacher
 from scripts import consolidate as command
 from teacher.network.lora import LoRAConfig
 from teacher.sampling.pipeline import Pipeline
-from teacher.weights import load_network
+from teacher.weights.loading import load_network
 from tests.distill import tiny
 
 FILES = ["codec.safetensors", "config.json", "digests.json", "features.json", "model.safetensors"]

@@ -18,7 +18,7 @@ from distill.checkpoints.posthoc import (
     reconstruct,
     write_snapshot,
 )
-from teacher.weights import WeightsError
+from teacher.files.errors import WeightsError
 
 STORED = (0.05, 0.1)
 

@@ -18,12 +18,12 @@ from distill.loop import session
 from distill.tasks import student_task, train_teacher
 from scripts import check, ema
 from teacher.files import FolderLock, LockedError, check_digests, read_digests, recorded_steps, write_digests, write_new
-from teacher.files.errors import TrainingError
+from teacher.files.errors import TrainingError, WeightsError
 from teacher.files.json_files import last_line
 from teacher.network.lora import LoRAConfig
 from teacher.sampling.model_card import ModelCard
 from teacher.sampling.pipeline import Pipeline
-from teacher.weights import WeightsError, load_network, weight_file
+from teacher.weights.loading import load_network, weight_file
 from tests.distill import tiny
 from tests.distill.processes import launch
 

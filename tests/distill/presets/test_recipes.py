@@ -33,7 +33,7 @@ from scripts.distill import commands
 from teacher.network.lora import LoRAConfig
 from teacher.network.mmaudio import FROZEN_PARAMETERS, MMAudio
 from teacher.network.velocity import student_velocity, teacher_velocity
-from teacher.weights import load_network
+from teacher.weights.loading import load_network
 from tests.distill import tiny
 from tests.teacher.network.test_network import conditions, opened, small
 

@@ -8,14 +8,15 @@ import soundfile
 import torch
 
 from eval.compare.reference_rows import reference_rows
-from eval.compare.rows import Row, append_lines, read_rows, safe_name
+from eval.compare.rows import Row, read_rows, safe_name
 from eval.compare.scorer import Scorer
 from eval.compare.sweep import Clips, KeptAudio, Origin, clip_seed, sweep
 from eval.features.embedded import EmbeddedAudioFeatures, EmbeddedClassifier
-from eval.features.sources import EmbeddedSource, hear
-from eval.metrics.clip_metrics import OnsetJudge
+from eval.features.sources import EmbeddedSource, features_of
+from eval.metrics.onsets import OnsetScorer
 from eval.report.settings import settings
 from teacher.features.store import Record
+from teacher.files.lines import append_lines
 from teacher.network.conditions import Conditions
 
 RATE = 16_000
@@ -53,7 +54,9 @@ def scorer():
     labels = ["low" if f < 1000 else "high" for f in FREQUENCY]
     classifier = EmbeddedClassifier.fit(extractor(REAL), labels)
     listener = EmbeddedSource(extractor=extractor, classifier=classifier, labels="labels")
-    return Scorer.build(reference=REAL, records=RECORDS, listeners=[listener], judges=[OnsetJudge()], sample_rate=RATE)
+    return Scorer.build(
+        reference=REAL, records=RECORDS, sources=[listener], clip_scorers=[OnsetScorer()], sample_rate=RATE
+    )
 
 
 @pytest.fixture
@@ -160,7 +163,7 @@ def test_names_of_files_stay_in_their_folder_and_apart():
 
 def test_real_sound_and_codec_rows_are_floor_and_ceiling(tmp_path, scorer):
     """Where the codec changes nothing, its distance and divergence are 0 and its onsets those of real sound."""
-    other = hear(scorer.listeners, IDS, hits(START_S.flip(0) + 0.01, FREQUENCY), RATE)
+    other = features_of(scorer.sources, IDS, hits(START_S.flip(0) + 0.01, FREQUENCY), RATE)
     options = {
         "real": lambda first, last: REAL[first:last],
         "other": lambda: other,

@@ -17,7 +17,7 @@ from eval.compare.scorer import Scorer
 from eval.compare.sweep import Clips, KeptAudio, Origin, part_path, parts_folder, sweep
 from eval.features.embedded import EmbeddedAudioFeatures, EmbeddedClassifier
 from eval.features.sources import EmbeddedSource
-from eval.metrics.clip_metrics import OnsetJudge
+from eval.metrics.onsets import OnsetScorer
 from teacher.features.store import Record
 from teacher.files.errors import FeatureError
 from teacher.files.processes import Processes
@@ -49,7 +49,11 @@ def make_scorer(order=range(COUNT)) -> Scorer:
     ]  # fmt: skip
     listener = EmbeddedSource(extractor=extractor, classifier=classifier, labels="labels")
     return Scorer.build(
-        reference=real()[list(order)], records=records, listeners=[listener], judges=[OnsetJudge()], sample_rate=RATE
+        reference=real()[list(order)],
+        records=records,
+        sources=[listener],
+        clip_scorers=[OnsetScorer()],
+        sample_rate=RATE,
     )
 
 

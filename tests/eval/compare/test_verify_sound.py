@@ -51,7 +51,7 @@ def compared(tmp_path_factory) -> Path:
     training = TrainingSounds.read(root / "data")
     listeners, judges = PublishedModels(greatest_hits=True).load(duration_s=1.0, device="cpu", cache=root / "cache")
     test = TestSet.build(
-        root / "data", video=True, max_clips=4, listeners=(training.listener, *listeners), judges=judges,
+        root / "data", video=True, max_clips=4, sources=(training.source, *listeners), clip_scorers=judges,
         cache=root / "cache", part_size=3,
     )  # fmt: skip
     real = test.waves(0, 4)

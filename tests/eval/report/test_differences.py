@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 from scipy.stats import wilcoxon
 
-from eval.compare.rows import Row, append_lines, json_line
+from eval.compare.rows import Row, json_line
 from eval.metrics.onsets import OnsetCounts
 from eval.metrics.uncertainty import Estimate, Jackknife, jackknife
 from eval.report.differences import clip_values, difference, mean_interval, pairing_rule, pairs, strongest
 from eval.report.settings import settings
+from teacher.files.lines import append_lines
 from tests.eval.report.comparison import grouped, page_of, three_models
 from tests.eval.report.comparison import row as vta_row
 

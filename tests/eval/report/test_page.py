@@ -12,12 +12,13 @@ from PIL import Image
 
 from eval.compare.examples import PICTURE_HEIGHT, PICTURE_WIDTH, spectrogram_png
 from eval.compare.hygiene import TestFacts, write_facts
-from eval.compare.rows import Row, append_lines
+from eval.compare.rows import Row
 from eval.report.blocks import Heading, Paragraph, inert, markdown
 from eval.report.page import write_report
 from eval.report.paper import write_paper
 from eval.report.results import Results
 from eval.speed.budget import STAGES, with_totals
+from teacher.files.lines import append_lines
 from teacher.media import write_audio
 from tests.eval.report.comparison import page_of, three_models
 from tests.eval.report.comparison import row as vta_row

@@ -3,13 +3,14 @@
 import re
 
 from eval.compare.hygiene import TestFacts
-from eval.compare.rows import Row, append_lines, json_line
+from eval.compare.rows import Row, json_line
 from eval.metrics.uncertainty import Estimate
 from eval.report.paper import columns_of, escaped, paper_latex, paper_markdown, paper_table, write_paper
 from eval.report.results import Results, TaskResults
 from eval.report.settings import settings
 from eval.speed.budget import STAGES, Budget, Machine, Roofline, StageBudget, Timing, with_totals
 from eval.speed.budget import Setting as Timed
+from teacher.files.lines import append_lines
 
 
 def row(model="teacher", steps=25, seed=0, *, task="vta", metrics=None, **changes):

@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from teacher.files import check_digests, read_digests
+from teacher.files.errors import WeightsError
 from teacher.sampling import model_card as pretrained
 from teacher.sampling.model_card import ModelCard, folder_of
 from teacher.sampling.pipeline import Pipeline
-from teacher.weights import WeightsError
 from tests.saved_student import tiny_pipeline
 
 CARD = ModelCard(name="me/bells", description="Bells.", data="my bells, CC0", metrics={"FD": 1.5}, measured="ten clips")

@@ -19,6 +19,7 @@ from meanflow import Adaptive, Guidance
 from meanflow.guidance import JointGuidance
 from scripts import inspect_file
 from teacher.files import file_sha256, same_digest
+from teacher.files.errors import WeightsError
 from teacher.media import MediaError, remux, write_audio, write_video
 from teacher.media.write import MAX_COMMENT
 from teacher.sampling.pipeline import SamplingConfig
@@ -31,8 +32,7 @@ from teacher.sampling.provenance import (
     parse_line,
     read_provenance,
 )
-from teacher.weights import WeightsError
-from teacher.weights.model_identity import identify, which_weights
+from teacher.weights.loading import identify, which_weights
 
 RATE = 16_000
 WAVE = (0.5 * np.sin(np.arange(RATE) / 20)).astype(np.float32)

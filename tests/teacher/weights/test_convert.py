@@ -16,11 +16,12 @@ from safetensors.torch import save_file
 import teacher.audio.vocoder as vocoder
 from teacher.audio.vocoder import BigVGAN, VocoderConfig
 from teacher.files import FolderLock, LockedError, check_digests, read_digests
-from teacher.files.components import write_component
-from teacher.weights import WeightsError, layouts, read_component
+from teacher.files.components import read_component, write_component
+from teacher.files.errors import WeightsError
+from teacher.weights import layouts
 from teacher.weights.cards import COMPONENTS, card
-from teacher.weights.checkpoint import check_volume, load_untrusted, read_checkpoint
 from teacher.weights.convert import Digests, convert_file, ensure_component
+from teacher.weights.untrusted import check_volume, load_untrusted, read_checkpoint
 from tests.teacher import official
 
 SMALL_VOCODER = VocoderConfig(

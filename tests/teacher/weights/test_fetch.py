@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 
-from teacher.weights import WeightsError
+from teacher.files.errors import WeightsError
 from teacher.weights.cards import CARDS, COMPONENTS, Card, bundle, card
 from teacher.weights.fetch import Fetcher, mismatch
 

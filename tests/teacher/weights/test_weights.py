@@ -15,28 +15,18 @@ import teacher.weights
 from meanflow.config import to_plain
 from teacher.audio.registry import open_codec
 from teacher.encoders.registry import load_encoders
-from teacher.files import LOCK, FolderLock, LockedError
+from teacher.files import LOCK, FolderLock, LockedError, file_digest
+from teacher.files.components import ComponentInfo, load_strictly, read_component, read_tensors
+from teacher.files.errors import WeightsError
 from teacher.network.mmaudio import MMAudio
 from teacher.network.variants import VARIANTS
 from teacher.sampling.pipeline import Pipeline
-from teacher.weights import (
-    ComponentInfo,
-    FeaturesInfo,
-    WeightsError,
-    file_digest,
-    layouts,
-    load_network,
-    load_strictly,
-    read_component,
-    read_features_info,
-    read_licence,
-    read_run_config,
-    read_tensors,
-    weight_file,
-)
+from teacher.weights import layouts
 from teacher.weights.cards import bundle, bundle_licence, card
 from teacher.weights.convert import convert_file, ensure_component
+from teacher.weights.loading import load_network, weight_file
 from teacher.weights.official import make_run
+from teacher.weights.run_folder import FeaturesInfo, read_features_info, read_licence, read_run_config
 from tests.teacher import official
 
 INFO = ComponentInfo(component="vae_16k", licence="none", source="v1-16.pth", sha256="ab", md5="cd")
@@ -76,10 +66,6 @@ def test_importing_this_package_brings_in_no_model():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
-
-
-def test_everything_public_is_there():
-    assert all(hasattr(teacher.weights, name) for name in teacher.weights.__all__)
 
 
 # --- strict loading --------------------------------------------------------------------------------------------------

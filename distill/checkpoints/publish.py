@@ -1,10 +1,9 @@
-"""The run folder around its checkpoints: config.json and the weights for use."""
+"""What a training writes into its run folder for others to read: config.json, and the weights for use.
 
-import json
-import os
-import shutil
+All files of a run folder are listed in `teacher.weights.run_folder`.
+"""
+
 from collections.abc import Callable, Iterable, Mapping
-from importlib.metadata import PackageNotFoundError, version
 from itertools import chain
 from pathlib import Path
 from typing import TypeAlias
@@ -17,18 +16,16 @@ from teacher.files import (
     Written,
     check_digests,
     flush_folder,
+    link_file,
     read_digests,
     recorded_steps,
     remove_temporaries,
-    replacing,
     write_digests,
 )
+from teacher.files.components import read_tensors
 from teacher.files.safetensors import Tensors, read_header, write_tensors
 from teacher.network.variants import MMAudioConfig
-from teacher.weights import read_run_config, read_tensors
-
-CONSOLIDATED = "consolidated"
-"""Entry of config.json in a folder of weights taken out of a run."""
+from teacher.weights.run_folder import CONSOLIDATED, SNAPSHOTS, read_run_config, run_config, write_run_config
 
 Transform: TypeAlias = Callable[[str, Tensors], dict[str, Tensors]]
 """(name, tensors of a checkpoint) -> tensors for use by name of file, the same name among them."""
@@ -47,15 +44,8 @@ def write_config(
     Configurations are compared as values, so that a field added later, at its default, changes nothing. Folders that
     the run reads may have been moved: what counts is their digests.
     """
-    document = {
-        "kind": kind,
-        "run": to_plain(config),
-        "network": to_plain(network),
-        "digests": digests,
-        "package_version": package_version(),
-    } | ({} if licence is None else {"licence": licence})
-    path = run / "config.json"
-    if path.exists():
+    document = run_config(kind, to_plain(config), to_plain(network), digests, licence)
+    if (run / "config.json").exists():
         kept = with_current_names(read_run_config(run))
         if CONSOLIDATED in kept:
             raise ValueError(f"{run} holds weights taken out of a run, not a run; choose another --out")
@@ -70,14 +60,7 @@ def write_config(
             changed = ", ".join(chain.from_iterable(told))
             raise ValueError(f"{run} holds a run with another configuration ({changed}); choose another --out")
         return
-    write_json(path, document)
-
-
-def write_json(path: Path, plain: object) -> None:
-    """Replace a JSON file, atomically and for good."""
-    with replacing(path) as staging:
-        staging.write_text(json.dumps(plain, indent=2, allow_nan=False), encoding="utf-8")
-    flush_folder(path.parent)
+    write_run_config(run, document)
 
 
 def publish(run: Path, checkpoint: Path, names: Iterable[str], transform: Transform | None = None) -> None:
@@ -92,7 +75,7 @@ def publish(run: Path, checkpoint: Path, names: Iterable[str], transform: Transf
     try:
         # What a killed process left may be a link to the file of another checkpoint, never to be written into.
         remove_temporaries(run)
-        remove_temporaries(run / "ema_ckpts")
+        remove_temporaries(run / SNAPSHOTS)
         known, step = read_manifest(checkpoint), step_of(checkpoint)
         ordered = sorted(names, key=lambda name: name == "model")
         todo = [n for n in ordered if not _published(run, checkpoint, n, known, step, made=transform is not None)]
@@ -103,7 +86,7 @@ def publish(run: Path, checkpoint: Path, names: Iterable[str], transform: Transf
         for name in todo:
             source = checkpoint / f"{name}.safetensors"
             if transform is None:
-                _link(source, run / source.name)
+                link_file(source, run / source.name)
                 written[source.name] = known[source.name]
             else:
                 written |= _make(run, name, source, transform)
@@ -114,16 +97,6 @@ def publish(run: Path, checkpoint: Path, names: Iterable[str], transform: Transf
             f"the weights for use in {run} could not be brought to {checkpoint.name}: {error}; that checkpoint is "
             "complete, and the same command goes on from there"
         ) from error
-
-
-def _link(source: Path, target: Path) -> None:
-    if target.exists() and target.samefile(source):
-        return
-    with replacing(target) as staging:
-        try:
-            os.link(source, staging)
-        except OSError:
-            shutil.copyfile(source, staging)
 
 
 def _published(run: Path, checkpoint: Path, name: str, known: Mapping[str, Written], step: int, *, made: bool) -> bool:
@@ -181,11 +154,3 @@ def _same(config: MMAudioConfig, plain: object) -> bool:
         return bool(from_plain(MMAudioConfig, plain) == config)
     except (ValueError, TypeError):
         return False
-
-
-def package_version() -> str:
-    """Version of the installed package, or "source tree"."""
-    try:
-        return version("mf-mjt")
-    except PackageNotFoundError:
-        return "source tree"
