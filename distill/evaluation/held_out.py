@@ -26,6 +26,7 @@ from meanflow import Guidance
 from meanflow.config import to_plain
 from teacher.audio.codec import AudioCodec
 from teacher.features.store import Record
+from teacher.files import json_digest
 from teacher.files.safetensors import read_content, write_tensors
 from teacher.network.mmaudio import MMAudio
 
@@ -44,7 +45,7 @@ def key_of(
 ) -> str:
     """SHA-256 of all that the latents depend on: digests of teacher and features, clip ids, how they are sampled."""
     described = [teacher, features, list(clips), seed, steps, to_plain(guidance), precision]
-    return hashlib.sha256(json.dumps(described).encode()).hexdigest()
+    return json_digest(described, sort_keys=False)
 
 
 def read_held_out(path: Path, key: str) -> Tensor | None:

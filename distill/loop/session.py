@@ -3,6 +3,7 @@
 A run in progress: the prepared engine with its averages, and what is saved, resumed, published and evaluated."""
 
 import filecmp
+import json
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -29,7 +30,7 @@ from teacher.features.dataset import Examples
 from teacher.files import DIGESTS, read_digests, replacing, write_digests
 from teacher.files.components import load_strictly
 from teacher.files.errors import CANNOT_GO_ON, WRONG_INPUT, TrainingError
-from teacher.files.json_files import append_line, drop_later, last_line
+from teacher.files.lines import append_lines, drop_later, last_line
 from teacher.files.version import package_version
 from teacher.flow_matching import Terms
 from teacher.network.batch import Batch, BatchSlice
@@ -267,19 +268,17 @@ class Session:
         path = self.run / HISTORY
         drop_later(path, self.first - 1)
         before, precision = last_line(path), precision_name(self.engine.precision)
-        append_line(
-            path,
-            {
-                "step": self.first,
-                "precision": precision,
-                "engine": self.engine.name,
-                "processes": self.engine.processes,
-                "device": str(self.engine.device),
-                "save_every": self.task.loop.save_every,
-                "package_version": package_version(),
-                "begun": time.strftime("%Y-%m-%d %H:%M:%S"),
-            },
-        )
+        stretch = {
+            "step": self.first,
+            "precision": precision,
+            "engine": self.engine.name,
+            "processes": self.engine.processes,
+            "device": str(self.engine.device),
+            "save_every": self.task.loop.save_every,
+            "package_version": package_version(),
+            "begun": time.strftime("%Y-%m-%d %H:%M:%S"),
+        }
+        append_lines(path, [json.dumps(stretch, ensure_ascii=False)])
         if before is not None and before.get("precision") != precision:
             print(
                 f"precision: {precision} from step {self.first + 1} on, {before.get('precision')} before; {path} says "

@@ -8,8 +8,6 @@ The codec's own file holds the statistics and names the folder and the digests o
 where they are. Each model is loaded when first used: sampling needs no encoder, extraction needs nothing else.
 """
 
-import hashlib
-import json
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -23,7 +21,7 @@ from teacher.audio.codec import Posterior, Stage, check_finite, check_statistics
 from teacher.audio.mel import MEL_16K, MEL_44K, MelConfig, log_mel
 from teacher.audio.vae import VAE, VAE_16K, VAE_44K, Part, VAEConfig, load_vae
 from teacher.audio.vocoder import BIGVGAN_16K, BIGVGAN_V2_44K, BigVGAN, VocoderConfig
-from teacher.files import Moved
+from teacher.files import Moved, json_digest
 from teacher.files.components import read_component_info, read_tensors
 from teacher.files.errors import WeightsError
 from teacher.network.sequence import SEQUENCE_16K, SEQUENCE_44K, SequenceConfig
@@ -155,10 +153,7 @@ class MMAudioCodec:
     def digest(self) -> str:
         """SHA-256 over the digests of the component files, the name of the stack and the statistics."""
         described = {"kind": self.models.stack.name, **self.models.digests}
-        sha = hashlib.sha256(json.dumps(described, sort_keys=True).encode())
-        for statistic in (self.latent_mean, self.latent_std):
-            sha.update(statistic.numpy().tobytes())
-        return sha.hexdigest()
+        return json_digest(described, (one.numpy().tobytes() for one in (self.latent_mean, self.latent_std)))
 
     @property
     def facts(self) -> dict[str, float]:

@@ -18,7 +18,8 @@ from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 from torch.nn import functional
 
-from teacher.encoders.base import Frames, checked_frames, count_blocks, require_files, shape_of, tensors_digest
+from teacher.encoders.base import Frames, checked_frames, count_blocks, require_files, shape_of
+from teacher.files import tensors_digest
 from teacher.files.components import load_strictly, read_tensors
 from teacher.files.errors import WeightsError
 from teacher.media import FrameRequest
