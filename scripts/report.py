@@ -37,9 +37,9 @@ def report(
     if not rows.is_file():
         raise ValueError(f"{rows} does not exist; run the comparison first")
     if data is not None:
-        from eval.compare.overlap import look_again  # reads features, for which torch is needed
+        from eval.compare.overlap import recheck_overlap  # reads features, for which torch is needed
 
-        for fact in look_again(rows, data, runs, manifest).values():
+        for fact in recheck_overlap(rows, data, runs, manifest).values():
             print(f"{fact.task}: {' '.join(fact.sentences())}")
     for path in (rows, rows.with_name("clips.jsonl")):
         for number in changed_lines(path):

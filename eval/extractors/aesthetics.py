@@ -28,8 +28,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional
 
-from eval.extractors.base import check_waves, exact_float32
-from eval.extractors.official import LoadedFile, OfficialFile, read_official
+from eval.extractors.base import LoadedFile, OfficialFile, check_waves, exact_float32, read_official
 from teacher.files import file_digest, json_digest, read_json
 from teacher.files.components import load_strictly
 from teacher.files.errors import WeightsError
