@@ -35,9 +35,8 @@ from eval.speed.roofline import roofline_of
 from eval.speed.timing import machine
 from meanflow import Guidance
 from teacher.audio.alias_free import SNAKE_EPS, SnakeBeta, kaiser_sinc_filter
-from teacher.audio.toom_cook import with_toom_cook
 from teacher.audio.vae import VAE, VAE_16K, VAE_44K
-from teacher.audio.vocoder import BIGVGAN_16K, BIGVGAN_V2_44K, BigVGAN
+from teacher.audio.vocoder import BIGVGAN_16K, BIGVGAN_V2_44K, BigVGAN, with_toom_cook
 from teacher.network.conditions import Conditions
 from teacher.network.mmaudio import MMAudio
 from teacher.network.variants import variant

@@ -18,6 +18,7 @@ from teacher.audio.mmaudio_codec import MMAudioCodec
 from teacher.features import store
 from teacher.features.dataset import FeatureSet
 from teacher.features.store import Record
+from teacher.files import json_digest
 from teacher.files.safetensors import read_content, write_tensors
 from teacher.network.mmaudio import MMAudio
 from teacher.network.velocity import teacher_velocity
@@ -146,7 +147,7 @@ def key_of_latents(
 ) -> str:
     """SHA-256 of all that the latents depend on: digests of teacher and features, clip ids, how they are sampled."""
     described = [teacher, features, list(clips), seed, steps, to_plain(guidance), precision]
-    return hashlib.sha256(json.dumps(described).encode()).hexdigest()
+    return json_digest(described, sort_keys=False)
 
 
 def read_latents(path: Path, key: str) -> Tensor | None:

@@ -216,7 +216,13 @@ class _Loop:
                 with engine.autocast():
                     numbers = generator(loop.seed, step, "step", engine.device)
                     terms = task.step(
-                        engine.model, engine.plain, batch.to(engine.device), numbers, step / loop.steps, batch_slice
+                        engine.model,
+                        engine.plain,
+                        self.session.averaged,
+                        batch.to(engine.device),
+                        numbers,
+                        step / loop.steps,
+                        batch_slice,
                     )
                 engine.backward(terms.loss.mean() / passes)
             logs.append(terms.logs)

@@ -4,6 +4,7 @@ The exit statuses are listed in `teacher.files.errors`.
 """
 
 import faulthandler
+import json
 import math
 import os
 import signal
@@ -16,7 +17,7 @@ from types import FrameType, TracebackType
 from typing import Any, Literal, Self
 
 from teacher.files.errors import INTERRUPTED, LOST, SAVED_AND_LEFT, TrainingError
-from teacher.files.json_files import append_line, drop_later
+from teacher.files.lines import append_lines, drop_later
 
 TWICE_S = 0.5
 """Seconds within which a second SIGINT is the same one: Ctrl-C reaches a process from the terminal and its launcher."""
@@ -186,7 +187,7 @@ class Skipped:
             numbers = None if losses is None else [x if math.isfinite(x) else str(x) for x in losses]
             line = {"step": step, "reason": reason, "loss": numbers, "ids": list(ids)}
             try:
-                append_line(self.path, line)
+                append_lines(self.path, [json.dumps(line, ensure_ascii=False)])
             except OSError as error:
                 raise TrainingError(f"{self.path} cannot be written: {error}") from error
         if self.in_a_row >= self.max_in_a_row:

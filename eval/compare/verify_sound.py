@@ -12,7 +12,7 @@ from torch import Tensor
 
 from eval.compare.reference_rows import reference_rows
 from eval.compare.rows import Row, Task
-from eval.compare.sweep import KeptAudio, Origin
+from eval.compare.sweep import Origin, SavedAudio
 from eval.compare.test_set import TestSet
 from eval.compare.training_sounds import TrainingSounds
 from eval.compare.verify import PARTS, Check, Kept
@@ -94,9 +94,9 @@ class Sounds:
         DeSync one window may be a class away.
         """
         for row in (r for r in self.kept.rows if r.task == task and r.steps):
-            keep = KeptAudio(folder=self.kept.rows_path.parent / "media", count=len(self.test.records), seed=row.seed)
+            audio = SavedAudio(folder=self.kept.rows_path.parent / "media", count=len(self.test.records), seed=row.seed)
             for k, record in enumerate(self.test.records):
-                path = keep.path(task, row.model, row.steps, row.guidance, record.id)
+                path = audio.path(task, row.model, row.steps, row.guidance, record.id)
                 if path.is_file():
                     yield from self._check_file(row, k, record.id, path)
 

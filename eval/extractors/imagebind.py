@@ -45,9 +45,8 @@ from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 from torch.nn import functional
 
-from eval.extractors.base import check_waves, exact_float32
+from eval.extractors.base import LoadedFile, OfficialFile, check_waves, exact_float32, load_official
 from eval.extractors.mel_front_end import KaldiFbank
-from eval.extractors.official import LoadedFile, OfficialFile, load_official
 from eval.metrics.embeddings import Embeddings
 from teacher.encoders.base import Frames
 from teacher.encoders.clip import PIXEL_MEAN, PIXEL_STD

@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
-from eval.extractors.base import Embeddings, check_waves, exact_float32
+from eval.extractors.base import LoadedFile, OfficialFile, check_waves, exact_float32, load_official
 from eval.extractors.mel_front_end import (
     centred,
     decibels,
@@ -23,7 +23,7 @@ from eval.extractors.mel_front_end import (
     spectrum,
     triangle_filters,
 )
-from eval.extractors.official import LoadedFile, OfficialFile, load_official
+from eval.metrics.embeddings import Embeddings
 from teacher.files.errors import WeightsError
 
 CNN14_16K = OfficialFile(

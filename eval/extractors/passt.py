@@ -18,9 +18,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
-from eval.extractors.base import Embeddings, check_waves, exact_float32
+from eval.extractors.base import LoadedFile, OfficialFile, check_waves, exact_float32, load_official
 from eval.extractors.mel_front_end import PREEMPHASIS, kaldi_filters
-from eval.extractors.official import LoadedFile, OfficialFile, load_official
+from eval.metrics.embeddings import Embeddings
 from teacher.audio.mel import hann_window
 from teacher.encoders.synchformer import Mlp, attend
 

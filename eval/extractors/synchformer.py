@@ -18,13 +18,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from eval.extractors.base import check_waves, exact_float32
-from eval.extractors.official import LoadedFile, OfficialFile, load_official
+from eval.extractors.base import LoadedFile, OfficialFile, check_waves, exact_float32, load_official
 from eval.metrics.desync import first_and_last
-from teacher.encoders.base import Frames, checked_frames, tensors_digest
+from teacher.encoders.base import Frames, checked_frames
 from teacher.encoders.synchformer import SYNC_REQUEST, VISUAL, cut_segments
 from teacher.encoders.synchformer_audio import SAMPLE_RATE, SEGMENT_SAMPLES
 from teacher.encoders.synchformer_sync import Synchformer, SynchformerConfig
+from teacher.files import tensors_digest
 from teacher.media import FrameRequest
 from teacher.network.sequence import FEATURES_PER_SEGMENT
 from teacher.weights.cards import card

@@ -11,9 +11,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from eval.extractors.base import Embeddings, check_waves, exact_float32
+from eval.extractors.base import LoadedFile, OfficialFile, check_waves, exact_float32, load_official
 from eval.extractors.mel_front_end import frames, spectrum, triangle_filters
-from eval.extractors.official import LoadedFile, OfficialFile, load_official
+from eval.metrics.embeddings import Embeddings
 
 VGGISH = OfficialFile(
     file="vggish-10086976.pth",

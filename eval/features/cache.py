@@ -9,7 +9,6 @@ embeddings/reference-{digest}.safetensors                              of the re
 All are files of `eval.features.clip_features.ClipFeatures`; that of a row names its configuration and its reference.
 """
 
-import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -19,7 +18,7 @@ from weakref import WeakKeyDictionary
 from eval.features.clip_features import ClipFeatures, set_estimates, set_values
 from eval.metrics import SetMetric, clip_metrics, set_metrics
 from eval.metrics.uncertainty import Estimate
-from teacher.files import file_sha256
+from teacher.files import file_sha256, json_digest
 from teacher.files.lines import append_lines, read_lines
 from teacher.files.processes import Processes
 
@@ -32,7 +31,7 @@ class FeatureCache:
 
     def path(self, what: Mapping[str, object]) -> Path:
         """File of what is described; other values, other file."""
-        digest = hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
+        digest = json_digest(what)
         return self.folder / digest[:2] / f"{digest[2:34]}.safetensors"
 
     def get(self, what: Mapping[str, object], make: Callable[[], tuple[ClipFeatures, Mapping[str, str]]]) -> None:

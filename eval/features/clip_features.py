@@ -1,6 +1,5 @@
 """Features of clips: embedding rows and logits by model, and the values of single clips; what metrics are made of."""
 
-import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,6 +13,7 @@ from eval.metrics import SetMetric
 from eval.metrics.embeddings import Embeddings
 from eval.metrics.uncertainty import Estimate
 from teacher.files import check_regular
+from teacher.files.digests import json_digest, tensor_bytes
 from teacher.files.safetensors import read_content, read_header, write_tensors
 
 FEATURES, LOGITS, COUNTS = ".features", ".logits", ".counts"
@@ -172,9 +172,5 @@ def is_sealed(path: Path) -> bool:
 
 def _digest(about: Mapping[str, object], tensors: Mapping[str, Tensor]) -> str:
     """SHA-256 over the description and the tensors' names, types, shapes and values."""
-    sha = hashlib.sha256(json.dumps(about, sort_keys=True).encode())
-    for name, tensor in sorted(tensors.items()):
-        values = tensor.detach().cpu().contiguous()
-        sha.update(f"{name} {values.dtype} {tuple(values.shape)}".encode())
-        sha.update(values.flatten().view(torch.uint8).numpy().tobytes())
-    return sha.hexdigest()
+    described = sorted(tensors.items())
+    return json_digest(about, (f"{n} {t.dtype} {tuple(t.shape)}".encode() + tensor_bytes(t) for n, t in described))

@@ -1,9 +1,10 @@
 """The published models of a comparison, loaded from the files one has: what is not given is not computed."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from functools import partial
 from pathlib import Path
+from pkgutil import resolve_name
 
 import torch
 from torch import Tensor
@@ -29,17 +30,23 @@ PROMPTS_CACHED = 4096
 """Captions whose embeddings are kept in memory."""
 LEAST_S = {"imagebind": 4.0, "synchformer": 4.8}
 """Two frames of picture 2 s apart; the 14 segments that the offset head takes."""
+ADAPTER = "adapter"
+"""Marks a field of `PublishedModels` whose model is a source of features for set metrics, called as the field is. The
+value is "module:class" of its `EmbeddingModel`, which is imported only where the file is given."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PublishedModels:
-    """Files of published models; nothing is downloaded, and what is not given is left out of the tables by name."""
+    """Files of published models; nothing is downloaded, and what is not given is left out of the tables by name.
 
-    passt: Path | None = None
+    A new audio embedding model is its adapter and one field here, with `ADAPTER`.
+    """
+
+    passt: Path | None = field(default=None, metadata={ADAPTER: "eval.extractors.passt:Passt"})
     """PaSST, passt-s-f128-p16-s10-ap.476-swa.pt: FD, KL, IS and KAD of PaSST."""
-    panns: Path | None = None
+    panns: Path | None = field(default=None, metadata={ADAPTER: "eval.extractors.panns:Panns"})
     """PANNs, Cnn14_16k_mAP=0.438.pth: FD, KL, IS and KAD of PANNs."""
-    vggish: Path | None = None
+    vggish: Path | None = field(default=None, metadata={ADAPTER: "eval.extractors.vggish:Vggish"})
     """VGGish, vggish-10086976.pth: FD of VGGish."""
     synchformer: Path | None = None
     """Synchformer with its offset head, synchformer_state_dict.pth: DeSync."""
@@ -82,23 +89,12 @@ class PublishedModels:
             if getattr(self, name) is not None and duration_s < least_s - 1e-6:
                 raise ValueError(f"{name} takes clips of at least {least_s:g} s, these are of {duration_s:g} s")
         sources: list[FeatureSource] = []
+        for one in fields(self):
+            if ADAPTER in one.metadata and getattr(self, one.name) is not None:
+                model = resolve_name(one.metadata[ADAPTER]).load(getattr(self, one.name), device=device)
+                sources.append(ModelSource(source=one.name, model=model, duration_s=duration_s))
         scorers = [*model_free_scorers()]
         sides = _Sides(cache=FeatureCache(folder=cache), digests=FileDigests(folder=cache, process=process))
-        if self.passt is not None:
-            from eval.extractors.passt import Passt
-
-            model = Passt.load(self.passt, device=device)
-            sources.append(ModelSource(source="passt", model=model, duration_s=duration_s))
-        if self.panns is not None:
-            from eval.extractors.panns import Panns
-
-            cnn14 = Panns.load(self.panns, device=device)
-            sources.append(ModelSource(source="panns", model=cnn14, duration_s=duration_s))
-        if self.vggish is not None:
-            from eval.extractors.vggish import Vggish
-
-            vggish = Vggish.load(self.vggish, device=device)
-            sources.append(ModelSource(source="vggish", model=vggish, duration_s=duration_s))
         if self.imagebind is not None:
             scorers.append(self._imagebind(duration_s, device, sides))
         if self.synchformer is not None:

@@ -7,9 +7,10 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from eval.extractors.base import Classifier, EmbeddingModel, FeatureExtractor
+from eval.extractors.base import EmbeddingModel
 from eval.extractors.clip_audio import ClipAudio
 from eval.features.clip_features import ClipFeatures
+from eval.features.embedded import EmbeddedAudioFeatures, EmbeddedClassifier
 from eval.metrics.embeddings import Embeddings
 
 
@@ -36,8 +37,8 @@ class FeatureSource(Protocol):
 class EmbeddedSource:
     """The features that need no weights, with a classifier fitted to the data of the comparison."""
 
-    extractor: FeatureExtractor
-    classifier: Classifier
+    extractor: EmbeddedAudioFeatures
+    classifier: EmbeddedClassifier
     labels: str
     """Where the classes come from; part of the name, with a digest of the classifier if there is one."""
 

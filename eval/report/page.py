@@ -104,7 +104,7 @@ def write_report(results: Results, *, title: str = TITLE, lead: str = LEAD) -> P
 
 
 def cautions(keys: Iterable[str]) -> Iterator[Note]:
-    """What has to be said of the scores before any is read."""
+    """What a reader has to know of the scores before reading any."""
     main = [m for m in metrics_of(keys) if m.main and m.source != EVENTS]
     if any(m.embedded for m in main):
         yield Note(head="Embedded scores.", text=EMBEDDED_NOTE)

@@ -59,7 +59,7 @@ class Setting:
     duration_s: float | None = None
     kind: Kind
     several_scales: bool = False
-    """Whether the same model was run with other guidance scales too, which names then have to tell apart."""
+    """Whether the same model was run with other guidance scales too, so that names have to contain the scale."""
     rows: Mapping[int, Row]
     """By seed."""
     clips: Mapping[int, ClipScores]

@@ -55,7 +55,7 @@ def over_trainings(trainings: Sequence[Sequence[Row]], task: Task) -> Table:
 
 
 def _renumbered(trainings: Sequence[Sequence[Row]]) -> list[Row]:
-    """All rows, with noise seeds that tell the trainings apart."""
+    """All rows, with noise seeds that differ between trainings."""
     return [replace(row, seed=1_000_000 * k + row.seed) for k, rows in enumerate(trainings) for row in rows]
 
 

@@ -63,6 +63,11 @@ class AudioCodec(Protocol):
         """SHA-256 of what the numbers depend on: two codecs with equal digests make equal latents."""
         ...
 
+    @property
+    def facts(self) -> dict[str, float]:
+        """What features.json records about it beside its digest: how well it fits, of a codec that was fitted."""
+        ...
+
     def posterior(self, wave: Float[Tensor, "batch samples"]) -> Posterior:
         """Of ceil(samples / samples_per_latent) frames; the tail is padded with silence."""
         ...

@@ -8,7 +8,6 @@ bytes of every file depend neither on how many there are nor on how often they w
 """
 
 import hashlib
-import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, replace
@@ -18,7 +17,6 @@ from typing import Any
 import torch
 
 from teacher.audio.codec import AudioCodec
-from teacher.audio.embedded_codec import EmbeddedCodec
 from teacher.encoders.registry import Encoders, load_encoders
 from teacher.features import store
 from teacher.features.codec import fitted_codec, given_codec, latent_statistics
@@ -36,7 +34,16 @@ from teacher.features.shards import CODEC_DIGITS, Part, Written, parts, write_sh
 from teacher.features.store import Layout, ShardFile, Skipped
 from teacher.features.windows import Progress, blocks_of, look
 from teacher.features.workers import WorkerPool
-from teacher.files import DIGESTS, FolderLock, as_json, file_sha256, read_digests, write_digests, write_json
+from teacher.files import (
+    DIGESTS,
+    FolderLock,
+    as_json,
+    file_sha256,
+    json_digest,
+    read_digests,
+    write_digests,
+    write_json,
+)
 from teacher.files.errors import FeatureError
 from teacher.files.processes import PATIENCE_S, Processes
 from teacher.files.version import package_version
@@ -176,10 +183,8 @@ def _finish(
         mean, std = codec.latent_mean, codec.latent_std
     if has_std or not (out / "codec.safetensors").is_file():
         codec.save(out / "codec.safetensors")
-    info["codec"] |= {"digest": codec.digest, "latent_space": space}
-    if isinstance(codec, EmbeddedCodec):
-        info["codec"]["explained_variance"] = codec.explained_variance
-    info["digest"] = hashlib.sha256(json.dumps([plan, codec.digest], sort_keys=True).encode()).hexdigest()
+    info["codec"] |= {"digest": codec.digest, "latent_space": space, **codec.facts}
+    info["digest"] = json_digest([plan, codec.digest])
     if config.weights_dir is not None:  # where sampling and training find the same files; not part of the digest
         info["weights_dir"] = str(config.weights_dir.resolve())
     info |= {

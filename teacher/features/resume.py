@@ -15,7 +15,7 @@ from teacher.features import store
 from teacher.features.config import SPLITS, ExtractConfig
 from teacher.features.store import Layout, ShardFile, Skipped, read_captions, shard_path
 from teacher.features.windows import Progress, blocks_of, read_block
-from teacher.files import DIGESTS, LOCK, check_digests, read_digests, remove_temporaries, write_json
+from teacher.files import DIGESTS, LOCK, check_digests, json_digest, read_digests, remove_temporaries, write_json
 from teacher.files.errors import FeatureError, WeightsError
 from teacher.files.tensor_file import BY_ROW, TensorFile
 from teacher.lists.manifest import Item
@@ -76,7 +76,7 @@ def make_plan(
 
 def plan_digest(plan: dict[str, Any]) -> str:
     """What the files of an extraction note of its plan."""
-    return hashlib.sha256(json.dumps(plan, sort_keys=True).encode()).hexdigest()
+    return json_digest(plan)
 
 
 def check_folder(out: Path) -> None:

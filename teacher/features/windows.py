@@ -1,7 +1,5 @@
 """Which pieces of which files become training examples, and how one piece is read: plan, then load."""
 
-import hashlib
-import json
 import math
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -15,7 +13,7 @@ from teacher.encoders.registry import SHORTEST_FRACTION, encoder_set, load_encod
 from teacher.features import store
 from teacher.features.store import Skipped
 from teacher.features.workers import DIED, WorkerPool
-from teacher.files import write_json
+from teacher.files import json_digest, write_json
 from teacher.files.errors import FeatureError
 from teacher.files.processes import Processes
 from teacher.files.tensor_file import AGAIN
@@ -244,7 +242,7 @@ def _refuse_repeated(windows: Sequence[Window]) -> None:
 
 
 def _digest(entries: Sequence[dict[str, Any]]) -> str:
-    return hashlib.sha256(json.dumps(entries).encode()).hexdigest()
+    return json_digest(entries, sort_keys=False)
 
 
 def _described(found: Found | str) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from meanflow.ode import Adaptive
 from teacher.audio.alias_free import resamplers
 from teacher.audio.codec import AudioCodec, Stage, check_finite
 from teacher.audio.mmaudio_codec import MMAudioCodec
-from teacher.audio.toom_cook import with_toom_cook
+from teacher.audio.vocoder import with_toom_cook
 from teacher.network.conditions import Conditions
 from teacher.network.mmaudio import Encoded, MMAudio
 from teacher.network.velocity import Guide

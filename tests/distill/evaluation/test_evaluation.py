@@ -22,7 +22,7 @@ from distill.loop.tracking import Tracker
 from distill.method.student import student_from_teacher
 from meanflow import Guidance, MixedGuidance
 from meanflow.sampling import time_grid
-from teacher.audio.registry import mmaudio_codec
+from teacher.audio.mmaudio_codec import mmaudio_codec
 from teacher.features.codec import load_codec
 from teacher.features.config import ExtractConfig
 from teacher.features.dataset import FeatureSet

@@ -229,8 +229,9 @@ def test_other_processes_count_and_do_not_write(tmp_path):
 
 
 def test_a_file_that_cannot_be_written_ends_the_run(tmp_path):
+    (tmp_path / "gone").write_text("a file where the run folder was")
     skipped = Skipped(tmp_path / "gone", 5)
-    with pytest.raises(TrainingError, match=r"skipped\.jsonl cannot be written: .*No such file"):
+    with pytest.raises(TrainingError, match=r"skipped\.jsonl cannot be written: .*File exists"):
         skipped.add(1, reason="loss", ids=["a"])
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from eval.compare.hygiene import Overlap, TestFacts, facts_of, read_facts, scored_ids, write_facts
-from eval.compare.overlap import find_overlap, look_again, read_groups, sources_of, trained_on
+from eval.compare.overlap import find_overlap, read_groups, recheck_overlap, sources_of, trained_on
 from eval.compare.rows import Row, ids_digest, json_line, read_clip_scores, read_rows
 from eval.compare.test_set import TestSet
 from eval.compare.training_sounds import TrainingSounds, read_waves
@@ -347,7 +347,7 @@ def test_training_data_that_are_not_known_are_said_so(original, tmp_path):
 def test_finished_rows_can_be_looked_at_again(original, tmp_path):
     path = results(tmp_path, {"teacher": TEST})
     run = run_folder(tmp_path / "teacher", [original / "features"])
-    found = look_again(path, original / "features", [run])["vta"]
+    found = recheck_overlap(path, original / "features", [run])["vta"]
     assert found.overlap is not None
     assert found.overlap.clean
     assert facts_of(read_rows(path), clips_beside(path), path)["vta"] == found

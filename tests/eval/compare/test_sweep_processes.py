@@ -14,7 +14,7 @@ import torch
 from eval.compare.reference_rows import reference_rows
 from eval.compare.rows import Row, read_rows
 from eval.compare.scorer import Scorer
-from eval.compare.sweep import Clips, KeptAudio, Origin, part_path, parts_folder, sweep
+from eval.compare.sweep import Clips, Origin, SavedAudio, part_path, parts_folder, sweep
 from eval.features.embedded import EmbeddedAudioFeatures, EmbeddedClassifier
 from eval.features.sources import EmbeddedSource
 from eval.metrics.onsets import OnsetScorer
@@ -90,7 +90,7 @@ def run(
         sweep(
             generate or Generator(), make_clips(order), task="vta", model="student", steps=steps, seeds=seeds,
             scorer=make_scorer(order), rows_path=folder / "rows.jsonl", origin=ORIGIN, part_size=part_size,
-            processes=processes, keep=KeptAudio(folder=folder / "media", count=3, seed=0),
+            processes=processes, audio=SavedAudio(folder=folder / "media", count=3, seed=0),
         )
     )  # fmt: skip
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from eval.extractors.official import LoadedFile
+from eval.extractors.base import LoadedFile
 from eval.extractors.synchformer import DesyncExtractor, as_segments, official
 from eval.metrics.desync import DeSync
 from teacher.encoders.synchformer import VisualConfig, load_sync_encoder

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from eval.extractors.official import LoadedFile, OfficialFile, read_official
+from eval.extractors.base import LoadedFile, OfficialFile, read_official
 from eval.extractors.panns import (
     CNN14_16K,
     HOP,

@@ -8,8 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from eval.extractors.base import Embeddings
-from eval.extractors.official import LoadedFile
+from eval.extractors.base import LoadedFile
 from eval.extractors.vggish import (
     FRAME,
     HOP,
@@ -21,6 +20,7 @@ from eval.extractors.vggish import (
     log_mel,
     patches,
 )
+from eval.metrics.embeddings import Embeddings
 from teacher.files.errors import WeightsError
 
 LAYOUT = {

@@ -379,7 +379,7 @@ import eval.compare.comparison, scripts.compare, scripts.verify
 from eval.features.published_models import PublishedModels
 sources, scorers = PublishedModels().load(duration_s=1.0, device="cpu", cache=Path("none"))
 assert sources == () and [type(one).__name__ for one in scorers] == ["OnsetScorer"]
-base = {"base", "clip_audio", "embedded", "embedded_classifier", "official"}
+base = {"base", "clip_audio"}
 networks = {name.split(".")[2] for name in sys.modules if name.startswith("eval.extractors.")} - base
 print(sorted(networks), {"transformers", "tokenizers"} & set(sys.modules), Path("none").exists())
 """

@@ -188,8 +188,8 @@ def test_a_page_with_a_single_row_of_an_older_version(tmp_path):
     text = write_report(Results.read(tmp_path / "rows.jsonl")).read_text()
     markdown = (tmp_path / "results.md").read_text()
     assert "<td>3.25</td>" in text
-    assert "before intervals and bias were kept" in text
-    assert "before intervals and bias were kept" in markdown
+    assert "before intervals and bias were recorded" in text
+    assert "before intervals and bias were recorded" in markdown
     assert "no bars" in text
     assert "Students against the teacher" not in text
     assert "**3.25**" not in markdown  # best of one is no news

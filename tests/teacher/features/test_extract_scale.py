@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -21,8 +22,8 @@ import torch
 from safetensors.torch import save_file
 
 from teacher.audio.codec import Posterior
+from teacher.audio.registry import CODECS
 from teacher.encoders.registry import Encoders, encoder_set
-from teacher.features import codec as codec_module
 from teacher.features import extract as extract_module
 from teacher.features import windows
 from teacher.features.codec import load_codec
@@ -143,22 +144,29 @@ def test_a_cut_at_every_rename_leaves_a_folder_that_goes_on(items, tmp_path, mon
     extract(few, tmp_path / "whole", config)
     cut_at = 2 if when == "before" else 1  # the first rename of a run must happen for the next one to be further
 
+    true_unlink, without_power = Path.unlink, False
+
     def cutting(source, target):
-        nonlocal done
+        nonlocal done, without_power
         done += 1
-        if done == cut_at and when == "before":
+        without_power = done == cut_at
+        if without_power and when == "before":
             raise PowerCut
         true_os(source, target)
-        if done == cut_at:
+        if without_power:
             raise PowerCut
+
+    def unlink(path, missing_ok=False):
+        if not without_power:
+            true_unlink(path, missing_ok=missing_ok)
 
     cuts = 0
     with monkeypatch.context() as patch:
         patch.setattr(Path, "replace", cutting)
         patch.setattr(os, "replace", cutting)
-        patch.setattr(Path, "unlink", lambda *_, **__: None)
+        patch.setattr(Path, "unlink", unlink)
         while True:
-            done = 0
+            done, without_power = 0, False
             try:
                 extract(few, tmp_path / "cut", config)
                 break
@@ -292,6 +300,10 @@ class Wide:
     def with_statistics(self, mean: torch.Tensor, std: torch.Tensor) -> "Wide":
         return replace(self, latent_mean=mean, latent_std=std)
 
+    @property
+    def facts(self) -> dict[str, float]:
+        return {}
+
     def save(self, path: Path) -> None:
         temporary = path.with_name(".codec.tmp")
         save_file({"latent_mean": self.latent_mean, "latent_std": self.latent_std}, temporary)
@@ -341,7 +353,7 @@ def heavy(monkeypatch):
         return Wide(latent_mean=torch.zeros(4), latent_std=torch.ones(4))
 
     monkeypatch.setattr(extract_module, "load_encoders", encoders)
-    monkeypatch.setattr(codec_module, "mmaudio_codec", codec)
+    monkeypatch.setitem(CODECS, "mmaudio_16k", replace(CODECS["mmaudio_16k"], load=partial(codec, "mmaudio_16k")))
     return replace(CONFIG, codec="mmaudio_16k", encoders="mmaudio", weights_dir=Path("w"), device="cpu")
 
 

@@ -8,9 +8,9 @@ import torch
 
 from meanflow import Adaptive, Guidance
 from meanflow.guidance import JointGuidance
-from teacher.audio.mmaudio_codec import MMAudioCodec
-from teacher.audio.registry import mmaudio_codec
-from teacher.audio.toom_cook import ToomCookConv1d, with_toom_cook
+from teacher.audio.mmaudio_codec import MMAudioCodec, mmaudio_codec
+from teacher.audio.toom_cook import ToomCookConv1d
+from teacher.audio.vocoder import with_toom_cook
 from teacher.network.conditions import Conditions
 from teacher.network.mmaudio import MMAudio
 from teacher.sampling import fast
