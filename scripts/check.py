@@ -7,7 +7,7 @@ from pathlib import Path
 import tyro
 
 from distill.checkpoints.check import Checked, check_folder
-from eval.compare.verify import check_kept
+from eval.compare.check_files import check_files
 from scripts.errors import one_line_errors
 
 
@@ -23,7 +23,7 @@ class Check:
 def faults(folder: Path) -> list[str]:
     """What is damaged or missing in a folder and all folders in it, one line each; empty where nothing is."""
     found = Checked()
-    check_folder(folder, found, others=check_kept)
+    check_folder(folder, found, others=check_files)
     return found.faults
 
 
@@ -35,7 +35,7 @@ def cli() -> None:
         raise ValueError("name at least one folder to check")
     found = Checked()
     for folder in folders:
-        check_folder(folder, found, report=lambda line: print(line, flush=True), others=check_kept)
+        check_folder(folder, found, report=lambda line: print(line, flush=True), others=check_files)
     damaged = f"{len(found.faults)} damaged" if found.faults else "none damaged"
     print(f"{found.files} files ({found.bytes:,} bytes) compared, {damaged}; {found.unrecorded} carry no record")
     sys.exit(1 if found.faults else 0)
