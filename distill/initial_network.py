@@ -1,4 +1,7 @@
-"""What a training starts from: a fresh network or a trained one, fitted to the features it will learn."""
+"""What a training starts from: a fresh network, a trained one or an earlier student, fitted to the features it learns.
+
+Every file of weights is read once and its digest is taken once; a feature folder's codec is opened once.
+"""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -34,6 +37,24 @@ class InitialNetwork:
     """Digests of the files it starts from."""
 
 
+def loaded(run: Path, weights: str = "auto") -> tuple[MMAudio, str]:
+    """The network of a run folder, rebuilt from config.json and loaded strictly, and the digest of its weights (12
+    hexadecimal digits), as a run that starts from them records it."""
+    return load_network(run, weights=weights), file_sha256(weight_file(run, weights))[:12]
+
+
+def load_student(run: Path | str, *, weights: str = "auto") -> MMAudio:
+    """The student of a run folder, u(x_t, r, t), rebuilt from its config.json and loaded strictly, in evaluation mode.
+
+    `weights` is model (the last step), ema-0.05 and so on; auto is the narrowest average that training keeps, else the
+    last step. Raises WeightsError for what is missing or damaged, ValueError for the run folder of a teacher.
+    """
+    net = load_network(Path(run), weights=weights)
+    if not net.config.interval_embedding:
+        raise ValueError(f"{run} is a teacher; a distilled student has a second time")
+    return net
+
+
 def fresh_or_loaded(
     start: Fresh | FromWeights, features: Path, *, seed: int, weights_dir: Path | None = None
 ) -> InitialNetwork:
@@ -65,6 +86,7 @@ def resumed_student(
     start: FromWeights,
     teacher: MMAudio,
     wanted: MMAudioConfig,
+    codec: AudioCodec,
     features: Path,
     *,
     any_times: bool,
@@ -72,11 +94,12 @@ def resumed_student(
 ) -> InitialNetwork:
     """The student of an earlier run, to go on from, with everything it learnt.
 
-    `wanted` is the architecture that this run's student has; its time embedding may be another with `any_times`. Raises
-    ValueError for a teacher, another architecture, other latent statistics than the teacher's, or another codec.
+    `wanted` is the architecture that this run's student has; its time embedding may be another with `any_times`.
+    `codec` is the one inherited from the teacher, which serves the student too, since both have the same latent
+    statistics. Raises ValueError for a teacher, another architecture, other latent statistics than the teacher's, and
+    features of other encoders or another codec than the earlier run's.
     """
-    path = weight_file(start.run, start.weights)
-    net = load_network(start.run, weights=start.weights)
+    net, digest = loaded(start.run, start.weights)
     found = net.config
     if not found.interval_embedding:
         raise ValueError(f"{start.run} is a teacher; student.run goes on from a distilled student")
@@ -87,11 +110,10 @@ def resumed_student(
     for name in ("latent_mean", "latent_std"):
         if not torch.equal(net.get_parameter(name), teacher.get_parameter(name)):
             raise ValueError(f"{start.run} and the teacher have different latent statistics ({name})")
-    codec = inherited_codec(net, start.run, features, weights_dir)
+    _check_encoders(start.run, features)
+    _check_codec(codec, start.run, features, weights_dir)
     _release(net)
-    return InitialNetwork(
-        net=net, codec=codec, licence=inherited_licence(start.run), digests={"student": file_sha256(path)[:12]}
-    )
+    return InitialNetwork(net=net, codec=codec, licence=inherited_licence(start.run), digests={"student": digest})
 
 
 def empty_text(encoders: str, weights_dir: Path | None) -> Tensor | None:
@@ -106,26 +128,35 @@ def _weights_dir(codec: AudioCodec) -> Path | None:
     return codec.models.weights_dir if isinstance(codec, MMAudioCodec) else None
 
 
-def inherited_codec(net: MMAudio, run: Path, features: Path, weights_dir: Path | None = None) -> AudioCodec:
+def inherited_codec(net: MMAudio, run: Path, features: Path, weights_dir: Path | None) -> AudioCodec:
     """The features' codec with the statistics of a trained network.
 
     Raises ValueError where the features were made with another codec or other encoders than the network's run.
     """
+    _check_encoders(run, features)
     plain = load_codec(features, weights_dir=weights_dir)
-    made, known = read_features_info(features), read_features_info(run)
-    if made.encoders != known.encoders:
-        raise ValueError(
-            f"{features} was extracted with encoders {made.encoders!r}, {run} was trained with {known.encoders!r}; "
-            f"extract again with --encoders {known.encoders}"
-        )
     _check_shapes(net, plain, features)
     codec = plain.with_statistics(net.latent_mean.detach().flatten(), net.latent_std.detach().flatten())
-    kept = run / "codec.safetensors"
-    if kept.is_file() and open_codec(kept, weights_dir=weights_dir).digest != codec.digest:
-        raise ValueError(
-            f"the latents of {features} come from another codec than {kept}; extract with --codec-from {run}"
-        )
+    _check_codec(codec, run, features, weights_dir)
     return codec
+
+
+def _check_encoders(run: Path, features: Path) -> None:
+    found, wanted = read_features_info(features).encoders, read_features_info(run).encoders
+    if found != wanted:
+        raise ValueError(
+            f"{features} was extracted with encoders {found!r}, {run} was trained with {wanted!r}; "
+            f"extract again with --encoders {wanted}"
+        )
+
+
+def _check_codec(codec: AudioCodec, run: Path, features: Path, weights_dir: Path | None) -> None:
+    """Whether the codec of the features is the one that a run folder was trained with, where it holds one."""
+    path = run / "codec.safetensors"
+    if path.is_file() and open_codec(path, weights_dir=weights_dir).digest != codec.digest:
+        raise ValueError(
+            f"the latents of {features} come from another codec than {path}; extract with --codec-from {run}"
+        )
 
 
 def inherited_licence(run: Path) -> str | None:
@@ -135,15 +166,12 @@ def inherited_licence(run: Path) -> str | None:
 
 
 def _trained(start: FromWeights, features: Path, weights_dir: Path | None) -> InitialNetwork:
-    path = weight_file(start.run, start.weights)
-    net = load_network(start.run, weights=start.weights)
+    net, digest = loaded(start.run, start.weights)
     if net.config.interval_embedding:
         raise ValueError(f"{start.run} is a distilled student; start from a teacher, whose flow has one time")
     codec = inherited_codec(net, start.run, features, weights_dir)
     _release(net)
-    return InitialNetwork(
-        net=net, codec=codec, licence=inherited_licence(start.run), digests={"start": file_sha256(path)[:12]}
-    )
+    return InitialNetwork(net=net, codec=codec, licence=inherited_licence(start.run), digests={"start": digest})
 
 
 def _release(net: MMAudio) -> None:

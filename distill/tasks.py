@@ -1,4 +1,4 @@
-"""Assembles the two kinds of run for the loop: a teacher, fresh or from weights, and a student from a teacher."""
+"""Puts the two kinds of run together for the loop: a teacher, fresh or from weights, and a student from a teacher."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -9,7 +9,14 @@ from torch import nn
 from distill.config import DistillRun, TeacherRun
 from distill.evaluation import BEST_STUDENT, BEST_TEACHER, HeldOut, Scores
 from distill.evaluation.clips import Reference
-from distill.initial_network import InitialNetwork, fresh_or_loaded, inherited_codec, inherited_licence, resumed_student
+from distill.initial_network import (
+    InitialNetwork,
+    fresh_or_loaded,
+    inherited_codec,
+    inherited_licence,
+    loaded,
+    resumed_student,
+)
 from distill.loop.fit import fit
 from distill.loop.session import TrainingTask
 from distill.method.adapters import adapt
@@ -31,7 +38,6 @@ from teacher.flow_matching import Terms, flow_matching_step
 from teacher.network.batch import Batch, BatchSlice
 from teacher.network.embeddings import SMOOTH_LIMIT
 from teacher.network.mmaudio import MMAudio
-from teacher.weights.loading import load_network, weight_file
 
 TIME_FIT_CLIPS = 4
 """Clips on which the effect of a new time embedding is measured."""
@@ -51,15 +57,16 @@ def train_teacher(
 def teacher_task(
     config: TeacherRun, run: Path, *, weights_dir: Path | None = None, scores: Scores | None = None
 ) -> TrainingTask:
-    """What `train_teacher` trains."""
-    started = fresh_or_loaded(config.start, config.data[0], seed=config.loop.seed, weights_dir=weights_dir)
-    net, codec = started.net, started.codec
+    """The task of `train_teacher`. Raises ValueError where network, features and codec do not go together."""
+    start = fresh_or_loaded(config.start, config.data[0], seed=config.loop.seed, weights_dir=weights_dir)
+    net, codec = start.net, start.codec
     data = open_sets(config.data, config.repeat, codec, modalities=config.modalities)
     merging = None if config.lora is None else adapt(net, config.lora, seed=config.loop.seed)
 
     def step(
         model: nn.Module,
         plain: MMAudio,
+        averaged: MMAudio | None,
         batch: Batch,
         generator: torch.Generator,
         progress: float,
@@ -78,8 +85,8 @@ def teacher_task(
         step=step,
         evaluate=HeldOut(config.data[0], codec, config.loop.evaluation, run=run, scores=scores),
         best=BEST_TEACHER,
-        digests=_digests(config.data) | started.digests,
-        licence=started.licence,
+        digests=_digests(config.data) | start.digests,
+        licence=start.licence,
         publish=merging,
     )
 
@@ -87,7 +94,8 @@ def teacher_task(
 def distil(config: DistillRun, run: Path, *, weights_dir: Path | None = None, scores: Scores | None = None) -> Path:
     """Distil the teacher of a run folder into an average-velocity student; the run folder.
 
-    One line says what became of a time embedding that had to be replaced.
+    A line is printed where the teacher's time embedding is too fast to differentiate: what became of it, and how far
+    the student starts from its teacher for it.
     """
     task = student_task(config, run, weights_dir=weights_dir, scores=scores)
     if not (run / "config.json").exists() and this_process().main:
@@ -99,34 +107,43 @@ def distil(config: DistillRun, run: Path, *, weights_dir: Path | None = None, sc
 def student_task(
     config: DistillRun, run: Path, *, weights_dir: Path | None = None, scores: Scores | None = None
 ) -> TrainingTask:
-    """What `distil` trains. Raises ValueError where teacher, student, data and method do not go together."""
+    """The task of `distil`. Raises ValueError where teacher, student, data and method do not go together."""
     method, seed = config.method, config.loop.seed
-    teacher, file = load_network(config.teacher), weight_file(config.teacher, "auto")
+    teacher, teacher_digest = loaded(config.teacher)
     codec = inherited_codec(teacher, config.teacher, config.data[0], weights_dir)
-    started = _student(config, teacher, codec, weights_dir)
-    student, publish = started.net, None
+    start = _student(config, teacher, codec, weights_dir)
+    student, publish = start.net, None
     check_differences(student, method.objective)
     if config.lora is not None:
         publish = adapt(student, config.lora, seed=seed, in_full=in_full(student.config, teacher.config))
     if not method.objective.needs.learns_intervals:
         # Left as it starts, the embedding of t - r adds nothing for any r, and jumps are Euler steps.
         student.interval_embed.requires_grad_(False)
-    digests = {"teacher": file_sha256(file)[:12]}
+    digests = {"teacher": teacher_digest}
 
     def step(
         model: nn.Module,
         plain: MMAudio,
+        averaged: MMAudio | None,
         batch: Batch,
         generator: torch.Generator,
         progress: float,
         batch_slice: BatchSlice,
     ) -> Terms:
         return train_step(
-            model, plain, teacher, batch, method, generator=generator, progress=progress, batch_slice=batch_slice
+            model,
+            plain,
+            teacher,
+            batch,
+            method,
+            generator=generator,
+            progress=progress,
+            batch_slice=batch_slice,
+            averaged=averaged,
         )
 
     guidance = method.velocity.reference_guidance if method.guided_from < 1 else Guidance()
-    reference = Reference(net=teacher, digest=digests["teacher"], guidance=guidance)
+    reference = Reference(net=teacher, digest=teacher_digest, guidance=guidance)
     return TrainingTask(
         kind="student",
         config=config,
@@ -138,10 +155,11 @@ def student_task(
         step=step,
         evaluate=HeldOut(config.data[0], codec, config.loop.evaluation, run=run, teacher=reference, scores=scores),
         best=BEST_STUDENT,
+        averaged_targets=method.objective.needs.averaged,
         float32_only=method.objective.needs.derivative == "difference",
         frozen=(teacher,),
-        digests=_digests(config.data) | digests | started.digests,
-        licence=started.licence,
+        digests=_digests(config.data) | digests | start.digests,
+        licence=start.licence,
         publish=publish,
     )
 
@@ -166,9 +184,11 @@ def _student(config: DistillRun, teacher: MMAudio, codec: AudioCodec, weights_di
         time_embedding=method.time_embedding,
     )
     auto = method.time_embedding == "auto"
-    started = resumed_student(config.student, teacher, wanted, config.data[0], any_times=auto, weights_dir=weights_dir)
-    lines = dict.fromkeys(line for line in (licence, started.licence) if line is not None)
-    return replace(started, licence="; ".join(lines) or None)
+    resumed = resumed_student(
+        config.student, teacher, wanted, codec, config.data[0], any_times=auto, weights_dir=weights_dir
+    )
+    lines = dict.fromkeys(line for line in (licence, resumed.licence) if line is not None)
+    return replace(resumed, licence="; ".join(lines) or None)
 
 
 def time_note(config: DistillRun, task: TrainingTask) -> list[str]:

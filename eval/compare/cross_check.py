@@ -22,8 +22,8 @@ import numpy as np
 import torch
 
 from eval.compare.rows import Row
+from eval.compare.verify import features_of_row
 from eval.features.clip_features import FEATURES, LOGITS
-from eval.features.kept_embeddings import KeptEmbeddings
 from eval.metrics import set_metrics
 from eval.metrics.base import Formula, SetMetric
 from eval.metrics.embeddings import Embeddings
@@ -88,7 +88,7 @@ def cross_checks(rows_path: Path, rows: Sequence[Row]) -> Iterator[CrossCheck]:
         ValueError: kept features that cannot be read or belong to other rows.
     """
     for row in rows:
-        kept = KeptEmbeddings.open(rows_path, row)
+        kept = features_of_row(rows_path, row)
         if kept is None:
             continue
         for metric in set_metrics():

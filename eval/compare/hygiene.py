@@ -31,7 +31,7 @@ class Overlap:
 
     @property
     def clean(self) -> bool:
-        """Nothing found in common; what could not be looked at is in `unread` and `unknown`."""
+        """Whether nothing was found in common; what could not be compared is in `unread` and `unknown`."""
         return not (self.by_id or self.by_source or self.by_content)
 
 
@@ -46,7 +46,7 @@ class TestFacts:
     excluded: tuple[tuple[str, str], ...] = ()
     """Clips that could not be read, left out for every model, and why."""
     overlap: Overlap | None = None
-    """None: not looked at."""
+    """None where nobody searched for it."""
 
     def __post_init__(self) -> None:
         if self.task not in get_args(Task):
@@ -61,10 +61,14 @@ class TestFacts:
         return ids_digest(self.ids)
 
     def sentences(self) -> tuple[str, ...]:
-        """What a report says."""
+        """The facts as a report states them: clips with their digest, exclusions, overlap."""
         excluded = "; ".join(f"{clip_id} ({reason})" for clip_id, reason in self.excluded)
         left_out = f"{len(self.excluded)} left out for every model alike: {excluded}." if excluded else "None left out."
-        return (f"{len(self.ids)} clips, SHA-256 of the sorted ids {self.digest}.", left_out, _told(self))
+        return (
+            f"{len(self.ids)} clips, SHA-256 of the sorted ids {self.digest}.",
+            left_out,
+            _overlap_text(self.overlap),
+        )
 
 
 def write_facts(folder: Path, facts: Iterable[TestFacts]) -> Path:
@@ -160,20 +164,19 @@ def _overlap(entry: Mapping[str, Any]) -> Overlap:
     return Overlap(**values)
 
 
-def _told(fact: TestFacts) -> str:
-    """What is known about the overlap, in one or two sentences."""
-    o = fact.overlap
+def _overlap_text(o: Overlap | None) -> str:
+    """What is known about the overlap, in one to three sentences."""
     if o is None:
         return "Overlap with training data: not looked at."
     kinds = {"id": o.by_id, "source": o.by_source, "content": o.by_content}
     found = "; ".join(f"{len(i)} by {k} ({', '.join(i[:5])}{', ...' * (len(i) > 5)})" for k, i in kinds.items() if i)
-    told = []
+    sentences = []
     if o.training_files:
-        told.append(
+        sentences.append(
             f"Overlap with the {o.training_files} files trained on, by id, source and content: {found or 'none'}."
         )
     if o.unread:
-        told.append(f"{o.unread} files are not here any more; their content could not be compared.")
+        sentences.append(f"{o.unread} files are not here any more; their content could not be compared.")
     if o.unknown:
-        told.append(f"Training data not known here: {'; '.join(o.unknown)}.")
-    return " ".join(told)
+        sentences.append(f"Training data not known here: {'; '.join(o.unknown)}.")
+    return " ".join(sentences)

@@ -101,7 +101,7 @@ def _training_data(run: Path) -> tuple[str, ...]:
     return (data,) if isinstance(data, str) else tuple(map(str, data))
 
 
-def look_again(
+def recheck_overlap(
     rows_path: Path, data: Path, runs: Sequence[Path], manifest: Path | None = None
 ) -> dict[Task, TestFacts]:
     """Write testset.json anew for finished rows: ids from the scores, overlap between `data` and the data of `runs`.

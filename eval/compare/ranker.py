@@ -1,71 +1,69 @@
-"""Which of several sounds for one picture or one text to keep."""
+"""Which of several sounds for one picture or one text to keep: the best by one metric of single clips."""
 
 import tempfile
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-import torch
 from torch import Tensor
 
-from eval.compare.rows import Task
 from eval.features.published_models import PublishedModels
-from eval.metrics.clip_metrics import ClipMetric
-from eval.metrics.motion import motion_score, read_motion
+from eval.metrics import EVENTS, ClipMetric, ClipScorer, Task, clip_metrics, clip_scores
 from teacher.features.store import Record
 from teacher.sampling.scene import Scene
 
-Score = Literal["motion", "desync", "ib_score", "clap_laion", "clap_ms", "pam"]
-"""motion: onsets against motion, no weights, video only; the others need --judges files."""
-LOWER_IS_BETTER = ("desync",)
-FILES = {
-    "desync": "synchformer",
-    "ib_score": "imagebind",
-    "clap_laion": "clap_laion",
-    "clap_ms": "clap_ms",
-    "pam": "clap_ms",
-}
-VIDEO_ONLY = ("motion", "desync", "ib_score")
+
+def _ranks(metric: ClipMetric) -> bool:
+    """Whether it can be computed from a sound with its picture or caption alone, and one end of it is better."""
+    free = metric.scorer is not None and not metric.compared and metric.source != EVENTS
+    return metric.better is not None and metric.divergence is None and (free or metric.published)
+
+
+RANKING = {metric.key: metric for metric in clip_metrics() if _ranks(metric)}
+"""motion needs no weights; the others need the --judges file of their model."""
+if TYPE_CHECKING:
+    Score = str
+else:
+    Score = Literal[tuple(sorted(RANKING, key=lambda key: RANKING[key].published))]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Ranker:
-    """Scores sounds of one scene by one measure."""
+    """Scores sounds of one scene by one metric."""
 
-    score: Score
-    judges: tuple[ClipMetric, ...] = ()
+    metric: ClipMetric
+    scorers: tuple[ClipScorer, ...]
     cache: tempfile.TemporaryDirectory[str] | None = None
     """Removed with the ranker."""
 
     @classmethod
     def load(cls, score: Score, files: PublishedModels, *, duration_s: float, device: str) -> "Ranker":
-        """With the model that the score needs, of which its file must be given.
+        """With the model that the metric needs, of which its file must be given.
 
         Raises:
-            ValueError: the file was not given.
+            ValueError: an unknown metric, or the file was not given.
         """
-        if score == "motion":
-            return cls(score=score)
-        needed = FILES[score]
-        if getattr(files, needed) is None:
-            raise ValueError(f"--score {score} needs --judges.{needed.replace('_', '-')}, the file of its model")
+        if score not in RANKING:
+            raise ValueError(f"--score must be one of {', '.join(RANKING)}, got {score}")
+        metric = RANKING[score]
+        if metric.scorer is not None:
+            return cls(metric=metric, scorers=(metric.scorer(),))
+        if getattr(files, metric.source) is None:
+            raise ValueError(f"--score {score} needs --judges.{metric.source.replace('_', '-')}, the file of its model")
         cache = tempfile.TemporaryDirectory(prefix="mf-best-")
-        _, judges = files.load(duration_s=duration_s, device=device, cache=Path(cache.name))
-        return cls(score=score, judges=judges, cache=cache)
+        _, scorers = files.load(duration_s=duration_s, device=device, cache=Path(cache.name))
+        return cls(metric=metric, scorers=scorers, cache=cache)
 
     def values(self, scene: Scene, waves: Tensor, sample_rate: int) -> list[float]:
-        """One value per wave (seeds, samples) of the scene; larger is better, as `desync` is given negative.
+        """One value per wave (seeds, samples) of the scene; larger is better, so a metric of which less is better is
+        given negative.
 
         Raises:
-            ValueError: a score of the picture for a scene without one, or a score the model cannot give.
+            ValueError: a metric of the picture for a scene without one, or one the model cannot give.
         """
-        if self.score in VIDEO_ONLY and scene.video is None:
-            raise ValueError(f"--score {self.score} judges sound against a picture; for words alone use clap_laion")
-        if self.score == "motion":
-            assert scene.video is not None
-            moved = read_motion(scene.video, duration_s=scene.total_s)
-            return [motion_score(moved, wave.numpy(), sample_rate) for wave in waves]
+        key = self.metric.key
+        if self.metric.tasks == ("vta",) and scene.video is None:
+            raise ValueError(f"--score {key} scores sound against a picture; for words alone use clap_laion")
         task: Task = "vta" if scene.video is not None else "tta"
         record = Record(
             id="sound",
@@ -79,19 +77,8 @@ class Ranker:
             has_video=scene.video is not None,
             has_audio=True,
         )
-        entries = [
-            entry
-            for judge in self.judges
-            if task in judge.tasks
-            for entry in [judge.judge([record] * len(waves), waves, sample_rate)]
-        ]
-        found = [[e[self.score] for e in entry] for entry in entries if all(self.score in e for e in entry)]
-        if not found:
-            raise ValueError(f"--score {self.score} says nothing about this sound (no caption, or too short a clip)")
-        sign = -1.0 if self.score in LOWER_IS_BETTER else 1.0
-        return [sign * value for value in found[0]]
-
-
-def best(values: Sequence[float]) -> int:
-    """Index of the largest value, the first of equals."""
-    return int(torch.tensor(values, dtype=torch.float64).argmax())
+        found = clip_scores(self.scorers, [record] * len(waves), waves, sample_rate, task)
+        if any(key not in entry for entry in found):
+            raise ValueError(f"--score {key} says nothing about this sound (no caption, or too short a clip)")
+        sign = -1.0 if self.metric.better == "lower" else 1.0
+        return [sign * entry[key] for entry in found]

@@ -12,13 +12,11 @@ from eval.compare.scorer import Scorer, Scores
 from eval.compare.sweep import PART, Origin, finished, part_path, parts_folder, record
 from eval.features.cache import in_parts
 from eval.features.clip_features import ClipFeatures
-from eval.metrics.clip_scores import clip_estimates, clip_metrics
+from eval.metrics import clip_metrics, pooled, pooled_intervals
 from teacher.files.processes import Processes
 
 Waves = Callable[[int, int], Tensor]
 """Real sound of clips first .. last - 1, (clips, samples)."""
-PAIRED = ("kl",)
-"""Scores that compare a clip with itself and say nothing about real sound."""
 
 
 def reference_rows(
@@ -46,7 +44,7 @@ def reference_rows(
         for model, made in (("reference", lambda: waves), ("codec", lambda: roundtrip(waves))):
             path = part_path(folders[model], first, last)
             if not path.exists():
-                scorer.hear(first, made(), task).write(path)
+                scorer.features(first, made(), task).write(path)
 
     folders = {model: parts_folder(rows_path, origin, task, model, 0, 0) for model in ("reference", "codec")}
     done = {model: finished(rows_path, (task, model, 0, 1.0, 0), origin.config_digest) for model in folders}
@@ -66,19 +64,19 @@ def reference_rows(
         if row is not None:
             yield row
             continue
-        heard = ClipFeatures.join([ClipFeatures.read(folders[model] / file.name)[0] for file in files])
+        features = ClipFeatures.join([ClipFeatures.read(folders[model] / file.name)[0] for file in files])
         if model == "reference":
-            yield _real_row(scorer, heard, other(), task, rows_path, origin)
+            yield _real_row(scorer, features, other(), task, rows_path, origin)
         else:
-            yield _codec_row(scorer, heard, task, rows_path, origin)
+            yield _codec_row(scorer, features, task, rows_path, origin)
     for folder in folders.values():
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _codec_row(scorer: Scorer, heard: ClipFeatures, task: Task, rows_path: Path, origin: Origin) -> Row:
+def _codec_row(scorer: Scorer, features: ClipFeatures, task: Task, rows_path: Path, origin: Origin) -> Row:
     return record(
-        heard,
-        scorer.score(heard),
+        features,
+        scorer.score(features),
         rows_path=rows_path,
         task=task,
         model="codec",
@@ -88,18 +86,20 @@ def _codec_row(scorer: Scorer, heard: ClipFeatures, task: Task, rows_path: Path,
 
 
 def _real_row(
-    scorer: Scorer, heard: ClipFeatures, other: ClipFeatures, task: Task, rows_path: Path, origin: Origin
+    scorer: Scorer, features: ClipFeatures, other: ClipFeatures, task: Task, rows_path: Path, origin: Origin
 ) -> Row:
+    # A divergence of a clip from itself says nothing about real sound.
+    paired = {metric.key for metric in clip_metrics() if metric.divergence is not None}
     per_clip = tuple(
-        {name: value for name, value in entry.items() if not name.startswith(PAIRED)} for entry in heard.per_clip
+        {name: value for name, value in entry.items() if name not in paired} for entry in features.per_clip
     )
     floor = scorer.set_scores(other, uses_reference=True)
     own = scorer.set_scores(scorer.reference, uses_reference=False)
-    fewer = {"distance_clips": float(len(other))} if len(other) != len(heard) else {}
+    fewer = {"distance_clips": float(len(other))} if len(other) != len(features) else {}
     scores = Scores(
-        metrics={**floor.metrics, **fewer, **own.metrics, **clip_metrics(per_clip)},
+        metrics={**floor.metrics, **fewer, **own.metrics, **pooled(per_clip)},
         per_clip=per_clip,
-        estimates={**floor.estimates, **own.estimates, **clip_estimates(per_clip)},
+        estimates={**floor.estimates, **own.estimates, **pooled_intervals(per_clip)},
     )
     return record(
         other,
@@ -109,5 +109,5 @@ def _real_row(
         model="reference",
         origin=origin,
         reference=scorer.reference,
-        own=ClipFeatures(ids=heard.ids, tensors=heard.tensors, per_clip=per_clip),
+        own=ClipFeatures(ids=features.ids, tensors=features.tensors, per_clip=per_clip),
     )

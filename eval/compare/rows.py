@@ -3,7 +3,6 @@
 import hashlib
 import json
 import math
-import os
 import re
 import zlib
 from collections import Counter
@@ -11,16 +10,18 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal, Self, cast, get_args
+from typing import Any, Literal, Self, get_args
 
+from eval.metrics.base import Task
 from eval.metrics.uncertainty import Estimate
-from teacher.files import wait_for_lock
+from teacher.files.lines import read_lines
 
-Task = Literal["vta", "tta"]
 Kind = Literal["teacher", "student", "codec", "reference"]
 """`codec`: real sound through the codec and back, the ceiling of every model; `reference`: real sound itself."""
 CHECK = "check"
 """Entry of a line that holds its checksum."""
+SEAL = re.compile(rf', "{CHECK}": "([0-9a-f]{{8}})"\}}$')
+"""How `sealed` ends a line."""
 Key = tuple[str, str, int, float, int]
 """Task, model, steps, guidance and seed."""
 ScoresKey = tuple[tuple[str, str, int, int], str]
@@ -58,8 +59,8 @@ class Row:
     """Parameters of the generating network; None where they were not counted."""
     duration_s: float | None = None
     """Duration of one clip in seconds; None where it was not kept."""
-    kind: Kind | None = None
-    """What the model is; None where its name says it, as in rows of older versions."""
+    kind: Kind = None  # type: ignore[assignment]
+    """What the model is. Where it is not given its name says it, as in rows of older versions."""
     estimates: Mapping[str, Estimate] = field(default_factory=dict)
     """Interval, bias and number of clips of the metrics, by name; rows of older versions have none."""
 
@@ -68,7 +69,8 @@ class Row:
             raise ValueError(f"task must be one of {get_args(Task)}, got {self.task!r}")
         if self.kind is None and self.model not in get_args(Kind):
             raise ValueError(f"kind must be one of {get_args(Kind)} for a model called {self.model!r}, got None")
-        if self.kind is not None and self.kind not in get_args(Kind):
+        object.__setattr__(self, "kind", self.kind or self.model)
+        if self.kind not in get_args(Kind):
             raise ValueError(f"kind must be one of {get_args(Kind)}, got {self.kind!r}")
         for name in ("steps", "nfe", "num_clips"):
             if getattr(self, name) < 0:
@@ -91,11 +93,6 @@ class Row:
         return (self.task, self.model, self.steps, self.seed), self.config_digest
 
     @property
-    def what(self) -> Kind:
-        """The kind of the model."""
-        return self.kind or cast(Kind, self.model)
-
-    @property
     def title(self) -> str:
         """The row in words."""
         guidance = f", guidance {self.guidance:g}" if self.steps and self.guidance != 1.0 else ""
@@ -103,8 +100,9 @@ class Row:
         return f"{self.task} {self.model}, {steps}{guidance}, seed {self.seed}"
 
     def to_json(self) -> str:
-        """The row as one line of JSON."""
-        return json.dumps(asdict(self), sort_keys=True)
+        """The row as one line of JSON. Codec and reference are called by their kind, which is then not repeated."""
+        kind = None if self.kind in ("codec", "reference") else self.kind
+        return json.dumps(asdict(self) | {"kind": kind}, sort_keys=True)
 
     @classmethod
     def from_json(cls, line: str) -> Self:
@@ -123,28 +121,19 @@ class Row:
         return cls(**{**data, "estimates": estimates})
 
 
-def read_lines(path: Path) -> list[str]:
-    """Complete lines of a JSON-lines file; none if it does not exist. A last line without an end is what a killed run
-    left and is not counted."""
-    if not path.exists():
-        return []
-    try:
-        text = path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is damaged: it is not UTF-8 ({error})") from error
-    return [line for line in text.split("\n")[:-1] if line.strip()]
-
-
 def sealed(line: str) -> str:
     """A JSON object in one line with sorted keys, and a checksum of itself (CRC-32) as its last entry."""
     return f'{line[:-1]}, "{CHECK}": "{_crc(line)}"}}'
 
 
 def changed_lines(path: Path) -> list[int]:
-    """Numbers of the lines whose checksum does not fit: damaged, or changed by hand. Lines of older versions have none
-    and are not judged."""
+    """Numbers of the lines whose checksum does not fit: damaged, or changed by hand. Lines of older versions have no
+    checksum and are taken as they are."""
     found = []
     for number, line in enumerate(read_lines(path), start=1):
+        seal = SEAL.search(line)
+        if seal is not None and seal[1] == _crc(f"{line[: seal.start()]}}}"):
+            continue  # byte for byte what `sealed` wrote: there is no need to parse it
         try:
             data = json.loads(line)
             check = data.pop(CHECK, None)
@@ -176,26 +165,6 @@ def check_lines(folder: Path) -> None:
 
 def _crc(line: str) -> str:
     return f"{zlib.crc32(line.encode()):08x}"
-
-
-def append_lines(path: Path, lines: Iterable[str]) -> None:
-    """Append whole lines with a single write and wait for the disk; an unfinished last line is cut off first.
-
-    Several processes may append to one file: each waits until the other is done.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    block = "".join(f"{line}\n" for line in lines).encode()
-    with path.open("ab+") as file:
-        wait_for_lock(file.fileno())
-        size = file.seek(0, os.SEEK_END)
-        file.seek(0)
-        content = file.read()
-        if size and not content.endswith(b"\n"):
-            file.truncate(content.rfind(b"\n") + 1)
-        file.seek(0, os.SEEK_END)
-        file.write(block)
-        file.flush()
-        os.fsync(file.fileno())
 
 
 def read_rows(path: Path) -> list[Row]:
@@ -275,3 +244,10 @@ def safe_name(name: str) -> str:
     """A name for a file: letters, digits, dot, dash and underscore, with a digest where anything was replaced."""
     safe = re.sub(r"[^A-Za-z0-9._-]+", "_", name).strip(".")[:80]
     return safe if safe == name else f"{safe}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+
+
+def embeddings_path(rows_path: Path, row: Row) -> Path:
+    """File of the features of a row; the model's name is made safe for a file name by its digest in the end."""
+    name = f"{row.task}-{row.kind}-{row.steps}-{row.seed}"
+    mark = hashlib.sha256(f"{row.model}/{row.config_digest}".encode()).hexdigest()[:12]
+    return rows_path.parent / "embeddings" / f"{name}-{mark}.safetensors"

@@ -1,4 +1,4 @@
-"""Scores generated clips against the reference clips: first what is heard, part by part, then the scores of the set."""
+"""Scores generated clips against the real ones: features of each part first, then the metrics of the whole set."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -6,20 +6,17 @@ from typing import Self
 
 from torch import Tensor
 
-from eval.compare.rows import Task, check_distinct
-from eval.features.clip_features import ClipFeatures
-from eval.features.sources import FeatureSource, hear
-from eval.metrics.clip_metrics import ClipMetric, judged
-from eval.metrics.clip_scores import clip_estimates, clip_metrics
-from eval.metrics.kl import kl_divergence
-from eval.metrics.recipes import DIVERGENCES, recipes
+from eval.compare.rows import check_distinct
+from eval.features.clip_features import ClipFeatures, set_estimates, set_values
+from eval.features.sources import FeatureSource, features_of
+from eval.metrics import ClipScorer, Task, clip_metrics, clip_scores, pooled, pooled_intervals, set_metrics
 from eval.metrics.uncertainty import Estimate
 from teacher.features.store import Record
 
 
 @dataclass(frozen=True, kw_only=True)
 class Scores:
-    """Scores of a set, what surrounds them, and per clip what can be told of a single clip."""
+    """Metrics of a set, their intervals, and the values of its clips."""
 
     metrics: Mapping[str, float]
     per_clip: tuple[Mapping[str, float], ...]
@@ -30,16 +27,16 @@ class Scores:
 class Scorer:
     """The reference side of every score; built once, used for all models and step counts."""
 
-    listeners: tuple[FeatureSource, ...]
-    judges: tuple[ClipMetric, ...]
+    sources: tuple[FeatureSource, ...]
+    clip_scorers: tuple[ClipScorer, ...]
     records: tuple[Record, ...]
     reference: ClipFeatures
-    """What the listeners say of the real sound of the records, in their order."""
+    """Features of the real sound of the records, in their order."""
     sample_rate: int
     num_samples: int
     """Samples of every reference clip; generated waves are cut to it."""
     costly: bool = False
-    """Also the scores that take many distances (Frechet distance at infinitely many clips)."""
+    """Also the metrics that take many distances (Frechet distance at infinitely many clips)."""
 
     def __post_init__(self) -> None:
         if tuple(record.id for record in self.records) != self.reference.ids:
@@ -52,17 +49,17 @@ class Scorer:
         *,
         reference: Tensor,
         records: Sequence[Record],
-        listeners: Sequence[FeatureSource],
-        judges: Sequence[ClipMetric] = (),
+        sources: Sequence[FeatureSource],
+        clip_scorers: Sequence[ClipScorer] = (),
         sample_rate: int,
     ) -> Self:
         """From the real sound (clips, samples) of all records at once; `TestSet` reads it part by part."""
-        heard = hear(listeners, [record.id for record in records], reference, sample_rate)
+        features = features_of(sources, [record.id for record in records], reference, sample_rate)
         return cls(
-            listeners=tuple(listeners),
-            judges=tuple(judges),
+            sources=tuple(sources),
+            clip_scorers=tuple(clip_scorers),
             records=tuple(records),
-            reference=heard,
+            reference=features,
             sample_rate=sample_rate,
             num_samples=reference.shape[1],
         )
@@ -75,13 +72,11 @@ class Scorer:
     @property
     def name(self) -> str:
         """Everything beside the waves that decides the scores."""
-        return "; ".join([*(one.name for one in self.listeners), *(one.name for one in self.judges)])
+        return "; ".join([*(one.name for one in self.sources), *(one.name for one in self.clip_scorers)])
 
-    def hear(self, first: int, waves: Tensor, task: Task) -> ClipFeatures:
-        """What is said of waves (clips, samples) generated for the clips from `first` on, with their own scores.
-
-        kl, kl_passt, kl_panns: divergence of class posteriors from those of the real clip, for models with classes;
-        and what the judges say.
+    def features(self, first: int, waves: Tensor, task: Task) -> ClipFeatures:
+        """Features of waves (clips, samples) generated for the clips from `first` on, with the values of each clip:
+        those of the scorers, and the divergences of its class logits from those of the real clip.
 
         Raises:
             ValueError: more waves than clips, waves shorter than the reference, or not finite.
@@ -90,15 +85,15 @@ class Scorer:
         if len(records) != len(waves):
             raise ValueError(f"waves must be one per reference clip: {first + len(waves)} of {len(self.records)} clips")
         waves = self.cut(waves)
-        heard = hear(self.listeners, [record.id for record in records], waves, self.sample_rate)
+        made = features_of(self.sources, [record.id for record in records], waves, self.sample_rate)
         real = self.reference.clips(first, first + len(waves))
-        per_clip = judged(self.judges, records, waves, self.sample_rate, task)
-        for source, name in DIVERGENCES.items():
-            expected, found = real.logits(source), heard.logits(source)
-            if expected is not None and found is not None:
-                for entry, value in zip(per_clip, kl_divergence(expected, found).tolist(), strict=True):
-                    entry[name] = value
-        return ClipFeatures(ids=heard.ids, tensors=heard.tensors, per_clip=tuple(per_clip))
+        per_clip = clip_scores(self.clip_scorers, records, waves, self.sample_rate, task)
+        for metric in clip_metrics():
+            expected, found = real.logits(metric.source), made.logits(metric.source)
+            if metric.divergence is not None and expected is not None and found is not None:
+                for entry, value in zip(per_clip, metric.divergence(expected, found).tolist(), strict=True):
+                    entry[metric.key] = value
+        return ClipFeatures(ids=made.ids, tensors=made.tensors, per_clip=tuple(per_clip))
 
     def cut(self, waves: Tensor) -> Tensor:
         """Waves on the processor, as long as the reference."""
@@ -108,26 +103,28 @@ class Scorer:
             )
         return waves[:, : self.num_samples].detach().cpu()
 
-    def score(self, heard: ClipFeatures) -> Scores:
-        """Scores of the set: those of `eval.metrics.recipes`, means of the clips' own scores, pooled onsets; with
-        estimates.
+    def score(self, features: ClipFeatures) -> Scores:
+        """All metrics of a set: those of its features, and those of the values of its clips; with estimates.
 
         Raises:
             ValueError: fewer than two clips.
         """
-        whole = self.set_scores(heard)
+        whole = self.set_scores(features)
         return Scores(
-            metrics={**whole.metrics, **clip_metrics(heard.per_clip)},
-            per_clip=heard.per_clip,
-            estimates={**whole.estimates, **clip_estimates(heard.per_clip)},
+            metrics={**whole.metrics, **pooled(features.per_clip)},
+            per_clip=features.per_clip,
+            estimates={**whole.estimates, **pooled_intervals(features.per_clip)},
         )
 
-    def set_scores(self, heard: ClipFeatures, *, uses_reference: bool | None = None) -> Scores:
-        """Scores of `eval.metrics.recipes` alone: all, those that use the reference, or those that do not."""
-        metrics: dict[str, float] = {}
-        estimates: dict[str, Estimate] = {}
-        for recipe in recipes(self.reference, heard, costly=self.costly):
-            if uses_reference in (None, recipe.uses_reference):
-                metrics |= recipe.values(self.reference, heard)
-                estimates |= recipe.estimates(self.reference, heard)
-        return Scores(metrics=metrics, per_clip=(), estimates=estimates)
+    def set_scores(self, features: ClipFeatures, *, uses_reference: bool | None = None) -> Scores:
+        """Metrics of the features alone: all, those that use the reference, or those that do not."""
+        wanted = [
+            metric
+            for metric in set_metrics()
+            if (self.costly or not metric.costly) and uses_reference in (None, metric.uses_reference)
+        ]
+        return Scores(
+            metrics=set_values(wanted, self.reference, features),
+            per_clip=(),
+            estimates=set_estimates(wanted, self.reference, features),
+        )

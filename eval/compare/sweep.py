@@ -10,11 +10,11 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from eval.compare.rows import Kind, Row, Task, append_lines, ids_digest, json_line, read_rows, safe_name, sealed
+from eval.compare.rows import Kind, Row, Task, embeddings_path, ids_digest, json_line, read_rows, safe_name, sealed
 from eval.compare.scorer import Scorer, Scores
-from eval.features.cache import in_parts
+from eval.features.cache import in_parts, write_row_features
 from eval.features.clip_features import ClipFeatures
-from eval.features.kept_embeddings import keep_embeddings
+from teacher.files.lines import append_lines
 from teacher.files.processes import Processes
 from teacher.media import write_audio
 from teacher.network.conditions import Conditions
@@ -57,7 +57,7 @@ class Origin:
 
 
 @dataclass(frozen=True, kw_only=True)
-class KeptAudio:
+class SavedAudio:
     """Which waves to keep: the first `count` clips of one seed, as WAV files in `folder`."""
 
     folder: Path
@@ -88,7 +88,7 @@ def sweep(
     part_size: int = PART,
     processes: Processes | None = None,
     rtf: Callable[[int], Mapping[str, float]] | None = None,
-    keep: KeptAudio | None = None,
+    audio: SavedAudio | None = None,
 ) -> Iterator[Row]:
     """Generate, score and append one row per step count and seed; yields every row, finished ones included.
 
@@ -121,12 +121,12 @@ def sweep(
                 conditions = clips.conditions(first, last)
                 conditions = conditions if task == "vta" else conditions.without_video()
                 waves = _generated(generate, clips.ids[first:last], conditions, count, seed)
-                if keep is not None and keep.seed == seed:
+                if audio is not None and audio.seed == seed:
                     kept = [
-                        keep.path(task, model, count, guidance, i) for i in clips.ids[first : min(last, keep.count)]
+                        audio.path(task, model, count, guidance, i) for i in clips.ids[first : min(last, audio.count)]
                     ]
-                    keep_waves(waves, kept, scorer.sample_rate, keep.comment)
-                scorer.hear(first, waves, task).write(part_path(folder, first, last))
+                    write_waves(waves, kept, scorer.sample_rate, audio.comment)
+                scorer.features(first, waves, task).write(part_path(folder, first, last))
 
             paths = in_parts(
                 len(clips.ids),
@@ -138,10 +138,10 @@ def sweep(
                 wait=together.lead,
             )
             if together.lead:
-                heard = ClipFeatures.join([ClipFeatures.read(path)[0] for path in paths])
+                features = ClipFeatures.join([ClipFeatures.read(path)[0] for path in paths])
                 yield record(
-                    heard,
-                    scorer.score(heard),
+                    features,
+                    scorer.score(features),
                     rows_path=rows_path,
                     task=task,
                     model=model,
@@ -157,7 +157,7 @@ def sweep(
 
 
 def record(
-    heard: ClipFeatures,
+    features: ClipFeatures,
     scores: Scores,
     *,
     rows_path: Path,
@@ -174,10 +174,10 @@ def record(
 ) -> Row:
     """Append scores as a row, those of single clips first; also the way floors and ceilings enter (steps 0).
 
-    What was heard of the generated and of the reference clips is kept in embeddings/. `own`: whose inception score and
-    number of clips it is, if not those of `heard` (the row of real sound, whose distances are those of other clips).
+    Features of the generated and of the reference clips are kept in embeddings/. `own`: whose inception score and
+    number of clips it is, if not those of `features` (the row of real sound, whose distances are those of other clips).
     """
-    clips = heard if own is None else own
+    clips = features if own is None else own
     row = Row(
         task=task,
         model=model,
@@ -199,7 +199,8 @@ def record(
             for clip_id, entry in zip(clips.ids, scores.per_clip, strict=True)
         ]
         append_lines(rows_path.with_name("clips.jsonl"), lines)
-    keep_embeddings(rows_path, row, heard, reference)
+    path = embeddings_path(rows_path, row)
+    write_row_features(path, features, reference, config_digest=row.config_digest)
     append_lines(rows_path, [sealed(row.to_json())])
     return row
 
@@ -222,7 +223,7 @@ def part_path(folder: Path, first: int, last: int) -> Path:
     return folder / f"{first:06d}-{last:06d}.safetensors"
 
 
-def keep_waves(waves: Tensor, paths: Sequence[Path], sample_rate: int, comment: str | None) -> None:
+def write_waves(waves: Tensor, paths: Sequence[Path], sample_rate: int, comment: str | None) -> None:
     """Write the first waves to `paths`."""
     for path, wave in zip(paths, waves, strict=False):
         path.parent.mkdir(parents=True, exist_ok=True)

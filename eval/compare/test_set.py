@@ -1,6 +1,7 @@
-"""Lists of test clips: the ids a comparison is to be made on, read from a file and found among extracted clips.
+"""The clips a comparison is made on: their real sound, conditions, events, and the scorer built from them.
 
-Understood are, told apart by suffix and first row:
+They are the test split of a feature folder, or those of it that a list names. Lists are told apart by suffix and first
+row:
 
 .txt or without suffix    an id a line: scored-<task>.txt of another comparison, train.txt and test.txt of Greatest Hits
 .json                     a list of ids, as CondFoleyGen's splits of Greatest Hits
@@ -10,9 +11,7 @@ Understood are, told apart by suffix and first row:
 
 Ids are those that teacher/lists/published.py gives the items of the same file. A listed clip that was not extracted is
 reported, and no other clip takes its place.
-
-
-The clips a comparison is made on: their real sound, conditions, events, and the scorer built from them."""
+"""
 
 import csv
 import io
@@ -27,14 +26,14 @@ from typing import Literal, Self, get_args
 import torch
 from torch import Tensor
 
-from eval.compare.rows import check_distinct
+from eval.compare.rows import Task, check_distinct
 from eval.compare.scorer import Scorer
 from eval.compare.sweep import PART, Clips
-from eval.compare.training_sounds import heard_window, read_waves
+from eval.compare.training_sounds import read_waves, read_window
 from eval.features.cache import FeatureCache, FileDigests, in_parts
 from eval.features.clip_features import ClipFeatures
-from eval.features.sources import FeatureSource, hear
-from eval.metrics.clip_metrics import ClipMetric, OnsetJudge
+from eval.features.sources import FeatureSource, features_of
+from eval.metrics import ClipScorer, model_free_scorers
 from meanflow.config import digest
 from teacher.features.dataset import FeatureSet
 from teacher.features.store import Record
@@ -60,6 +59,9 @@ FORMS = (
     "an id a line (.txt), a JSON list of ids, the .csv of VGGSound, AudioCaps or Clotho, a .tsv of id and label or "
     "caption, and manifests"
 )
+Unreadable = Literal["fail", "exclude"]
+"""What happens when the real sound of a test clip cannot be read: the run fails, or the clip is left out for every
+model and listed. It is never replaced by another."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,6 +137,22 @@ def match_ids(listed: Iterable[str], records: Iterable[Record]) -> Matched:
     return Matched(ids=tuple(i for i in by_id if i in found), missing=tuple(missing), listed=len(names))
 
 
+def listed_clips(
+    test_list: Path | None, features: FeatureSet, task: Task, unreadable: Unreadable
+) -> tuple[tuple[str, ...] | None, tuple[str, ...]]:
+    """Ids to score and listed ids that are not there; None without a list."""
+    if test_list is None:
+        return None, ()
+    records = [record for record in features.records if record.has_video or task == "tta"]
+    matched = match_ids(read_test_ids(test_list), records)
+    if matched.missing and unreadable == "fail":
+        raise ValueError(
+            f"{test_list}: {matched} in {features.folder}; extract them, or leave them out for all models with "
+            "--unreadable exclude"
+        )
+    return matched.ids, matched.missing
+
+
 def _plain(path: Path) -> list[str]:
     names = read_names(path)
     odd = next((name for name in names if CONTROL.search(name)), None)
@@ -178,11 +196,6 @@ def _name(item_id: str) -> str:
     return video_name(item_id) or item_id
 
 
-Unreadable = Literal["fail", "exclude"]
-"""What happens when the real sound of a test clip cannot be read: the run fails, or the clip is left out for every
-model and listed. It is never replaced by another."""
-
-
 @dataclass(frozen=True, kw_only=True, eq=False)
 class TestSet:
     """Held-out clips of one task with everything scoring needs; sound and conditions are read when asked for."""
@@ -197,7 +210,7 @@ class TestSet:
     excluded: tuple[tuple[str, str], ...] = ()
     """Clips whose sound cannot be read, and why; in none of the other fields, so no model is scored on them."""
     sounds: str = ""
-    """Digest of the media files and what they were heard by; belongs to the configuration of every row."""
+    """Digest of the media files and of the sources of features; belongs to the configuration of every row."""
 
     @classmethod
     def build(
@@ -206,8 +219,8 @@ class TestSet:
         *,
         video: bool,
         max_clips: int,
-        listeners: Sequence[FeatureSource],
-        judges: Sequence[ClipMetric] = (OnsetJudge(),),
+        sources: Sequence[FeatureSource],
+        clip_scorers: Sequence[ClipScorer] | None = None,
         cache: Path,
         unreadable: Unreadable = "fail",
         only: Collection[str] | None = None,
@@ -219,7 +232,8 @@ class TestSet:
 
         `only`: these ids and no others, as in a list of ids that were scored before; `max_clips` does not apply.
         Clips are chosen before any file is read: one that cannot be read makes the set smaller, never different.
-        What the listeners say of the real sound is kept in `cache` under the digests of the files.
+        Features of the real sound are kept in `cache` under the digests of the files. `clip_scorers`: those that need
+        no model unless given.
 
         Raises ValueError if an id of `only` is not there, a clip cannot be read while `unreadable` is "fail", or fewer
         than two remain.
@@ -238,7 +252,7 @@ class TestSet:
         together = processes or Processes(cache)
         digests = FileDigests(folder=cache, process=together.rank)
         parts = _Reference(
-            features=features, listeners=tuple(listeners), cache=cache, digests=digests, unreadable=unreadable
+            features=features, sources=tuple(sources), cache=cache, digests=digests, unreadable=unreadable
         )
         files = in_parts(
             len(index),
@@ -259,10 +273,10 @@ class TestSet:
             raise ValueError(f"{folder}: {len(rows)} of {len(index)} test clips can be read; 2 are needed")
         records = tuple(features.records[k] for k in rows)
         scorer = Scorer(
-            listeners=tuple(listeners),
-            judges=tuple(judges),
+            sources=tuple(sources),
+            clip_scorers=model_free_scorers() if clip_scorers is None else tuple(clip_scorers),
             records=records,
-            reference=ClipFeatures.join([heard for heard, _ in read if len(heard)]),
+            reference=ClipFeatures.join([part for part, _ in read if len(part)]),
             sample_rate=features.sequence.sample_rate,
             num_samples=round(features.duration_s * features.sequence.sample_rate),
             costly=costly,
@@ -280,16 +294,16 @@ class TestSet:
         return self.features.batch(list(self.rows[first:last])).conditions
 
     def waves(self, first: int, last: int) -> Tensor:
-        """Real sound of clips first .. last - 1, (clips, samples), as the codec saw it in training."""
+        """Real sound of clips first .. last - 1, (clips, samples), as the codec had it in training."""
         return read_waves(self.features, self.records[first:last])
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class _Reference:
-    """What the listeners say of real sound, on disk."""
+    """Features of real sound, on disk."""
 
     features: FeatureSet
-    listeners: tuple[FeatureSource, ...]
+    sources: tuple[FeatureSource, ...]
     cache: Path
     digests: FileDigests
     unreadable: Unreadable
@@ -303,7 +317,7 @@ class _Reference:
     def make(self, rows: Sequence[int]) -> None:
         waves, ids, excluded = [], [], []
         for record in (self.features.records[k] for k in rows):
-            wave = heard_window(self.features, record)
+            wave = read_window(self.features, record)
             if isinstance(wave, str):
                 if self.unreadable == "fail":  # not kept: it may be readable the next time
                     raise ValueError(self.features.gone(record, wave))
@@ -312,14 +326,14 @@ class _Reference:
                 waves.append(wave)
                 ids.append(record.id)
         rate = self.features.sequence.sample_rate
-        heard = hear(self.listeners, ids, torch.stack(waves), rate) if waves else ClipFeatures(ids=(), tensors={})
-        heard.write(self.path(rows), {"excluded": json.dumps(excluded)})
+        made = features_of(self.sources, ids, torch.stack(waves), rate) if waves else ClipFeatures(ids=(), tensors={})
+        made.write(self.path(rows), {"excluded": json.dumps(excluded)})
 
     def _what(self, rows: Sequence[int]) -> dict[str, object]:
         records = [self.features.records[k] for k in rows]
         return {
             "clips": [(r.id, self.digests.of(Path(r.path)), r.start_s) for r in records],
-            "listeners": [one.name for one in self.listeners],
+            "listeners": [one.name for one in self.sources],
             "seconds": self.features.duration_s,
             "unreadable": self.unreadable,
             "rate": self.features.sequence.sample_rate,

@@ -12,11 +12,10 @@ from torch import Tensor
 
 from eval.features.clip_features import ClipFeatures
 from eval.features.embedded import EmbeddedAudioFeatures, EmbeddedClassifier, labels_are_useful, pseudo_labels
-from eval.features.sources import EmbeddedSource, FeatureSource, hear
+from eval.features.sources import EmbeddedSource, FeatureSource, features_of
 from teacher.features.dataset import FeatureSet
 from teacher.features.store import Record
-from teacher.features.windows import Skip, Window, WindowReader
-from teacher.lists.manifest import Item
+from teacher.features.windows import read_sound
 
 MAX_CLASSIFIER_CLIPS = 512
 PSEUDO_CLASSES = 16
@@ -59,8 +58,8 @@ class TrainingSounds:
         )
 
     @property
-    def listener(self) -> EmbeddedSource:
-        """The embedded features with this classifier; its name tells what the classifier was fitted to.
+    def source(self) -> EmbeddedSource:
+        """The embedded features with this classifier; its name holds what the classifier was fitted to.
 
         Of the sounds and labels, not of the weights: these might differ in the last digit between processes.
         """
@@ -79,16 +78,16 @@ class TrainingSounds:
         count = min(count, len(pool))
         return tuple(records[pool[k * len(pool) // count]] for k in range(count))
 
-    def heard(
-        self, listeners: Sequence[FeatureSource], count: int, *, video: bool, num_samples: int, at_once: int = 32
+    def features_like(
+        self, sources: Sequence[FeatureSource], count: int, *, video: bool, num_samples: int, at_once: int = 32
     ) -> ClipFeatures:
-        """What the listeners say of the sounds of `like`, read and heard a part at a time."""
+        """Features of the sounds of `like`, read and computed a part at a time."""
         records = self.like(count, video=video)
         parts = []
         for k in range(0, len(records), at_once):
             some = records[k : k + at_once]
             waves = read_waves(self.features, some)[:, :num_samples]
-            parts.append(hear(listeners, [record.id for record in some], waves, self.sample_rate))
+            parts.append(features_of(sources, [record.id for record in some], waves, self.sample_rate))
         return ClipFeatures.join(parts)
 
 
@@ -98,7 +97,7 @@ def read_waves(
     """Real sound of some records, (clips, samples), read and scaled as extraction did; ValueError if one is gone."""
     waves = []
     for record in records:
-        wave = heard_window(features, record)
+        wave = read_window(features, record)
         if isinstance(wave, str):
             raise ValueError(features.gone(record, wave))
         waves.append(wave)
@@ -107,16 +106,14 @@ def read_waves(
     return torch.stack(waves)
 
 
-def heard_window(features: FeatureSet, record: Record) -> Tensor | str:
+def read_window(features: FeatureSet, record: Record) -> Tensor | str:
     """Sound of a record (samples,), or the reason why it cannot be read."""
     config = features.info["config"]
-    reader = WindowReader(
-        encoders=config["encoders"],
+    read = read_sound(
+        Path(record.path),
+        record.start_s,
         duration_s=features.duration_s,
         sample_rate=features.sequence.sample_rate,
         peak_normalise=config["peak_normalise"],
-        max_windows=config["max_windows_per_item"],
     )
-    item = Item(id=record.item_id, path=Path(record.path), caption=record.caption, split="test")
-    heard = reader.hear(Window(id=record.id, item=item, start_s=record.start_s, has_video=record.has_video))
-    return heard.reason if isinstance(heard, Skip) else torch.from_numpy(heard[0])
+    return read if isinstance(read, str) else torch.from_numpy(read[0])

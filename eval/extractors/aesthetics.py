@@ -16,8 +16,6 @@ Two files hold the weights: `checkpoint.pt`, with the network's settings and the
 where `checkpoint.pt` should hold more than tensors and plain values, it is refused, and the other one serves.
 """
 
-import hashlib
-import json
 import math
 import warnings
 from collections.abc import Mapping
@@ -30,9 +28,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional
 
-from eval.extractors.base import check_waves, exact_float32
-from eval.extractors.official import LoadedFile, OfficialFile, read_official
-from teacher.files import file_digest, read_json
+from eval.extractors.base import LoadedFile, OfficialFile, check_waves, exact_float32, read_official
+from teacher.files import file_digest, json_digest, read_json
 from teacher.files.components import load_strictly
 from teacher.files.errors import WeightsError
 from teacher.weights.untrusted import is_safetensors, load_untrusted
@@ -123,7 +120,7 @@ class AestheticsSettings:
 
     def digest(self) -> str:
         """First 12 digits of the SHA-256 of all values."""
-        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:12]
+        return json_digest(asdict(self))[:12]
 
     def build(self) -> nn.Module:
         """The package's network with random weights. Raises ValueError saying how to install the package."""

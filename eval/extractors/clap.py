@@ -25,7 +25,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
-from eval.extractors.base import Embeddings, check_waves, exact_float32
+from eval.extractors.base import LoadedFile, OfficialFile, check_waves, exact_float32, load_official, read_official
 from eval.extractors.clap_audio import (
     HTSAT_BASE,
     HTSAT_TINY,
@@ -47,7 +47,7 @@ from eval.extractors.clap_text import (
     RobertaTower,
     TextConfig,
 )
-from eval.extractors.official import LoadedFile, OfficialFile, load_official, read_official
+from eval.metrics.embeddings import Embeddings
 from teacher.files.errors import WeightsError
 
 CLIPS_AT_ONCE = 4

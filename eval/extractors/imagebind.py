@@ -45,9 +45,8 @@ from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 from torch.nn import functional
 
-from eval.extractors.base import check_waves, exact_float32
+from eval.extractors.base import LoadedFile, OfficialFile, check_waves, exact_float32, load_official
 from eval.extractors.mel_front_end import KaldiFbank
-from eval.extractors.official import LoadedFile, OfficialFile, load_official
 from eval.metrics.embeddings import Embeddings
 from teacher.encoders.base import Frames
 from teacher.encoders.clip import PIXEL_MEAN, PIXEL_STD
@@ -69,7 +68,6 @@ UNUSED = tuple(
 CLIPS_AT_ONCE = 8
 """Pieces of sound times three, or clips of picture, per forward pass; it bounds the memory, no result depends on it."""
 SAMPLE_RATE = 16_000
-PIECES = 3
 PIECE_SAMPLES = 32_000
 """2 s."""
 MELS, FRAMES = 128, 204
@@ -80,7 +78,6 @@ FPS = 0.5
 FIRST_FRAME_S = 1.0
 """Time of the first frame; the others follow every 2 s."""
 PIXELS = 224
-CROPS = 3
 EPS = 1e-6
 STEM_EPS = 1e-5
 """Epsilon of the norm behind the sound's convolution, which unlike that of the others is torch's default."""
@@ -92,7 +89,6 @@ SOUND_PLACES = 1 + ((MELS - SOUND_PATCH) // SOUND_STRIDE + 1) * ((FRAMES - SOUND
 """Class token and 12 x 19 patches: 229."""
 HIDDEN = 4
 """Width of the hidden layer of each MLP, as a multiple of the tokens'."""
-LOGIT_SCALE = 20.0
 
 Modality = Literal["vision", "audio"]
 
@@ -315,7 +311,7 @@ class _LogitScale(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.register_buffer("log_logit_scale", torch.tensor(math.log(LOGIT_SCALE)))
+        self.register_buffer("log_logit_scale", torch.tensor(math.log(20.0)))
 
 
 def _head(width: int, dimensions: int) -> nn.Sequential:
@@ -395,10 +391,6 @@ class ImageBind:
                 rows = self.network.embed_sound(pieces.flatten(0, 1)).unflatten(0, pieces.shape[:2]).mean(dim=1)
             parts.append(Embeddings(rows=rows.cpu(), counts=(1,) * len(some)))
         return Embeddings.join(parts)
-
-    def __call__(self, waves: Float[Tensor, "clips samples"]) -> Float[Tensor, "clips 1024"]:
-        """Embeddings alone."""
-        return self.embed(waves).rows
 
     @torch.no_grad()
     def embed_frames(self, frames: Frames) -> Float[Tensor, "1024"]:

@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
-from eval.extractors.base import Embeddings, check_waves, exact_float32
+from eval.extractors.base import LoadedFile, OfficialFile, check_waves, exact_float32, load_official
 from eval.extractors.mel_front_end import (
     centred,
     decibels,
@@ -23,7 +23,7 @@ from eval.extractors.mel_front_end import (
     spectrum,
     triangle_filters,
 )
-from eval.extractors.official import LoadedFile, OfficialFile, load_official
+from eval.metrics.embeddings import Embeddings
 from teacher.files.errors import WeightsError
 
 CNN14_16K = OfficialFile(
@@ -153,7 +153,7 @@ def check_front_end(network: Cnn14, path: Path) -> None:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Panns:
-    """Cnn14 at 16 kHz as an embedding model, and as a feature extractor with its own classifier."""
+    """Cnn14 at 16 kHz as an embedding model: one row of 2048 per clip, and logits of AudioSet's 527 classes."""
 
     network: Cnn14
     loaded: LoadedFile
@@ -179,11 +179,6 @@ class Panns:
     def dimensions(self) -> int:
         return self.network.fc1.out_features
 
-    @property
-    def classes(self) -> tuple[str, ...]:
-        """Names by number: the file holds none."""
-        return tuple(f"audioset-{k}" for k in range(self.network.fc_audioset.out_features))
-
     @torch.no_grad()
     def embed(self, waves: Tensor) -> Embeddings:
         """waves (clips, samples) at 16 kHz -> one row and one line of logits per clip, of whatever length it is.
@@ -199,14 +194,3 @@ class Panns:
                 embedding, logits = self.network(log_mel(chunk.to(device).float()))
             parts.append(Embeddings(rows=embedding.cpu(), counts=(1,) * len(chunk), logits=logits.cpu()))
         return Embeddings.join(parts)
-
-    def __call__(self, waves: Tensor) -> Tensor:
-        """Embeddings alone, (clips, 2048)."""
-        return self.embed(waves).rows
-
-    @torch.no_grad()
-    def logits(self, features: Tensor) -> Tensor:
-        """Embeddings (clips, 2048) -> logits (clips, 527), on the CPU."""
-        layer = self.network.fc_audioset
-        with exact_float32():
-            return layer(features.to(layer.weight)).cpu()

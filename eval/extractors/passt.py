@@ -4,7 +4,7 @@ A DeiT-distilled ViT-B/16 on spectrograms with positions split into time and fre
 `passt-s-f128-p16-s10-ap.476-swa.pt`, trained on ten-second clips of AudioSet at 32 kHz. Module names are those of the
 published state dict.
 
-Ten seconds are always looked at: a shorter clip is followed by silence, of which an eight-second clip carries two
+The network always takes ten seconds: a shorter clip is followed by silence, of which an eight-second clip carries two
 seconds, and a longer one is cut. This is what av-benchmark does, and scores of other lengths do not compare with it.
 Channels, the mean of the wave and the sample rate are the business of `eval/extractors/clip_audio.py`.
 """
@@ -18,9 +18,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
-from eval.extractors.base import Embeddings, check_waves, exact_float32
+from eval.extractors.base import LoadedFile, OfficialFile, check_waves, exact_float32, load_official
 from eval.extractors.mel_front_end import PREEMPHASIS, kaldi_filters
-from eval.extractors.official import LoadedFile, OfficialFile, load_official
+from eval.metrics.embeddings import Embeddings
 from teacher.audio.mel import hann_window
 from teacher.encoders.synchformer import Mlp, attend
 
@@ -167,7 +167,7 @@ class PasstNetwork(nn.Module):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Passt:
-    """PaSST as an embedding model: one row of 768 per clip at 32 kHz; and its classifier of AudioSet's 527 classes."""
+    """PaSST at 32 kHz as an embedding model: one row of 768 per clip, and logits of AudioSet's 527 classes."""
 
     network: PasstNetwork
     loaded: LoadedFile
@@ -195,11 +195,6 @@ class Passt:
     def dimensions(self) -> int:
         return self.network.config.width
 
-    @property
-    def classes(self) -> tuple[str, ...]:
-        """Names by number: the file holds none."""
-        return tuple(f"audioset-{k}" for k in range(self.network.config.classes))
-
     @torch.no_grad()
     def embed(self, waves: Float[Tensor, "clips samples"]) -> Embeddings:
         """Rows and logits from the first ten seconds, zeros following shorter waves.
@@ -212,15 +207,6 @@ class Passt:
         for some in waves.split(CLIPS_AT_ONCE):
             with exact_float32():
                 rows = self.network(passt_spectrogram(ten_seconds(some.to(device).float())))
-            parts.append(Embeddings(rows=rows.cpu(), counts=(1,) * len(some), logits=self.logits(rows)))
+                logits = self.network.head(rows)
+            parts.append(Embeddings(rows=rows.cpu(), counts=(1,) * len(some), logits=logits.cpu()))
         return Embeddings.join(parts)
-
-    def __call__(self, waves: Float[Tensor, "clips samples"]) -> Float[Tensor, "clips 768"]:
-        """Embeddings alone."""
-        return self.embed(waves).rows
-
-    @torch.no_grad()
-    def logits(self, features: Float[Tensor, "clips 768"]) -> Float[Tensor, "clips 527"]:
-        """Embeddings -> logits, float32 on the CPU."""
-        with exact_float32():
-            return self.network.head(features.to(self.network.cls_token)).cpu()

@@ -18,13 +18,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from eval.extractors.base import check_waves, exact_float32
-from eval.extractors.official import LoadedFile, OfficialFile, load_official
+from eval.extractors.base import LoadedFile, OfficialFile, check_waves, exact_float32, load_official
 from eval.metrics.desync import first_and_last
-from teacher.encoders.base import Frames, checked_frames, tensors_digest
+from teacher.encoders.base import Frames, checked_frames
 from teacher.encoders.synchformer import SYNC_REQUEST, VISUAL, cut_segments
 from teacher.encoders.synchformer_audio import SAMPLE_RATE, SEGMENT_SAMPLES
 from teacher.encoders.synchformer_sync import Synchformer, SynchformerConfig
+from teacher.files import tensors_digest
 from teacher.media import FrameRequest
 from teacher.network.sequence import FEATURES_PER_SEGMENT
 from teacher.weights.cards import card
@@ -133,12 +133,6 @@ class DesyncExtractor:
                 for v, a in zip(visual.split(CLIPS_AT_ONCE), audio.split(CLIPS_AT_ONCE), strict=True)
             ]
         return torch.cat(parts)
-
-    def __call__(
-        self, visual: Float[Tensor, "clips segments 8 width"], waves: Float[Tensor, "clips samples"]
-    ) -> Float[Tensor, "clips 2 21"]:
-        """`logits` of the visual features and of the audio features of the waves."""
-        return self.logits(visual, self.audio_features(waves))
 
     def _window_logits(self, visual: Tensor, audio: Tensor) -> Tensor:
         device = self._device

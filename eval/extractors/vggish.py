@@ -11,9 +11,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from eval.extractors.base import Embeddings, check_waves, exact_float32
-from eval.extractors.mel_front_end import frames, num_frames, spectrum, triangle_filters
-from eval.extractors.official import LoadedFile, OfficialFile, load_official
+from eval.extractors.base import LoadedFile, OfficialFile, check_waves, exact_float32, load_official
+from eval.extractors.mel_front_end import frames, spectrum, triangle_filters
+from eval.metrics.embeddings import Embeddings
 
 VGGISH = OfficialFile(
     file="vggish-10086976.pth",
@@ -54,11 +54,6 @@ def log_mel(waves: Float[Tensor, "batch samples"]) -> Float[Tensor, "batch frame
     )
     magnitude = spectrum(frames(waves, FRAME, HOP), N_FFT).abs()
     return torch.log(magnitude @ filters.T.to(waves) + LOG_OFFSET)
-
-
-def num_patches(samples: int) -> int:
-    """Patches of a clip: 8 for 8 s, 10 for 10 s, 0 below 0.975 s."""
-    return num_frames(samples, FRAME, HOP) // PATCH_FRAMES
 
 
 def patches(waves: Float[Tensor, "batch samples"]) -> Float[Tensor, "batch patches 96 64"]:

@@ -1,14 +1,25 @@
-"""Features kept on disk under a digest of everything that decides them: content of the file, part of it, model."""
+"""Features on disk: those of media files, found by a digest of everything that decides them, and those of rows.
 
-import hashlib
+`FeatureCache` has files under a digest of the content of the media file, the part of it and the model, so that they are
+computed once. Beside rows.jsonl lie the features that rows were computed from, by which they can be computed again:
+
+embeddings/{task}-{model}-{steps}-{seed}-{configuration}.safetensors    of every generated clip
+embeddings/reference-{digest}.safetensors                              of the real sounds they were compared with
+
+All are files of `eval.features.clip_features.ClipFeatures`; that of a row names its configuration and its reference.
+"""
+
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from weakref import WeakKeyDictionary
 
-from eval.compare.rows import append_lines, read_lines
-from eval.features.clip_features import ClipFeatures
-from teacher.files import file_sha256
+from eval.features.clip_features import ClipFeatures, set_estimates, set_values
+from eval.metrics import SetMetric, clip_metrics, set_metrics
+from eval.metrics.uncertainty import Estimate
+from teacher.files import file_sha256, json_digest
+from teacher.files.lines import append_lines, read_lines
 from teacher.files.processes import Processes
 
 
@@ -20,15 +31,15 @@ class FeatureCache:
 
     def path(self, what: Mapping[str, object]) -> Path:
         """File of what is described; other values, other file."""
-        digest = hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
+        digest = json_digest(what)
         return self.folder / digest[:2] / f"{digest[2:34]}.safetensors"
 
     def get(self, what: Mapping[str, object], make: Callable[[], tuple[ClipFeatures, Mapping[str, str]]]) -> None:
         """Make and write it unless it is there."""
         path = self.path(what)
         if not path.exists():
-            heard, facts = make()
-            heard.write(path, facts)
+            features, facts = make()
+            features.write(path, facts)
 
     def read(self, what: Mapping[str, object]) -> tuple[ClipFeatures, dict[str, str]]:
         """What was written.
@@ -62,7 +73,8 @@ class FileDigests:
             self._remember()
         if key not in self._known:
             self._known[key] = file_sha256(path)
-            append_lines(self.folder / f"files-{self.process}.jsonl", [json.dumps([*key, self._known[key]])])
+            line = json.dumps([*key, self._known[key]])
+            append_lines(self.folder / f"files-{self.process}.jsonl", [line], wait_for_disk=False)
         return self._known[key]
 
     def _remember(self) -> None:
@@ -102,3 +114,88 @@ def in_parts(
                 file.exists, what=f"{what}, part {number + 1} of {len(paths)}", on=[number % processes.world]
             )
     return paths
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class RowFeatures:
+    """Features of the clips of a row and of its reference."""
+
+    generated: ClipFeatures
+    reference: ClipFeatures
+    of_reference: bool
+    """The row of real sound: its distances are those of other real clips, its inception score its own."""
+
+    @classmethod
+    def read(cls, path: Path, *, config_digest: str, of_reference: bool) -> "RowFeatures | None":
+        """What `write_row_features` wrote for a row of this configuration; None where there is nothing.
+
+        Raises:
+            ValueError: a file that cannot be read, or a reference that is not the one the row was scored against.
+        """
+        if not path.exists():
+            return None
+        generated, facts = ClipFeatures.read(path)
+        if facts.get("config_digest") != config_digest:
+            return None
+        real = reference_path(path, facts["reference"])
+        if not real.is_file():
+            raise ValueError(f"{real} is not there, against which {path.name} was scored")
+        if file_sha256(real) != facts["reference"]:
+            raise ValueError(f"{real} is not the reference {path.name} was scored against: it was changed")
+        reference, _ = ClipFeatures.read(real)
+        return cls(generated=generated, reference=reference, of_reference=of_reference)
+
+    def metrics(self, keys: Iterable[str]) -> dict[str, float]:
+        """Those of the metrics of some keys that are made of features which are here."""
+        wanted = set(keys)
+        found: dict[str, float] = {}
+        for uses_reference, generated in self._sides():
+            found |= set_values(self._wanted(wanted, uses_reference), self.reference, generated)
+        for metric in clip_metrics():
+            if metric.divergence is None or metric.key not in wanted or self.of_reference:
+                continue
+            expected, logits = self.reference.logits(metric.source), self.generated.logits(metric.source)
+            if expected is not None and logits is not None:
+                found[metric.key] = float(metric.divergence(expected, logits).mean())
+        return found
+
+    def estimates(self, keys: Iterable[str]) -> dict[str, Estimate]:
+        """Their intervals and biases."""
+        wanted = set(keys)
+        found: dict[str, Estimate] = {}
+        for uses_reference, generated in self._sides():
+            found |= set_estimates(self._wanted(wanted, uses_reference), self.reference, generated)
+        return found
+
+    def _sides(self) -> tuple[tuple[bool, ClipFeatures], ...]:
+        """The clips whose metrics with, and those whose metrics without the reference stand in the row."""
+        return (True, self.generated), (False, self.reference if self.of_reference else self.generated)
+
+    @staticmethod
+    def _wanted(keys: set[str], uses_reference: bool) -> list[SetMetric]:
+        return [m for m in set_metrics() if m.key in keys and m.uses_reference == uses_reference]
+
+
+def write_row_features(path: Path, generated: ClipFeatures, reference: ClipFeatures, *, config_digest: str) -> Path:
+    """Write what `RowFeatures.read` reads. The reference is written once for all rows of a folder that share it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    written = _REFERENCES.setdefault(reference, {})
+    digest, size = written.get(path.parent, ("", -1))
+    if not digest or _size(reference_path(path, digest)) != size:
+        temporary = reference.write(path.with_name(f".reference-{path.stem}.safetensors"))
+        digest, size = written[path.parent] = file_sha256(temporary), temporary.stat().st_size
+        temporary.replace(reference_path(path, digest))
+    return generated.write(path, {"config_digest": config_digest, "reference": digest})
+
+
+_REFERENCES: "WeakKeyDictionary[ClipFeatures, dict[Path, tuple[str, int]]]" = WeakKeyDictionary()
+"""Digest and size of the files that references were written to, by folder: a reference is hashed once, not per row."""
+
+
+def _size(path: Path) -> int | None:
+    return path.stat().st_size if path.is_file() else None
+
+
+def reference_path(path: Path, digest: str) -> Path:
+    """File of the reference beside the features `path` of a row."""
+    return path.with_name(f"reference-{digest[:16]}.safetensors")

@@ -1,8 +1,7 @@
-"""What the embedding models and the detectors say of some clips: the material of every score."""
+"""Features of clips: embedding rows and logits by model, and the values of single clips; what metrics are made of."""
 
-import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
@@ -10,8 +9,11 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from eval.extractors.base import Embeddings
+from eval.metrics import SetMetric
+from eval.metrics.embeddings import Embeddings
+from eval.metrics.uncertainty import Estimate
 from teacher.files import check_regular
+from teacher.files.digests import json_digest, tensor_bytes
 from teacher.files.safetensors import read_content, read_header, write_tensors
 
 FEATURES, LOGITS, COUNTS = ".features", ".logits", ".counts"
@@ -19,7 +21,7 @@ FEATURES, LOGITS, COUNTS = ".features", ".logits", ".counts"
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ClipFeatures:
-    """Clips in a fixed order.
+    """Features of clips in a fixed order.
 
     tensors: for every source NAME `NAME.features` (rows, dimensions), the rows of the first clip before those of the
     second; `NAME.counts` (clips,), rows of each clip; and, where the model has classes, `NAME.logits` (clips, classes).
@@ -28,7 +30,7 @@ class ClipFeatures:
     ids: tuple[str, ...]
     tensors: Mapping[str, Tensor]
     per_clip: tuple[Mapping[str, float], ...] = field(default=())
-    """Scores that can be told of a single clip; empty, or one entry per clip."""
+    """Values of the clip metrics; empty, or one entry per clip."""
 
     def __post_init__(self) -> None:
         if self.per_clip and len(self.per_clip) != len(self.ids):
@@ -43,16 +45,16 @@ class ClipFeatures:
 
     @property
     def sources(self) -> tuple[str, ...]:
-        """Names of the models that were asked."""
+        """Short names of the models whose features these are."""
         return tuple(name.removesuffix(FEATURES) for name in self.tensors if name.endswith(FEATURES))
 
     @classmethod
     def of(
-        cls, ids: Sequence[str], said: Mapping[str, Embeddings], per_clip: Sequence[Mapping[str, float]] = ()
+        cls, ids: Sequence[str], by_source: Mapping[str, Embeddings], per_clip: Sequence[Mapping[str, float]] = ()
     ) -> Self:
-        """From what each source said of the same clips."""
+        """From the embeddings that each source gives for the same clips."""
         tensors: dict[str, Tensor] = {}
-        for source, embeddings in said.items():
+        for source, embeddings in by_source.items():
             tensors[source + FEATURES] = embeddings.rows
             tensors[source + COUNTS] = torch.tensor(embeddings.counts)
             if embeddings.logits is not None:
@@ -71,7 +73,7 @@ class ClipFeatures:
         )
 
     def embeddings(self, source: str) -> Embeddings:
-        """What one source said."""
+        """The embeddings of one source."""
         return Embeddings(
             rows=self.tensors[source + FEATURES],
             counts=tuple(self.tensors[source + COUNTS].tolist()),
@@ -79,10 +81,10 @@ class ClipFeatures:
         )
 
     def logits(self, source: str) -> Tensor | None:
-        """Logits of one source (clips, classes); None where it has none or was not asked."""
+        """Logits of one source (clips, classes); None where it has no classes or is not among the sources."""
         return self.tensors.get(source + LOGITS)
 
-    def clips(self, begin: int, end: int) -> "Heard":
+    def clips(self, begin: int, end: int) -> "ClipFeatures":
         """Clips begin .. end - 1."""
         tensors = {}
         for source in self.sources:
@@ -107,7 +109,7 @@ class ClipFeatures:
         return path
 
     @classmethod
-    def read(cls, path: Path) -> "tuple[Heard, dict[str, str]]":
+    def read(cls, path: Path) -> "tuple[ClipFeatures, dict[str, str]]":
         """What `write` wrote, with its facts.
 
         Raises:
@@ -121,10 +123,40 @@ class ClipFeatures:
                 raise ValueError(f"it says {sorted(about)} of itself")
             if written is not None and written != _digest(about, tensors):
                 raise ValueError("what is in it is not what was written")
-            heard = cls(ids=tuple(about["ids"]), tensors=tensors, per_clip=tuple(about["per_clip"]))
-            return heard, dict(about["facts"])
+            found = cls(ids=tuple(about["ids"]), tensors=tensors, per_clip=tuple(about["per_clip"]))
+            return found, dict(about["facts"])
         except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
             raise ValueError(f"{path} cannot be read ({error!r}); delete it and run again") from error
+
+
+def set_values(metrics: Iterable[SetMetric], reference: ClipFeatures, generated: ClipFeatures) -> dict[str, float]:
+    """Values of those metrics for which both sides hold the features, by key; each computation is done once."""
+    found: dict[str, float] = {}
+    for metric in metrics:
+        if metric.key not in found and _possible(metric, reference, generated):
+            found |= metric.value(*_sides(metric, reference, generated))
+    return found
+
+
+def set_estimates(
+    metrics: Iterable[SetMetric], reference: ClipFeatures, generated: ClipFeatures
+) -> dict[str, Estimate]:
+    """Their intervals and biases."""
+    found: dict[str, Estimate] = {}
+    for metric in metrics:
+        if metric.key not in found and _possible(metric, reference, generated):
+            found |= metric.estimate(*_sides(metric, reference, generated))
+    return found
+
+
+def _possible(metric: SetMetric, reference: ClipFeatures, generated: ClipFeatures) -> bool:
+    name = metric.source + (FEATURES if metric.needs == "features" else LOGITS)
+    return name in generated.tensors and (not metric.uses_reference or name in reference.tensors)
+
+
+def _sides(metric: SetMetric, reference: ClipFeatures, generated: ClipFeatures) -> tuple[Embeddings, Embeddings]:
+    made = generated.embeddings(metric.source)
+    return (reference.embeddings(metric.source) if metric.uses_reference else made), made
 
 
 def is_sealed(path: Path) -> bool:
@@ -140,9 +172,5 @@ def is_sealed(path: Path) -> bool:
 
 def _digest(about: Mapping[str, object], tensors: Mapping[str, Tensor]) -> str:
     """SHA-256 over the description and the tensors' names, types, shapes and values."""
-    sha = hashlib.sha256(json.dumps(about, sort_keys=True).encode())
-    for name, tensor in sorted(tensors.items()):
-        values = tensor.detach().cpu().contiguous()
-        sha.update(f"{name} {values.dtype} {tuple(values.shape)}".encode())
-        sha.update(values.flatten().view(torch.uint8).numpy().tobytes())
-    return sha.hexdigest()
+    described = sorted(tensors.items())
+    return json_digest(about, (f"{n} {t.dtype} {tuple(t.shape)}".encode() + tensor_bytes(t) for n, t in described))

@@ -1,45 +1,52 @@
 """The published models of a comparison, loaded from the files one has: what is not given is not computed."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
+from functools import partial
 from pathlib import Path
+from pkgutil import resolve_name
 
 import torch
 from torch import Tensor
 
-from eval.extractors.base import Embeddings
+from eval.extractors.clip_audio import ClipAudio
 from eval.features.cache import FeatureCache, FileDigests
 from eval.features.clip_features import FEATURES, ClipFeatures
-from eval.features.sources import FeatureSource, ModelSource
-from eval.metrics.clip_metrics import (
-    AestheticsJudge,
-    ClipMetric,
-    CosineJudge,
-    DesyncJudge,
-    OnsetJudge,
-    PamJudge,
-    ScriptJudge,
-    Side,
-)
+from eval.features.sources import FeatureSource, ModelSource, prepare_all
+from eval.metrics import ClipMetric, ClipScorer, model_free_scorers
+from eval.metrics.aesthetics import AestheticsScorer
+from eval.metrics.alignment import CLAP_LAION, CLAP_MS, IB_SCORE, CosineScorer
+from eval.metrics.desync import DesyncScorer
+from eval.metrics.embeddings import Embeddings
+from eval.metrics.greatest_hits import ScriptScorer
+from eval.metrics.pam import PROMPTS, PamScorer
 from teacher.encoders.registry import read_window_frames
 from teacher.features.store import Record
 from teacher.media import probe
 
+Side = Callable[[Record], Tensor]
+"""The features of a record's picture or caption that its sound is compared with."""
 PROMPTS_CACHED = 4096
 """Captions whose embeddings are kept in memory."""
 LEAST_S = {"imagebind": 4.0, "synchformer": 4.8}
 """Two frames of picture 2 s apart; the 14 segments that the offset head takes."""
+ADAPTER = "adapter"
+"""Marks a field of `PublishedModels` whose model is a source of features for set metrics, called as the field is. The
+value is "module:class" of its `EmbeddingModel`, which is imported only where the file is given."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PublishedModels:
-    """Files of published models; nothing is downloaded, and what is not given is left out of the tables by name."""
+    """Files of published models; nothing is downloaded, and what is not given is left out of the tables by name.
 
-    passt: Path | None = None
+    A new audio embedding model is its adapter and one field here, with `ADAPTER`.
+    """
+
+    passt: Path | None = field(default=None, metadata={ADAPTER: "eval.extractors.passt:Passt"})
     """PaSST, passt-s-f128-p16-s10-ap.476-swa.pt: FD, KL, IS and KAD of PaSST."""
-    panns: Path | None = None
+    panns: Path | None = field(default=None, metadata={ADAPTER: "eval.extractors.panns:Panns"})
     """PANNs, Cnn14_16k_mAP=0.438.pth: FD, KL, IS and KAD of PANNs."""
-    vggish: Path | None = None
+    vggish: Path | None = field(default=None, metadata={ADAPTER: "eval.extractors.vggish:Vggish"})
     """VGGish, vggish-10086976.pth: FD of VGGish."""
     synchformer: Path | None = None
     """Synchformer with its offset head, synchformer_state_dict.pth: DeSync."""
@@ -70,8 +77,9 @@ class PublishedModels:
 
     def load(
         self, *, duration_s: float, device: str, cache: Path, process: int = 0
-    ) -> tuple[tuple[FeatureSource, ...], tuple[ClipMetric, ...]]:
-        """The models, beside the onset judge that needs none. Adapters are imported only when they are asked for.
+    ) -> tuple[tuple[FeatureSource, ...], tuple[ClipScorer, ...]]:
+        """Sources of features and scorers of single clips, beside the scorers that need no model. Adapters are imported
+        only where their file is given.
 
         Raises:
             ValueError: clips of `duration_s` are too short for a model.
@@ -79,98 +87,87 @@ class PublishedModels:
         """
         for name, least_s in LEAST_S.items():
             if getattr(self, name) is not None and duration_s < least_s - 1e-6:
-                raise ValueError(f"{name} judges clips of at least {least_s:g} s, these are of {duration_s:g} s")
-        listeners: list[FeatureSource] = []
-        judges: list[ClipMetric] = [OnsetJudge()]
+                raise ValueError(f"{name} takes clips of at least {least_s:g} s, these are of {duration_s:g} s")
+        sources: list[FeatureSource] = []
+        for one in fields(self):
+            if ADAPTER in one.metadata and getattr(self, one.name) is not None:
+                model = resolve_name(one.metadata[ADAPTER]).load(getattr(self, one.name), device=device)
+                sources.append(ModelSource(source=one.name, model=model, duration_s=duration_s))
+        scorers = [*model_free_scorers()]
         sides = _Sides(cache=FeatureCache(folder=cache), digests=FileDigests(folder=cache, process=process))
-        if self.passt is not None:
-            from eval.extractors.passt import Passt
-
-            model = Passt.load(self.passt, device=device)
-            listeners.append(ModelSource(source="passt", model=model, duration_s=duration_s))
-        if self.panns is not None:
-            from eval.extractors.panns import Panns
-
-            cnn14 = Panns.load(self.panns, device=device)
-            listeners.append(ModelSource(source="panns", model=cnn14, duration_s=duration_s))
-        if self.vggish is not None:
-            from eval.extractors.vggish import Vggish
-
-            vggish = Vggish.load(self.vggish, device=device)
-            listeners.append(ModelSource(source="vggish", model=vggish, duration_s=duration_s))
         if self.imagebind is not None:
-            judges.append(self._imagebind(duration_s, device, sides))
+            scorers.append(self._imagebind(duration_s, device, sides))
         if self.synchformer is not None:
-            judges.append(self._desync(duration_s, device, sides))
-        judges += self._clap(duration_s, device)
+            scorers.append(self._desync(duration_s, device, sides))
+        scorers += self._clap(duration_s, device)
         if self.aesthetics is not None:
-            from eval.extractors.aesthetics import Aesthetics
-
-            judges.append(AestheticsJudge(model=Aesthetics.load(self.aesthetics, device=device), duration_s=duration_s))
+            scorers.append(_aesthetics(self.aesthetics, duration_s, device))
         if self.greatest_hits:
-            judges.append(ScriptJudge())
-        return tuple(listeners), tuple(judges)
+            scorers.append(ScriptScorer())
+        return tuple(sources), tuple(scorers)
 
-    def _imagebind(self, duration_s: float, device: str, sides: "_Sides") -> ClipMetric:
+    def _imagebind(self, duration_s: float, device: str, sides: "_Sides") -> ClipScorer:
         from eval.extractors.imagebind import ImageBind, imagebind_frames
 
         model = ImageBind.load(_given(self.imagebind), device=device)
 
-        def see(record: Record) -> Tensor:
+        def picture(record: Record) -> Tensor:
             frames = imagebind_frames(Path(record.path), start_s=record.start_s, duration_s=duration_s)
             return model.embed_frames(torch.from_numpy(frames))[None]
 
-        return CosineJudge(
-            key="ib_score",
-            listener=ModelSource(source="imagebind", model=model, duration_s=duration_s),
-            side=sides.of(model.name, duration_s, see, lambda rows: rows[0]),
-            tasks=("vta",),
+        return CosineScorer(
+            key=IB_SCORE.key,
+            model=ModelSource(source="imagebind", model=model, duration_s=duration_s),
+            side=sides.of(model.name, duration_s, picture, lambda rows: rows[0]),
+            tasks=IB_SCORE.tasks,
             against="picture",
         )
 
-    def _desync(self, duration_s: float, device: str, sides: "_Sides") -> ClipMetric:
+    def _desync(self, duration_s: float, device: str, sides: "_Sides") -> ClipScorer:
         from eval.extractors.synchformer import DesyncExtractor, as_segments
 
         model = DesyncExtractor.load(_given(self.synchformer), device=device)
 
-        def see(record: Record) -> Tensor:
+        def picture(record: Record) -> Tensor:
             info = probe(Path(record.path))
             frames, _ = read_window_frames((model.request, model.request), info, record.start_s, duration_s)
             return model.visual_features(torch.from_numpy(frames)).flatten(0, 1)
 
-        return DesyncJudge(extractor=model, side=sides.of(model.visual_name, duration_s, see, as_segments))
+        return DesyncScorer(model=model, side=sides.of(model.visual_name, duration_s, picture, as_segments))
 
-    def _clap(self, duration_s: float, device: str) -> list[ClipMetric]:
-        judges: list[ClipMetric] = []
+    def _clap(self, duration_s: float, device: str) -> list[ClipScorer]:
+        scorers: list[ClipScorer] = []
         if self.clap_laion is not None:
             from eval.extractors import clap
 
             tokenizer = _given(self.roberta_tokens)
             laion = clap.Clap.load(self.clap_laion, clap.CLAP_LAION, tokenizer=tokenizer, device=device)
-            listener = ModelSource(source="clap_laion", model=laion, duration_s=duration_s)
-            judges.append(_captioned("clap_laion", listener, laion.embed_text))
+            sound = ModelSource(source="clap_laion", model=laion, duration_s=duration_s)
+            scorers.append(_captioned(CLAP_LAION, sound, laion.embed_text))
         if self.clap_ms is not None:
             from eval.extractors import clap
 
             tokenizer = _given(self.gpt2_tokens)
             ms = clap.Clap.load(self.clap_ms, clap.CLAP_MS_2023, tokenizer=tokenizer, device=device)
-            listener = ModelSource(source="clap_ms", model=ms, duration_s=duration_s)
-            judges.append(_captioned("clap_ms", listener, ms.embed_text))
-            judges.append(PamJudge.of(ms, duration_s=duration_s))
-        return judges
+            sound = ModelSource(source="clap_ms", model=ms, duration_s=duration_s)
+            scorers.append(_captioned(CLAP_MS, sound, ms.embed_text))
+            prompts = ms.embed_text(PROMPTS)
+            scorers.append(PamScorer(model=ms, sound=sound, prompts=prompts, window=ms.spec.samples))
+        return scorers
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Sides:
-    """What was seen of a clip, kept on disk by the digest of its file."""
+    """Features of pictures, kept on disk by the digest of the media file."""
 
     cache: FeatureCache
     digests: FileDigests
 
     def of(
-        self, name: str, duration_s: float, see: Callable[[Record], Tensor], shaped: Callable[[Tensor], Tensor]
+        self, name: str, duration_s: float, picture: Callable[[Record], Tensor], shaped: Callable[[Tensor], Tensor]
     ) -> Side:
-        """`see` (rows, width) of a record unless it was seen before; `shaped` makes of the rows what a judge takes."""
+        """`picture` gives features (rows, width) of a record, which are computed once; `shaped` makes of them what a
+        scorer takes."""
 
         def side(record: Record) -> Tensor:
             what: dict[str, object] = {
@@ -181,7 +178,7 @@ class _Sides:
             }
 
             def make() -> tuple[ClipFeatures, dict[str, str]]:
-                rows = see(record)
+                rows = picture(record)
                 return ClipFeatures.of([record.id], {"seen": Embeddings(rows=rows, counts=(len(rows),))}), {}
 
             self.cache.get(what, make)
@@ -190,9 +187,17 @@ class _Sides:
         return side
 
 
-def _captioned(key: str, listener: ModelSource, embed_text: Callable[[Sequence[str]], Tensor]) -> ClipMetric:
+def _captioned(metric: ClipMetric, sound: ModelSource, embed_text: Callable[[Sequence[str]], Tensor]) -> ClipScorer:
     side = _captions(embed_text)
-    return CosineJudge(key=key, listener=listener, side=side, tasks=("vta", "tta"), against="caption")
+    return CosineScorer(key=metric.key, model=sound, side=side, tasks=metric.tasks, against="caption")
+
+
+def _aesthetics(path: Path, duration_s: float, device: str) -> ClipScorer:
+    from eval.extractors.aesthetics import Aesthetics
+
+    model = Aesthetics.load(path, device=device)
+    policy = ClipAudio(sample_rate=model.sample_rate, duration_s=duration_s, remove_dc=False)
+    return AestheticsScorer(name=f"{model.name}, {policy.name}", prepare=partial(prepare_all, policy), model=model)
 
 
 def _captions(embed_text: Callable[[Sequence[str]], Tensor]) -> Side:

@@ -1,4 +1,4 @@
-"""Embedding models as a comparison uses them: waves at the generator's rate in, what the model says of them out."""
+"""Embedding models as a comparison uses them: waves at the generator's sample rate in, features out."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,14 +7,16 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from eval.extractors.base import Classifier, EmbeddingModel, Embeddings, FeatureExtractor
+from eval.extractors.base import EmbeddingModel
 from eval.extractors.clip_audio import ClipAudio
 from eval.features.clip_features import ClipFeatures
+from eval.features.embedded import EmbeddedAudioFeatures, EmbeddedClassifier
+from eval.metrics.embeddings import Embeddings
 
 
 @runtime_checkable
 class FeatureSource(Protocol):
-    """One source of features. A clip's rows and logits do not depend on the clips heard with it."""
+    """One source of features. A clip's rows and logits do not depend on the clips of its batch."""
 
     @property
     def source(self) -> str:
@@ -26,7 +28,7 @@ class FeatureSource(Protocol):
         """Everything that decides the values: model, digest of its weights, loading policy."""
         ...
 
-    def hear(self, waves: Tensor, sample_rate: int) -> Embeddings:
+    def embed(self, waves: Tensor, sample_rate: int) -> Embeddings:
         """waves (clips, samples) -> rows, and logits where the model has classes."""
         ...
 
@@ -35,8 +37,8 @@ class FeatureSource(Protocol):
 class EmbeddedSource:
     """The features that need no weights, with a classifier fitted to the data of the comparison."""
 
-    extractor: FeatureExtractor
-    classifier: Classifier
+    extractor: EmbeddedAudioFeatures
+    classifier: EmbeddedClassifier
     labels: str
     """Where the classes come from; part of the name, with a digest of the classifier if there is one."""
 
@@ -48,7 +50,7 @@ class EmbeddedSource:
     def name(self) -> str:
         return f"{self.extractor.name}, classes by {self.labels}"
 
-    def hear(self, waves: Tensor, sample_rate: int) -> Embeddings:
+    def embed(self, waves: Tensor, sample_rate: int) -> Embeddings:
         if sample_rate != self.extractor.sample_rate:
             raise ValueError(f"waves must have {self.extractor.sample_rate} Hz, got {sample_rate}")
         features = self.extractor(waves)
@@ -75,14 +77,18 @@ class ModelSource:
 
     def prepared(self, waves: Tensor, sample_rate: int) -> Tensor:
         """waves (clips, samples) at the model's rate."""
-        policy = self.policy
-        return torch.stack([policy.prepare(wave.double().numpy(), sample_rate) for wave in waves])
+        return prepare_all(self.policy, waves, sample_rate)
 
-    def hear(self, waves: Tensor, sample_rate: int) -> Embeddings:
+    def embed(self, waves: Tensor, sample_rate: int) -> Embeddings:
         return self.model.embed(self.prepared(waves, sample_rate))
 
 
-def hear(listeners: Sequence[FeatureSource], ids: Sequence[str], waves: Tensor, sample_rate: int) -> ClipFeatures:
-    """What all listeners say of waves (clips, samples)."""
+def prepare_all(policy: ClipAudio, waves: Tensor, sample_rate: int) -> Tensor:
+    """waves (clips, samples) as a policy has them, at its sample rate and length."""
+    return torch.stack([policy.prepare(wave.double().numpy(), sample_rate) for wave in waves])
+
+
+def features_of(sources: Sequence[FeatureSource], ids: Sequence[str], waves: Tensor, sample_rate: int) -> ClipFeatures:
+    """Features of waves (clips, samples) by all sources."""
     with torch.no_grad():
-        return ClipFeatures.of(ids, {one.source: one.hear(waves, sample_rate) for one in listeners})
+        return ClipFeatures.of(ids, {one.source: one.embed(waves, sample_rate) for one in sources})

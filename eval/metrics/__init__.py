@@ -3,7 +3,7 @@
 A new metric is a file that declares it and its name in METRICS. Importing this loads no network and not torch.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import get_args
 
 from eval.metrics.aesthetics import AESTHETICS
@@ -39,6 +39,7 @@ from eval.metrics.manifold import MANIFOLD_EMBEDDED, MANIFOLD_PASST
 from eval.metrics.motion import MOTION
 from eval.metrics.onsets import ONSET_CLIPS, ONSET_F1, ONSET_PRECISION, ONSET_RECALL
 from eval.metrics.pam import PAM
+from eval.metrics.uncertainty import Estimate
 
 __all__ = [
     "EMBEDDED",
@@ -57,6 +58,9 @@ __all__ = [
     "leading",
     "metric",
     "metrics_of",
+    "model_free_scorers",
+    "pooled",
+    "pooled_intervals",
     "set_metrics",
 ]
 
@@ -169,6 +173,28 @@ def leading(keys: Iterable[str]) -> list[str]:
     return found
 
 
+def pooled(per_clip: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Metrics of a set from the values of its clips: means, ratios of sums, and of how many clips each is where not
+    all have it."""
+    return {key: value for one in _of_clips(per_clip) for key, value in one.pooled(per_clip).items()}
+
+
+def pooled_intervals(per_clip: Sequence[Mapping[str, float]]) -> dict[str, Estimate]:
+    """Their percentile bootstraps over the clips that have a value; none for a single clip."""
+    return {key: found for one in _of_clips(per_clip) for key, found in one.interval(per_clip).items()}
+
+
+def _of_clips(per_clip: Sequence[Mapping[str, float]]) -> list[ClipMetric]:
+    """The metrics that some clips have; a value that no metric is made of is one of its own."""
+    keys = {key for entry in per_clip for key in entry}
+    known = [one for one in clip_metrics() if keys & set(one.names)]
+    strangers = sorted(keys - {key for one in known for key in one.names})
+    return [
+        *known,
+        *(ClipMetric(key=key, label=key, better=None, digits=3, explanation="") for key in strangers),
+    ]
+
+
 def set_metrics() -> Iterator[SetMetric]:
     """Those of a whole set of clips."""
     return (m for m in METRICS if isinstance(m, SetMetric))
@@ -177,3 +203,9 @@ def set_metrics() -> Iterator[SetMetric]:
 def clip_metrics() -> Iterator[ClipMetric]:
     """Those of single clips."""
     return (m for m in METRICS if isinstance(m, ClipMetric))
+
+
+def model_free_scorers() -> tuple[ClipScorer, ...]:
+    """What computes the clip metrics of every comparison that need no published model."""
+    makers = dict.fromkeys(metric.scorer for metric in clip_metrics() if metric.compared)
+    return tuple(make() for make in makers if make is not None)

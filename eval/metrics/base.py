@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import TYPE_CHECKING, Literal, Protocol
 
 import numpy as np
@@ -80,6 +79,8 @@ class Metric:
     """None where a paper has no column of it."""
     dimensions: int | None = None
     """Of the features of a Frechet distance, which needs twice as many clips."""
+    costly: bool = False
+    """It takes many distances instead of one; left out unless asked for."""
 
     @property
     def arrow(self) -> str:
@@ -118,8 +119,6 @@ class SetMetric(Metric):
     """False for the inception score, which never looks at the real clips."""
     formula: Formula | None = None
     """By which `eval.compare.cross_check` has it computed a second time; None where no other package computes it."""
-    costly: bool = False
-    """It takes many distances instead of one; left out unless asked for."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -144,13 +143,14 @@ class ClipMetric(Metric):
     """Relative and absolute: how far the value of a clip may move when its wave is read from a file of 16 bits. Over
     60 files of the demo the divergence of a clip moves by 6e-4 at most."""
 
-    @cached_property
-    def _of(self) -> tuple[str, ...]:
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Keys of the values of a clip that it is made of."""
         return self.columns or (self.key,)
 
     def rows(self, per_clip: Sequence[Values]) -> Vector:
         """(clips, columns) of the clips that have it."""
-        return np.array([[entry[name] for name in self._of] for entry in per_clip if self._of[0] in entry])
+        return np.array([[entry[name] for name in self.names] for entry in per_clip if self.names[0] in entry])
 
     def pooled(self, per_clip: Sequence[Values]) -> dict[str, float]:
         """Mean or ratio over the clips that have it, and how many these are; empty where none has."""

@@ -122,11 +122,6 @@ class PromptModel(Protocol):
     """What `eval.extractors.clap_ms.ClapMs` gives."""
 
     @property
-    def window_samples(self) -> int:
-        """Samples that the model takes at once, so that nothing is cropped."""
-        ...
-
-    @property
     def logit_scale(self) -> float:
         """Factor of the cosines before the softmax."""
         ...
@@ -145,6 +140,8 @@ class PamScorer:
     """The same model with the policy by which sound reaches it."""
     prompts: Tensor
     """Embeddings of `PROMPTS`, (2, dimensions)."""
+    window: int
+    """Samples that the model takes at once, so that nothing is cropped."""
 
     @property
     def name(self) -> str:
@@ -157,8 +154,7 @@ class PamScorer:
     def scores(self, records: Sequence[Record], waves: Tensor, sample_rate: int) -> list[Scores]:
         import torch
 
-        length = self.model.window_samples
-        windows = [pam_windows(wave, window=length) for wave in self.sound.prepared(waves, sample_rate)]
+        windows = [pam_windows(wave, window=self.window) for wave in self.sound.prepared(waves, sample_rate)]
         rows = self.model.embed(torch.cat(windows)).rows
         embeddings = Embeddings(rows=rows, counts=tuple(len(some) for some in windows))
         pam = Pam.from_embeddings(embeddings, self.prompts, logit_scale=self.model.logit_scale)

@@ -16,7 +16,7 @@ from eval.speed.budget import SCOPES, Budget, StageBudget, Total
 from eval.speed.budget import Setting as BudgetSetting
 
 FILE = re.compile(r"budget-(?P<model>.+)-(?P<task>vta|tta)\.json")
-UNKNOWN = "the number of calls was not kept"
+UNKNOWN = "the number of calls was not recorded"
 RELATIVE = 1e-6
 """By which a factor of a row may differ from that of its budget; from a later measurement it differs by more."""
 READING = (

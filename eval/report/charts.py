@@ -90,7 +90,7 @@ class Level:
     label: str
     value: float
     below: bool = False
-    """Whether its label stands under it."""
+    """Whether its label stands under it, where there is room above the axis."""
     left: bool = False
     """Whether its label stands at the left end."""
     dash: str = "6 4"
@@ -270,7 +270,8 @@ def svg(chart: Chart) -> Markup:
         shift = 0.0 if continuous else (k - (len(chart.series) - 1) / 2) * DODGE
         parts.append(_series(s, across, down, shift))
     for level in chart.levels:
-        y = down(level.value) + (14 if level.below else -5)
+        y = down(level.value)
+        y += 14 if level.below and y + 14 <= HEIGHT - BOTTOM else -5
         place = f'x="{LEFT + 4}"' if level.left else f'x="{WIDTH - RIGHT - 4}" text-anchor="end"'
         parts.append(f'<text class="level-label" {place} y="{y:.1f}">{escape(level.label)}</text>')
     middle = (LEFT + WIDTH - RIGHT) / 2

@@ -198,7 +198,7 @@ SPEED = (Fact(title="RTF ↓", of=_rtf), Fact(title="Time (s) ↓", of=_time))
 
 @dataclass(frozen=True, kw_only=True)
 class PaperTable:
-    """One task: titles, rows with the bold decided, and what has to be said around them."""
+    """One task: titles, rows with the bold decided, and the text around them."""
 
     title: str
     label: str
@@ -214,8 +214,8 @@ class PaperTable:
 
 
 def paper_table(results: TaskResults) -> PaperTable:
-    """The table of one task. The facts of the test set go into its details; the budgets say of how many calls its times
-    are medians."""
+    """The table of one task. The facts of the test set go into its details; the budgets give the number of calls
+    that its times are medians of."""
     task, chosen = results.task, results.settings
     metrics = [c for c in columns_of(task) if any(c.key in s.mean for s in chosen)]
     generated = [s for s in chosen if s.generated]

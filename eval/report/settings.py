@@ -59,7 +59,7 @@ class Setting:
     duration_s: float | None = None
     kind: Kind
     several_scales: bool = False
-    """Whether the same model was run with other guidance scales too, which names then have to tell apart."""
+    """Whether the same model was run with other guidance scales too, so that names have to contain the scale."""
     rows: Mapping[int, Row]
     """By seed."""
     clips: Mapping[int, ClipScores]
@@ -124,7 +124,7 @@ def settings(rows: Iterable[Row], clips: Mapping[ScoresKey, ClipScores] | None =
 
     def place(key: SettingKey) -> tuple[int, int, int, float, int]:
         task, model, steps, guidance = key
-        return rank[task], rank[groups[key][0].what], order[model], guidance, steps
+        return rank[task], rank[groups[key][0].kind], order[model], guidance, steps
 
     scales: dict[tuple[Task, str], set[float]] = {}
     for task, model, _, guidance in groups:
@@ -137,7 +137,7 @@ def settings(rows: Iterable[Row], clips: Mapping[ScoresKey, ClipScores] | None =
 
 def _setting(rows: Sequence[Row], clips: Mapping[ScoresKey, ClipScores], *, several_scales: bool) -> Setting:
     first = rows[0]
-    facts = {(row.num_clips, row.nfe, row.what) for row in rows}
+    facts = {(row.num_clips, row.nfe, row.kind) for row in rows}
     if len(facts) > 1:
         raise ValueError(
             f"rows of {first.task} {first.model}, {first.steps} steps, guidance {first.guidance:g} differ in "

@@ -1,5 +1,5 @@
 """The tables of a comparison (quality, further scores, speed by stage, intervals), how their numbers are written, and
-what has to be said with them: over which seeds means go, and where a Frechet distance is of too few clips."""
+what a reader has to know with them: over which seeds means go, and where a Frechet distance is of too few clips."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ INTERVALS_NOTE = (
     "number of clips make by themselves; value − bias is the estimate for infinitely many clips. It is not taken off "
     "anywhere else."
 )
-NO_ESTIMATES = "These rows were made before intervals and bias were kept with them."
+NO_ESTIMATES = "These rows were made before intervals and bias were recorded with them."
 
 
 def quality_table(chosen: Sequence[Setting]) -> Table:
@@ -197,7 +197,7 @@ def _cautions(chosen: Sequence[Setting]) -> Iterator[str]:
             continue
         lowest = min(made, key=partial(_value, key=metric.key))
         found, value = lowest.span(metric.key), signed(lowest.mean[metric.key], metric.digits)
-        bias = "its bias was not kept"
+        bias = "its bias was not recorded"
         if found is not None:
             bias = (
                 f"its bias, itself rough at so few clips, is as large as {signed(found.bias, metric.digits)}, which is "

@@ -63,6 +63,11 @@ class AudioCodec(Protocol):
         """SHA-256 of what the numbers depend on: two codecs with equal digests make equal latents."""
         ...
 
+    @property
+    def facts(self) -> dict[str, float]:
+        """What features.json records about it beside its digest: how well it fits, of a codec that was fitted."""
+        ...
+
     def posterior(self, wave: Float[Tensor, "batch samples"]) -> Posterior:
         """Of ceil(samples / samples_per_latent) frames; the tail is padded with silence."""
         ...
@@ -100,6 +105,13 @@ def check_statistics(mean: Tensor, std: Tensor, channels: int) -> tuple[Tensor, 
     if not bool((std > 0).all()):
         raise ValueError(f"latent_std must be positive, got a least value of {float(std.min()):g}")
     return mean.detach().float().cpu().clone(), std.detach().float().cpu().clone()
+
+
+def check_finite(latent: Tensor) -> Tensor:
+    """The latent itself; ValueError where it holds NaN or infinity."""
+    if not bool(torch.isfinite(latent).all()):
+        raise ValueError("latent must be finite, got NaN or infinity")
+    return latent
 
 
 FITTED = "embedded"

@@ -9,7 +9,6 @@ otherwise. Unlike MMAudio's VAE and BigVGAN (teacher/audio/mmaudio_codec.py) it 
 seconds, with the same frame rate (31.25 Hz at 16 kHz) and as many channels (20).
 """
 
-import hashlib
 import json
 import math
 from collections.abc import Iterable
@@ -23,9 +22,18 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
-from teacher.audio.codec import FITTED, Posterior, Stage, check_statistics, read_codec_file, write_codec_file
+from teacher.audio.codec import (
+    FITTED,
+    Posterior,
+    Stage,
+    check_finite,
+    check_statistics,
+    read_codec_file,
+    write_codec_file,
+)
 from teacher.audio.griffin_lim import griffin_lim
 from teacher.audio.mel import MEL_16K, MelConfig, log_mel
+from teacher.files import json_digest
 from teacher.network.sequence import SequenceConfig, check_whole
 
 KIND = "embedded-pca"
@@ -89,11 +97,13 @@ class EmbeddedCodec:
     @property
     def digest(self) -> str:
         """SHA-256 over names, shapes and float32 values of the tensors and the mel configuration."""
-        sha = hashlib.sha256(json.dumps(asdict(self.mel), sort_keys=True).encode())
-        for name, tensor in sorted(self._tensors().items()):
-            sha.update(f"{name}{tuple(tensor.shape)}".encode())
-            sha.update(tensor.numpy().tobytes())
-        return sha.hexdigest()
+        named = sorted(self._tensors().items())
+        return json_digest(asdict(self.mel), (f"{n}{tuple(t.shape)}".encode() + t.numpy().tobytes() for n, t in named))
+
+    @property
+    def facts(self) -> dict[str, float]:
+        """Fraction of the patches' variance that the channels keep, on the sounds of the fit."""
+        return {"explained_variance": self.explained_variance}
 
     @classmethod
     def fit(
@@ -181,9 +191,7 @@ class EmbeddedCodec:
         return (Stage("latent decode", self._finite_mel), Stage("vocoder", self._sound))
 
     def _finite_mel(self, latent: Tensor) -> Tensor:
-        if not bool(torch.isfinite(latent).all()):
-            raise ValueError("latent must be finite, got NaN or infinity")
-        return self.decode_mel(latent)
+        return self.decode_mel(check_finite(latent))
 
     @torch.no_grad()
     def _sound(self, mel: Tensor) -> Tensor:

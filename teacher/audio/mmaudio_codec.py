@@ -8,8 +8,6 @@ The codec's own file holds the statistics and names the folder and the digests o
 where they are. Each model is loaded when first used: sampling needs no encoder, extraction needs nothing else.
 """
 
-import hashlib
-import json
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -19,11 +17,11 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
-from teacher.audio.codec import Posterior, Stage, check_statistics, read_codec_file, write_codec_file
+from teacher.audio.codec import Posterior, Stage, check_finite, check_statistics, read_codec_file, write_codec_file
 from teacher.audio.mel import MEL_16K, MEL_44K, MelConfig, log_mel
 from teacher.audio.vae import VAE, VAE_16K, VAE_44K, Part, VAEConfig, load_vae
 from teacher.audio.vocoder import BIGVGAN_16K, BIGVGAN_V2_44K, BigVGAN, VocoderConfig
-from teacher.files import Moved
+from teacher.files import Moved, json_digest
 from teacher.files.components import read_component_info, read_tensors
 from teacher.files.errors import WeightsError
 from teacher.network.sequence import SEQUENCE_16K, SEQUENCE_44K, SequenceConfig
@@ -40,6 +38,11 @@ class AudioStack:
     vocoder: VocoderConfig
     vae_component: str
     vocoder_component: str
+
+    @property
+    def files(self) -> tuple[str, str]:
+        """Names of the component files in a folder of weights: VAE and vocoder."""
+        return f"{self.vae_component}.safetensors", f"{self.vocoder_component}.safetensors"
 
     def __post_init__(self) -> None:
         rates = (self.mel.sample_rate, self.mel.hop_length, self.vocoder.hop_length, self.sequence.latent_downsample)
@@ -126,7 +129,7 @@ class Models:
 
 @dataclass(frozen=True, kw_only=True)
 class MMAudioCodec:
-    """MMAudio's VAE and vocoder. Make one with `registry.mmaudio_codec` or `registry.open_codec`.
+    """MMAudio's VAE and vocoder. Make one with `mmaudio_codec`, or `registry.open_codec` from its file.
 
     Arithmetic is float32 on the models' device; what is returned lies where the argument lay.
     """
@@ -150,10 +153,12 @@ class MMAudioCodec:
     def digest(self) -> str:
         """SHA-256 over the digests of the component files, the name of the stack and the statistics."""
         described = {"kind": self.models.stack.name, **self.models.digests}
-        sha = hashlib.sha256(json.dumps(described, sort_keys=True).encode())
-        for statistic in (self.latent_mean, self.latent_std):
-            sha.update(statistic.numpy().tobytes())
-        return sha.hexdigest()
+        return json_digest(described, (one.numpy().tobytes() for one in (self.latent_mean, self.latent_std)))
+
+    @property
+    def facts(self) -> dict[str, float]:
+        """Nothing: a published codec is not fitted here."""
+        return {}
 
     @torch.no_grad()
     def posterior(self, wave: Float[Tensor, "batch samples"]) -> Posterior:
@@ -225,9 +230,7 @@ class MMAudioCodec:
 
     @torch.no_grad()
     def _finite_mel(self, latent: Tensor) -> Tensor:
-        if not bool(torch.isfinite(latent).all()):
-            raise ValueError("latent must be finite, got NaN or infinity")
-        return self._mel(latent)
+        return self._mel(check_finite(latent))
 
     @torch.no_grad()
     def _sound(self, mel: Tensor) -> Tensor:
@@ -242,3 +245,12 @@ class MMAudioCodec:
         given = latent.detach().to(self.models.device, torch.float32)
         raw = given * self.latent_std.to(given) + self.latent_mean.to(given)
         return self.models.decoder.decode(raw.transpose(1, 2))
+
+
+def mmaudio_codec(name: str, weights_dir: Path, device: str = "cpu") -> MMAudioCodec:
+    """A published codec whose statistics are not known yet: latent_mean 0, latent_std 1."""
+    if name not in STACKS:
+        raise ValueError(f"codec must be one of {', '.join(STACKS)}, got {name!r}")
+    channels = STACKS[name].vae.latent_channels
+    models = Models(stack=STACKS[name], weights_dir=Path(weights_dir), device=device)
+    return MMAudioCodec(models=models, latent_mean=torch.zeros(channels), latent_std=torch.ones(channels))

@@ -12,15 +12,12 @@ d interleaved signals without it. Kernels of 7 need 3.5 products for 7, kernels 
 Rounding errors are about seven times those of the direct form, so this is for float32 and wider; inference only.
 """
 
-import copy
 import functools
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
-
-from teacher.audio.vocoder import BigVGAN
 
 TILE = 4
 """Outputs, and taps of a piece."""
@@ -83,32 +80,15 @@ class ToomCookConv1d(nn.Module):
         read, left = tiles + pieces, d * (self.size // 2)
         padded = functional.pad(x, (left, TILE * d * read - length - left))
         place = padded.view(channels, read, TILE, d).permute(2, 3, 0, 1).reshape(TILE, -1)
-        seen = self.inputs[:, :TILE] @ place  # the next three inputs are the first of the next tile
-        seen[:, :-1].addmm_(self.inputs[:, TILE:], place[:-1, 1:])
-        seen = seen.view(points, d, channels, read)
+        transformed = self.inputs[:, :TILE] @ place  # the next three inputs are the first of the next tile
+        transformed[:, :-1].addmm_(self.inputs[:, TILE:], place[:-1, 1:])
+        transformed = transformed.view(points, d, channels, read)
         sums = x.new_empty(points, d, out, tiles)
         for point in range(points):
             for phase in range(d):
-                y, v = sums[point, phase], seen[point, phase]
+                y, v = sums[point, phase], transformed[point, phase]
                 torch.mm(self.weight[point, 0], v[:, :tiles], out=y)
                 for piece in range(1, pieces):
                     y.addmm_(self.weight[point, piece], v[:, piece : piece + tiles])
         made = (self.outputs @ sums.view(points, -1)).view(TILE, d, out, tiles)
         return made.permute(2, 3, 0, 1).reshape(out, -1)[:, :length]
-
-
-def with_toom_cook(vocoder: BigVGAN, *, least_depth: int = LEAST_DEPTH) -> BigVGAN:
-    """The same generator with its deep convolutions in this form; all other weights are shared with `vocoder`.
-
-    For BIGVGAN_16K 0.64 GB more. Raises ValueError for a generator in half precision.
-    """
-    made = copy.deepcopy(vocoder, {id(p): p for p in vocoder.parameters()})
-    for block in made.resblocks:
-        for convolutions in (block.get_submodule("convs1"), block.get_submodule("convs2")):
-            assert isinstance(convolutions, nn.ModuleList)
-            for i, conv in enumerate(convolutions):
-                assert isinstance(conv, nn.Conv1d)
-                (size,) = conv.kernel_size
-                if size > TILE and conv.in_channels * -(-size // TILE) >= least_depth:
-                    convolutions[i] = ToomCookConv1d(conv)
-    return made

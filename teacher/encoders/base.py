@@ -4,7 +4,6 @@
 adapter reads the sizes of its model off the tensors of a file, and names the model after what they hold.
 """
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
@@ -110,10 +109,6 @@ def require_files(weights_dir: Path, *files: str) -> None:
         )
 
 
-HASHED_AT_ONCE = 1 << 24
-"""Elements that are copied to the processor for hashing at a time."""
-
-
 def shape_of(tensors: Mapping[str, Tensor], name: str, dims: int) -> tuple[int, ...]:
     """Shape of a tensor that must be there with `dims` dimensions; WeightsError otherwise."""
     if name not in tensors:
@@ -131,14 +126,3 @@ def count_blocks(tensors: Mapping[str, Tensor], prefix: str) -> int:
     if not numbers:
         raise WeightsError(f"lacks the tensors {prefix}0.*")
     return 1 + max(numbers)
-
-
-def tensors_digest(tensors: Mapping[str, Tensor]) -> str:
-    """First 12 hexadecimal digits of a SHA-256 over names, types, shapes and values, whatever file they came in."""
-    sha = hashlib.sha256()
-    for name in sorted(tensors):
-        tensor = tensors[name]
-        sha.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        for part in tensor.detach().contiguous().flatten().split(HASHED_AT_ONCE):
-            sha.update(part.cpu().view(torch.uint8).numpy())
-    return sha.hexdigest()[:12]

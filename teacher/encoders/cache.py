@@ -4,15 +4,13 @@ Files <digest>.safetensors with `clip` and `sync` of one window, under a digest 
 film, the time, the encoders.
 """
 
-import hashlib
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from torch import Tensor
 
-from teacher.files import parts_digest
+from teacher.files import json_digest, parts_digest
 from teacher.files.digests import tensor_parts
 from teacher.files.safetensors import read_content, write_tensors
 
@@ -42,7 +40,7 @@ class EncodedCache:
         Two processes that encode the same window at once write the same content, each whole.
         """
         what = [video_sha256, round(start_s, 6), round(duration_s, 6), encoders["image"], encoders["sync"]]
-        path = self.folder / f"{hashlib.sha256(json.dumps(what).encode()).hexdigest()[:32]}.safetensors"
+        path = self.folder / f"{json_digest(what)[:32]}.safetensors"
         kept = _read(path)
         if kept is not None:
             return kept

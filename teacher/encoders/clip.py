@@ -17,7 +17,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from mf_mjt_torchvision import guard_torchvision
-from teacher.encoders.base import Frames, checked_frames, count_blocks, shape_of, tensors_digest
+from teacher.encoders.base import Frames, checked_frames, count_blocks, shape_of
+from teacher.files import tensors_digest
 from teacher.files.components import load_strictly, read_tensors
 from teacher.files.errors import WeightsError
 from teacher.media import FrameRequest

@@ -18,7 +18,8 @@ from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 from torch.nn import functional
 
-from teacher.encoders.base import Frames, checked_frames, count_blocks, require_files, shape_of, tensors_digest
+from teacher.encoders.base import Frames, checked_frames, count_blocks, require_files, shape_of
+from teacher.files import tensors_digest
 from teacher.files.components import load_strictly, read_tensors
 from teacher.files.errors import WeightsError
 from teacher.media import FrameRequest
@@ -347,21 +348,12 @@ class SynchformerOnUse:
         return self._encoder(frames)
 
 
-def load_synchformer_visual(path: Path, device: str = "cpu") -> SynchformerVisual:
+def load_sync_encoder(path: Path, device: str = "cpu") -> SynchformerEncoder:
     """The visual encoder from a safetensors file of the complete model or of its `vfeat_extractor.*` alone.
 
-    Strict either way. Raises WeightsError naming the file and what is missing, unexpected or of another shape.
+    It is named after its weights. Strict either way: raises WeightsError naming the file and what is missing,
+    unexpected or of another shape.
     """
-    return _load(path, device)[0]
-
-
-def load_sync_encoder(path: Path, device: str = "cpu") -> SynchformerEncoder:
-    """`load_synchformer_visual` as an encoder of frames, named after its weights."""
-    network, digest = _load(path, device)
-    return SynchformerEncoder(name=f"synchformer-visual-1-{digest}", network=network)
-
-
-def _load(path: Path, device: str) -> tuple[SynchformerVisual, str]:
     tensors = read_tensors(path)
     parts = {name.split(".")[0] for name in tensors}
     if parts not in ({VISUAL.rstrip(".")}, set(PARTS)):
@@ -376,4 +368,5 @@ def _load(path: Path, device: str) -> tuple[SynchformerVisual, str]:
         load_strictly(network, visual)
     except ValueError as error:
         raise WeightsError(f"{path}: {error}") from error
-    return network.to(device).eval().requires_grad_(False), tensors_digest(visual)
+    network = network.to(device).eval().requires_grad_(False)
+    return SynchformerEncoder(name=f"synchformer-visual-1-{tensors_digest(visual)}", network=network)

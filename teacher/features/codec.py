@@ -8,12 +8,11 @@ import torch
 from torch import Tensor
 
 from teacher.audio.codec import AudioCodec
-from teacher.audio.embedded_codec import EmbeddedCodec
-from teacher.audio.registry import CODECS, mmaudio_codec, open_codec
+from teacher.audio.registry import CODECS, Fit, open_codec
 from teacher.features import store
 from teacher.features.config import ExtractConfig, count_reasons
 from teacher.features.store import ShardFile, Skipped
-from teacher.features.windows import Progress, Skip, Window
+from teacher.features.windows import Progress, Window
 from teacher.features.workers import DIED, WorkerPool
 from teacher.files.errors import FeatureError
 from teacher.files.processes import Processes
@@ -42,11 +41,12 @@ def given_codec(config: ExtractConfig, device: str) -> AudioCodec | None:
         if made != config.codec:
             raise FeatureError(f"{config.codec_from} was made with --codec {made}, not {config.codec}")
         return load_codec(config.codec_from, weights_dir=config.weights_dir, device=device)
-    if config.fitted:
+    load = CODECS[config.codec].load
+    if load is None:
         return None
     if config.weights_dir is None:
         raise FeatureError(f"codec {config.codec!r} needs a folder of weights; give one with --weights-dir")
-    return mmaudio_codec(config.codec, config.weights_dir, device)
+    return load(config.weights_dir, device)
 
 
 def fitted_codec(
@@ -56,7 +56,7 @@ def fitted_codec(
     config: ExtractConfig,
     pool: WorkerPool,
     processes: Processes,
-    tell: Progress,
+    progress: Progress,
 ) -> AudioCodec:
     """The codec of an interrupted run, or one that the lead fits on evenly chosen training windows."""
     path = out / "codec.safetensors"
@@ -65,28 +65,31 @@ def fitted_codec(
             raise FeatureError(
                 f"no item of the train split is usable: {count_reasons(skipped) or 'the split is empty'}"
             )
-        _fit(training, config, pool, tell).save(path)
+        _fit(CODECS[config.codec].fit, training, config, pool, progress).save(path)
     processes.wait(path.is_file, what="the codec", on=[0])
     return open_codec(path)
 
 
-def _fit(training: Sequence[Window], config: ExtractConfig, pool: WorkerPool, tell: Progress) -> EmbeddedCodec:
+def _fit(
+    fit: Fit | None, training: Sequence[Window], config: ExtractConfig, pool: WorkerPool, progress: Progress
+) -> AudioCodec:
+    """Fit on evenly chosen windows; what cannot be read of them is named where the fit fails."""
+    assert fit is not None
     count = min(config.codec_fit_clips, len(training))
     chosen = [training[i * len(training) // count] for i in range(count)]
     reader, failed = config.reader(), []
 
-    def heard() -> Iterator[np.ndarray]:
-        results = pool.ordered(reader.hear, chosen, died=lambda window: Skip(id=window.id, reason=DIED))
-        for done, (_, result) in enumerate(results, 1):
-            tell("fit codec", done, count)
-            if isinstance(result, Skip):
-                failed.append((result.id, result.reason))
+    def sounds() -> Iterator[np.ndarray]:
+        results = pool.ordered(reader.read_sound, chosen, died=lambda _: DIED)
+        for done, (window, result) in enumerate(results, 1):
+            progress("fit codec", done, count)
+            if isinstance(result, str):
+                failed.append((window.id, result))
             else:
                 yield result[0]
 
-    entry = CODECS[config.codec]
     try:
-        return EmbeddedCodec.fit(heard(), mel=entry.mel, latent_channels=entry.latent_channels)
+        return fit(sounds())
     except ValueError as error:
         raise FeatureError(f"{error}{'; left out: ' + count_reasons(failed) if failed else ''}") from error
 

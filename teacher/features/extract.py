@@ -1,6 +1,6 @@
 """Media files -> a folder of latents and condition features (see teacher/features/store.py for its files).
 
-Pass 0 looks at every file and cuts it into windows; pass 1 fits the codec on training sounds, unless one is given;
+Pass 0 probes every file and cuts it into windows; pass 1 fits the codec on training sounds, unless one is given;
 pass 2 writes texts and shards. Nothing is left out silently: every skipped file or window is named with its reason in
 the report and features.json. A rerun with the same configuration and files goes on after the last finished shard.
 Several processes, on one machine or with a common folder, share the work by number of block, text file and shard: the
@@ -8,7 +8,6 @@ bytes of every file depend neither on how many there are nor on how often they w
 """
 
 import hashlib
-import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, replace
@@ -18,7 +17,6 @@ from typing import Any
 import torch
 
 from teacher.audio.codec import AudioCodec
-from teacher.audio.embedded_codec import EmbeddedCodec
 from teacher.encoders.registry import Encoders, load_encoders
 from teacher.features import store
 from teacher.features.codec import fitted_codec, given_codec, latent_statistics
@@ -32,11 +30,20 @@ from teacher.features.resume import (
     prepare_folder,
     remove_leftovers,
 )
-from teacher.features.shards import CODEC_DIGITS, Part, Written, parts, write_shards, write_texts
+from teacher.features.shards import CODEC_DIGITS, ShardWindows, Written, shard_windows, write_shards, write_texts
 from teacher.features.store import Layout, ShardFile, Skipped
-from teacher.features.windows import Progress, blocks_of, look
+from teacher.features.windows import Progress, blocks_of, probe_files
 from teacher.features.workers import WorkerPool
-from teacher.files import DIGESTS, FolderLock, as_json, file_sha256, read_digests, write_digests, write_json
+from teacher.files import (
+    DIGESTS,
+    FolderLock,
+    as_json,
+    file_sha256,
+    json_digest,
+    read_digests,
+    write_digests,
+    write_json,
+)
 from teacher.files.errors import FeatureError
 from teacher.files.processes import PATIENCE_S, Processes
 from teacher.files.version import package_version
@@ -66,7 +73,7 @@ def extract(
     repeated = [id_ for id_, count in Counter(item.id for item in items).items() if count > 1]
     if repeated or not items:
         raise FeatureError(f"ids of items must differ, repeated: {', '.join(repeated[:5])}" if repeated else "no items")
-    out, tell = Path(out), progress or (lambda _stage, _done, _total: None)
+    out, progress = Path(out), progress or (lambda _stage, _done, _total: None)
     check_folder(out)
     lock, made_again = FolderLock(out, what="the feature folder"), []
     try:
@@ -86,14 +93,14 @@ def extract(
                 left_out=left_out,
             )
             if processes.lead:
-                made_again = prepare_folder(out, plan, items, overwrite=overwrite, tell=tell)
-                processes.say("ready")
+                made_again = prepare_folder(out, plan, items, overwrite=overwrite, progress=progress)
+                processes.announce("ready")
             else:
                 processes.wait_for_stage("ready", what="the check of the folder")
                 check_plan(out, plan)
             if not (out / "features.json").is_file():
                 plan = store.read_json(out / "plan.json")
-                _extract(items, left_out, out, config, plan, encoders, codec, processes, tell)
+                _extract(items, left_out, out, config, plan, encoders, codec, processes, progress)
             return replace(ExtractReport.of(store.read_json(out / "features.json")), made_again=made_again)
     finally:
         lock.release()
@@ -108,20 +115,20 @@ def _extract(
     encoders: Encoders,
     codec: AudioCodec | None,
     processes: Processes,
-    tell: Progress,
+    progress: Progress,
 ) -> None:
-    """This process's share of all passes; the lead waits for everyone and finishes."""
+    """This process's part of all passes; the lead waits for everyone and finishes."""
     with WorkerPool(config.workers) as pool:
-        windows, skipped = look(out, items, plan_digest(plan), config.reader(), pool, processes, tell)
+        windows, skipped = probe_files(out, items, plan_digest(plan), config.reader(), pool, processes, progress)
         skipped = [*left_out, *skipped]
         captions = list(dict.fromkeys(window.item.caption for window in windows))
         if codec is None:
             training = [window for window in windows if window.item.split == "train"]
-            codec = fitted_codec(out, training, skipped, config, pool, processes, tell)
+            codec = fitted_codec(out, training, skipped, config, pool, processes, progress)
         written: Written = {}
         texts = write_texts(out, captions, encoders, config.shard_size, processes, written)
-        shards = parts(out, windows, config.shard_size)
-        write_shards(shards, captions, codec, encoders, config, pool, processes, tell, written)
+        shards = shard_windows(out, windows, config.shard_size)
+        write_shards(shards, captions, codec, encoders, config, pool, processes, progress, written)
     if processes.lead:
         needed = [*texts, *(shard.path for shard in shards)]
         processes.wait(lambda: all(p.is_file() for p in needed), what="all shards and texts", on=processes.others)
@@ -136,7 +143,7 @@ def _finish(
     config: ExtractConfig,
     plan: dict[str, Any],
     codec: AudioCodec,
-    shards: Sequence[Part],
+    shards: Sequence[ShardWindows],
     skipped: Sequence[Skipped],
     captions: int,
 ) -> dict[str, Any]:
@@ -176,10 +183,8 @@ def _finish(
         mean, std = codec.latent_mean, codec.latent_std
     if has_std or not (out / "codec.safetensors").is_file():
         codec.save(out / "codec.safetensors")
-    info["codec"] |= {"digest": codec.digest, "latent_space": space}
-    if isinstance(codec, EmbeddedCodec):
-        info["codec"]["explained_variance"] = codec.explained_variance
-    info["digest"] = hashlib.sha256(json.dumps([plan, codec.digest], sort_keys=True).encode()).hexdigest()
+    info["codec"] |= {"digest": codec.digest, "latent_space": space, **codec.facts}
+    info["digest"] = json_digest([plan, codec.digest])
     if config.weights_dir is not None:  # where sampling and training find the same files; not part of the digest
         info["weights_dir"] = str(config.weights_dir.resolve())
     info |= {

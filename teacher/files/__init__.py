@@ -11,14 +11,17 @@ from teacher.files.digests import (
     compare_recorded,
     file_digest,
     file_sha256,
+    json_digest,
     parts_digest,
     read_digests,
     recorded_steps,
     same_digest,
     settled_faults,
+    tensors_digest,
     write_digests,
 )
-from teacher.files.json_files import append_line, as_json, read_json, write_json, write_text
+from teacher.files.json_files import as_json, read_json, write_json, write_text
+from teacher.files.lines import append_lines, read_lines
 from teacher.files.locks import LOCK, FolderLock, LockedError, wait_for_lock
 from teacher.files.moved import Moved
 from teacher.files.replace import (
@@ -42,7 +45,7 @@ __all__ = [
     "LockedError",
     "Moved",
     "Written",
-    "append_line",
+    "append_lines",
     "as_json",
     "check_digests",
     "check_regular",
@@ -52,17 +55,20 @@ __all__ = [
     "file_sha256",
     "flush_folder",
     "link_file",
+    "json_digest",
     "new_folder",
     "parts_digest",
     "read_bytes",
     "read_digests",
     "read_json",
+    "read_lines",
     "recorded_steps",
     "remove_temporaries",
     "replacing",
     "same_digest",
     "settled_faults",
     "split_lines",
+    "tensors_digest",
     "visible",
     "wait_for_lock",
     "write_digests",

@@ -1,4 +1,4 @@
-"""SHA-256 of files, and digests.json: what the files of a folder held when they were written.
+"""SHA-256 of files, of tensors and of plain values; and digests.json: what the files of a folder held when written.
 
 digests.json = {"format": 1, "files": {relative name: {"bytes": n, "sha256": hexadecimal}}}
 
@@ -23,6 +23,8 @@ DIGEST = re.compile(r"[0-9a-f]{12,64}")
 """A SHA-256 in hexadecimal digits, or the beginning of one."""
 DIGESTS = "digests.json"
 FORMAT = 1
+HASHED_AT_ONCE = 2**22
+"""Numbers of a tensor that are brought to the CPU and hashed at a time."""
 
 
 def file_sha256(path: Path) -> str:
@@ -56,16 +58,38 @@ def parts_digest(parts: Iterable[tuple[str, bytes]]) -> str:
     return found.hexdigest()
 
 
+def json_digest(plain: object, contents: Iterable[bytes] = (), *, sort_keys: bool = True) -> str:
+    """SHA-256 of the JSON text of plain values, and of the bytes in `contents` after it.
+
+    With `sort_keys`, the order of dictionaries does not count.
+    """
+    found = hashlib.sha256(json.dumps(plain, sort_keys=sort_keys).encode())
+    for content in contents:
+        found.update(content)
+    return found.hexdigest()
+
+
+def tensors_digest(tensors: Mapping[str, "Tensor"]) -> str:
+    """First 12 hexadecimal digits of a SHA-256 over names, types, shapes and values, whatever file they came in."""
+    found = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        for part in tensor.detach().contiguous().flatten().split(HASHED_AT_ONCE):
+            found.update(tensor_bytes(part))
+    return found.hexdigest()[:12]
+
+
 def tensor_parts(tensors: Mapping[str, "Tensor"]) -> list[tuple[str, bytes]]:
     """Name, type and shape of every tensor with its bytes, the pieces of a digest of their content (`parts_digest`)."""
     return [(f"{name} {one.dtype} {list(one.shape)}", tensor_bytes(one)) for name, one in tensors.items()]
 
 
 def tensor_bytes(tensor: "Tensor") -> bytes:
-    """The values of a tensor on the CPU, of any type."""
+    """The values of a tensor of any type."""
     import torch  # takes a second; whoever makes a report from rows needs digests of files alone
 
-    return tensor.detach().contiguous().flatten().view(torch.uint8).numpy().tobytes()
+    return tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
 
 
 def same_digest(one: str, other: str) -> bool:
@@ -146,7 +170,7 @@ def settled_faults(folder: Path, name: str) -> list[str]:
 def check_digests(folder: Path, names: Iterable[str] | None = None) -> list[str]:
     """What differs from digests.json, one line a file; none if nothing does. `names` None: every file recorded.
 
-    A file that is not recorded is not judged. Lengths come first, so a file that was cut short is not read.
+    A file that is not recorded is not compared. Lengths come first, so a file that was cut short is not read.
     """
     folder, faults = Path(folder), []
     recorded = read_digests(folder)

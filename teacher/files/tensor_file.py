@@ -9,7 +9,6 @@ Whatever is read is compared with the checks that the file carries, if it carrie
 CRC-32 the first time that a process reads it, everything else with one SHA-256 when the file is opened (`intact`).
 """
 
-import hashlib
 import json
 import math
 import os
@@ -25,7 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from teacher.files.digests import tensor_bytes
+from teacher.files.digests import json_digest, tensor_bytes
 from teacher.files.errors import FeatureError
 from teacher.files.json_files import as_json
 from teacher.files.safetensors import Entry, Written, read_header, write_tensors
@@ -65,11 +64,8 @@ def small_digest(
     """SHA-256 of names, types and shapes of all tensors, of the metadata, and of the bytes of the small tensors, among
     them the checks of the large ones."""
     named = {name: [str(dtype), list(shape)] for name, (dtype, shape) in described.items()}
-    found = hashlib.sha256(json.dumps([named, metadata], sort_keys=True).encode())
-    for name in sorted(described):
-        if name not in (*BY_ROW, *WHOLE):
-            found.update(content(name))
-    return found.hexdigest()
+    small = (name for name in sorted(described) if name not in (*BY_ROW, *WHOLE))
+    return json_digest([named, metadata], map(content, small))
 
 
 def write_checked(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> Written:

@@ -1,4 +1,4 @@
-"""Rows of the list files of the data sets MMAudio trains and is tested on.
+"""List files of the data sets MMAudio trains and is tested on: their rows, and with a folder of media their items.
 
 vggsound        CSV without header, or with id, sec, caption, split: YouTube id, start in s, class, train | test;
                 files <id>_<sec:06d>.mp4
@@ -14,8 +14,9 @@ greatest-hits   a video name a line, or a JSON list (.json) of them; files <name
 Items of one sound share a group: captions of a Clotho file, rows of an AudioCaps video, pieces of a recording of
 Greatest Hits. A VGGSound id names its video itself.
 
-
-The list files of the data sets MMAudio trains and is tested on, and a folder of their media -> items."""
+A format is one function, decorated with `list_format`: it reads a list file into `ListedRow`s, and everything else
+(looking for the media, splits, messages, the choices of --list-kind) follows.
+"""
 
 import csv
 import json
@@ -23,12 +24,11 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal, cast, get_args
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from teacher.lists.greatest_hits import recording_of, video_name, with_hits
 from teacher.lists.manifest import SPLITS, Item, Split, csv_rows, named_cells
 
-ListKind = Literal["vggsound", "vggsound-tsv", "audiocaps", "clotho", "wavcaps", "tsv", "greatest-hits"]
 SUFFIXES = (".mp4", ".mkv", ".webm", ".mov", ".flac", ".wav", ".ogg", ".mp3", ".m4a")
 """Of several files with one name the first kind is taken: picture before sound, lossless before lossy."""
 SPLIT_WORDS = {
@@ -46,8 +46,9 @@ Row = dict[str, str]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Entry:
-    """One row: id, names its file may have (without suffix), words, and its split where the list has one."""
+class ListedRow:
+    """One row of a list file: id, the names that its file may have (without suffix), words, and the split of the list,
+    '' where it has none."""
 
     id: str
     names: tuple[str, ...]
@@ -57,7 +58,37 @@ class Entry:
     group_id: str = ""
 
 
-def _vggsound(path: Path) -> Iterator[Entry]:
+Reader = Callable[[Path], Iterator[ListedRow]]
+"""Rows of a list file, in its order; ValueError in one line where the file is another one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ListFormat:
+    """One kind of list file."""
+
+    rows: Reader
+    annotate: Callable[[list[Item], Path], list[Item]] | None = None
+    """Completes the items from files in the folder of media, such as annotations beside them."""
+
+
+FORMATS: dict[str, ListFormat] = {}
+"""Every kind of list file, by the name that --list-kind takes."""
+
+
+def list_format(
+    kind: str, *, annotate: Callable[[list[Item], Path], list[Item]] | None = None
+) -> Callable[[Reader], Reader]:
+    """Decorator that enters a reader under the name of its kind."""
+
+    def entered(rows: Reader) -> Reader:
+        FORMATS[kind] = ListFormat(rows=rows, annotate=annotate)
+        return rows
+
+    return entered
+
+
+@list_format("vggsound")
+def _vggsound(path: Path) -> Iterator[ListedRow]:
     rows = _plain_rows(path, ",")
     if rows and "id" in (cell.strip().lower() for cell in rows[0]):
         named = _table(path, ",", ("id", "sec", "caption", "split"))
@@ -71,37 +102,41 @@ def _vggsound(path: Path) -> Iterator[Entry]:
         if split not in SPLIT_WORDS:
             raise ValueError(f"{path}: row {number}: unknown split {split!r}, use train, val or test")
         name = f"{video}_{int(second):06d}"
-        yield Entry(id=name, names=(name,), caption=caption, label=caption, split=SPLIT_WORDS[split])
+        yield ListedRow(id=name, names=(name,), caption=caption, label=caption, split=SPLIT_WORDS[split])
 
 
-def _vggsound_tsv(path: Path) -> Iterator[Entry]:
+@list_format("vggsound-tsv")
+def _vggsound_tsv(path: Path) -> Iterator[ListedRow]:
     for row in _table(path, "\t", ("id", "label")):
-        yield Entry(id=row["id"], names=(row["id"],), caption=row["label"], label=row["label"])
+        yield ListedRow(id=row["id"], names=(row["id"],), caption=row["label"], label=row["label"])
 
 
-def _audiocaps(path: Path) -> Iterator[Entry]:
+@list_format("audiocaps")
+def _audiocaps(path: Path) -> Iterator[ListedRow]:
     rows = _table(path, ",", ("caption",))
     if rows and "youtube_id" not in rows[0]:
         for row in _table(path, ",", ("name", "caption")):
-            yield Entry(id=row["name"], names=_with_and_without_suffix(row["name"]), caption=row["caption"])
+            yield ListedRow(id=row["name"], names=_with_and_without_suffix(row["name"]), caption=row["caption"])
         return
     for number, row in enumerate(_table(path, ",", ("audiocap_id", "youtube_id", "start_time", "caption")), 1):
         video, start = row["youtube_id"], row["start_time"]
         if not start.replace(".", "", 1).isdigit():
             raise ValueError(f"{path}: row {number}: start_time must be seconds, got {start!r}")
         names = (f"{video}_{int(float(start)):06d}", f"{video}_{int(float(start))}", video, row["audiocap_id"])
-        yield Entry(id=row["audiocap_id"], names=names, caption=row["caption"], group_id=video)
+        yield ListedRow(id=row["audiocap_id"], names=names, caption=row["caption"], group_id=video)
 
 
-def _clotho(path: Path) -> Iterator[Entry]:
+@list_format("clotho")
+def _clotho(path: Path) -> Iterator[ListedRow]:
     for row in _table(path, ",", ("file_name", "caption_1")):
         names = _with_and_without_suffix(row["file_name"])
         captions = {int(c[8:]): row[c] for c in row if c.startswith("caption_") and c[8:].isdigit() and row[c]}
         for k in sorted(captions):
-            yield Entry(id=f"{names[-1]}#{k}", names=names, caption=captions[k], group_id=names[-1])
+            yield ListedRow(id=f"{names[-1]}#{k}", names=names, caption=captions[k], group_id=names[-1])
 
 
-def _wavcaps(path: Path) -> Iterator[Entry]:
+@list_format("wavcaps")
+def _wavcaps(path: Path) -> Iterator[ListedRow]:
     try:
         entries: Any = json.loads(read_text(path))["data"]
         rows = [(str(entry["id"]), str(entry["caption"])) for entry in entries]
@@ -110,24 +145,33 @@ def _wavcaps(path: Path) -> Iterator[Entry]:
         raise ValueError(f"{path}: must be JSON of the form {form} ({error!r})") from error
     for id_, caption in rows:
         names = _with_and_without_suffix(id_)
-        yield Entry(id=names[-1], names=names, caption=caption)
+        yield ListedRow(id=names[-1], names=names, caption=caption)
 
 
-def _tsv(path: Path) -> Iterator[Entry]:
+@list_format("tsv")
+def _tsv(path: Path) -> Iterator[ListedRow]:
     for row in _table(path, "\t", ("id", "caption")):
-        yield Entry(id=row["id"], names=_with_and_without_suffix(row["id"]), caption=row["caption"])
+        yield ListedRow(id=row["id"], names=_with_and_without_suffix(row["id"]), caption=row["caption"])
 
 
-def _greatest_hits(path: Path) -> Iterator[Entry]:
+@list_format("greatest-hits", annotate=with_hits)
+def _greatest_hits(path: Path) -> Iterator[ListedRow]:
     for number, listed in enumerate(read_names(path), 1):
         name = video_name(listed)
         if name is None:
             raise ValueError(f"{path}: row {number} must be a video such as 2015-02-16-16-49-06, got {listed[:60]!r}")
         # The file the list names comes first.
         names = dict.fromkeys((_with_and_without_suffix(listed)[0], f"{name}_denoised", f"{name}_mic", name))
-        yield Entry(
+        yield ListedRow(
             id=name, names=tuple(names), caption="hitting and scratching with a drumstick", group_id=recording_of(name)
         )
+
+
+if TYPE_CHECKING:
+    ListKind = str
+else:
+    ListKind = Literal[tuple(FORMATS)]
+"""A kind of list file, one of `FORMATS`."""
 
 
 def read_names(path: Path) -> list[str]:
@@ -142,18 +186,6 @@ def read_names(path: Path) -> list[str]:
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise ValueError(f"{path}: must be a JSON list of names")
     return names
-
-
-READERS: dict[str, Callable[[Path], Iterator[Entry]]] = {
-    "vggsound": _vggsound,
-    "vggsound-tsv": _vggsound_tsv,
-    "audiocaps": _audiocaps,
-    "clotho": _clotho,
-    "wavcaps": _wavcaps,
-    "tsv": _tsv,
-    "greatest-hits": _greatest_hits,
-}
-assert tuple(READERS) == get_args(ListKind)
 
 
 def _with_and_without_suffix(name: str) -> tuple[str, ...]:
@@ -200,9 +232,6 @@ def _table(path: Path, delimiter: str, needed: tuple[str, ...]) -> list[Row]:
     return table
 
 
-__all__ = ["ListKind", "Listed", "listed_ids", "read_list"]
-
-
 @dataclass(frozen=True, kw_only=True)
 class Listed:
     """Items whose files are there, and the ids of those whose files are not."""
@@ -232,20 +261,20 @@ def read_list(kind: ListKind, path: Path, media: Path, split: Split | None = Non
     entries = _entries(kind, path, split)
     files, rest = _files(media), split or _split_of(path)
     items, missing = [], []
-    for entry in entries:
-        file = next((files[name] for name in entry.names if name in files), None)
+    for row in entries:
+        file = next((files[name] for name in row.names if name in files), None)
         if file is None:
-            missing.append(entry.id)
+            missing.append(row.id)
             continue
-        own = cast(Split, entry.split or rest)
+        own = cast(Split, row.split or rest)
         items.append(
             Item(
-                id=entry.id,
+                id=row.id,
                 path=file,
-                caption=entry.caption,
-                label=entry.label,
+                caption=row.caption,
+                label=row.label,
                 split=own,
-                group_id=entry.group_id,
+                group_id=row.group_id,
             )
         )
     if not items:
@@ -253,9 +282,8 @@ def read_list(kind: ListKind, path: Path, media: Path, split: Split | None = Non
             f"{media}: none of the {len(entries)} files listed in {path.name} is there; the first would be "
             f"{entries[0].names[0]} with one of {', '.join(SUFFIXES)}"
         )
-    if kind == "greatest-hits":
-        items = with_hits(items, media)
-    return Listed(items=items, missing=missing)
+    annotate = FORMATS[kind].annotate
+    return Listed(items=annotate(items, media) if annotate else items, missing=missing)
 
 
 def listed_ids(kind: ListKind, path: Path, split: Split | None = None) -> tuple[str, ...]:
@@ -264,18 +292,18 @@ def listed_ids(kind: ListKind, path: Path, split: Split | None = None) -> tuple[
     Of a list with splits only the rows of `split`, if given. Raises ValueError as `read_list`.
     """
     _check(kind, split)
-    return tuple(entry.id for entry in _entries(kind, Path(path), split))
+    return tuple(row.id for row in _entries(kind, Path(path), split))
 
 
 def _check(kind: str, split: str | None) -> None:
-    if kind not in READERS:
-        raise ValueError(f"list kind must be one of {', '.join(READERS)}, got {kind!r}")
+    if kind not in FORMATS:
+        raise ValueError(f"list kind must be one of {', '.join(FORMATS)}, got {kind!r}")
     if split is not None and split not in SPLITS:
         raise ValueError(f"split must be one of {', '.join(SPLITS)}, got {split!r}")
 
 
-def _entries(kind: ListKind, path: Path, split: Split | None) -> list[Entry]:
-    entries = [entry for entry in READERS[kind](path) if not (split and entry.split and entry.split != split)]
+def _entries(kind: ListKind, path: Path, split: Split | None) -> list[ListedRow]:
+    entries = [row for row in FORMATS[kind].rows(path) if not (split and row.split and row.split != split)]
     if not entries:
         raise ValueError(f"{path}: holds no rows{f' of split {split}' if split else ''}")
     twice = [id_ for id_, count in Counter(entry.id for entry in entries).items() if count > 1]

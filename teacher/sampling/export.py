@@ -29,8 +29,7 @@ from torch import Tensor, nn
 
 from meanflow.guidance import Guidance
 from teacher.audio.mmaudio_codec import MMAudioCodec
-from teacher.encoders.base import tensors_digest
-from teacher.files import new_folder
+from teacher.files import new_folder, tensors_digest
 from teacher.network.conditions import Conditions
 from teacher.sampling.config import SamplingConfig
 from teacher.sampling.exportable import Decoder, ExportedGenerator, GivenGuidance, OneStep

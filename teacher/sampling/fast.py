@@ -1,248 +1,123 @@
-"""Noise to wave in one call of fixed size: one step of a student, latent decoder and vocoder, without copies between.
+"""The fast form of a generator (`mf-sample --fast`): the same stages, and the same numbers to float32 rounding.
 
-    x = e - u(e, 0, 1),    mel = VAE(x std + mean),    wave = vocoder(mel)
+    processor     the vocoder's deep convolutions take fewer products (teacher/audio/toom_cook.py): a sixth of the
+                  vocoder's time, for 0.64 GB of memory at the published size
+    CUDA device   every stage is recorded as a CUDA graph the first time it meets a size, and replayed afterwards: the
+                  same kernels, launched together instead of one by one. Conditions are encoded before, not in the graph
 
-The ordinary path is `teacher.sampling.generator.generate` and a codec's `decode`; this one computes the same numbers.
-On a CUDA device the whole of it is recorded once as a CUDA graph and replayed, so that a call costs one launch instead
-of some thousands. Conditions are encoded outside: new seeds cost the generator only. The part for CUDA devices has its
-tests (marker gpu) but has not been run on one yet, and no timing of it is claimed.
+Where a stage cannot be recorded its operators are launched one by one as ever, and one line says why. The part for CUDA
+devices has its tests (marker gpu) but has not been run on one yet, and no timing of it is claimed.
 """
 
-import copy
-import functools
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, field
-from functools import cached_property
-from typing import Literal, NamedTuple, Self, TypeAlias, get_args
+from collections.abc import Callable, Hashable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field, replace
+from functools import partial
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
-from meanflow.guidance import Guidance, GuidanceRule
-from meanflow.sampling import sample, time_grid
+from meanflow.guidance import GuidanceRule, Guided
+from meanflow.ode import Adaptive
 from teacher.audio.alias_free import resamplers
+from teacher.audio.codec import AudioCodec, Stage, check_finite
 from teacher.audio.mmaudio_codec import MMAudioCodec
-from teacher.audio.toom_cook import with_toom_cook
-from teacher.audio.vae import VAE
-from teacher.audio.vocoder import BigVGAN
+from teacher.audio.vocoder import with_toom_cook
 from teacher.network.conditions import Conditions
 from teacher.network.mmaudio import Encoded, MMAudio
-from teacher.network.velocity import Guide, student_velocity
-from teacher.sampling.cuda_graph import CudaGraphCall, record
+from teacher.network.velocity import Guide
+from teacher.sampling.config import Solver
+from teacher.sampling.generator import Generator, draw, guide_of
+from teacher.sampling.stages import never_stop
 
-NetworkArithmetic: TypeAlias = Literal["float32", "autocast", "bfloat16"]
-SoundArithmetic: TypeAlias = Literal["float32", "bfloat16"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class FastConfig:
-    """What a generator is made for; another size needs another one."""
-
-    batch: int = 1
-    frames: int
-    """Latent frames of a sound."""
-    network: NetworkArithmetic = "float32"
-    """float32; autocast: float32 weights, products in bfloat16, the pipeline's "bfloat16"; bfloat16: weights cast once,
-    which reads half the bytes. The state, the times and the tables of positions are float32 in every case."""
-    sound: SoundArithmetic = "float32"
-    """Of latent decoder and vocoder; bfloat16 casts their weights and signals."""
-    tf32: bool = False
-    """Allow TF32 in float32 products and convolutions on a CUDA device. Always set, whatever the process has set."""
-    cuda_graph: bool = True
-    """Record a graph on a CUDA device; elsewhere it is not looked at."""
-    compile: bool = False
-    """torch.compile of network and latent decoder, at the first call. The vocoder stays eager: on a processor its
-    compilation takes more than seven minutes."""
-    toom_cook: bool = False
-    """Deep convolutions of the vocoder with fewer products, equal to 1e-5 of the wave's size: a sixth of the time of
-    the vocoder on a processor for 0.64 GB. Needs sound=float32."""
-
-    def __post_init__(self) -> None:
-        for name in ("batch", "frames"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        for name, value, kind in (("network", self.network, NetworkArithmetic), ("sound", self.sound, SoundArithmetic)):
-            if value not in get_args(kind):
-                raise ValueError(f"{name} must be one of {', '.join(get_args(kind))}, got {value!r}")
-        if self.toom_cook and self.sound != "float32":
-            raise ValueError(f"toom_cook needs sound=float32, got {self.sound}")
+WARM_UP = 3
+"""Calls before recording: libraries choose algorithms and set workspaces aside, caches are filled."""
 
 
-class Made(NamedTuple):
-    """What one call makes, float32 on the generator's device."""
+def fast_form(generator: Generator, codec: AudioCodec, *, report: Callable[[str], None]) -> Generator:
+    """The generator in the form that is fast on its device. `report` receives a line where a stage is not recorded.
 
-    latent: Float[Tensor, "batch frames channels"]
-    wave: Float[Tensor, "batch samples"]
+    Raises ValueError for another codec than MMAudio's.
+    """
+    check_fast(codec)
+    assert isinstance(codec, MMAudioCodec)
+    if torch.device(generator.device).type != "cuda":
+        mel, wave = codec.decode_stages()
+        vocoder = with_toom_cook(codec.models.vocoder)
+        return replace(generator, decoder=(mel, Stage(wave.name, lambda spectrogram: vocoder(spectrogram)[:, 0])))
+    arithmetic = generator.arithmetic
+    if arithmetic is not nullcontext:
+        arithmetic = partial(torch.autocast, "cuda", torch.bfloat16, cache_enabled=False)
+    return replace(
+        generator,
+        arithmetic=arithmetic,
+        flow=RecordedFlow(report=report),
+        decoder=_recorded_decoder(codec, report),
+    )
+
+
+def check_fast(codec: AudioCodec) -> None:
+    """Raises ValueError for a codec of which there is no fast form."""
+    if not isinstance(codec, MMAudioCodec):
+        raise ValueError("the fast form is that of MMAudio's codec; this model has a codec fitted on its own sounds")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class FastGenerator:
-    """See the module. The parts lie on one device; their weights are not changed.
+class RecordedFlow:
+    """`generate` with everything after the encoding of conditions recorded, a graph for every size and sampling.
 
-    Raises ValueError for a network without an interval embedding, for guidance that the network cannot take, and for
-    tf32 elsewhere than on a CUDA device.
+    A graph cannot be observed, so `observe` receives nothing; `check` is called once before each replay. An adaptive
+    solver, which chooses its steps by what it meets, is not recorded.
     """
 
-    net: MMAudio
-    decoder: VAE
-    vocoder: BigVGAN
-    latent_mean: Float[Tensor, "channels"]
-    latent_std: Float[Tensor, "channels"]
-    config: FastConfig
-    guidance: GuidanceRule = field(default_factory=Guidance)
-    told: Callable[[str], None] = print
-    """Receives the reason where a CUDA graph cannot be recorded."""
+    report: Callable[[str], None]
+    recorded: dict[Hashable, "Recorded"] = field(default_factory=dict)
 
-    def __post_init__(self) -> None:
-        if not self.net.config.interval_embedding:
-            raise ValueError("one step needs an average velocity: a network built with interval_embedding=True")
-        if self._scale_is_input and not isinstance(self.guidance, Guidance):
-            raise ValueError("a network that takes the guidance scale as an input takes one scale")
-        if self.config.tf32 and self.device.type != "cuda":
-            raise ValueError(f"tf32 needs a CUDA device, got {self.device}")
-
-    @classmethod
-    def of_codec(
-        cls,
+    @torch.no_grad()
+    def __call__(
+        self,
         net: MMAudio,
-        codec: MMAudioCodec,
-        config: FastConfig,
+        conditions: Conditions,
+        e: Tensor,
         *,
-        guidance: GuidanceRule | None = None,
-        told: Callable[[str], None] = print,
-    ) -> Self:
-        """With a codec's models, which are shared."""
-        models = codec.models
-        return cls(
-            net=net,
-            decoder=models.decoder,
-            vocoder=models.vocoder,
-            latent_mean=codec.latent_mean,
-            latent_std=codec.latent_std,
-            config=config,
-            guidance=guidance or Guidance(),
-            told=told,
+        num_steps: int,
+        guidance: GuidanceRule,
+        observe: Callable[[Guided], None] | None,
+        negative_text: Tensor | None,
+        solver: Solver,
+        shift: float,
+        zero_init_steps: int,
+        check: Callable[[], None],
+    ) -> Tensor:
+        guide, omega = guide_of(net, conditions, e.shape[1], guidance, negative_text=negative_text)
+        check()
+        follow = partial(
+            draw, net, omega=omega, num_steps=num_steps, solver=solver, shift=shift, zero_init_steps=zero_init_steps
         )
+        if isinstance(solver, Adaptive):
+            return follow(guide, e, check=check)
 
-    @property
-    def device(self) -> torch.device:
-        return self.net.final_layer.conv.weight.device
+        def latents(e: Tensor, *parts: Tensor) -> tuple[Tensor]:
+            return (follow(_filled(guide, parts), e, check=never_stop),)
 
-    @torch.no_grad()
-    def encode(self, conditions: Conditions, negative_text: Tensor | None = None) -> Guide:
-        """The part that does not depend on the noise, for any number of calls; `negative_text` as in `generate`."""
-        if len(conditions) != self.config.batch:
-            raise ValueError(f"conditions must be for {self.config.batch} sounds, got {len(conditions)}")
-        if self._scale_is_input and negative_text is not None:
-            raise ValueError("a network that takes the guidance scale as an input takes no negative prompt")
-        negative = None if negative_text is None else negative_text.to(self.device)
-        with self._tf32(), self._arithmetic():
-            given = conditions.to(self.device, torch.float32)
-            return Guide.of(self._net, given, self.config.frames, self._rule, negative_text=negative)
+        key = (guide.guidance, omega, num_steps, solver, shift, zero_init_steps)
+        recorded = self.recorded.setdefault(key, Recorded(call=latents, report=self.report))
+        return recorded(e, *_flat(guide))[0]
 
-    @torch.no_grad()
-    def __call__(self, e: Float[Tensor, "batch frames channels"], guide: Guide) -> Made:
-        """Latents and waves (B, samples) within [-1, 1] of noise e and what `encode` made; both are the caller's own.
 
-        Raises ValueError for another size, for a guide made with other guidance or lengths, and for a latent that is
-        not finite.
-        """
-        wanted = (self.config.batch, self.config.frames, self.net.config.latent_channels)
-        if tuple(e.shape) != wanted:
-            raise ValueError(f"noise must have shape {wanted}, got {tuple(e.shape)}")
-        if guide.guidance != self._rule or len(guide.conditional.pooled) != self.config.batch:
-            raise ValueError(f"the conditions were encoded for {guide.guidance}, or another batch; encode them here")
-        inputs = (e.to(self.device, torch.float32), *_flat(guide))
-        with self._tf32():
-            recorded = self._recorded(guide) if self.device.type == "cuda" and self.config.cuda_graph else None
-            made = Made(*recorded(*inputs)) if recorded else self._make(guide, *inputs)
-        if not bool(torch.isfinite(made.latent).all()):
-            raise ValueError("latent must be finite, got NaN or infinity")
-        return made
-
-    def _make(self, guide: Guide, e: Tensor, *parts: Tensor) -> Made:
-        """Everything between noise and wave; nothing here waits for the device."""
-        latent = self._flow(_filled(guide, parts), e)
-        return Made(latent, self._sound(latent))
-
-    @property
-    def _scale_is_input(self) -> bool:
-        return self.net.config.guidance_embedding and self.guidance.active
-
-    @property
-    def _rule(self) -> GuidanceRule:
-        """How predictions are combined; nothing is where the network takes the scale itself."""
-        return Guidance() if self._scale_is_input else self.guidance
-
-    @cached_property
-    def _net(self) -> MMAudio:
-        return self.net if self.config.network != "bfloat16" else copy.deepcopy(self.net).bfloat16()
-
-    @cached_property
-    def _flow(self) -> Callable[[Guide, Tensor], Tensor]:
-        omega = self.guidance.omega if self._scale_is_input and isinstance(self.guidance, Guidance) else 1.0
-
-        def u(x: Tensor, r: Tensor, t: Tensor, encoded: Encoded) -> Tensor:
-            return student_velocity(self._net, x, r, t, encoded, omega)
-
-        predict = torch.compile(u) if self.config.compile else u
-
-        def flow(guide: Guide, e: Tensor) -> Tensor:
-            with self._arithmetic():
-                return sample(lambda x, r, t: guide(predict, x, r, t), e, time_grid(1)).float()
-
-        return flow
-
-    @cached_property
-    def _sound(self) -> Callable[[Tensor], Tensor]:
-        half = self.config.sound == "bfloat16"
-        decoder, vocoder = self.decoder, self.vocoder
-        if half:
-            decoder, vocoder = copy.deepcopy(decoder).bfloat16(), copy.deepcopy(vocoder).bfloat16()
-        if self.config.toom_cook:
-            vocoder = with_toom_cook(vocoder)
-        dtype = torch.bfloat16 if half else torch.float32
-        mean, std = (s.to(self.device, torch.float32) for s in (self.latent_mean, self.latent_std))
-        decode = torch.compile(decoder.decode) if self.config.compile else decoder.decode
-
-        def sound(latent: Tensor) -> Tensor:
-            raw = (latent * std + mean).transpose(1, 2).to(dtype)
-            return vocoder(decode(raw))[:, 0].float()
-
-        return sound
-
-    def _recorded(self, guide: Guide) -> CudaGraphCall | None:
-        """The graph, recorded at the first call; None where that failed. A guide of other lengths is refused by it."""
-        if not self._graph:
-            e = torch.zeros(self.config.batch, self.config.frames, self.net.config.latent_channels, device=self.device)
-            tables = [resamplers(dtype, self.device) for dtype in (torch.float32, torch.bfloat16)]
-            call = functools.partial(self._make, guide)
-            self._graph.append(record(call, (e, *_flat(guide)), told=self.told, keep=tables))
-        return self._graph[0]
-
-    @cached_property
-    def _graph(self) -> list[CudaGraphCall | None]:
-        return []
-
-    def _arithmetic(self) -> AbstractContextManager[object]:
-        """A recorded graph must not hold casts of weights that autocast throws away, so it keeps none."""
-        if self.config.network == "autocast":
-            return torch.autocast(self.device.type, torch.bfloat16, cache_enabled=False)
-        return nullcontext()
-
-    @contextmanager
-    def _tf32(self) -> Iterator[None]:
-        if self.device.type != "cuda":
-            yield
-            return
-        products, convolutions = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
-        try:
-            torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = self.config.tf32
-            yield
-        finally:
-            torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = products, convolutions
+def _recorded_decoder(codec: MMAudioCodec, report: Callable[[str], None]) -> tuple[Stage, ...]:
+    """The codec's two stages, recorded. Whatever waits for the device is done outside the recorded functions."""
+    models, vocoder = codec.models, codec.models.vocoder
+    device = vocoder.conv_pre.weight.device
+    placed = replace(codec, latent_mean=codec.latent_mean.to(device), latent_std=codec.latent_std.to(device))
+    mel = Recorded(call=lambda latent: (placed.decode_mel(latent),), report=report)
+    filters = resamplers(torch.float32, device)
+    wave = Recorded(call=lambda spectrogram: (vocoder(spectrogram)[:, 0],), report=report, keep=(models, filters))
+    names = [stage.name for stage in codec.decode_stages()]
+    return (
+        Stage(names[0], lambda latent: mel(check_finite(latent).to(device))[0]),
+        Stage(names[1], lambda spectrogram: wave(spectrogram)[0].cpu()),
+    )
 
 
 def _flat(guide: Guide) -> tuple[Tensor, ...]:
@@ -256,3 +131,77 @@ def _filled(guide: Guide, tensors: tuple[Tensor, ...]) -> Guide:
     parts = [Encoded(*tensors[k : k + 4]) for k in range(0, len(tensors), 4)]
     unconditional = parts[1] if guide.unconditional is not None else None
     return Guide(parts[0], unconditional, guide.guidance, None, parts[2] if guide.video is not None else None)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Recorded:
+    """A function of tensors on a CUDA device, recorded for every new set of shapes and replayed for known ones."""
+
+    call: Callable[..., Sequence[Tensor]]
+    """Waits for the device nowhere."""
+    report: Callable[[str], None]
+    keep: object = None
+    """What the function reads from caches."""
+    graphs: dict[Hashable, "CudaGraphCall | None"] = field(default_factory=dict)
+
+    def __call__(self, *tensors: Tensor) -> Sequence[Tensor]:
+        """What the function returns, in tensors of the caller's own."""
+        shapes = tuple((tuple(x.shape), x.dtype) for x in tensors)
+        if shapes not in self.graphs:
+            self.graphs[shapes] = record(self.call, tensors, report=self.report, keep=self.keep)
+        graph = self.graphs[shapes]
+        return self.call(*tensors) if graph is None else graph(*tensors)
+
+
+@dataclass(frozen=True, eq=False)
+class CudaGraphCall:
+    """Takes tensors of the recorded shapes, dtypes and device; its results are copies that the next call leaves alone.
+
+    `keep` holds what the graph reads besides; memory that nobody keeps would be given to others.
+    """
+
+    replay: Callable[[], None]
+    inputs: tuple[Tensor, ...]
+    outputs: tuple[Tensor, ...]
+    keep: object = None
+
+    def __call__(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        """Raises ValueError for tensors unlike the recorded ones."""
+        found, wanted = ([(tuple(x.shape), x.dtype) for x in xs] for xs in (tensors, self.inputs))
+        if found != wanted:
+            raise ValueError(f"a recorded call takes {wanted}, got {found}")
+        for place, x in zip(self.inputs, tensors, strict=True):
+            place.copy_(x)
+        self.replay()
+        return tuple(x.clone() for x in self.outputs)
+
+
+@torch.no_grad()
+def record(
+    call: Callable[..., Sequence[Tensor]],
+    example: Sequence[Tensor],
+    *,
+    report: Callable[[str], None],
+    keep: object = None,
+) -> CudaGraphCall | None:
+    """Warm `call` up on a stream of its own and record it on copies of `example`. `keep`: what it reads from caches.
+
+    None, and one line to `report`, where that is not possible: no CUDA device, an operation that waits for the device,
+    not enough memory.
+    """
+    inputs = tuple(x.clone() for x in example)
+    try:
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(WARM_UP):
+                call(*inputs)
+        torch.cuda.current_stream().wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            outputs = tuple(call(*inputs))
+    except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        report(f"no CUDA graph ({reason}); operators are launched one by one")
+        return None
+    return CudaGraphCall(graph.replay, inputs, outputs, keep=(call, keep))

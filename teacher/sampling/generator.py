@@ -77,26 +77,66 @@ def generate(
     """Latents (B, N, C) from noise e (B, N, C): a network with an interval embedding jumps, another is integrated.
 
     `observe` receives every guided evaluation with its rescaling scalars s*; `check` is called before every evaluation
-    of the network and ends the work by raising. `negative_text` (1 or B, tokens, width)
-    takes the place of the empty text under guidance. `shift` and `zero_init_steps` as in `meanflow.sampling`. An
-    `Adaptive` solver chooses its own steps and ignores num_steps. The state keeps the dtype of `e`. A network with the
-    guidance scale as an input is given omega and needs no second prediction; the other options of `guidance` do
-    nothing there. Raises ValueError when a solver is asked of an average velocity, for a shift or zero steps together
-    with an `Adaptive` solver, and for separate scales or a negative prompt with such a network.
+    of the network and ends the work by raising. `negative_text` (1 or B, tokens, width) takes the place of the empty
+    text under guidance. `shift` and `zero_init_steps` as in `meanflow.sampling`. An `Adaptive` solver chooses its own
+    steps and ignores num_steps. The state keeps the dtype of `e`. A network with the guidance scale as an input is
+    given omega and needs no second prediction; the other options of `guidance` do nothing there. Raises ValueError when
+    a solver is asked of an average velocity, for a shift or zero steps together with an `Adaptive` solver, and for
+    separate scales or a negative prompt with a network that takes the scale as an input.
     """
-    if isinstance(solver, Adaptive) and (shift != 1.0 or zero_init_steps):
-        raise ValueError("an adaptive solver chooses its own steps and takes neither shift nor zero_init_steps")
+    guide, omega = guide_of(net, conditions, e.shape[1], guidance, observe=observe, negative_text=negative_text)
+    return draw(
+        net,
+        guide,
+        e,
+        omega=omega,
+        num_steps=num_steps,
+        solver=solver,
+        shift=shift,
+        zero_init_steps=zero_init_steps,
+        check=check,
+    )
+
+
+def guide_of(
+    net: MMAudio,
+    conditions: Conditions,
+    frames: int,
+    guidance: GuidanceRule,
+    *,
+    observe: Callable[[Guided], None] | None = None,
+    negative_text: Tensor | None = None,
+) -> tuple[Guide, float]:
+    """The part of `generate` that does not depend on the noise: encoded conditions with their guidance, and the scale
+    that is shown to a network which takes it as an input (1 for every other network)."""
     omega = 1.0
     if net.config.guidance_embedding and guidance.active:
         if not isinstance(guidance, Guidance) or negative_text is not None:
             raise ValueError("a network that takes the guidance scale as an input takes one, and no negative prompt")
         omega, guidance = guidance.omega, Guidance()
-    guide = Guide.of(net, conditions, e.shape[1], guidance, observe, negative_text)
-    ts = time_grid(num_steps, shift)
+    return Guide.of(net, conditions, frames, guidance, observe, negative_text), omega
+
+
+def draw(
+    net: MMAudio,
+    guide: Guide,
+    e: Tensor,
+    *,
+    omega: float,
+    num_steps: int,
+    solver: Solver,
+    shift: float,
+    zero_init_steps: int,
+    check: Callable[[], None],
+) -> Tensor:
+    """The other part: noise to latents with what `guide_of` gave."""
+    if isinstance(solver, Adaptive) and (shift != 1.0 or zero_init_steps):
+        raise ValueError("an adaptive solver chooses its own steps and takes neither shift nor zero_init_steps")
     if net.config.interval_embedding and solver != "euler":
         raise ValueError(
             "an average velocity jumps and is not integrated; choose a number of steps instead of a solver"
         )
+    ts = time_grid(num_steps, shift)
     if net.config.interval_embedding:
 
         def u(x: Tensor, r: Tensor, t: Tensor, encoded: Encoded) -> Tensor:

@@ -19,7 +19,7 @@ from typing import Any
 
 from meanflow.config import to_plain
 from teacher.audio.codec import AudioCodec, write_codec_file
-from teacher.audio.mmaudio_codec import STACKS
+from teacher.audio.registry import CODECS
 from teacher.encoders.registry import ENCODERS
 from teacher.files import LOCK, file_digest, file_sha256, new_folder, write_digests, write_json
 from teacher.files.errors import WeightsError
@@ -210,7 +210,6 @@ class SharedModel:
 
 def _weight_files(folder: Path) -> Iterable[Path]:
     """Files of codecs and encoders; networks and what lies there besides are not part of the pipeline."""
-    parts = [c for stack in STACKS.values() for c in (stack.vae_component, stack.vocoder_component)]
-    encoders = [file for entry in ENCODERS.values() for file in entry.files]
-    names = {*encoders, *(f"{part}.safetensors" for part in parts)}
+    parts = [entry.files for entry in ENCODERS.values()] + [entry.files for entry in CODECS.values()]
+    names = {file for files in parts for file in files}
     return (path for path in folder.iterdir() if path.name in names)

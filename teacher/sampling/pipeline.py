@@ -7,6 +7,7 @@
 What is seen and said is encoded once by `encode`; new seeds, steps and guidance then cost only the generator.
 """
 
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
@@ -26,6 +27,7 @@ from teacher.encoders.registry import Encoders, load_encoders
 from teacher.files.errors import WeightsError
 from teacher.network.mmaudio import MMAudio
 from teacher.sampling.config import Precision, SamplingConfig
+from teacher.sampling.fast import check_fast, fast_form
 from teacher.sampling.generator import Generator
 from teacher.sampling.model_card import ModelCard, SharedModel, folder_of
 from teacher.sampling.scene import Scene, Sound, make_scene
@@ -59,17 +61,22 @@ class Pipeline:
     """Name and digest of the weights, licence and teacher; None for a network that was not loaded from files."""
     weights_dir: Path | None = None
     """Folder of published codec and encoder files, where it uses them."""
+    fast: bool = False
+    """Whether sounds are made by the fast form of the generator (`teacher.sampling.fast`); MMAudio's codec alone."""
     cache: EncodedCache | None = None
     """Where encoded pictures are kept, by the digest of the film; not, unless set with `dataclasses.replace`."""
 
     def __post_init__(self) -> None:
         if self.precision not in get_args(Precision):
             raise ValueError(f"precision must be one of {', '.join(get_args(Precision))}, got {self.precision!r}")
+        if self.fast:
+            check_fast(self.codec)
 
     @cached_property
     def generator(self) -> Generator:
         """What turns noise into sound for encoded conditions."""
-        return Generator.of(self.net, self.codec.decode_stages(), device=self.device, precision=self.precision)
+        made = Generator.of(self.net, self.codec.decode_stages(), device=self.device, precision=self.precision)
+        return fast_form(made, self.codec, report=partial(print, file=sys.stderr)) if self.fast else made
 
     @classmethod
     def load(

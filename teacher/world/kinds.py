@@ -8,14 +8,14 @@ from dataclasses import dataclass
 import numpy as np
 
 from teacher.world.canvas import PALETTE, Canvas
-from teacher.world.scene import (
+from teacher.world.clip import (
     EVENTS_PER_SECOND,
     FLOOR_Y,
     MIN_GAP_S,
     QUIET_END_S,
     QUIET_START_S,
     Event,
-    Scene,
+    WorldClip,
     episodes,
     flash,
     last_before,
@@ -45,7 +45,7 @@ class _Flight:
         return max(0.0, self.apex - GRAVITY * since**2 / 2)
 
 
-def bounce(rng: np.random.Generator, material: str, duration_s: float) -> Scene:
+def bounce(rng: np.random.Generator, material: str, duration_s: float) -> WorldClip:
     """A ball falls and rebounds, every flight shorter than the last by the material's restitution."""
     squash = {"rubber": 0.4, "wood": 0.1}.get(material, 0.05)
     radius = rng.uniform(0.085, 0.12)
@@ -68,7 +68,7 @@ def bounce(rng: np.random.Generator, material: str, duration_s: float) -> Scene:
         canvas.ball(x, FLOOR_Y - radius * (1 - flat) - height, radius * (1 + flat), radius * (1 - flat), material)
         canvas.sparks(x, FLOOR_Y, glow)
 
-    return Scene(kind="bounce", material=material, events=hits, draw=draw)
+    return WorldClip(kind="bounce", material=material, events=hits, draw=draw)
 
 
 def _bounces(
@@ -127,7 +127,7 @@ class _Roll:
         return self.x0 + self.v0 * (1 - math.exp(-self.friction * (time_s - self.begin_s))) / self.friction
 
 
-def roll(rng: np.random.Generator, material: str, duration_s: float) -> Scene:
+def roll(rng: np.random.Generator, material: str, duration_s: float) -> WorldClip:
     """A ball rolls along the floor, knocks at a wall and rolls back, slower and slower."""
     radius = rng.uniform(0.1, 0.14)
     events: list[Event] = []
@@ -163,7 +163,7 @@ def roll(rng: np.random.Generator, material: str, duration_s: float) -> Scene:
             total += inside * abs(r.v0) * np.exp(-r.friction * np.clip(times_s - r.begin_s, 0, None))
         return total
 
-    return Scene(kind="roll", material=material, events=knocks, draw=draw, speed=speed)
+    return WorldClip(kind="roll", material=material, events=knocks, draw=draw, speed=speed)
 
 
 def _knocks(rng: np.random.Generator, start_s: float, end_s: float) -> tuple[list[Event], list[_Roll]]:
@@ -195,7 +195,7 @@ def _knocks(rng: np.random.Generator, start_s: float, end_s: float) -> tuple[lis
     raise RuntimeError(f"no knocks fit into {end_s - start_s:.2f} s")
 
 
-def tick(rng: np.random.Generator, material: str, duration_s: float) -> Scene:
+def tick(rng: np.random.Generator, material: str, duration_s: float) -> WorldClip:
     """A metronome: the arm passes its bell at even intervals, every second tick accented."""
     for _ in range(TRIES):
         period_s = rng.uniform(1 / EVENTS_PER_SECOND, 0.95)
@@ -222,13 +222,13 @@ def tick(rng: np.random.Generator, material: str, duration_s: float) -> Scene:
         canvas.ball(x + 0.42 * math.sin(angle), 0.74 - 0.42 * math.cos(angle), 0.065, 0.065, material)
         canvas.sparks(x, 0.16, glow)
 
-    return Scene(kind="tick", material=material, events=events, draw=draw)
+    return WorldClip(kind="tick", material=material, events=events, draw=draw)
 
 
 WEAKEST = 0.4
 
 
-def strike(rng: np.random.Generator, material: str, duration_s: float) -> Scene:
+def strike(rng: np.random.Generator, material: str, duration_s: float) -> WorldClip:
     """A hammer swings down on a block; a harder blow comes from higher up."""
     events = _free_events(rng, duration_s)
     half_width, height = rng.uniform(0.16, 0.22), rng.uniform(0.16, 0.26)
@@ -264,10 +264,10 @@ def strike(rng: np.random.Generator, material: str, duration_s: float) -> Scene:
         )
         canvas.sparks(head_x, top, glow)
 
-    return Scene(kind="strike", material=material, events=events, draw=draw)
+    return WorldClip(kind="strike", material=material, events=events, draw=draw)
 
 
-def drip(rng: np.random.Generator, material: str, duration_s: float) -> Scene:
+def drip(rng: np.random.Generator, material: str, duration_s: float) -> WorldClip:
     """Drops fall from a tap onto a plate, or into water; a larger drop is louder."""
     events = _free_events(rng, duration_s)
     place, surface, gravity, mouth = rng.uniform(0.35, 0.65), rng.uniform(0.7, 0.78), 7.0, 0.14
@@ -301,10 +301,10 @@ def drip(rng: np.random.Generator, material: str, duration_s: float) -> Scene:
                     canvas.ellipse(x + side * 0.7 * age, surface - rise, 0.016, 0.016, (190, 225, 245), fade)
         canvas.sparks(x, surface, glow)
 
-    return Scene(kind="drip", material=material, events=events, draw=draw)
+    return WorldClip(kind="drip", material=material, events=events, draw=draw)
 
 
-def beep(rng: np.random.Generator, colour: str, duration_s: float) -> Scene:
+def beep(rng: np.random.Generator, colour: str, duration_s: float) -> WorldClip:
     """A lamp is lit for as long as its tone sounds; each colour has its pitch, a brighter lamp is louder."""
     plain = _free_events(rng, duration_s)
     # The last 20 ms before the next event stay silent, so that every onset is one.
@@ -337,10 +337,10 @@ def beep(rng: np.random.Generator, colour: str, duration_s: float) -> Scene:
         canvas.halo(x, y, radius, (255, 255, 245), 0.75 * lit)
         canvas.halo(x, y, 2 * radius, (red, green, blue), 0.6 * lit)
 
-    return Scene(kind="beep", material=colour, events=events, draw=draw)
+    return WorldClip(kind="beep", material=colour, events=events, draw=draw)
 
 
-def shake(rng: np.random.Generator, material: str, duration_s: float) -> Scene:
+def shake(rng: np.random.Generator, material: str, duration_s: float) -> WorldClip:
     """A see-through box of pieces is thrown from side to side; the pieces rattle when it stops with a jerk."""
     events = _free_events(rng, duration_s)
     first_side = int(rng.integers(2))
@@ -387,7 +387,7 @@ def shake(rng: np.random.Generator, material: str, duration_s: float) -> Scene:
             side = 1.0 if offset(last.time_s) > 0 else -1.0
             canvas.sparks(x + side * half_width, y, glow)
 
-    return Scene(kind="shake", material=material, events=events, draw=draw)
+    return WorldClip(kind="shake", material=material, events=events, draw=draw)
 
 
 def _free_events(rng: np.random.Generator, duration_s: float) -> tuple[Event, ...]:

@@ -5,12 +5,12 @@ from collections.abc import Callable
 import numpy as np
 
 from teacher.lists.manifest import Split
+from teacher.world.clip import WorldClip
 from teacher.world.kinds import beep, bounce, drip, roll, shake, strike, tick
-from teacher.world.scene import Scene
 
-SceneMaker = Callable[[np.random.Generator, str, float], Scene]
+ClipMaker = Callable[[np.random.Generator, str, float], WorldClip]
 BODIES = ("wood", "metal", "glass", "rubber", "stone")
-KINDS: dict[str, tuple[SceneMaker, tuple[str, ...]]] = {
+KINDS: dict[str, tuple[ClipMaker, tuple[str, ...]]] = {
     "bounce": (bounce, BODIES),
     "strike": (strike, BODIES),
     "drip": (drip, ("water", "metal", "wood")),
@@ -73,16 +73,16 @@ def clip_split(index: int) -> Split:
     return "val" if place == 8 else "test" if place % 5 == 1 else "train"
 
 
-def fill_caption(scene: Scene, rng: np.random.Generator) -> str:
+def fill_caption(clip: WorldClip, rng: np.random.Generator) -> str:
     """One of the kind's templates, filled in."""
-    templates = TEMPLATES[scene.kind]
+    templates = TEMPLATES[clip.kind]
     template = templates[int(rng.integers(len(templates)))]
-    number = len(scene.events)
+    number = len(clip.events)
     count = COUNTS[number] if number < len(COUNTS) else "many"
     times = {1: "once", 2: "twice"}.get(number, f"{count} times")
-    adjective = "wooden" if scene.material == "wood" else scene.material
-    onto = "into water" if scene.material == "water" else f"onto a {adjective} plate"
-    text = template.format(material=scene.material, adjective=adjective, count=count, times=times, onto=onto)
+    adjective = "wooden" if clip.material == "wood" else clip.material
+    onto = "into water" if clip.material == "water" else f"onto a {adjective} plate"
+    text = template.format(material=clip.material, adjective=adjective, count=count, times=times, onto=onto)
     return (
         text.replace("one beeps", "one beep")
         .replace("one hammer blows", "one hammer blow")

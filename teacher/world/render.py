@@ -1,7 +1,7 @@
 """A procedural audio-visual world: clips of bodies that bounce, strike, drip, beep, roll, tick and rattle.
 
 The picture shows exactly when something sounds, how hard and of what material; it does not show pitch, timbre details,
-room and background, which are random (see `world_audio`). Every clip is a function of (seed, index) alone.
+room and background, which are random (see `sound.py`). Every clip is a function of (seed, index) alone.
 """
 
 import json
@@ -21,8 +21,8 @@ from teacher.lists.manifest import Item, write_manifest
 from teacher.media import write_video
 from teacher.network.sequence import MIN_DURATION_S
 from teacher.world.canvas import Canvas
+from teacher.world.clip import WorldClip
 from teacher.world.labels import KINDS, LABELS, clip_label, clip_split, fill_caption
-from teacher.world.scene import Scene
 from teacher.world.sound import render_sound
 
 __all__ = [
@@ -31,13 +31,13 @@ __all__ = [
     "clip_label",
     "clip_split",
     "make_frames",
-    "make_scene",
+    "make_clip",
     "make_sound",
     "render_world",
 ]
 
 CLIPS_PER_TASK = 4
-RNG_LOOKS, RNG_SCENE, RNG_SOUND, RNG_WORDS = range(4)
+RNG_LOOKS, RNG_CLIP, RNG_SOUND, RNG_WORDS = range(4)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,25 +75,25 @@ class WorldConfig:
             raise ValueError(f"fps must be between 5 and 120, got {self.fps}")
 
 
-def make_scene(config: WorldConfig, index: int) -> Scene:
-    """The scene of a clip: its events and its motion."""
+def make_clip(config: WorldConfig, index: int) -> WorldClip:
+    """A clip before it is rendered: its events and its motion."""
     kind, material = clip_label(index)
-    return KINDS[kind][0](_generator(config, index, RNG_SCENE), material, config.duration_s)
+    return KINDS[kind][0](_generator(config, index, RNG_CLIP), material, config.duration_s)
 
 
-def make_sound(config: WorldConfig, index: int, scene: Scene) -> np.ndarray:
+def make_sound(config: WorldConfig, index: int, clip: WorldClip) -> np.ndarray:
     """The sound of a clip, float32 (round(duration_s sample_rate),)."""
-    return render_sound(scene, config.duration_s, config.sample_rate, _generator(config, index, RNG_SOUND))
+    return render_sound(clip, config.duration_s, config.sample_rate, _generator(config, index, RNG_SOUND))
 
 
-def make_frames(config: WorldConfig, index: int, scene: Scene) -> np.ndarray:
+def make_frames(config: WorldConfig, index: int, clip: WorldClip) -> np.ndarray:
     """The pictures of a clip, uint8 (T, H, W, 3); picture k shows the time k / fps."""
     canvas = Canvas(config.height, config.width, _generator(config, index, RNG_LOOKS))
     count = round(config.duration_s * config.fps)
     frames = np.empty((count, config.height, config.width, 3), np.uint8)
     for number in range(count):
         canvas.clear()
-        scene.draw(canvas, number / config.fps)
+        clip.draw(canvas, number / config.fps)
         frames[number] = canvas.image()
     return frames
 
@@ -181,18 +181,18 @@ def _read_facts(out: Path, index: int) -> dict | None:
 
 def _render_clips(out: Path, config: WorldConfig, indices: list[int]) -> int:
     for index in indices:
-        scene = make_scene(config, index)
+        clip = make_clip(config, index)
         path = _clip_path(out, index)
         write_video(
-            path, make_frames(config, index, scene), config.fps, make_sound(config, index, scene), config.sample_rate
+            path, make_frames(config, index, clip), config.fps, make_sound(config, index, clip), config.sample_rate
         )
         facts = {
             "id": path.stem,
-            "kind": scene.kind,
-            "material": scene.material,
-            "label": f"{scene.kind} {scene.material}",
-            "caption": fill_caption(scene, _generator(config, index, RNG_WORDS)),
-            "events": [{"time_s": round(e.time_s, 5), "strength": round(e.strength, 4)} for e in scene.events],
+            "kind": clip.kind,
+            "material": clip.material,
+            "label": f"{clip.kind} {clip.material}",
+            "caption": fill_caption(clip, _generator(config, index, RNG_WORDS)),
+            "events": [{"time_s": round(e.time_s, 5), "strength": round(e.strength, 4)} for e in clip.events],
         }
         _write_json(path.with_suffix(".json"), facts)
     return len(indices)

@@ -13,7 +13,7 @@ import numpy as np
 from scipy.fft import irfft, rfft, rfftfreq
 from scipy.signal import fftconvolve
 
-from teacher.world.scene import Event, Scene
+from teacher.world.clip import Event, WorldClip
 
 PITCH_RANGE_SEMITONES = 2.0
 AMBIENCE_DB = (-43.0, -33.0)
@@ -71,7 +71,7 @@ PITCH_OF_KIND = {"bounce": 1.0, "strike": 0.8, "drip": 1.3, "roll": 0.9, "tick":
 DECAY_OF_KIND = {"bounce": 1.0, "strike": 1.3, "drip": 0.6, "roll": 0.8, "tick": 0.4, "shake": 0.25}
 
 
-def render_sound(scene: Scene, duration_s: float, sample_rate: int, rng: np.random.Generator) -> np.ndarray:
+def render_sound(clip: WorldClip, duration_s: float, sample_rate: int, rng: np.random.Generator) -> np.ndarray:
     """The clip's sound, float32 (round(duration_s sample_rate),), peak within PEAK_DBFS.
 
     Onsets are at the events' times to one sample; draws come from `rng` only.
@@ -79,15 +79,15 @@ def render_sound(scene: Scene, duration_s: float, sample_rate: int, rng: np.rand
     size = round(duration_s * sample_rate)
     pitch = 2.0 ** (rng.uniform(-PITCH_RANGE_SEMITONES, PITCH_RANGE_SEMITONES) / 12)
     dry = np.zeros(size)
-    for event in scene.events:
+    for event in clip.events:
         level = (0.2 + 0.8 * event.strength) * 10 ** (rng.uniform(-2.0, 2.0) / 20)
-        for offset_s, gain, sound in _event_sounds(scene, event, pitch, sample_rate, rng):
+        for offset_s, gain, sound in _event_sounds(clip, event, pitch, sample_rate, rng):
             start = round((event.time_s + offset_s) * sample_rate)
             part = sound[: max(0, size - start)]
             dry[start : start + len(part)] += level * gain * part
     loudest = float(np.abs(dry).max())
-    if scene.speed is not None:
-        dry += loudest * _rolling(scene, size, sample_rate, pitch, rng)
+    if clip.speed is not None:
+        dry += loudest * _rolling(clip, size, sample_rate, pitch, rng)
     wet = dry + _reverberation(dry, sample_rate, rng)
     wave = wet + loudest * _ambience(size, sample_rate, rng)
     wave *= 10 ** (rng.uniform(*PEAK_DBFS) / 20) / np.abs(wave).max()
@@ -95,23 +95,23 @@ def render_sound(scene: Scene, duration_s: float, sample_rate: int, rng: np.rand
 
 
 def _event_sounds(
-    scene: Scene, event: Event, pitch: float, sample_rate: int, rng: np.random.Generator
+    clip: WorldClip, event: Event, pitch: float, sample_rate: int, rng: np.random.Generator
 ) -> list[tuple[float, float, np.ndarray]]:
     """(offset in s, gain, sound) of one event; the first is at offset 0."""
-    if scene.kind == "beep":
-        return [(0.0, 0.7, _tone(TONES_HZ[scene.material] * pitch, event.length_s, sample_rate, rng))]
-    timbre = TIMBRES[scene.material]
-    pitch = pitch * PITCH_OF_KIND[scene.kind]
-    if scene.kind == "shake":
+    if clip.kind == "beep":
+        return [(0.0, 0.7, _tone(TONES_HZ[clip.material] * pitch, event.length_s, sample_rate, rng))]
+    timbre = TIMBRES[clip.material]
+    pitch = pitch * PITCH_OF_KIND[clip.kind]
+    if clip.kind == "shake":
         offsets = np.concatenate([[0.0], np.sort(rng.exponential(0.022, rng.integers(5, 12)))])
         gains = np.concatenate([[1.0], rng.uniform(0.2, 0.9, len(offsets) - 1) * np.exp(-offsets[1:] / 0.04)])
         return [
-            (float(o), float(g), _hit(timbre, pitch * rng.uniform(0.8, 1.25), scene.kind, sample_rate, rng))
+            (float(o), float(g), _hit(timbre, pitch * rng.uniform(0.8, 1.25), clip.kind, sample_rate, rng))
             for o, g in zip(offsets, gains, strict=True)
         ]
-    if scene.material == "water":
+    if clip.material == "water":
         return [(0.0, 1.0, _drop(timbre, pitch, sample_rate, rng))]
-    return [(0.0, 1.0, _hit(timbre, pitch, scene.kind, sample_rate, rng))]
+    return [(0.0, 1.0, _hit(timbre, pitch, clip.kind, sample_rate, rng))]
 
 
 def _hit(timbre: Timbre, pitch: float, kind: str, sample_rate: int, rng: np.random.Generator) -> np.ndarray:
@@ -167,14 +167,14 @@ def _burst(band: tuple[float, float], decay_s: float, sample_rate: int, rng: np.
     return noise / np.abs(noise).max()
 
 
-def _rolling(scene: Scene, size: int, sample_rate: int, pitch: float, rng: np.random.Generator) -> np.ndarray:
+def _rolling(clip: WorldClip, size: int, sample_rate: int, pitch: float, rng: np.random.Generator) -> np.ndarray:
     """Noise around the body's pitch whose level follows the visible speed; at most 0.3 of the knock."""
-    assert scene.speed is not None
-    timbre = TIMBRES[scene.material]
+    assert clip.speed is not None
+    timbre = TIMBRES[clip.material]
     centre = min(timbre.pitch_hz * pitch, 0.25 * sample_rate)
     noise = _coloured(size, sample_rate, lambda f: _band(f, 0.4 * centre, 1.8 * centre), rng)
     coarse = np.linspace(0, size / sample_rate, max(2, size // 160))
-    speed = np.interp(np.arange(size) / sample_rate, coarse, scene.speed(coarse))
+    speed = np.interp(np.arange(size) / sample_rate, coarse, clip.speed(coarse))
     grain = np.exp(0.2 * _slow(size, sample_rate, 12.0, rng))
     envelope = np.clip(speed / 1.2, 0, 1) ** 1.2 * grain
     return rng.uniform(0.15, 0.3) * noise / np.abs(noise).max() * envelope

@@ -19,9 +19,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from distill.checkpoints import store as checkpoint
-from eval.compare.rows import read_rows
-from eval.features.kept_embeddings import KeptEmbeddings, embeddings_path
-from eval.ledger import Table, record
+from eval.compare.rows import embeddings_path, read_rows
+from eval.compare.verify import features_of_row
+from eval.ledger import NumberTable, record
 from scripts.check import faults
 from teacher.features.codec import load_codec
 from teacher.features.dataset import FeatureSet
@@ -64,7 +64,7 @@ def places(demo: Path, saved: Path, scores: Path) -> Iterator[Place]:
         what="comparison, kept embeddings",
         folder=scores,
         file=kept,
-        use=lambda folder: KeptEmbeddings.open(folder / "rows.jsonl", row),
+        use=lambda folder: features_of_row(folder / "rows.jsonl", row),
     )
 
 
@@ -129,7 +129,7 @@ def main() -> int:
                 shutil.rmtree(copy)
             rows.append((place.what, args.tries, found["bit"], found["half"], found["checked"]))
             print(*rows[-1], flush=True)
-    table = Table(
+    table = NumberTable(
         columns=("file", "bits flipped", "noticed in use", "cut to half, noticed (of 1)", "noticed by mf-check"),
         formats=("", "d", "d", "d", "d"),
         rows=tuple(rows),

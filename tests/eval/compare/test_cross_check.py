@@ -9,12 +9,13 @@ import pytest
 import torch
 
 from eval.compare.cross_check import FILE, cross_checks, write_cross_checks
-from eval.compare.rows import Row, append_lines, read_rows
+from eval.compare.rows import Row, embeddings_path, read_rows
+from eval.features.cache import write_row_features
 from eval.features.clip_features import ClipFeatures
-from eval.features.kept_embeddings import keep_embeddings
 from eval.metrics import set_metrics
 from eval.metrics.embeddings import Embeddings
 from scripts.verify import cli
+from teacher.files.lines import append_lines
 
 FORMULAS = ("frechet", "kad", "inception_score", "fd_vggish")
 """Of the embedded source one row per clip, of VGGish several."""
@@ -52,7 +53,7 @@ def written(folder: Path, reference: ClipFeatures, generated: ClipFeatures, mode
         task="tta", model=model, steps=0 if model == "reference" else 1, seed=0, nfe=1, guidance=1.0, metrics=values,
         num_clips=len(generated), config_digest="abc", run_id="run", command="compare",
     )  # fmt: skip
-    keep_embeddings(path, row, generated, reference)
+    write_row_features(embeddings_path(path, row), generated, reference, config_digest=row.config_digest)
     append_lines(path, [row.to_json()])
     return path
 

@@ -10,18 +10,19 @@ import pytest
 import torch
 
 from eval.compare.hygiene import Overlap, TestFacts, facts_of, read_facts, scored_ids, write_facts
-from eval.compare.overlap import find_overlap, look_again, read_groups, sources_of, trained_on
-from eval.compare.rows import Row, append_lines, ids_digest, json_line, read_clip_scores, read_rows
+from eval.compare.overlap import find_overlap, read_groups, recheck_overlap, sources_of, trained_on
+from eval.compare.rows import Row, ids_digest, json_line, read_clip_scores, read_rows
 from eval.compare.test_set import TestSet
 from eval.compare.training_sounds import TrainingSounds, read_waves
 from eval.features.embedded import EmbeddedAudioFeatures, EmbeddedClassifier
 from eval.features.sources import EmbeddedSource
-from eval.metrics.clip_metrics import OnsetJudge
+from eval.metrics.onsets import OnsetScorer
 from eval.report.blocks import markdown
-from eval.report.page import test_set_blocks as blocks_of_facts
+from eval.report.page import facts_blocks
 from teacher.features.config import ExtractConfig
 from teacher.features.dataset import FeatureSet
 from teacher.features.extract import extract
+from teacher.files.lines import append_lines
 from teacher.lists.manifest import Item
 from teacher.media import write_audio
 
@@ -77,8 +78,13 @@ def build(tmp_path, listener):
     """The test set of a folder of media; what was heard of real sound is kept in the test's own cache."""
 
     def built(folder, **changes):
-        options = {"video": False, "max_clips": 99, "judges": (OnsetJudge(),), "cache": tmp_path / "cache"} | changes
-        return TestSet.build(folder / "features", listeners=(listener,), **options)
+        options = {
+            "video": False,
+            "max_clips": 99,
+            "clip_scorers": (OnsetScorer(),),
+            "cache": tmp_path / "cache",
+        } | changes
+        return TestSet.build(folder / "features", sources=(listener,), **options)
 
     return built
 
@@ -148,7 +154,7 @@ def test_other_labels_or_sounds_of_the_same_ids_are_another_classifier(media, bu
         ]
         folder = tmp_path / f"features{len(list(tmp_path.iterdir()))}"
         extract(items, folder, ExtractConfig(duration_s=1.0, shard_size=4, workers=0))
-        return TrainingSounds.read(folder).listener.name
+        return TrainingSounds.read(folder).source.name
 
     first = name("ab")
     assert name("ab") == first
@@ -341,8 +347,8 @@ def test_training_data_that_are_not_known_are_said_so(original, tmp_path):
 def test_finished_rows_can_be_looked_at_again(original, tmp_path):
     path = results(tmp_path, {"teacher": TEST})
     run = run_folder(tmp_path / "teacher", [original / "features"])
-    found = look_again(path, original / "features", [run])["vta"]
+    found = recheck_overlap(path, original / "features", [run])["vta"]
     assert found.overlap is not None
     assert found.overlap.clean
     assert facts_of(read_rows(path), clips_beside(path), path)["vta"] == found
-    assert found.digest in markdown(list(blocks_of_facts(found)))
+    assert found.digest in markdown(list(facts_blocks(found)))

@@ -8,14 +8,15 @@ import soundfile
 import torch
 
 from eval.compare.reference_rows import reference_rows
-from eval.compare.rows import Row, append_lines, read_rows, safe_name
+from eval.compare.rows import Row, read_rows, safe_name
 from eval.compare.scorer import Scorer
-from eval.compare.sweep import Clips, KeptAudio, Origin, clip_seed, sweep
+from eval.compare.sweep import Clips, Origin, SavedAudio, clip_seed, sweep
 from eval.features.embedded import EmbeddedAudioFeatures, EmbeddedClassifier
-from eval.features.sources import EmbeddedSource, hear
-from eval.metrics.clip_metrics import OnsetJudge
+from eval.features.sources import EmbeddedSource, features_of
+from eval.metrics.onsets import OnsetScorer
 from eval.report.settings import settings
 from teacher.features.store import Record
+from teacher.files.lines import append_lines
 from teacher.network.conditions import Conditions
 
 RATE = 16_000
@@ -53,7 +54,9 @@ def scorer():
     labels = ["low" if f < 1000 else "high" for f in FREQUENCY]
     classifier = EmbeddedClassifier.fit(extractor(REAL), labels)
     listener = EmbeddedSource(extractor=extractor, classifier=classifier, labels="labels")
-    return Scorer.build(reference=REAL, records=RECORDS, listeners=[listener], judges=[OnsetJudge()], sample_rate=RATE)
+    return Scorer.build(
+        reference=REAL, records=RECORDS, sources=[listener], clip_scorers=[OnsetScorer()], sample_rate=RATE
+    )
 
 
 @pytest.fixture
@@ -143,10 +146,10 @@ def test_text_to_audio_sees_no_video_and_scores_no_timing(tmp_path, clips, score
 
 
 def test_kept_audio_is_the_first_clips_of_one_seed(tmp_path, clips, scorer):
-    keep = KeptAudio(folder=tmp_path / "media", count=2, seed=1)
-    run(Generator(), clips, scorer, tmp_path / "rows.jsonl", keep=keep, steps=(8,))
-    assert sorted((tmp_path / "media").iterdir()) == sorted(keep.path("vta", "teacher", 8, 1.0, i) for i in IDS[:2])
-    wave, rate = soundfile.read(keep.path("vta", "teacher", 8, 1.0, IDS[0]))
+    audio = SavedAudio(folder=tmp_path / "media", count=2, seed=1)
+    run(Generator(), clips, scorer, tmp_path / "rows.jsonl", audio=audio, steps=(8,))
+    assert sorted((tmp_path / "media").iterdir()) == sorted(audio.path("vta", "teacher", 8, 1.0, i) for i in IDS[:2])
+    wave, rate = soundfile.read(audio.path("vta", "teacher", 8, 1.0, IDS[0]))
     assert (rate, len(wave)) == (RATE, RATE)
 
 
@@ -160,7 +163,7 @@ def test_names_of_files_stay_in_their_folder_and_apart():
 
 def test_real_sound_and_codec_rows_are_floor_and_ceiling(tmp_path, scorer):
     """Where the codec changes nothing, its distance and divergence are 0 and its onsets those of real sound."""
-    other = hear(scorer.listeners, IDS, hits(START_S.flip(0) + 0.01, FREQUENCY), RATE)
+    other = features_of(scorer.sources, IDS, hits(START_S.flip(0) + 0.01, FREQUENCY), RATE)
     options = {
         "real": lambda first, last: REAL[first:last],
         "other": lambda: other,

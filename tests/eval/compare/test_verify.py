@@ -12,22 +12,23 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from eval.compare.hygiene import TestFacts, write_facts
-from eval.compare.rows import Row, append_lines, check_lines, ids_digest, read_rows
+from eval.compare.rows import Row, check_lines, embeddings_path, ids_digest, read_rows
 from eval.compare.scorer import Scorer
 from eval.compare.sweep import Origin, record
-from eval.compare.verify import Kept
+from eval.compare.verify import ComparisonFiles, features_of_row
 from eval.extractors.base import Embeddings
+from eval.features.cache import write_row_features
 from eval.features.clip_features import ClipFeatures
 from eval.features.embedded import EmbeddedAudioFeatures, EmbeddedClassifier
-from eval.features.kept_embeddings import KeptEmbeddings, embeddings_path, keep_embeddings
 from eval.features.sources import EmbeddedSource
-from eval.metrics.clip_metrics import OnsetJudge
-from eval.metrics.clip_scores import clip_metrics
+from eval.metrics import pooled
+from eval.metrics.onsets import OnsetScorer
 from eval.speed.budget import STAGES, TOTALS, with_totals
 from scripts import report
 from scripts.check import faults
 from scripts.verify import cli
 from teacher.features.store import Record
+from teacher.files.lines import append_lines
 
 RATE = 16_000
 COUNT = 8
@@ -61,8 +62,8 @@ def scorer():
     return Scorer.build(
         reference=real,
         records=[clip(k) for k in range(COUNT)],
-        listeners=[EmbeddedSource(extractor=extractor, classifier=classifier, labels="labels")],
-        judges=[OnsetJudge()],
+        sources=[EmbeddedSource(extractor=extractor, classifier=classifier, labels="labels")],
+        clip_scorers=[OnsetScorer()],
         sample_rate=RATE,
     )
 
@@ -70,7 +71,7 @@ def scorer():
 @pytest.fixture(scope="module")
 def scored(scorer):
     """What was heard of the waves of teacher and student, and their scores."""
-    heard = {model: scorer.hear(0, waves(seed), "vta") for model, seed in (("teacher", 1), ("student", 2))}
+    heard = {model: scorer.features(0, waves(seed), "vta") for model, seed in (("teacher", 1), ("student", 2))}
     return {model: (said, scorer.score(said)) for model, said in heard.items()}
 
 
@@ -222,20 +223,24 @@ def test_a_flipped_bit_is_found_in_features_and_in_lines(folder, monkeypatch, ca
             ClipFeatures.read(kept)
 
 
+def write_features(rows_path, row, generated, reference):
+    write_row_features(embeddings_path(rows_path, row), generated, reference, config_digest=row.config_digest)
+
+
 def test_a_reference_is_written_once_for_all_rows_and_again_where_it_is_damaged(folder, monkeypatch):
     written, write = [], ClipFeatures.write
     monkeypatch.setattr(
         ClipFeatures, "write", lambda self, path, *facts: (written.append(path.name), write(self, path, *facts))[1]
     )
     row = read_rows(folder / "rows.jsonl")[-1]
-    kept = KeptEmbeddings.open(folder / "rows.jsonl", row)
+    kept = features_of_row(folder / "rows.jsonl", row)
     for _ in range(3):
-        keep_embeddings(folder / "rows.jsonl", row, kept.generated, kept.reference)
+        write_features(folder / "rows.jsonl", row, kept.generated, kept.reference)
     assert [name.startswith(".reference") for name in written] == [True, False, False, False]
     reference = next((folder / "embeddings").glob("reference-*"))
     whole = reference.read_bytes()
     reference.write_bytes(whole[:-1])
-    keep_embeddings(folder / "rows.jsonl", row, kept.generated, kept.reference)
+    write_features(folder / "rows.jsonl", row, kept.generated, kept.reference)
     assert reference.read_bytes() == whole
 
 
@@ -277,12 +282,12 @@ def test_cells_nothing_was_kept_for_are_counted_and_refused_by_name(folder, monk
 
 def test_features_of_another_configuration_are_not_used(folder):
     row = read_rows(folder / "rows.jsonl")[0]
-    assert KeptEmbeddings.open(folder / "rows.jsonl", row) is not None
+    assert features_of_row(folder / "rows.jsonl", row) is not None
     other = replace(row, config_digest="other")
-    assert KeptEmbeddings.open(folder / "rows.jsonl", other) is None
+    assert features_of_row(folder / "rows.jsonl", other) is None
     # A copy under the other configuration's name still says whose it is.
     embeddings_path(folder / "rows.jsonl", row).rename(embeddings_path(folder / "rows.jsonl", other))
-    assert KeptEmbeddings.open(folder / "rows.jsonl", other) is None
+    assert features_of_row(folder / "rows.jsonl", other) is None
 
 
 @pytest.mark.parametrize(
@@ -322,7 +327,7 @@ def test_evaluations_and_parameters_are_those_of_the_other_rows(tmp_path, field,
         for n in (1, 4) for seed in (0, 1)
     ]  # fmt: skip
     append_lines(tmp_path / "rows.jsonl", [row.to_json() for row in [*rows[:-1], replace(rows[-1], **{field: value})]])
-    kept = Kept.read(tmp_path / "rows.jsonl")
+    kept = ComparisonFiles.read(tmp_path / "rows.jsonl")
     wrong = [(c.name, c.expected, c.found) for row in kept.rows for c in kept.check(row) if not c.agrees]
     assert wrong == [(field, float(value), 8.0 if field == "nfe" else 100.0)]
 
@@ -341,13 +346,13 @@ def test_metrics_of_other_networks_have_recipes_of_their_own(folder):
     row = read_rows(path)[0]
     g = torch.Generator().manual_seed(0)
     rows, logits = torch.randn(COUNT, 4, generator=g), torch.randn(COUNT, 3, generator=g)
-    keep_embeddings(
+    write_features(
         path,
         row,
         heard(IDS, passt=(rows, logits), panns=(rows + 2.0, logits)),
         heard(IDS, passt=(rows, logits), panns=(rows, logits), vggish=rows),
     )
-    kept = KeptEmbeddings.open(path, row)
+    kept = features_of_row(path, row)
     found = kept.metrics(["fd_passt", "fd_panns", "fd_vggish", "kl_passt", "is_panns", "frechet", "onset_f1"])
     assert found["fd_passt"] == pytest.approx(0.0, abs=1e-6)
     assert found["fd_panns"] == pytest.approx(16.0, abs=1e-5)  # four dimensions, each moved by 2
@@ -359,10 +364,10 @@ def test_metrics_of_other_networks_have_recipes_of_their_own(folder):
 
 def test_the_row_of_real_sound_has_its_own_inception_score(folder, scorer):
     path = folder / "rows.jsonl"
-    row = replace(read_rows(path)[0], model="reference", steps=0)
+    row = replace(read_rows(path)[0], model="reference", kind="reference", steps=0)
     real = scorer.reference.embeddings("embedded")
-    keep_embeddings(path, row, heard(IDS, embedded=(real.rows + 1, 0 * real.logits)), scorer.reference)
-    kept = KeptEmbeddings.open(path, row)
+    write_features(path, row, heard(IDS, embedded=(real.rows + 1, 0 * real.logits)), scorer.reference)
+    kept = features_of_row(path, row)
     found = kept.metrics(["inception_score", "frechet", "kl"])
     assert found["inception_score"] > 1.01  # that of constant logits would be 1
     assert found["frechet"] == pytest.approx(real.rows.shape[1], rel=1e-5)
@@ -375,18 +380,18 @@ def test_means_and_pools_of_clips():
         {"kl": 2.0, "hits": 1.0, "misses": 1.0, "false_alarms": 2.0},
         {"kl": 6.0, "desync": 0.4},
     ]
-    found = clip_metrics(clips)
+    found = pooled(clips)
     assert found["kl"] == 3.0
     assert found["onset_f1"] == pytest.approx(2 * 4 / (2 * 4 + 2 + 2))  # of the pooled counts
     assert found["onset_clips"] == 2.0
     assert (found["desync"], found["desync_clips"]) == (0.4, 1.0)
     assert "kl_clips" not in found
-    assert clip_metrics([]) == {}
-    assert clip_metrics([*clips, {}])["kl"] == 3.0
+    assert pooled([]) == {}
+    assert pooled([*clips, {}])["kl"] == 3.0
 
 
 def test_kept_rows_name_those_there_are(folder):
-    kept = Kept.read(folder / "rows.jsonl")
+    kept = ComparisonFiles.read(folder / "rows.jsonl")
     assert kept.row("vta", "teacher", 1, 0).model == "teacher"
     with pytest.raises(ValueError, match="there are: vta teacher, 1 step, seed 0; vta student, 1 step, seed 0"):
         kept.row("tta", "teacher", 1, 0)

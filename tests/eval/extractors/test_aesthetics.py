@@ -16,7 +16,6 @@ from safetensors.torch import save_file
 from torch import nn
 
 from eval.extractors.aesthetics import AUDIOBOX, AXES, INSTALL, Aesthetics, AestheticsSettings, windows
-from eval.extractors.base import FeatureExtractor
 from teacher.files import file_digest
 from teacher.files.errors import WeightsError
 
@@ -159,8 +158,7 @@ def test_waves_that_do_not_fit_are_refused(package, tmp_path):
 
 def test_both_files_are_the_same_model_under_their_own_names(package, tmp_path):
     first, second = Aesthetics.load(checkpoint(tmp_path)), Aesthetics.load(shared(tmp_path))
-    extractor: FeatureExtractor = first
-    assert extractor.sample_rate == 16_000
+    assert first.sample_rate == 16_000
     assert first.name == f"audiobox-aesthetics-v1@16000:{file_digest(tmp_path / 'checkpoint.pt')}"
     assert torch.equal(first(draw(1, 20_000)), second(draw(1, 20_000)))
     # The scale is not in the safetensors file, but it is part of the name.

@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from eval.extractors.official import LoadedFile
+from eval.extractors.base import LoadedFile
 from eval.extractors.synchformer import DesyncExtractor, as_segments, official
 from eval.metrics.desync import DeSync
 from teacher.encoders.synchformer import VisualConfig, load_sync_encoder
@@ -107,8 +107,7 @@ def test_shortest_clip_is_judged_twice_on_the_same(small):
 
 def test_frames_and_waves_to_seconds(small):
     seen, waves = small.visual_features(pixels(200)), 0.1 * draw(2, 128_000)
-    logits = small(seen.expand(2, -1, -1, -1), waves)
-    torch.testing.assert_close(logits, small.logits(seen.expand(2, -1, -1, -1), small.audio_features(waves)))
+    logits = small.logits(seen.expand(2, -1, -1, -1), small.audio_features(waves))
     assert (logits[0] - logits[1]).abs().max() > 1e-4
     result = DeSync.from_logits(logits[:, 0], logits[:, 1])
     expected = -2.0 + 0.2 * logits.argmax(-1).double()
@@ -133,10 +132,13 @@ def test_stored_features_are_the_ones_that_are_seen(small, tmp_path):
 def test_a_clip_does_not_depend_on_its_batch(small, monkeypatch):
     visual, waves = draw(5, 14, 8, 64), 0.1 * draw(5, 76_800, seed=1)
     monkeypatch.setattr("eval.extractors.synchformer.CLIPS_AT_ONCE", 2)
-    together = small(visual, waves)
+    together = small.logits(visual, small.audio_features(waves))
     for k in (0, 3, 4):
         torch.testing.assert_close(
-            together[k : k + 1], small(visual[k : k + 1], waves[k : k + 1]), atol=2e-5, rtol=2e-5
+            together[k : k + 1],
+            small.logits(visual[k : k + 1], small.audio_features(waves[k : k + 1])),
+            atol=2e-5,
+            rtol=2e-5,
         )
     assert (together[0] - together[1]).abs().max() > 1e-3
 

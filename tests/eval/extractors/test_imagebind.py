@@ -247,7 +247,7 @@ def test_a_short_wave_is_its_piece_three_times(small):
     assert torch.equal(pieces[:, 0], pieces[:, 1])
     assert torch.equal(pieces[:, 0], pieces[:, 2])
     with torch.no_grad():
-        torch.testing.assert_close(small(wave), small.network.embed_sound(pieces[:, 0]))
+        torch.testing.assert_close(small.embed(wave).rows, small.network.embed_sound(pieces[:, 0]))
 
 
 # What is seen
@@ -419,7 +419,7 @@ def test_a_clip_is_the_mean_of_unit_vectors(small):
         seen = small.network.embed_picture(picture_clips(frames))
     assert heard.shape == (3, 12)
     assert seen.shape == (9, 12)
-    for parts, whole in ((heard, small(wave)[0]), (seen, small.embed_frames(frames))):
+    for parts, whole in ((heard, small.embed(wave).rows[0]), (seen, small.embed_frames(frames))):
         torch.testing.assert_close(parts.norm(dim=1), torch.ones(len(parts)))
         torch.testing.assert_close(whole, parts.mean(dim=0), atol=1e-6, rtol=1e-5)
         assert 0.1 < float(whole.norm()) < 1.0
@@ -430,9 +430,10 @@ def test_the_logit_scale_moves_no_cosine(small, tmp_path):
     name = "modality_postprocessors.audio.1.log_logit_scale"
     other = ImageBind.load(written(tmp_path, small_tensors() | {name: torch.tensor(3.0)}), config=SMALL)
     waves, seen = draw(2, 64_000), small.embed_frames(pixels(4, 3, 224, 224))
-    assert torch.equal(other(waves), small(waves))
+    assert torch.equal(other.embed(waves).rows, small.embed(waves).rows)
     picture = seen.expand(2, -1)
-    assert paired_cosines(20.0 * small(waves), picture) == pytest.approx(paired_cosines(small(waves), picture))
+    rows = small.embed(waves).rows
+    assert paired_cosines(20.0 * rows, picture) == pytest.approx(paired_cosines(rows, picture))
 
 
 def test_a_clip_does_not_depend_on_its_batch(small, monkeypatch):
@@ -443,21 +444,21 @@ def test_a_clip_does_not_depend_on_its_batch(small, monkeypatch):
     assert together.rows.shape == (5, 12)
     assert together.logits is None
     for k in (0, 3, 4):
-        torch.testing.assert_close(together.rows[k : k + 1], small(waves[k : k + 1]), atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(together.rows[k : k + 1], small.embed(waves[k : k + 1]).rows, atol=1e-5, rtol=1e-5)
     assert (together.rows[0] - together.rows[1]).abs().max() > 1e-3
     monkeypatch.setattr("eval.extractors.imagebind.CLIPS_AT_ONCE", 100)
     torch.testing.assert_close(small.embed_frames(frames), parts, atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(small(waves), together.rows, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(small.embed(waves).rows, together.rows, atol=1e-5, rtol=1e-5)
 
 
 def test_waves_that_do_not_fit_are_refused(small):
-    assert small(draw(1, 400)).shape == (1, 12)
+    assert small.embed(draw(1, 400)).rows.shape == (1, 12)
     with pytest.raises(ValueError, match=r"ImageBind needs clips of at least 0.025 s \(400 samples\)"):
-        small(draw(1, 399))
+        small.embed(draw(1, 399))
     with pytest.raises(ValueError, match=r"ImageBind needs waves \(clips, samples\)"):
-        small(torch.zeros(32_000))
+        small.embed(torch.zeros(32_000))
     with pytest.raises(ValueError, match="finite"):
-        small(torch.full((1, 32_000), math.inf))
+        small.embed(torch.full((1, 32_000), math.inf))
 
 
 # Files
@@ -474,7 +475,7 @@ def test_name_licence_and_what_is_left(small, tmp_path):
     assert not small.network.training
     # The other towers are in the file of `small` and may as well be absent; the name tells the files apart.
     without = ImageBind.load(written(tmp_path, small_tensors()), config=SMALL)
-    assert torch.equal(without(draw(1, 40_000)), small(draw(1, 40_000)))
+    assert torch.equal(without.embed(draw(1, 40_000)).rows, small.embed(draw(1, 40_000)).rows)
     assert without.name != small.name
 
 
@@ -482,7 +483,7 @@ def test_minus_infinity_in_the_text_towers_mask_is_no_damage(tmp_path, small):
     mask = torch.full((77, 77), -math.inf).triu(1)
     tensors = small_tensors() | {"modality_preprocessors.text.mask": mask}
     made = ImageBind.load(written(tmp_path, tensors), config=SMALL)
-    assert torch.equal(made(draw(1, 40_000)), small(draw(1, 40_000)))
+    assert torch.equal(made.embed(draw(1, 40_000)).rows, small.embed(draw(1, 40_000)).rows)
 
 
 TRUNK = "modality_trunks.audio.blocks.1.attn"

@@ -12,12 +12,12 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from eval.compare.rows import append_lines
 from eval.compare.sweep import part_path
 from eval.extractors.base import Embeddings
 from eval.features.cache import FeatureCache, FileDigests, in_parts
 from eval.features.clip_features import ClipFeatures
 from teacher.files import wait_for_lock
+from teacher.files.lines import append_lines
 
 # What was heard
 

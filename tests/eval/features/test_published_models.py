@@ -19,21 +19,14 @@ from eval.extractors.clap_text import GPT2, ROBERTA
 from eval.extractors.clip_audio import ClipAudio
 from eval.extractors.imagebind import imagebind_frames
 from eval.features.published_models import PublishedModels
-from eval.features.sources import ModelSource
-from eval.metrics.alignment import paired_cosines
-from eval.metrics.clip_metrics import (
-    AESTHETICS,
-    AestheticsJudge,
-    CosineJudge,
-    OnsetJudge,
-    PamJudge,
-    ScriptJudge,
-    judged,
-)
+from eval.features.sources import ModelSource, prepare_all
+from eval.metrics import clip_scores
+from eval.metrics.aesthetics import AESTHETICS, AestheticsScorer
+from eval.metrics.alignment import CosineScorer, paired_cosines
 from eval.metrics.desync import DeSync
-from eval.metrics.greatest_hits import script_scores
-from eval.metrics.onsets import detect_onsets, match_onsets
-from eval.metrics.pam import PROMPTS, Pam, pam_windows
+from eval.metrics.greatest_hits import ScriptScorer, script_scores
+from eval.metrics.onsets import OnsetScorer, detect_onsets, match_onsets
+from eval.metrics.pam import PROMPTS, Pam, PamScorer, pam_windows
 from teacher.features.store import Record
 from teacher.media import read_frames, write_audio, write_video
 from tests.eval.extractors import test_clap, test_desync_extractor, test_imagebind
@@ -108,21 +101,21 @@ def small(monkeypatch):
     monkeypatch.setattr(synchformer.DesyncExtractor, "load", desync)
 
 
-def load(cache: Path, judges: PublishedModels):
-    """The judges behind the onset judge."""
-    listeners, made = judges.load(duration_s=DURATION_S, device="cpu", cache=cache)
-    assert listeners == ()
-    assert isinstance(made[0], OnsetJudge)
+def load(cache: Path, models: PublishedModels):
+    """The scorers after that of the onsets."""
+    sources, made = models.load(duration_s=DURATION_S, device="cpu", cache=cache)
+    assert sources == ()
+    assert isinstance(made[0], OnsetScorer)
     return made[1:]
 
 
-def independent(judge, records, waves, rate=RATE, *, exact=False):
+def independent(scorer, records, waves, rate=RATE, *, exact=False):
     """Scores of the records together, which are those of each alone and of all in another order."""
-    together = judge.judge(records, waves, rate)
+    together = scorer.scores(records, waves, rate)
     order = [2, 0, 1]
-    turned = judge.judge([records[k] for k in order], waves[order], rate)
+    turned = scorer.scores([records[k] for k in order], waves[order], rate)
     for place, k in enumerate(order):
-        alone = judge.judge([records[k]], waves[k : k + 1], rate)[0]
+        alone = scorer.scores([records[k]], waves[k : k + 1], rate)[0]
         for other in (turned[place], alone):
             assert other == (together[k] if exact else pytest.approx(together[k], abs=2e-5))
     return together
@@ -132,41 +125,42 @@ def independent(judge, records, waves, rate=RATE, *, exact=False):
 
 
 def test_imagebind_is_the_cosine_of_sound_and_picture(files, small, media, tmp_path):
-    (judge,) = load(tmp_path / "cache", PublishedModels(imagebind=files["imagebind"]))
+    (scorer,) = load(tmp_path / "cache", PublishedModels(imagebind=files["imagebind"]))
     model = imagebind.ImageBind.load(files["imagebind"])
-    assert judge.tasks == ("vta",)
-    assert model.name in judge.name
-    assert ClipAudio(sample_rate=RATE, duration_s=DURATION_S).name in judge.name
+    assert scorer.tasks == ("vta",)
+    assert model.name in scorer.name
+    assert ClipAudio(sample_rate=RATE, duration_s=DURATION_S).name in scorer.name
     records = [record(media[0]), record(media[1], 1), record(media[2], 2, has_video=False)]
     waves = sounds(3)
-    found = independent(judge, records, waves)
+    found = independent(scorer, records, waves)
     assert found[2] == {}  # no picture
     seen = torch.stack([model.embed_frames(imagebind_frames(path, duration_s=DURATION_S)) for path in media[:2]])
     cut = waves - waves.mean(dim=1, keepdim=True)
-    expected = paired_cosines(model(cut[:2]), seen)
+    expected = paired_cosines(model.embed(cut[:2]).rows, seen)
     assert [list(entry) for entry in found[:2]] == [["ib_score"]] * 2
     assert [entry["ib_score"] for entry in found[:2]] == pytest.approx(expected.tolist(), abs=1e-5)
     assert abs(found[0]["ib_score"] - found[1]["ib_score"]) > 1e-3
-    later = judge.judge([replace(records[0], start_s=1.0)], waves[:1], RATE)[0]["ib_score"]
+    later = scorer.scores([replace(records[0], start_s=1.0)], waves[:1], RATE)[0]["ib_score"]
     assert abs(later - found[0]["ib_score"]) > 1e-4
-    assert judge.judge(records[2:], waves[2:], RATE) == [{}]
+    assert scorer.scores(records[2:], waves[2:], RATE) == [{}]
 
 
 @pytest.mark.parametrize("rate", [RATE, 22_050])
 def test_desync_is_of_the_first_and_the_last_window(files, small, media, tmp_path, rate):
-    (judge,) = load(tmp_path / "cache", PublishedModels(synchformer=files["synchformer"]))
+    (scorer,) = load(tmp_path / "cache", PublishedModels(synchformer=files["synchformer"]))
     model = synchformer.DesyncExtractor.load(files["synchformer"], device="cpu")
-    assert (judge.name, judge.tasks) == (model.name, ("vta",))
+    assert (scorer.name, scorer.tasks) == (model.name, ("vta",))
     records = [record(media[0]), record(media[1], 1), record(media[2], 2, has_video=False)]
     waves = sounds(3, rate)
-    found = independent(judge, records, waves, rate, exact=True)
+    found = independent(scorer, records, waves, rate, exact=True)
     assert found[2] == {}
     for entry, path, wave in zip(found, media[:2], waves, strict=False):
         frames = read_frames(path, [model.request], duration_s=DURATION_S)[0]
         heard = wave.double().numpy()  # the offset stays in
         if rate != RATE:
             heard = soxr.resample(heard, rate, RATE, quality="HQ")
-        logits = model(model.visual_features(torch.from_numpy(frames))[None], torch.from_numpy(heard).float()[None])
+        sound = model.audio_features(torch.from_numpy(heard).float()[None])
+        logits = model.logits(model.visual_features(torch.from_numpy(frames))[None], sound)
         assert entry == {"desync": DeSync.from_logits(logits[:, 0], logits[:, 1]).per_clip_s[0]}
     assert {entry["desync"] for entry in found[:2]} != {0.0}
 
@@ -183,8 +177,8 @@ def test_sides_are_kept_by_the_content_of_the_file(files, small, media, tmp_path
 
     def score(path: Path, **changes: object) -> float:
         """As a process that begins anew."""
-        (judge,) = load(cache, PublishedModels(imagebind=files["imagebind"]))
-        return judge.judge([record(path, **changes)], waves, RATE)[0]["ib_score"]
+        (scorer,) = load(cache, PublishedModels(imagebind=files["imagebind"]))
+        return scorer.scores([record(path, **changes)], waves, RATE)[0]["ib_score"]
 
     first = score(media[0])
     assert score(media[0]) == first
@@ -216,29 +210,29 @@ def test_sides_are_kept_by_the_content_of_the_file(files, small, media, tmp_path
 
 
 def test_clap_is_the_cosine_of_sound_and_caption(files, small, tmp_path):
-    judges = PublishedModels(
+    models = PublishedModels(
         **{name: files[name] for name in ("clap_laion", "roberta_tokens", "clap_ms", "gpt2_tokens")}
     )
-    laion, ms, pam = load(tmp_path / "cache", judges)
+    laion, ms, pam = load(tmp_path / "cache", models)
     records, waves = [record("none", k, has_video=False) for k in range(3)], sounds(3)
     policy = ClipAudio(sample_rate=RATE, duration_s=DURATION_S)
     prepared = torch.stack([policy.prepare(wave.double().numpy(), RATE) for wave in waves])
-    for judge, key, model in (
+    for scorer, key, model in (
         (laion, "clap_laion", clap.Clap.load(files["clap_laion"], clap.CLAP_LAION, tokenizer=files["roberta_tokens"])),
         (ms, "clap_ms", clap.Clap.load(files["clap_ms"], clap.CLAP_MS_2023, tokenizer=files["gpt2_tokens"])),
     ):
-        assert judge.tasks == ("vta", "tta")
-        assert model.name in judge.name
-        found = independent(judge, records, waves)
+        assert scorer.tasks == ("vta", "tta")
+        assert model.name in scorer.name
+        found = independent(scorer, records, waves)
         expected = paired_cosines(model.embed(prepared).rows, model.embed_text(CAPTIONS))
         assert [entry[key] for entry in found] == pytest.approx(expected.tolist(), abs=1e-5)
         assert len({round(entry[key], 4) for entry in found}) == 3
         # Nothing to compare with: no score, and none of the others moves.
-        without = judge.judge([records[0], replace(records[1], caption=" "), records[2]], waves, RATE)
+        without = scorer.scores([records[0], replace(records[1], caption=" "), records[2]], waves, RATE)
         assert without[1] == {}
         assert without[2] == pytest.approx(found[2], abs=2e-5)
-        assert judge.judge([replace(records[0], caption="")], waves[:1], RATE) == [{}]
-    assert isinstance(pam, PamJudge)
+        assert scorer.scores([replace(records[0], caption="")], waves[:1], RATE) == [{}]
+    assert isinstance(pam, PamScorer)
 
 
 def test_a_caption_is_embedded_once(files, small, tmp_path, monkeypatch):
@@ -251,24 +245,24 @@ def test_a_caption_is_embedded_once(files, small, tmp_path, monkeypatch):
 
     monkeypatch.setattr(clap.Clap, "embed_text", counted)
     monkeypatch.setattr("eval.features.published_models.PROMPTS_CACHED", 2)
-    judge, _ = load(tmp_path / "cache", PublishedModels(clap_ms=files["clap_ms"], gpt2_tokens=files["gpt2_tokens"]))
+    scorer, _ = load(tmp_path / "cache", PublishedModels(clap_ms=files["clap_ms"], gpt2_tokens=files["gpt2_tokens"]))
     assert texts == list(PROMPTS)
     texts.clear()
     for numbers in ((0, 0, 1), (1, 0), (3, 4)):  # captions repeat after three
-        judge.judge([record("none", k) for k in numbers], sounds(len(numbers)), RATE)
+        scorer.scores([record("none", k) for k in numbers], sounds(len(numbers)), RATE)
     assert texts == [CAPTIONS[0], CAPTIONS[1]]
-    judge.judge([record("none", 2)], sounds(1), RATE)
-    judge.judge([record("none", 0)], sounds(1), RATE)
+    scorer.scores([record("none", 2)], sounds(1), RATE)
+    scorer.scores([record("none", 0)], sounds(1), RATE)
     assert texts == [*CAPTIONS, CAPTIONS[0]]  # two are remembered
 
 
 def test_pam_is_the_mean_over_windows_as_long_as_the_model_hears(files, small, tmp_path):
-    judges = PublishedModels(clap_ms=files["clap_ms"], gpt2_tokens=files["gpt2_tokens"])
-    _, judge = load(tmp_path / "cache", judges)
+    models = PublishedModels(clap_ms=files["clap_ms"], gpt2_tokens=files["gpt2_tokens"])
+    _, scorer = load(tmp_path / "cache", models)
     model = clap.Clap.load(files["clap_ms"], clap.CLAP_MS_2023, tokenizer=files["gpt2_tokens"])
     records, waves = [record("none", k, caption="") for k in range(3)], sounds(3)
-    found = independent(judge, records, waves)
-    assert (judge.tasks, len(judge.name.split(model.name))) == (("vta", "tta"), 2)
+    found = independent(scorer, records, waves)
+    assert (scorer.tasks, len(scorer.name.split(model.name))) == (("vta", "tta"), 2)
     prompts = model.embed_text(PROMPTS)
     for entry, wave in zip(found, waves, strict=True):
         windows = pam_windows(wave - wave.mean(), window=test_clap.SAMPLES)
@@ -285,7 +279,7 @@ def test_pam_is_the_mean_over_windows_as_long_as_the_model_hears(files, small, t
 def test_onsets_are_counted_where_events_are_known():
     waves, events = sounds(3), (0.8, 1.6, 2.5)
     records = [record("none", 0, events_s=events), record("none", 1), record("none", 2, events_s=())]
-    found = independent(OnsetJudge(), records, waves, exact=True)
+    found = independent(OnsetScorer(), records, waves, exact=True)
     assert found[1] == {}  # not known
     for k, known in ((0, events), (2, ())):
         counts = match_onsets(known, detect_onsets(waves[k].numpy(), RATE))
@@ -294,22 +288,22 @@ def test_onsets_are_counted_where_events_are_known():
     assert found[0]["hits"] == 2  # 2.5 is 0.1 s late
     assert found[0]["misses"] == 1
     assert found[2]["hits"] == found[2]["misses"] == 0
-    wide = OnsetJudge(tolerance_s=0.15)
-    assert wide.judge(records[:1], waves[:1], RATE)[0]["hits"] == 3
-    assert wide.name != OnsetJudge().name
+    wide = OnsetScorer(tolerance_s=0.15)
+    assert wide.scores(records[:1], waves[:1], RATE)[0]["hits"] == 3
+    assert wide.name != OnsetScorer().name
 
 
 def test_the_greatest_hits_script_scores_clips_with_events():
     waves, events = sounds(3), (0.8, 1.6, 2.5)
     records = [record("none", 0, events_s=events), record("none", 1), record("none", 2, events_s=())]
-    judge = ScriptJudge()
-    found = independent(judge, records, waves, exact=True)
+    scorer = ScriptScorer()
+    found = independent(scorer, records, waves, exact=True)
     assert found[1:] == [{}, {}]
     scores = script_scores(events, soxr.resample(waves[0].double().numpy(), RATE, 22_050, quality="HQ"))
     assert found[0] == {"gh_accuracy": scores.accuracy, "gh_ap": scores.average_precision, "gh_f1": scores.f1}
     # A manifest may list events in any order; behind 8 s the script looks at nothing.
-    assert judge.judge([replace(records[0], events_s=(2.5, 0.8, 1.6, 8.5))], waves[:1], RATE) == found[:1]
-    assert judge.judge([replace(records[0], events_s=(8.5,))], torch.zeros(1, 10 * RATE), RATE) == [{}]
+    assert scorer.scores([replace(records[0], events_s=(2.5, 0.8, 1.6, 8.5))], waves[:1], RATE) == found[:1]
+    assert scorer.scores([replace(records[0], events_s=(8.5,))], torch.zeros(1, 10 * RATE), RATE) == [{}]
 
 
 class Means:
@@ -322,30 +316,37 @@ class Means:
         return torch.stack((mean, 2 * mean, torch.full_like(mean, waves.shape[1] / 8000), torch.ones_like(mean)), dim=1)
 
 
-def test_aesthetics_hears_the_wave_with_its_offset():
-    judge = AestheticsJudge(model=Means(), duration_s=4.0)
+KEYS = tuple(metric.key for metric in AESTHETICS)
+
+
+def means_scorer() -> AestheticsScorer:
+    policy = ClipAudio(sample_rate=8000, duration_s=4.0, remove_dc=False)
+    return AestheticsScorer(name="means-v1", prepare=partial(prepare_all, policy), model=Means())
+
+
+def test_aesthetics_keeps_the_offset_of_the_wave():
+    scorer = means_scorer()
     waves = sounds(3)
-    found = independent(judge, [record("none", k) for k in range(3)], waves)
-    assert judge.tasks == ("vta", "tta")
-    assert judge.name == "means-v1, mean-soxrhq-4s@8000"
-    assert AESTHETICS == ("aes_pq", "aes_pc", "aes_ce", "aes_cu")
-    assert tuple(axis.lower() for axis in aesthetics.AXES) == tuple(name.removeprefix("aes_") for name in AESTHETICS)
+    found = independent(scorer, [record("none", k) for k in range(3)], waves)
+    assert scorer.tasks == ("vta", "tta")
+    assert KEYS == ("aes_pq", "aes_pc", "aes_ce", "aes_cu")
+    assert tuple(axis.lower() for axis in aesthetics.AXES) == tuple(name.removeprefix("aes_") for name in KEYS)
     for entry in found:
-        assert tuple(entry) == AESTHETICS
+        assert tuple(entry) == KEYS
         assert entry["aes_pq"] == pytest.approx(0.05, abs=5e-3)
         assert entry["aes_pc"] == pytest.approx(2 * entry["aes_pq"])
         assert (entry["aes_ce"], entry["aes_cu"]) == (4.0, 1.0)
 
 
-def test_a_judge_is_asked_in_its_tasks_alone():
+def test_a_scorer_is_run_in_its_tasks_alone():
     records, waves = [record("none", k, events_s=(0.8,)) for k in range(2)], sounds(2)
-    judges = (OnsetJudge(), AestheticsJudge(model=Means(), duration_s=4.0), ScriptJudge())
+    scorers = (OnsetScorer(), means_scorer(), ScriptScorer())
     events = {"hits", "misses", "false_alarms", "gh_accuracy", "gh_ap", "gh_f1"}
-    assert [set(entry) for entry in judged(judges, records, waves, RATE, "vta")] == [events | set(AESTHETICS)] * 2
-    assert [set(entry) for entry in judged(judges, records, waves, RATE, "tta")] == [set(AESTHETICS)] * 2
-    assert judged((), records, waves, RATE, "tta") == [{}, {}]
+    assert [set(entry) for entry in clip_scores(scorers, records, waves, RATE, "vta")] == [events | set(KEYS)] * 2
+    assert [set(entry) for entry in clip_scores(scorers, records, waves, RATE, "tta")] == [set(KEYS)] * 2
+    assert clip_scores((), records, waves, RATE, "tta") == [{}, {}]
     with pytest.raises(ValueError, match="against must be one of picture, caption, got 'sound'"):
-        CosineJudge(key="x", listener=None, side=None, tasks=("vta",), against="sound")
+        CosineScorer(key="x", model=None, side=None, tasks=("vta",), against="sound")
 
 
 # What is loaded
@@ -365,7 +366,7 @@ def test_what_is_missing_is_refused_in_one_line(tmp_path, files, small):
         load(tmp_path / "cache", lacking)
     for name, least in (("imagebind", "4"), ("synchformer", "4.8")):
         short = PublishedModels(**{name: files[name]})
-        with pytest.raises(ValueError, match=f"{name} judges clips of at least {least} s, these are of 3.9 s"):
+        with pytest.raises(ValueError, match=f"{name} takes clips of at least {least} s, these are of 3.9 s"):
             short.load(duration_s=3.9, device="cpu", cache=tmp_path)
 
 
@@ -376,9 +377,9 @@ import sys
 from pathlib import Path
 import eval.compare.comparison, scripts.compare, scripts.verify
 from eval.features.published_models import PublishedModels
-listeners, judges = PublishedModels().load(duration_s=1.0, device="cpu", cache=Path("none"))
-assert listeners == () and [type(one).__name__ for one in judges] == ["OnsetJudge"]
-base = {"base", "clip_audio", "embedded", "embedded_classifier", "official"}
+sources, scorers = PublishedModels().load(duration_s=1.0, device="cpu", cache=Path("none"))
+assert sources == () and [type(one).__name__ for one in scorers] == ["OnsetScorer"]
+base = {"base", "clip_audio"}
 networks = {name.split(".")[2] for name in sys.modules if name.startswith("eval.extractors.")} - base
 print(sorted(networks), {"transformers", "tokenizers"} & set(sys.modules), Path("none").exists())
 """
@@ -412,24 +413,25 @@ def test_every_file_goes_to_its_own_model(tmp_path, monkeypatch):
             return Named(name)
 
         monkeypatch.setattr(kind, "load", opened)
-    listeners, judges = PublishedModels(**given, greatest_hits=True).load(
+    sources, scorers = PublishedModels(**given, greatest_hits=True).load(
         duration_s=8.0, device="somewhere", cache=tmp_path
     )
     assert asked == [(name, path, "somewhere") for name, path in given.items()]
-    assert [one.source for one in listeners] == ["passt", "panns", "vggish"]
-    assert [one.name for one in listeners] == [f"{n}, mean-dc-soxrhq-8s@16000" for n in ("passt", "panns", "vggish")]
-    assert [type(one) for one in judges] == [OnsetJudge, AestheticsJudge, ScriptJudge]
+    assert [one.source for one in sources] == ["passt", "panns", "vggish"]
+    assert [one.name for one in sources] == [f"{n}, mean-dc-soxrhq-8s@16000" for n in ("passt", "panns", "vggish")]
+    assert [type(one) for one in scorers] == [OnsetScorer, AestheticsScorer, ScriptScorer]
+    assert scorers[1].name == "aesthetics, mean-soxrhq-8s@16000"
     assert [
         one.source for one in PublishedModels(panns=given["panns"]).load(duration_s=1, device="", cache=tmp_path)[0]
     ] == ["panns"]
 
 
-def test_a_listener_prepares_each_clip_alone():
-    listener = ModelSource(source="x", model=Named("n"), duration_s=1.0)
+def test_a_source_prepares_each_clip_alone():
+    source = ModelSource(source="x", model=Named("n"), duration_s=1.0)
     waves = sounds(3, 22_050)
-    prepared = listener.prepared(waves, 22_050)
+    prepared = source.prepared(waves, 22_050)
     assert prepared.shape == (3, RATE)
     policy = ClipAudio(sample_rate=RATE, duration_s=1.0)
     for wave, made in zip(waves, prepared, strict=True):
         assert made.equal(policy.prepare(wave.double().numpy(), 22_050))
-    assert listener.hear(waves, 22_050).rows.equal(prepared[:, :2])
+    assert source.embed(waves, 22_050).rows.equal(prepared[:, :2])

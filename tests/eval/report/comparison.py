@@ -1,6 +1,6 @@
 """Rows, budgets and pages that the tests of the report share."""
 
-from eval.compare.rows import Row, append_lines
+from eval.compare.rows import Row
 from eval.metrics.uncertainty import Estimate
 from eval.report.page import write_report
 from eval.report.results import Results
@@ -15,6 +15,7 @@ from eval.speed.budget import (
     Timing,
     with_totals,
 )
+from teacher.files.lines import append_lines
 
 
 def estimate(value, *, replicates=(), bias=0.25):

@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 from scipy.stats import wilcoxon
 
-from eval.compare.rows import Row, append_lines, json_line
+from eval.compare.rows import Row, json_line
 from eval.metrics.onsets import OnsetCounts
 from eval.metrics.uncertainty import Estimate, Jackknife, jackknife
 from eval.report.differences import clip_values, difference, mean_interval, pairing_rule, pairs, strongest
 from eval.report.settings import settings
+from teacher.files.lines import append_lines
 from tests.eval.report.comparison import grouped, page_of, three_models
 from tests.eval.report.comparison import row as vta_row
 
@@ -207,7 +208,7 @@ def test_verdicts_follow_direction_and_interval(three):
     one = "Student, guidance 1.4, 1 step, against Teacher, guidance 1.4, "
     # 6 - 5 = 1; differences by group 1, 1.5, 0.5: error sqrt(2 x 1/6) = 0.577, t of two degrees 4.30, so 1 -+ 2.48.
     assert lines[f"{one}25 steps"].found.low == pytest.approx(1 - 4.3027 * (1 / 3) ** 0.5, abs=1e-3)
-    assert lines[f"{one}25 steps"].verdict == "not told apart"
+    assert lines[f"{one}25 steps"].verdict == "not clearly different"
     assert lines[f"{one}1 step"].verdict == "better"  # 6 against 40, lower is better
     assert lines["tiny, 1 step, against Teacher, guidance 1.4, 25 steps"].verdict == "worse"
 

@@ -12,12 +12,13 @@ from PIL import Image
 
 from eval.compare.examples import PICTURE_HEIGHT, PICTURE_WIDTH, spectrogram_png
 from eval.compare.hygiene import TestFacts, write_facts
-from eval.compare.rows import Row, append_lines
+from eval.compare.rows import Row
 from eval.report.blocks import Heading, Paragraph, inert, markdown
 from eval.report.page import write_report
 from eval.report.paper import write_paper
 from eval.report.results import Results
 from eval.speed.budget import STAGES, with_totals
+from teacher.files.lines import append_lines
 from teacher.media import write_audio
 from tests.eval.report.comparison import page_of, three_models
 from tests.eval.report.comparison import row as vta_row
@@ -187,8 +188,8 @@ def test_a_page_with_a_single_row_of_an_older_version(tmp_path):
     text = write_report(Results.read(tmp_path / "rows.jsonl")).read_text()
     markdown = (tmp_path / "results.md").read_text()
     assert "<td>3.25</td>" in text
-    assert "before intervals and bias were kept" in text
-    assert "before intervals and bias were kept" in markdown
+    assert "before intervals and bias were recorded" in text
+    assert "before intervals and bias were recorded" in markdown
     assert "no bars" in text
     assert "Students against the teacher" not in text
     assert "**3.25**" not in markdown  # best of one is no news

@@ -3,13 +3,14 @@
 import re
 
 from eval.compare.hygiene import TestFacts
-from eval.compare.rows import Row, append_lines, json_line
+from eval.compare.rows import Row, json_line
 from eval.metrics.uncertainty import Estimate
 from eval.report.paper import columns_of, escaped, paper_latex, paper_markdown, paper_table, write_paper
 from eval.report.results import Results, TaskResults
 from eval.report.settings import settings
 from eval.speed.budget import STAGES, Budget, Machine, Roofline, StageBudget, Timing, with_totals
 from eval.speed.budget import Setting as Timed
+from teacher.files.lines import append_lines
 
 
 def row(model="teacher", steps=25, seed=0, *, task="vta", metrics=None, **changes):
@@ -265,7 +266,7 @@ def test_the_footnote_says_how_the_times_were_taken(tmp_path):
     rows = [row(duration_s=8.0), row("student", 1, duration_s=8.0)]
     note = next(n for n in table_of(rows, None, "vta").notes if n.startswith("RTF"))
     assert note == (
-        "RTF and time: video-to-audio, every stage included, one clip at a time, the number of calls was not kept, "
+        "RTF and time: video-to-audio, every stage included, one clip at a time, the number of calls was not recorded, "
         "threads not recorded, on CPU_1 & co."
     )
     stages = tuple(
@@ -285,7 +286,9 @@ def test_the_footnote_says_how_the_times_were_taken(tmp_path):
     ).write(tmp_path / "budget-teacher-vta.json")  # fmt: skip
     append_lines(tmp_path / "rows.jsonl", [r.to_json() for r in rows])
     for path in write_paper(Results.read(tmp_path / "rows.jsonl")):
-        told = "Teacher: median of 7 calls, 3 threads; Student: the number of calls was not kept, threads not recorded"
+        told = (
+            "Teacher: median of 7 calls, 3 threads; Student: the number of calls was not recorded, threads not recorded"
+        )
         assert told in path.read_text()  # 25 x 0.01 = 2 s / 8 s: the budget is that of the row
     append_lines(tmp_path / "rows.jsonl", [row(duration_s=8.0, rtf=with_totals(dict.fromkeys(STAGES, 0.3))).to_json()])
     assert (

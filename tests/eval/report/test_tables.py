@@ -91,7 +91,7 @@ def test_few_clips_for_the_dimension_are_cautioned_against(clips, key, warned):
 def test_the_caution_stands_on_the_page_and_without_a_bias_says_so(tmp_path):
     assert metric("frechet").dimensions == LENGTH
     for text in page_of(tmp_path, [row()]):
-        assert "few clips, 4 in 84 dimensions; its bias was not kept." in text
+        assert "few clips, 4 in 84 dimensions; its bias was not recorded." in text
 
 
 def test_factors_keep_three_digits():

@@ -11,10 +11,10 @@ from safetensors.torch import save_file
 from teacher.audio.codec import AudioCodec
 from teacher.audio.embedded_codec import EmbeddedCodec
 from teacher.audio.mel import MEL_16K, log_mel
-from teacher.audio.mmaudio_codec import MMAUDIO_16K, STACKS
-from teacher.audio.registry import CODECS, mmaudio_codec, open_codec
+from teacher.audio.mmaudio_codec import MMAUDIO_16K, STACKS, mmaudio_codec
+from teacher.audio.registry import CODECS, open_codec
 from teacher.audio.vae import load_vae
-from teacher.audio.vocoder import load_vocoder
+from teacher.audio.vocoder import BigVGAN
 from teacher.files.errors import WeightsError
 from teacher.network.sequence import SEQUENCE_16K, SEQUENCE_44K
 from tests.teacher.tiny_codec import VOCODER_CHANNELS, write_tiny_codec
@@ -37,7 +37,7 @@ def statistics(channels: int = 20) -> tuple[torch.Tensor, torch.Tensor]:
 
 def test_every_part_is_used_in_order(codec, folder):
     vae = load_vae(folder / "vae_16k.safetensors")
-    vocoder = load_vocoder(
+    vocoder = BigVGAN.from_folded(
         folder / "bigvgan_16k.safetensors", replace(MMAUDIO_16K.vocoder, initial_channels=VOCODER_CHANNELS)
     )
     wave = 0.3 * torch.randn(2, 4096)
@@ -186,7 +186,7 @@ def test_a_file_says_which_codec_it_holds(tmp_path):
     save_file(tensors, path, metadata=metadata)  # written before there were kinds
     assert open_codec(path).digest == fitted.digest
     save_file(tensors, path, metadata={"kind": "mmaudio_8k"})
-    with pytest.raises(WeightsError, match="unknown kind of codec 'mmaudio_8k', expected embedded or one of"):
+    with pytest.raises(WeightsError, match="unknown kind of codec 'mmaudio_8k', expected one of embedded, mmaudio_16k"):
         open_codec(path)
     save_file(tensors, path, metadata={"kind": "mmaudio_16k"})
     with pytest.raises(WeightsError, match="not a codec of kind mmaudio_16k, mmaudio_44k"):

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from teacher.audio.toom_cook import LEAST_DEPTH, TILE, ToomCookConv1d, transforms, with_toom_cook
-from teacher.audio.vocoder import BIGVGAN_16K, BigVGAN
+from teacher.audio.toom_cook import LEAST_DEPTH, TILE, ToomCookConv1d, transforms
+from teacher.audio.vocoder import BIGVGAN_16K, BigVGAN, with_toom_cook
 from tests.teacher.audio.test_vocoder import TINY, tiny
 
 

@@ -29,7 +29,6 @@ from teacher.audio.vocoder import (
     VocoderConfig,
     fold_weight_norm,
     generator_state,
-    load_vocoder,
 )
 from teacher.files.errors import WeightsError
 from tests.golden import audio
@@ -311,11 +310,11 @@ def test_files(tmp_path):
     path = tmp_path / "bigvgan.safetensors"
     save_file(tiny(), path)
     mel = torch.randn(1, 6, 5)
-    vocoder = load_vocoder(path, TINY)
+    vocoder = BigVGAN.from_folded(path, TINY)
     assert torch.equal(vocoder(mel), BigVGAN.from_folded(tiny(), TINY)(mel))
     assert not any(p.requires_grad for p in vocoder.parameters())
     with pytest.raises(WeightsError, match=r"bigvgan\.safetensors does not fit: 1 unexpected \(conv_post\.bias\)"):
-        load_vocoder(path, replace(TINY, bias_at_final=False))
+        BigVGAN.from_folded(path, replace(TINY, bias_at_final=False))
     with pytest.raises(ValueError, match=r"mel must have shape \(batch, 6, frames\), got \(1, 5, 4\)"):
         vocoder(torch.zeros(1, 5, 4))
 

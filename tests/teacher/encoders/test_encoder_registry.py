@@ -7,7 +7,6 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from teacher.encoders.base import tensors_digest
 from teacher.encoders.clip import FILE as CLIP_FILE
 from teacher.encoders.registry import (
     ENCODERS,
@@ -17,6 +16,7 @@ from teacher.encoders.registry import (
 )
 from teacher.encoders.synchformer import FILE as SYNCHFORMER_FILE
 from teacher.encoders.synchformer import SynchformerVisual, VisualConfig
+from teacher.files import tensors_digest
 from teacher.files.errors import WeightsError
 from teacher.media import MediaError, probe, write_video
 from teacher.network.sequence import MMAUDIO_WIDTHS, image_frames, sync_frames

@@ -23,7 +23,6 @@ from teacher.encoders.synchformer import (
     encode_segments,
     encode_video,
     load_sync_encoder,
-    load_synchformer_visual,
 )
 from teacher.encoders.synchformer_audio import (
     MEAN,
@@ -410,7 +409,7 @@ def test_visual_encoder_loads_from_the_complete_file_and_from_its_own(full_file)
     made = whole.network(segments)
     assert torch.equal(alone.network(segments), made)
     assert torch.equal(load_synchformer(full_file).see(segments), made)
-    assert torch.equal(load_synchformer_visual(visual_only)(segments), made)
+    assert torch.equal(load_sync_encoder(visual_only).network(segments), made)
     assert not any(p.requires_grad for p in whole.network.parameters())
     other = rewritten(full_file, lambda t: t["vfeat_extractor.norm.bias"].add_(1e-3))
     assert load_sync_encoder(other).name != whole.name
@@ -432,6 +431,6 @@ def test_visual_encoder_loads_from_the_complete_file_and_from_its_own(full_file)
 def test_files_that_do_not_fit_are_refused_in_one_line(full_file, change, message):
     other = rewritten(full_file, change)
     with pytest.raises(WeightsError, match=message) as caught:
-        load_synchformer_visual(other)
+        load_sync_encoder(other)
     assert str(other) in str(caught.value)
     assert "\n" not in str(caught.value)

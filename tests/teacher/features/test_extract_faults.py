@@ -15,7 +15,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from teacher.audio.embedded_codec import EmbeddedCodec
+from teacher.audio.registry import CODECS
 from teacher.features import resume, store
 from teacher.features import workers as pool
 from teacher.features.codec import load_codec
@@ -175,8 +175,9 @@ def test_a_damaged_plan_is_written_again_where_the_rest_says_what_it_was(items, 
 def test_a_codec_that_is_not_made_again_bit_for_bit_is_not_put_beside_the_latents(items, features, monkeypatch):
     """Another processor may fit another one in the last bit."""
     (features / "codec.safetensors").unlink()
-    fit = EmbeddedCodec.fit
-    monkeypatch.setattr(EmbeddedCodec, "fit", lambda waves, **kinds: fit([wave * 0.9 for wave in waves], **kinds))
+    entry = CODECS["embedded"]
+    quieter = replace(entry, fit=lambda waves: entry.fit([wave * 0.9 for wave in waves]))
+    monkeypatch.setitem(CODECS, "embedded", quieter)
     with pytest.raises(FeatureError, match=r"was made with another codec than .*codec\.safetensors; restore that file"):
         extract(items, features, CONFIG)
 

@@ -2,19 +2,23 @@
 
 import json
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
+from eval.compare import entries
 from meanflow import Adaptive, Guidance
 from meanflow.config import to_plain
-from scripts import contestants
-from teacher.audio.registry import mmaudio_codec
-from teacher.media import write_video
+from scripts import sample
+from teacher.audio.mmaudio_codec import mmaudio_codec
+from teacher.audio.vocoder import with_toom_cook
+from teacher.media import read_audio, write_video
 from teacher.network.conditions import Conditions
 from teacher.network.mmaudio import MMAudio
 from teacher.network.variants import MMAudioConfig
+from teacher.sampling import fast
 from teacher.sampling.generator import clip_seed, generate, noise
 from teacher.sampling.pipeline import Pipeline, SamplingConfig, as_in_the_demo
 from teacher.sampling.provenance import read_provenance
@@ -177,7 +181,7 @@ def test_several_sounds_of_one_call_are_bit_by_bit_those_made_alone(duration_s):
 
 def test_the_sound_of_a_compared_clip_does_not_depend_on_the_others():
     made = tiny_pipeline()
-    make = contestants._generator(made, Guidance(omega=1.4))
+    make = entries._generator(made, Guidance(omega=1.4))
     scene = made.encode(prompt="a bell", duration_s=1.0)
     seeds = [clip_seed(0, f"clip {k}") for k in range(8)]
     together = make(Conditions.cat([scene.conditions(0, 1)] * 8), 1, seeds)
@@ -206,3 +210,16 @@ def test_what_cannot_be_asked_together_is_named(pipeline):
     assert auto.sampling.guidance.omega == 4.5
     with pytest.raises(ValueError, match="seeds must hold"):
         pipeline(scene, seeds=())
+
+
+def test_the_fast_command_makes_the_same_sound_to_rounding(pipeline, tmp_path, monkeypatch):
+    made = []
+    for flags in ([], ["--fast"]):
+        out = tmp_path / f"made{len(made)}"
+        asked = ["--run", str(pipeline.source), "--prompt", "a bell", "--duration-s", "2.3", "--device", "cpu"]
+        monkeypatch.setattr("sys.argv", ["mf-sample", *asked, "--out", str(out), "--format", "wav", *flags])
+        monkeypatch.setattr(fast, "with_toom_cook", partial(with_toom_cook, least_depth=1))
+        sample.cli()
+        made.append(torch.from_numpy(read_audio(out / "a_bell.wav", sample_rate=16_000)))
+    assert float(made[0].abs().max()) > 0.01
+    torch.testing.assert_close(made[1], made[0], rtol=0, atol=2 / 32768)  # 16 bits a sample, and a step of rounding

@@ -21,8 +21,8 @@ from teacher.world.render import (
     WorldConfig,
     clip_label,
     clip_split,
+    make_clip,
     make_frames,
-    make_scene,
     make_sound,
     render_world,
 )
@@ -43,7 +43,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_events_keep_their_distance_and_the_edges_quiet(duration_s: float) -> None:
     config = WorldConfig(duration_s=duration_s)
     for index in range(300):
-        events = make_scene(config, index).events
+        events = make_clip(config, index).events
         times = np.array([e.time_s for e in events])
         assert 1 <= len(events) <= max(3, 2.5 * duration_s + 1)
         assert times[0] >= 0.08 - 1e-9
@@ -65,28 +65,28 @@ def test_labels_are_balanced_and_every_label_is_in_training_and_test() -> None:
 
 def test_a_clip_is_a_function_of_seed_and_index_alone() -> None:
     small, large = WorldConfig(num_clips=3), WorldConfig(num_clips=900)
-    scene = make_scene(small, 2)
-    assert scene.events == make_scene(large, 2).events
-    np.testing.assert_array_equal(make_sound(small, 2, scene), make_sound(large, 2, make_scene(large, 2)))
-    np.testing.assert_array_equal(make_frames(small, 2, scene), make_frames(large, 2, make_scene(large, 2)))
+    clip = make_clip(small, 2)
+    assert clip.events == make_clip(large, 2).events
+    np.testing.assert_array_equal(make_sound(small, 2, clip), make_sound(large, 2, make_clip(large, 2)))
+    np.testing.assert_array_equal(make_frames(small, 2, clip), make_frames(large, 2, make_clip(large, 2)))
     other = WorldConfig(seed=1)
-    assert make_scene(other, 2).events != scene.events
+    assert make_clip(other, 2).events != clip.events
 
 
 def test_size_and_rate_do_not_change_what_happens() -> None:
     a, b = WorldConfig(), WorldConfig(height=64, width=128, fps=10.0, sample_rate=44_100)
     for index in range(7):
-        scene = make_scene(b, index)
-        assert make_scene(a, index).events == scene.events
-        frames = make_frames(b, index, scene)
+        clip = make_clip(b, index)
+        assert make_clip(a, index).events == clip.events
+        frames = make_frames(b, index, clip)
         assert frames.shape == (20, 64, 128, 3)
         # Picture k shows the time k / fps, whatever the rate: every fifth of 50 a second is every one of 10.
         dense = WorldConfig(height=64, width=128, fps=50.0)
-        np.testing.assert_array_equal(make_frames(dense, index, scene)[::5], frames)
+        np.testing.assert_array_equal(make_frames(dense, index, clip)[::5], frames)
 
 
 def onset_samples(config: WorldConfig, index: int) -> list[int]:
-    return [round(e.time_s * config.sample_rate) for e in make_scene(config, index).events]
+    return [round(e.time_s * config.sample_rate) for e in make_clip(config, index).events]
 
 
 @pytest.mark.parametrize("sample_rate", [16_000, 44_100])
@@ -99,13 +99,13 @@ def test_sound_starts_at_the_event_times(sample_rate: int) -> None:
     step = sample_rate // 1000
     jumps = []
     for index in range(60):
-        scene = make_scene(config, index)
-        wave = make_sound(config, index, scene)
+        clip = make_clip(config, index)
+        wave = make_sound(config, index, clip)
         for number, start in enumerate(onset_samples(config, index)):
             after = np.square(wave[start : start + 3 * step]).mean()
             before = np.square(wave[start - 4 * step : start - step]).mean()
             jumps.append(after / before)
-            assert number or jumps[-1] > 1.5, (index, scene.kind, scene.material)
+            assert number or jumps[-1] > 1.5, (index, clip.kind, clip.material)
     assert np.mean(np.array(jumps) > 1.5) > 0.95
     assert np.median(jumps) > 10
 
@@ -114,10 +114,10 @@ def test_peaks_and_background_are_in_their_ranges() -> None:
     config = WorldConfig()
     peaks, floors = [], []
     for index in range(90):
-        scene = make_scene(config, index)
-        wave = make_sound(config, index, scene)
+        clip = make_clip(config, index)
+        wave = make_sound(config, index, clip)
         peaks.append(20 * np.log10(np.abs(wave).max()))
-        if scene.kind in ("drip", "tick", "bounce"):
+        if clip.kind in ("drip", "tick", "bounce"):
             first = onset_samples(config, index)[0]
             floors.append(20 * np.log10(np.sqrt(np.square(wave[: first - 16]).mean())) - peaks[-1])
     assert -6.01 <= min(peaks) < max(peaks) <= -0.99
@@ -130,10 +130,10 @@ def test_peaks_and_background_are_in_their_ranges() -> None:
 
 
 def test_sound_differs_where_picture_and_words_agree() -> None:
-    """Two draws of the same scene: same onsets, far apart as waves and in pitch."""
+    """Two draws of the same clip: same onsets, far apart as waves and in pitch."""
     config = WorldConfig()
-    scene = make_scene(config, 7)
-    a, b = make_sound(config, 7, scene), make_sound(config, 8, scene)
+    clip = make_clip(config, 7)
+    a, b = make_sound(config, 7, clip), make_sound(config, 8, clip)
     correlation = np.abs(correlate(a, b)).max() / np.sqrt(np.square(a).sum() * np.square(b).sum())
     assert correlation < 0.7
 
@@ -143,12 +143,12 @@ def test_harder_hits_are_louder() -> None:
     strengths, levels = [], []
     config = WorldConfig()
     for index in range(200):
-        scene = make_scene(config, index)
-        if scene.kind not in ("strike", "bounce", "beep", "drip") or len(scene.events) < 2:
+        clip = make_clip(config, index)
+        if clip.kind not in ("strike", "bounce", "beep", "drip") or len(clip.events) < 2:
             continue
-        wave = make_sound(config, index, scene)
+        wave = make_sound(config, index, clip)
         peaks = [np.abs(wave[s : s + 800]).max() for s in onset_samples(config, index)]
-        strengths += [e.strength - np.mean([x.strength for x in scene.events]) for e in scene.events]
+        strengths += [e.strength - np.mean([x.strength for x in clip.events]) for e in clip.events]
         levels += list(np.log(peaks) - np.mean(np.log(peaks)))
     assert np.corrcoef(strengths, levels)[0, 1] > 0.6
 
@@ -158,9 +158,9 @@ def test_the_picture_shows_the_time_of_events() -> None:
     config = WorldConfig()
     shown = total = 0
     for index in range(60):
-        scene = make_scene(config, index)
-        rise = np.diff(make_frames(config, index, scene).mean(axis=(1, 2, 3)))
-        for event in scene.events:
+        clip = make_clip(config, index)
+        rise = np.diff(make_frames(config, index, clip).mean(axis=(1, 2, 3)))
+        for event in clip.events:
             frame = int(np.ceil(event.time_s * config.fps))
             total += 1
             shown += rise[frame - 1] > max(0.1, 1.2 * rise[max(0, frame - 3) : frame - 1].max())
@@ -172,16 +172,16 @@ def test_decoded_files_agree_with_what_was_synthesised(world: Path) -> None:
         index = int(item.id)
         info = probe(item.path)
         assert (info.duration_s, info.width, info.height, info.fps) == (2.0, 96, 96, 25.0)
-        scene = make_scene(SMALL, index)
-        wave = make_sound(SMALL, index, scene)
+        clip = make_clip(SMALL, index)
+        wave = make_sound(SMALL, index, clip)
         back = read_audio(item.path, sample_rate=16_000, duration_s=2.0)
         assert back.shape == wave.shape
         assert abs(int(np.argmax(correlate(back, wave))) - (len(wave) - 1)) <= 1
         (frames,) = read_frames(item.path, [FrameRequest(fps=25, height=96, width=96)], duration_s=2.0)
-        drawn = make_frames(SMALL, index, scene).transpose(0, 3, 1, 2)
+        drawn = make_frames(SMALL, index, clip).transpose(0, 3, 1, 2)
         # Mean error after coding is a few levels; a neighbouring frame is further away where things move.
         assert np.abs(frames.astype(int) - drawn).mean() < 6
-        assert item.events_s == tuple(round(e.time_s, 5) for e in scene.events)
+        assert item.events_s == tuple(round(e.time_s, 5) for e in clip.events)
 
 
 def test_sidecars_and_manifest_say_the_same(world: Path) -> None:

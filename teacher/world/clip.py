@@ -28,7 +28,7 @@ class Event:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Scene:
+class WorldClip:
     """A clip before it is rendered; `draw` is exact at any time, so motion is consistent between frames.
 
     `speed` (picture heights a second, vectorised over time) is given where a body rolls and makes a lasting noise.

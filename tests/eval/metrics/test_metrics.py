@@ -1,43 +1,48 @@
-"""Scores of sets by name: each is the metric of the right features, and its replicates delete whole clips."""
+"""The metrics of sets by key: each is computed from the right features, and its replicates delete whole clips."""
+
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 import torch
 
 from eval.extractors.base import Embeddings
-from eval.features.clip_features import ClipFeatures
-from eval.metrics.inception import inception_score
+from eval.features.clip_features import ClipFeatures, set_estimates, set_values
+from eval.metrics import METRICS, set_metrics
+from eval.metrics.inception import IS_PANNS, inception_score, splits_for
 from eval.metrics.kernel import kernel_distance, reference_bandwidth
 from eval.metrics.manifold import manifold_scores
 from eval.metrics.moments.distance import frechet_distance
-from eval.metrics.recipes import RECIPES, groups_for, inception_recipe, recipes, splits_for
-from eval.metrics.uncertainty import group_labels
+from eval.metrics.uncertainty import group_labels, groups_for
 
 CLIPS, WIDTH, CLASSES = 24, 3, 5
 
 
-def heard(seed, *, sources=("embedded", "passt"), rows_per_clip=1, clips=CLIPS):
+def features(seed, *, sources=("embedded", "passt"), rows_per_clip=1, clips=CLIPS):
     generator = torch.Generator().manual_seed(seed)
 
-    def said(source):
+    def embeddings(source):
         rows = torch.randn(clips * rows_per_clip, WIDTH, generator=generator) + 0.1 * seed
         logits = None if source == "vggish" else torch.randn(clips, CLASSES, generator=generator)
         return Embeddings(rows=rows, counts=(rows_per_clip,) * clips, logits=logits)
 
-    return ClipFeatures.of([f"c{k}" for k in range(clips)], {source: said(source) for source in sources})
+    return ClipFeatures.of([f"c{k}" for k in range(clips)], {source: embeddings(source) for source in sources})
 
 
 def by_name(reference, generated, *, costly=False):
-    values, estimates = {}, {}
-    for recipe in recipes(reference, generated, costly=costly):
-        values |= recipe.values(reference, generated)
-        estimates |= recipe.estimates(reference, generated)
-    return values, estimates
+    metrics = [metric for metric in set_metrics() if costly or not metric.costly]
+    return set_values(metrics, reference, generated), set_estimates(metrics, reference, generated)
 
 
-def test_every_score_has_one_recipe():
-    names = [name for recipe in RECIPES for name in recipe.names]
-    assert len(set(names)) == len(names)
+def test_every_key_is_one_metric():
+    assert len({metric.key for metric in METRICS}) == len(METRICS)
+
+
+def test_the_declarations_import_neither_torch_nor_pyav():
+    code = "import sys, eval.metrics; print({'torch', 'av', 'scipy', 'transformers'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
 
 
 @pytest.mark.parametrize(("source", "frechet", "kad", "score"), [
@@ -45,7 +50,7 @@ def test_every_score_has_one_recipe():
     ("passt", "fd_passt", "kad_passt", "is_passt"),
 ])  # fmt: skip
 def test_values_are_those_of_the_metric_on_the_features_of_the_source(source, frechet, kad, score):
-    reference, generated = heard(0), heard(1)
+    reference, generated = features(0), features(1)
     values, _ = by_name(reference, generated)
     x, y = (side.tensors[f"{source}.features"].double().numpy() for side in (reference, generated))
     assert values[frechet] == frechet_distance(x, y)
@@ -58,14 +63,14 @@ def test_values_are_those_of_the_metric_on_the_features_of_the_source(source, fr
 
 
 def test_only_scores_whose_material_is_there_are_made():
-    reference, generated = heard(0, sources=("embedded", "passt")), heard(1, sources=("embedded", "vggish"))
+    reference, generated = features(0, sources=("embedded", "passt")), features(1, sources=("embedded", "vggish"))
     values, _ = by_name(reference, generated)
     assert "frechet" in values
     assert not any("passt" in name or "vggish" in name for name in values)
 
 
 def test_costly_scores_are_made_when_asked_for():
-    reference, generated = heard(0, clips=60), heard(1, clips=60)
+    reference, generated = features(0, clips=60), features(1, clips=60)
     plain, costly = by_name(reference, generated)[0], by_name(reference, generated, costly=True)[0]
     assert costly.keys() - plain.keys() == {
         "frechet_inf", "frechet_inf_error", "fd_passt_inf", "fd_passt_inf_error"
@@ -74,7 +79,7 @@ def test_costly_scores_are_made_when_asked_for():
 
 def test_bias_of_the_frechet_distance_of_clips_with_several_rows_is_the_jackknifes():
     """Rows of one clip are alike; the closed form would count them as independent."""
-    reference, generated = heard(0, sources=("vggish",), rows_per_clip=3), heard(1, sources=("vggish",))
+    reference, generated = features(0, sources=("vggish",), rows_per_clip=3), features(1, sources=("vggish",))
     values, estimates = by_name(reference, generated)
     found = estimates["fd_vggish"]
     groups = len(found.replicates)
@@ -85,7 +90,7 @@ def test_bias_of_the_frechet_distance_of_clips_with_several_rows_is_the_jackknif
 @pytest.mark.parametrize("rows_per_clip", [1, 3])
 def test_replicates_leave_out_whole_clips(rows_per_clip):
     """Replicate g by hand: the distance of the rows of the clips outside group g."""
-    sides = [heard(k, sources=("vggish",), rows_per_clip=rows_per_clip) for k in (0, 1)]
+    sides = [features(k, sources=("vggish",), rows_per_clip=rows_per_clip) for k in (0, 1)]
     _, estimates = by_name(*sides)
     label = group_labels((CLIPS, CLIPS), groups=20)[0]
     x, y = (side.tensors["vggish.features"].double().numpy().reshape(CLIPS, rows_per_clip, WIDTH) for side in sides)
@@ -94,7 +99,7 @@ def test_replicates_leave_out_whole_clips(rows_per_clip):
 
 
 def test_distances_do_not_depend_on_the_order_of_the_clips():
-    reference, generated = heard(0), heard(1)
+    reference, generated = features(0), features(1)
     order = torch.randperm(CLIPS, generator=torch.Generator().manual_seed(3)).tolist()
     mixed = ClipFeatures.join([generated.clips(k, k + 1) for k in order])
     values, shuffled = by_name(reference, generated)[0], by_name(reference, mixed)[0]
@@ -110,15 +115,23 @@ def test_inception_score_takes_ten_parts_only_with_ten_clips_in_each():
         [f"c{k}" for k in range(200)],
         {"panns": Embeddings(rows=torch.zeros(200, 1), counts=(1,) * 200, logits=logits)},
     )
-    recipe = inception_recipe("panns", "is_panns", splits=10)
-    values = recipe.values(many, many)
+    values = set_values([IS_PANNS], many, many)
     assert (values["is_panns"], values["is_panns_splits"]) == (inception_score(logits, splits=10).mean, 10.0)
     assert values["is_panns_std"] == inception_score(logits, splits=10).std
-    assert recipe.estimates(many, many)["is_panns"].low < values["is_panns"]
+    assert set_estimates([IS_PANNS], many, many)["is_panns"].low < values["is_panns"]
 
 
 def test_below_four_clips_there_is_no_interval():
     assert (groups_for(3, 100), groups_for(4), groups_for(500, 30)) == (None, 4, 20)
-    values, estimates = by_name(heard(0, clips=3), heard(1, clips=3))
+    values, estimates = by_name(features(0, clips=3), features(1, clips=3))
     assert np.isfinite(values["frechet"])
     assert estimates == {}
+
+
+def test_the_front_door_opens_what_is_asked_for():
+    import eval as front
+
+    assert front.METRICS is METRICS
+    assert front.run_comparison.__module__ == "eval.compare.comparison"
+    with pytest.raises(AttributeError, match="no attribute 'judges'"):
+        _ = front.judges
