@@ -5,7 +5,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 from eval.compare.rows import Row, Task, read_rows
-from eval.ledger import Table, record
+from eval.ledger import NumberTable, record
 from eval.report.settings import TASK_TITLES, TASK_TOTALS, Setting, settings
 
 QUOTED_SCORES: Mapping[str, tuple[str, str]] = {
@@ -19,7 +19,7 @@ ROW_FIELDS = (
 """What the ledger holds of a row."""
 
 
-def over_trainings(trainings: Sequence[Sequence[Row]], task: Task) -> Table:
+def over_trainings(trainings: Sequence[Sequence[Row]], task: Task) -> NumberTable:
     """Results of the same comparison after trainings with other seeds: one line per model, steps and guidance.
 
     Means and sample standard deviations go over noise seeds and trainings together; the column behind FD has the mean
@@ -52,7 +52,7 @@ def over_trainings(trainings: Sequence[Sequence[Row]], task: Task) -> Table:
                                             (QUOTED_SCORES[name][0],))]  # fmt: skip
     digits = [d for name in shown for d in ((QUOTED_SCORES[name][1], "") if name == "frechet" else
                                             (QUOTED_SCORES[name][1],))]  # fmt: skip
-    return Table(
+    return NumberTable(
         columns=("model", "steps", "guidance", "evaluations", *titles, "RTF, flow network", f"RTF, {scope}"),
         formats=("", "d", "", "d", *digits, ".4f", ".4f"),
         rows=tuple(lines),
@@ -108,9 +108,9 @@ def record_trainings(
     """
     trainings = [read_rows(folder / "rows.jsonl") for folder in folders.values()]
     tasks = dict.fromkeys(row.task for row in trainings[0])
-    tables: dict[str, Table] = {task: over_trainings(trainings, task) for task in tasks}
+    tables: dict[str, NumberTable] = {task: over_trainings(trainings, task) for task in tasks}
     total = ("in all", sum(taken for _, taken in seconds))
-    tables["times"] = Table(columns=("command", "seconds"), formats=("", ".0f"), rows=(*seconds, total))
+    tables["times"] = NumberTable(columns=("command", "seconds"), formats=("", ".0f"), rows=(*seconds, total))
     raw = [
         {"training": seed} | {name: value for name, value in asdict(row).items() if name in ROW_FIELDS}
         for seed, rows in zip(folders, trainings, strict=True)
