@@ -11,7 +11,7 @@ from pathlib import Path
 import tyro
 
 from eval.compare.rows import read_rows
-from eval.ledger import Table, record
+from eval.ledger import NumberTable, record
 from eval.report.trainings import over_trainings, what_one_step_is_worth
 from scripts.errors import one_line_errors
 from teacher.files.errors import INTERRUPTED, SAVED_AND_LEFT
@@ -120,9 +120,9 @@ def _record(args: Demo, out: Path, seconds: list[tuple[str, float]]) -> None:
     assert args.record is not None
     trainings = [read_rows(folder / "rows.jsonl") for folder in folders(args, out)]
     tasks = dict.fromkeys(row.task for row in trainings[0])
-    tables: dict[str, Table] = {task: over_trainings(trainings, task) for task in tasks}
+    tables: dict[str, NumberTable] = {task: over_trainings(trainings, task) for task in tasks}
     total = ("in all", sum(taken for _, taken in seconds))
-    tables["times"] = Table(columns=("command", "seconds"), formats=("", ".0f"), rows=(*seconds, total))
+    tables["times"] = NumberTable(columns=("command", "seconds"), formats=("", ".0f"), rows=(*seconds, total))
     kept = ("task", "model", "kind", "steps", "seed", "nfe", "guidance", "num_clips", "metrics", "rtf", "config_digest")
     raw = [
         {"training": args.training_seeds[k]} | {name: value for name, value in asdict(row).items() if name in kept}

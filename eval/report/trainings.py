@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from eval.compare.rows import Row, Task
-from eval.ledger import Table
+from eval.ledger import NumberTable
 from eval.report.settings import TASK_TITLES, TASK_TOTALS, Setting, settings
 
 QUOTED_SCORES: Mapping[str, tuple[str, str]] = {
@@ -14,7 +14,7 @@ QUOTED_SCORES: Mapping[str, tuple[str, str]] = {
 """Scores that documents quote, with their titles and formats."""
 
 
-def over_trainings(trainings: Sequence[Sequence[Row]], task: Task) -> Table:
+def over_trainings(trainings: Sequence[Sequence[Row]], task: Task) -> NumberTable:
     """Results of the same comparison after trainings with other seeds: one line per model, steps and guidance.
 
     Means and sample standard deviations go over noise seeds and trainings together; the column behind FD has the mean
@@ -47,7 +47,7 @@ def over_trainings(trainings: Sequence[Sequence[Row]], task: Task) -> Table:
                                             (QUOTED_SCORES[name][0],))]  # fmt: skip
     digits = [d for name in shown for d in ((QUOTED_SCORES[name][1], "") if name == "frechet" else
                                             (QUOTED_SCORES[name][1],))]  # fmt: skip
-    return Table(
+    return NumberTable(
         columns=("model", "steps", "guidance", "evaluations", *titles, "RTF, flow network", f"RTF, {scope}"),
         formats=("", "d", "", "d", *digits, ".4f", ".4f"),
         rows=tuple(lines),
