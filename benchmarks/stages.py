@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from eval.ledger import Table, record
+from eval.ledger import NumberTable, record
 from eval.speed.cost import count
 from teacher.audio.vae import VAE, VAE_16K, VAE_44K
 from teacher.audio.vocoder import BIGVGAN_16K, BIGVGAN_V2_44K, BigVGAN
@@ -155,7 +155,7 @@ def main() -> None:
         for dtype in (torch.float32, torch.bfloat16):
             measured.append(_row(stage, dtype, known, args))
             print(*measured[-1], flush=True)
-    table = Table(
+    table = NumberTable(
         columns=("stage", "precision", "GFLOP", "weights MB", "floor ms", *forms, "over floor"),
         formats=("", "", ".1f", ".0f", ".1f", *(".1f" for _ in forms), ".1f"),
         rows=tuple(measured),

@@ -66,6 +66,7 @@ def teacher_task(
     def step(
         model: nn.Module,
         plain: MMAudio,
+        averaged: MMAudio | None,
         batch: Batch,
         generator: torch.Generator,
         progress: float,
@@ -123,13 +124,22 @@ def student_task(
     def step(
         model: nn.Module,
         plain: MMAudio,
+        averaged: MMAudio | None,
         batch: Batch,
         generator: torch.Generator,
         progress: float,
         batch_slice: BatchSlice,
     ) -> Terms:
         return train_step(
-            model, plain, teacher, batch, method, generator=generator, progress=progress, batch_slice=batch_slice
+            model,
+            plain,
+            teacher,
+            batch,
+            method,
+            generator=generator,
+            progress=progress,
+            batch_slice=batch_slice,
+            averaged=averaged,
         )
 
     guidance = method.velocity.reference_guidance if method.guided_from < 1 else Guidance()
@@ -145,6 +155,7 @@ def student_task(
         step=step,
         evaluate=HeldOut(config.data[0], codec, config.loop.evaluation, run=run, teacher=reference, scores=scores),
         best=BEST_STUDENT,
+        averaged_targets=method.objective.needs.averaged,
         float32_only=method.objective.needs.derivative == "difference",
         frozen=(teacher,),
         digests=_digests(config.data) | digests | start.digests,

@@ -21,15 +21,14 @@ from typing import Literal
 import torch
 import tyro
 
-from eval.compare.ranker import Score
+from eval.compare.ranker import RANKING, Ranker, Score
 from eval.features.published_models import PublishedModels
 from meanflow import Adaptive, Guidance
 from meanflow.guidance import GuidanceRule, Guided, JointGuidance, default_omega
 from scripts.errors import one_line_errors
-from scripts.sample_jobs import Job, check_stems, jobs
-from scripts.sample_run import Maker
 from teacher.encoders.cache import EncodedCache
-from teacher.sampling.pipeline import Pipeline, Precision, SamplingConfig
+from teacher.sampling.jobs import Job, JobRunner, Rank, check_stems, jobs
+from teacher.sampling.pipeline import Pipeline, Precision, SamplingConfig, Scene
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -189,15 +188,21 @@ def _one(
         scalars.extend(guided.s_star.flatten().tolist())
         clamped.extend(guided.clamped.flatten().tolist())
 
-    maker = Maker(
+    def rank(scene: Scene) -> Rank:
+        if scene.video is None and RANKING[args.score].tasks == ("vta",):
+            raise ValueError(
+                f"--score {args.score} compares sound with a picture; for words alone use clap_laion, clap_ms or pam"
+            )
+        return Ranker.load(args.score, args.judges, duration_s=scene.total_s, device=pipeline.device).values
+
+    runner = JobRunner(
         pipeline=pipeline,
         sampling=sampling,
         observe=observe,
         negative_prompt=args.negative_prompt,
         duration_s=args.duration_s,
         count=args.best_of,
-        score=args.score,
-        judges=args.judges,
+        rank=rank,
         folder=args.out,
         suffix=args.format,
         film=args.film,
@@ -205,7 +210,7 @@ def _one(
     )
     began = time.perf_counter()
     try:
-        results = maker.stems(job, args.stems) if args.stems else [maker.make(job)]
+        results = runner.stems(job, args.stems) if args.stems else [runner.make(job)]
     except (ValueError, OSError) as error:
         if alone:
             raise
@@ -219,8 +224,8 @@ def _one(
             print(json.dumps(result.plain() | {"seconds": round(seconds, 3)}), flush=True)
         elif not args.quiet:
             chosen = f", seed {result.seed} of {args.best_of} by {args.score}" if args.best_of > 1 else ""
-            told = f"{result.duration_s:.2f} s of sound, {sampling}{note}{chosen}: {', '.join(map(str, result.files))}"
-            print(told, flush=True)
+            line = f"{result.duration_s:.2f} s of sound, {sampling}{note}{chosen}: {', '.join(map(str, result.files))}"
+            print(line, flush=True)
             if args.verbose:
                 scores = "".join(f"; seed {seed} {value:.3f}" for seed, value in result.scores)
                 print(f"  {seconds:.2f} s, {seconds / result.duration_s:.3f} of real time{scores}", flush=True)

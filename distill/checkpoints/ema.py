@@ -11,8 +11,9 @@ Two clocks are offered. `T(s) = s` is the paper's. MMAudio's step-size correctio
 neighbouring decays, beta = [(1 - 1/(s + 1)) (1 - 1/(s + 2))]^((gamma + 1) / 2) = (s / (s + 2))^((gamma + 1) / 2), which
 is the same rule on the clock T(s) = sqrt((s + 1) (s + 2)). On either clock the first update copies the weights.
 
-
-The averages of a run, their tensors dealt out over the processes: each keeps and updates its part alone."""
+`PowerEMA` is one average; `SharedAverages` are all averages of a run, their tensors dealt out over the processes, each
+of which holds and updates its part alone.
+"""
 
 import math
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -39,8 +40,8 @@ def clock(step: int, *, corrected: bool) -> float:
     return math.sqrt((step + 1) * (step + 2)) if corrected else float(step)
 
 
-def new_share(step: int, gamma: float, *, corrected: bool) -> float:
-    """1 - beta: the share of the new weights at update `step`, counted from 1; all of them at the first."""
+def new_weight(step: int, gamma: float, *, corrected: bool) -> float:
+    """1 - beta: what the new weights count at update `step`, counted from 1; all of them at the first."""
     if step < 1:
         raise ValueError(f"updates count from 1, got {step}")
     if corrected:
@@ -68,7 +69,7 @@ class PowerEMA:
     @torch.no_grad()
     def update(self, model: nn.Module, step: int) -> None:
         """Fold in the weights after update `step`, counted from 1; the first replaces the initial value."""
-        weight = new_share(step, self.gamma, corrected=self.corrected)
+        weight = new_weight(step, self.gamma, corrected=self.corrected)
         named = dict(model.named_parameters())
         targets = list(self.shadow.values())
         if targets:
@@ -99,16 +100,41 @@ def deal(sizes: dict[str, int], processes: int) -> list[list[str]]:
 
 
 class SharedAverages:
-    """Power-function averages (distill.checkpoints.ema) of the parameters `names`, of several widths."""
+    """Power-function averages of several widths of the parameters `names`, a part of the tensors per process."""
 
-    def __init__(self, engine: Engine, names: Sequence[str], stds: Sequence[float], *, corrected: bool) -> None:
-        """The engine is prepared; every average starts at the present weights."""
+    def __init__(
+        self,
+        engine: Engine,
+        names: Sequence[str],
+        stds: Sequence[float],
+        *,
+        corrected: bool,
+        network: nn.Module | None = None,
+    ) -> None:
+        """The engine is prepared; every average starts at the present weights.
+
+        `network`, a copy of the network in training, holds the weights of the narrowest average from here on, whole in
+        every process, for objectives whose targets come from averaged weights. Each process updates its copy from
+        `engine.plain`, which is whole and the same in all of them, so this needs no collective under any engine.
+        """
         self.engine = engine
         sizes = {n: p.numel() for n, p in engine.plain.named_parameters() if n in set(names)}
         hands = deal(sizes, engine.processes)
         self.owner = {name: k for k, hand in enumerate(hands) for name in hand}
         mine = set(hands[engine.process])
         self.parts = [PowerEMA(engine.plain, std, corrected=corrected, names=mine) for std in stds]
+        self.network_average: PowerEMA | None = None
+        """The average that `network` holds; its tensors are the network's parameters."""
+        if network is not None:
+            self.network_average = PowerEMA(engine.plain, min(stds), corrected=corrected, names=set(names))
+            present = dict(engine.plain.named_parameters())
+            for name, parameter in network.requires_grad_(False).named_parameters():
+                averaged = self.network_average.shadow.get(name)
+                parameter.data = present[name].data if averaged is None else averaged
+
+    @property
+    def _all(self) -> list[PowerEMA]:
+        return [*self.parts, *([] if self.network_average is None else [self.network_average])]
 
     @property
     def names(self) -> list[str]:
@@ -117,12 +143,12 @@ class SharedAverages:
 
     def update(self, step: int) -> None:
         """Fold in the weights after update `step`, counted from 1."""
-        for part in self.parts:
+        for part in self._all:
             part.update(self.engine.plain, step)
 
     def load(self, read: Callable[[str], Tensors]) -> None:
-        """Take each process's part out of whole averages by name, such as ema-0.05."""
-        for part in self.parts:
+        """Take each process's part, and all of the network's, out of whole averages by name, such as ema-0.05."""
+        for part in self._all:
             kept = read(part.name)
             for name, tensor in part.shadow.items():
                 tensor.copy_(kept[name])

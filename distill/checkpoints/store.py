@@ -26,7 +26,7 @@ from distill.checkpoints.manifest import (
     verifies,
 )
 from teacher.files import flush_folder, read_digests, recorded_steps, write_new
-from teacher.files.json_files import last_line
+from teacher.files.lines import last_line
 from teacher.files.safetensors import Tensors, stream_tensors, total_bytes
 from teacher.weights.loading import published
 from teacher.weights.run_folder import HISTORY, METRICS

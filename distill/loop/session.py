@@ -1,13 +1,15 @@
-"""What the training loop is given: a network, its step, its data, and ways to judge and publish it.
-
-A run in progress: the prepared engine with its averages, and what is saved, resumed, published and evaluated."""
+"""A run in progress: what the loop trains (`TrainingTask`), and what is saved, resumed, published and evaluated of it
+(`Session`)."""
 
 import filecmp
+import json
 import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -22,28 +24,32 @@ from distill.config import DistillRun, TeacherRun
 from distill.engines import Engine, Tensors
 from distill.engines.base import TogetherError, precision_name
 from distill.evaluation import Evaluated, HeldOut
-from distill.loop.memory import prepare_blocks
 from distill.loop_config import LoopConfig
 from teacher.audio.codec import AudioCodec
 from teacher.features.dataset import Examples
 from teacher.files import DIGESTS, read_digests, replacing, write_digests
 from teacher.files.components import load_strictly
 from teacher.files.errors import CANNOT_GO_ON, WRONG_INPUT, TrainingError
-from teacher.files.json_files import append_line, drop_later, last_line
+from teacher.files.lines import append_lines, drop_later, last_line
 from teacher.files.version import package_version
 from teacher.flow_matching import Terms
 from teacher.network.batch import Batch, BatchSlice
 from teacher.network.mmaudio import MMAudio
 from teacher.weights.run_folder import HISTORY, read_run_config
 
-Step = Callable[[nn.Module, MMAudio, Batch, torch.Generator, float, BatchSlice], Terms]
-"""(network to call with gradients, the same network plain, batch, generator, share of training done, which rows of the
-whole batch these are) -> terms."""
+RECOMPILES = 64
+"""Versions of a forward that torch.compile keeps before it silently runs further ones uncompiled. Its own limit of 8
+counts the joint blocks of both kinds together, and each kind has a version for gradients, for the first size of batch
+without, for all other sizes, and as many again in another precision."""
+
+Step = Callable[[nn.Module, MMAudio, MMAudio | None, Batch, torch.Generator, float, BatchSlice], Terms]
+"""(network to call with gradients, the same network without a wrapper, the network with averaged weights where the task
+asks for one, batch, generator, fraction of training done, which rows of the whole batch these are) -> terms."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingTask:
-    """What the loop trains: a network, its step, and a way to judge it."""
+    """What the loop trains: a network, its step, its data, and how the result is measured and published."""
 
     kind: str
     config: TeacherRun | DistillRun
@@ -61,6 +67,8 @@ class TrainingTask:
     """Called by every process; what the main process gets goes into the log."""
     best: str
     """The number of an evaluation of which the smallest marks the best checkpoint."""
+    averaged_targets: bool = False
+    """Whether the step takes targets from a network with averaged weights: those of the narrowest of loop.ema_std."""
     float32_only: bool = False
     """Whether the step is refused under mixed precision, because it takes differences of the network."""
     frozen: tuple[MMAudio, ...] = ()
@@ -98,7 +106,10 @@ def ending(status: int) -> Iterator[None]:
 
 
 class Session:
-    """Every method is called by every process."""
+    """A task on an engine, with its averages, its best evaluation and its run folder.
+
+    Every process of a run has one and calls its methods in the same order; the main process writes.
+    """
 
     def __init__(self, task: TrainingTask, run: Path, engine: Engine) -> None:
         """Take up the newest checkpoint of `run` that verifies, if there is one: `first` is the step to go on from."""
@@ -132,11 +143,18 @@ class Session:
         if found:
             load_strictly(net, found.folder / "model.safetensors")
         self.trained = trained_names(net)
+        # Copied before the engine hooks into the network; its weights become those of the average.
+        self.averaged = deepcopy(net) if task.averaged_targets and loop.ema_std else None
+        """The network that the step takes its targets from, if the task asks for averaged weights."""
         prepare_blocks(net, checkpoint=loop.checkpoint_blocks, compile=loop.compile_blocks)
         engine.prepare(net, loop.optim, micro_batch=micro_batch, accumulation=accumulation)
         if engine.plain is not net:  # a copy, which is not compiled with what it is a copy of
             prepare_blocks(engine.plain, checkpoint=False, compile=loop.compile_blocks)
-        self.averages = SharedAverages(engine, self.trained, loop.ema_std, corrected=loop.ema_correction)
+        if self.averaged is not None:
+            prepare_blocks(self.averaged.to(engine.device), checkpoint=False, compile=loop.compile_blocks)
+        self.averages = SharedAverages(
+            engine, self.trained, loop.ema_std, corrected=loop.ema_correction, network=self.averaged
+        )
         if found:
             engine.load_moments(found.tensors("optimizer"))
             self.averages.load(found.tensors)
@@ -267,19 +285,20 @@ class Session:
         path = self.run / HISTORY
         drop_later(path, self.first - 1)
         before, precision = last_line(path), precision_name(self.engine.precision)
-        append_line(
-            path,
-            {
-                "step": self.first,
-                "precision": precision,
-                "engine": self.engine.name,
-                "processes": self.engine.processes,
-                "device": str(self.engine.device),
-                "save_every": self.task.loop.save_every,
-                "package_version": package_version(),
-                "begun": time.strftime("%Y-%m-%d %H:%M:%S"),
-            },
-        )
+        stretch: dict[str, Any] = {
+            "step": self.first,
+            "precision": precision,
+            "engine": self.engine.name,
+            "processes": self.engine.processes,
+            "device": str(self.engine.device),
+            "save_every": self.task.loop.save_every,
+            "package_version": package_version(),
+            "begun": time.strftime("%Y-%m-%d %H:%M:%S"),
+        }
+        if self.task.averaged_targets:
+            stretch["targets"] = self._targets()
+            self._say_targets(before)
+        append_lines(path, [json.dumps(stretch, ensure_ascii=False)])
         if before is not None and before.get("precision") != precision:
             print(
                 f"precision: {precision} from step {self.first + 1} on, {before.get('precision')} before; {path} says "
@@ -290,6 +309,21 @@ class Session:
     def _publish(self, folder: Path) -> None:
         publish(self.run, folder, ["model", *self.averages.names], self.task.publish)
 
+    def _targets(self) -> str:
+        average = self.averages.network_average
+        return "the present weights" if average is None else average.name
+
+    def _say_targets(self, before: dict[str, Any] | None) -> None:
+        """A line where targets come from other weights than one would think: none are averaged, or they were not."""
+        if self.averages.network_average is None:
+            print("targets: from the present weights, since loop.ema_std names no average", flush=True)
+        elif before is not None and "targets" not in before:  # a run that an earlier version began
+            print(
+                f"targets: from averaged weights ({self._targets()}) from step {self.first + 1} on, from the present "
+                "weights before",
+                flush=True,
+            )
+
     def _greet(self) -> None:
         if self.engine.main:
             named, task = dict(self.engine.plain.named_parameters()), self.task
@@ -298,6 +332,34 @@ class Session:
             print(
                 f"{self.engine.describe()}" + (f"; going on from step {self.first}" if self.first else ""), flush=True
             )
+
+
+def blocks_of(net: MMAudio) -> list[nn.Module]:
+    """Joint and fused blocks, those of a velocity head included, in the order in which they run."""
+    head = net.velocity_blocks if net.config.velocity_head else ()
+    return list(chain(net.joint_blocks, net.fused_blocks, head))
+
+
+def prepare_blocks(net: MMAudio, *, checkpoint: bool, compile: bool) -> None:
+    """Switch on what LoopConfig asks for, in place and before an engine wraps `net`; names of parameters stay.
+
+    `checkpoint`: with gradients recorded, blocks keep their inputs alone and compute the rest again in the backward
+    pass (torch.utils.checkpoint without reentry). Derivatives, targets and samples, which record none, do not notice.
+
+    `compile`: each block is compiled by itself when it is first called, so blocks of a kind share one compilation;
+    ForwardAD runs them as written. A deep copy of the network is not compiled: call this on the copy too.
+    """
+    net.checkpoint_blocks = checkpoint
+    if compile:
+        import torch._dynamo.config as limits  # takes seconds
+
+        limits.recompile_limit = max(limits.recompile_limit, RECOMPILES)
+        limits.accumulated_recompile_limit = max(limits.accumulated_recompile_limit, 4 * RECOMPILES)
+        for block in blocks_of(net):
+            block.compile()
+    else:
+        for block in blocks_of(net):
+            block._compiled_call_impl = None
 
 
 def _copy(source: Path, target: Path) -> None:

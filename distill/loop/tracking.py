@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
 from distill.evaluation import Preview
-from teacher.files.json_files import drop_later
+from teacher.files.lines import drop_later
 from teacher.weights.run_folder import METRICS
 
 

@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from eval.compare.rows import Task, safe_name
-from eval.compare.sweep import KeptAudio
+from eval.compare.sweep import SavedAudio
 from teacher.features.store import Record
 from teacher.files import replacing
 from teacher.media import remux, write_audio
@@ -81,22 +81,22 @@ class ExampleWriter:
     shown: tuple[Shown, ...]
 
     def examples(
-        self, task: Task, records: Sequence[Record], waves: Tensor, keep: KeptAudio
+        self, task: Task, records: Sequence[Record], waves: Tensor, audio: SavedAudio
     ) -> list[dict[str, object]]:
-        """Entries for the first `keep.count` clips; generations that were not kept are left out."""
+        """Entries for the first `audio.count` clips; generations that were not kept are left out."""
         return [
-            self._example(task, record, wave, keep)
-            for record, wave in list(zip(records, waves, strict=True))[: keep.count]
+            self._example(task, record, wave, audio)
+            for record, wave in list(zip(records, waves, strict=True))[: audio.count]
         ]
 
-    def _example(self, task: Task, record: Record, wave: Tensor, keep: KeptAudio) -> dict[str, object]:
+    def _example(self, task: Task, record: Record, wave: Tensor, audio: SavedAudio) -> dict[str, object]:
         truth = self.folder / f"{task}-truth-{safe_name(record.id)}.wav"
         write_audio(truth, wave.numpy(), self.sample_rate)
         entries = [self._entry("ground truth", task, truth, record, comment=None)]
         for one in self.shown:
-            sound = keep.path(task, one.model, one.steps, one.guidance, record.id)
+            sound = audio.path(task, one.model, one.steps, one.guidance, record.id)
             if sound.is_file():
-                entries.append(self._entry(one.name, task, sound, record, keep.comment))
+                entries.append(self._entry(one.name, task, sound, record, audio.comment))
         return {"task": task, "id": record.id, "caption": record.caption, "entries": entries}
 
     def _entry(self, name: str, task: Task, sound: Path, record: Record, comment: str | None) -> dict[str, str]:

@@ -1,12 +1,10 @@
 """Which of several sounds for one picture or one text to keep: the best by one metric of single clips."""
 
 import tempfile
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-import torch
 from torch import Tensor
 
 from eval.features.published_models import PublishedModels
@@ -84,8 +82,3 @@ class Ranker:
             raise ValueError(f"--score {key} says nothing about this sound (no caption, or too short a clip)")
         sign = -1.0 if self.metric.better == "lower" else 1.0
         return [sign * entry[key] for entry in found]
-
-
-def best(values: Sequence[float]) -> int:
-    """Index of the largest value, the first of equals."""
-    return int(torch.tensor(values, dtype=torch.float64).argmax())

@@ -57,7 +57,7 @@ class Origin:
 
 
 @dataclass(frozen=True, kw_only=True)
-class KeptAudio:
+class SavedAudio:
     """Which waves to keep: the first `count` clips of one seed, as WAV files in `folder`."""
 
     folder: Path
@@ -88,7 +88,7 @@ def sweep(
     part_size: int = PART,
     processes: Processes | None = None,
     rtf: Callable[[int], Mapping[str, float]] | None = None,
-    keep: KeptAudio | None = None,
+    audio: SavedAudio | None = None,
 ) -> Iterator[Row]:
     """Generate, score and append one row per step count and seed; yields every row, finished ones included.
 
@@ -121,11 +121,11 @@ def sweep(
                 conditions = clips.conditions(first, last)
                 conditions = conditions if task == "vta" else conditions.without_video()
                 waves = _generated(generate, clips.ids[first:last], conditions, count, seed)
-                if keep is not None and keep.seed == seed:
+                if audio is not None and audio.seed == seed:
                     kept = [
-                        keep.path(task, model, count, guidance, i) for i in clips.ids[first : min(last, keep.count)]
+                        audio.path(task, model, count, guidance, i) for i in clips.ids[first : min(last, audio.count)]
                     ]
-                    keep_waves(waves, kept, scorer.sample_rate, keep.comment)
+                    write_waves(waves, kept, scorer.sample_rate, audio.comment)
                 scorer.features(first, waves, task).write(part_path(folder, first, last))
 
             paths = in_parts(
@@ -223,7 +223,7 @@ def part_path(folder: Path, first: int, last: int) -> Path:
     return folder / f"{first:06d}-{last:06d}.safetensors"
 
 
-def keep_waves(waves: Tensor, paths: Sequence[Path], sample_rate: int, comment: str | None) -> None:
+def write_waves(waves: Tensor, paths: Sequence[Path], sample_rate: int, comment: str | None) -> None:
     """Write the first waves to `paths`."""
     for path, wave in zip(paths, waves, strict=False):
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,6 +1,7 @@
-"""Lists of test clips: the ids a comparison is to be made on, read from a file and found among extracted clips.
+"""The clips a comparison is made on: their real sound, conditions, events, and the scorer built from them.
 
-Understood are, told apart by suffix and first row:
+They are the test split of a feature folder, or those of it that a list names. Lists are told apart by suffix and first
+row:
 
 .txt or without suffix    an id a line: scored-<task>.txt of another comparison, train.txt and test.txt of Greatest Hits
 .json                     a list of ids, as CondFoleyGen's splits of Greatest Hits
@@ -10,9 +11,7 @@ Understood are, told apart by suffix and first row:
 
 Ids are those that teacher/lists/published.py gives the items of the same file. A listed clip that was not extracted is
 reported, and no other clip takes its place.
-
-
-The clips a comparison is made on: their real sound, conditions, events, and the scorer built from them."""
+"""
 
 import csv
 import io
@@ -27,7 +26,7 @@ from typing import Literal, Self, get_args
 import torch
 from torch import Tensor
 
-from eval.compare.rows import check_distinct
+from eval.compare.rows import Task, check_distinct
 from eval.compare.scorer import Scorer
 from eval.compare.sweep import PART, Clips
 from eval.compare.training_sounds import read_waves, read_window
@@ -60,6 +59,9 @@ FORMS = (
     "an id a line (.txt), a JSON list of ids, the .csv of VGGSound, AudioCaps or Clotho, a .tsv of id and label or "
     "caption, and manifests"
 )
+Unreadable = Literal["fail", "exclude"]
+"""What happens when the real sound of a test clip cannot be read: the run fails, or the clip is left out for every
+model and listed. It is never replaced by another."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,6 +137,22 @@ def match_ids(listed: Iterable[str], records: Iterable[Record]) -> Matched:
     return Matched(ids=tuple(i for i in by_id if i in found), missing=tuple(missing), listed=len(names))
 
 
+def listed_clips(
+    test_list: Path | None, features: FeatureSet, task: Task, unreadable: Unreadable
+) -> tuple[tuple[str, ...] | None, tuple[str, ...]]:
+    """Ids to score and listed ids that are not there; None without a list."""
+    if test_list is None:
+        return None, ()
+    records = [record for record in features.records if record.has_video or task == "tta"]
+    matched = match_ids(read_test_ids(test_list), records)
+    if matched.missing and unreadable == "fail":
+        raise ValueError(
+            f"{test_list}: {matched} in {features.folder}; extract them, or leave them out for all models with "
+            "--unreadable exclude"
+        )
+    return matched.ids, matched.missing
+
+
 def _plain(path: Path) -> list[str]:
     names = read_names(path)
     odd = next((name for name in names if CONTROL.search(name)), None)
@@ -176,11 +194,6 @@ def _name(item_id: str) -> str:
     if second:
         return f"{second.group(1)}_{int(second.group(2))}"
     return video_name(item_id) or item_id
-
-
-Unreadable = Literal["fail", "exclude"]
-"""What happens when the real sound of a test clip cannot be read: the run fails, or the clip is left out for every
-model and listed. It is never replaced by another."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -1,6 +1,6 @@
 """Media files -> a folder of latents and condition features (see teacher/features/store.py for its files).
 
-Pass 0 looks at every file and cuts it into windows; pass 1 fits the codec on training sounds, unless one is given;
+Pass 0 probes every file and cuts it into windows; pass 1 fits the codec on training sounds, unless one is given;
 pass 2 writes texts and shards. Nothing is left out silently: every skipped file or window is named with its reason in
 the report and features.json. A rerun with the same configuration and files goes on after the last finished shard.
 Several processes, on one machine or with a common folder, share the work by number of block, text file and shard: the
@@ -30,9 +30,9 @@ from teacher.features.resume import (
     prepare_folder,
     remove_leftovers,
 )
-from teacher.features.shards import CODEC_DIGITS, Part, Written, parts, write_shards, write_texts
+from teacher.features.shards import CODEC_DIGITS, ShardWindows, Written, shard_windows, write_shards, write_texts
 from teacher.features.store import Layout, ShardFile, Skipped
-from teacher.features.windows import Progress, blocks_of, look
+from teacher.features.windows import Progress, blocks_of, probe_files
 from teacher.features.workers import WorkerPool
 from teacher.files import (
     DIGESTS,
@@ -73,7 +73,7 @@ def extract(
     repeated = [id_ for id_, count in Counter(item.id for item in items).items() if count > 1]
     if repeated or not items:
         raise FeatureError(f"ids of items must differ, repeated: {', '.join(repeated[:5])}" if repeated else "no items")
-    out, tell = Path(out), progress or (lambda _stage, _done, _total: None)
+    out, progress = Path(out), progress or (lambda _stage, _done, _total: None)
     check_folder(out)
     lock, made_again = FolderLock(out, what="the feature folder"), []
     try:
@@ -93,14 +93,14 @@ def extract(
                 left_out=left_out,
             )
             if processes.lead:
-                made_again = prepare_folder(out, plan, items, overwrite=overwrite, tell=tell)
-                processes.say("ready")
+                made_again = prepare_folder(out, plan, items, overwrite=overwrite, progress=progress)
+                processes.announce("ready")
             else:
                 processes.wait_for_stage("ready", what="the check of the folder")
                 check_plan(out, plan)
             if not (out / "features.json").is_file():
                 plan = store.read_json(out / "plan.json")
-                _extract(items, left_out, out, config, plan, encoders, codec, processes, tell)
+                _extract(items, left_out, out, config, plan, encoders, codec, processes, progress)
             return replace(ExtractReport.of(store.read_json(out / "features.json")), made_again=made_again)
     finally:
         lock.release()
@@ -115,20 +115,20 @@ def _extract(
     encoders: Encoders,
     codec: AudioCodec | None,
     processes: Processes,
-    tell: Progress,
+    progress: Progress,
 ) -> None:
-    """This process's share of all passes; the lead waits for everyone and finishes."""
+    """This process's part of all passes; the lead waits for everyone and finishes."""
     with WorkerPool(config.workers) as pool:
-        windows, skipped = look(out, items, plan_digest(plan), config.reader(), pool, processes, tell)
+        windows, skipped = probe_files(out, items, plan_digest(plan), config.reader(), pool, processes, progress)
         skipped = [*left_out, *skipped]
         captions = list(dict.fromkeys(window.item.caption for window in windows))
         if codec is None:
             training = [window for window in windows if window.item.split == "train"]
-            codec = fitted_codec(out, training, skipped, config, pool, processes, tell)
+            codec = fitted_codec(out, training, skipped, config, pool, processes, progress)
         written: Written = {}
         texts = write_texts(out, captions, encoders, config.shard_size, processes, written)
-        shards = parts(out, windows, config.shard_size)
-        write_shards(shards, captions, codec, encoders, config, pool, processes, tell, written)
+        shards = shard_windows(out, windows, config.shard_size)
+        write_shards(shards, captions, codec, encoders, config, pool, processes, progress, written)
     if processes.lead:
         needed = [*texts, *(shard.path for shard in shards)]
         processes.wait(lambda: all(p.is_file() for p in needed), what="all shards and texts", on=processes.others)
@@ -143,7 +143,7 @@ def _finish(
     config: ExtractConfig,
     plan: dict[str, Any],
     codec: AudioCodec,
-    shards: Sequence[Part],
+    shards: Sequence[ShardWindows],
     skipped: Sequence[Skipped],
     captions: int,
 ) -> dict[str, Any]:

@@ -93,7 +93,7 @@ def check_folder(out: Path) -> None:
 
 
 def prepare_folder(
-    out: Path, plan: dict[str, Any], items: Sequence[Item], *, overwrite: bool, tell: Progress
+    out: Path, plan: dict[str, Any], items: Sequence[Item], *, overwrite: bool, progress: Progress
 ) -> list[str]:
     """Make the folder, or check that it continues `plan`; afterwards it holds nothing that is damaged.
 
@@ -110,7 +110,7 @@ def prepare_folder(
         if _mend_plan(out, plan, items):
             write_json(out / "plan.json", plan)
         check_plan(out, plan)
-        return _remove_damaged(out, items, tell)
+        return _remove_damaged(out, items, progress)
     write_json(out / "plan.json", plan)
     return []
 
@@ -183,7 +183,7 @@ def _noted_in_a_block(out: Path, plan: dict[str, Any], items: Sequence[Item]) ->
     return False
 
 
-def _remove_damaged(out: Path, items: Sequence[Item], tell: Progress) -> list[str]:
+def _remove_damaged(out: Path, items: Sequence[Item], progress: Progress) -> list[str]:
     """Remove what is damaged; a line for each file that is to be made again."""
     info, found, recorded = _info(out), [], {}
     try:
@@ -214,7 +214,7 @@ def _remove_damaged(out: Path, items: Sequence[Item], tell: Progress) -> list[st
         if fault is not None:
             path.unlink()
             found.append(f"{name}: damaged")
-        tell("check", k, len(paths))
+        progress("check", k, len(paths))
     if info is not None:
         needed = [shard_path(out, split, k) for split in SPLITS for k in range(info["shards"][split])]
         needed += [store.text_path(out, k) for k in range(-(-info["texts"]["count"] // info["texts"]["per_file"]))]

@@ -20,7 +20,8 @@ from teacher.files.digests import (
     tensors_digest,
     write_digests,
 )
-from teacher.files.json_files import append_line, as_json, read_json, write_json, write_text
+from teacher.files.json_files import as_json, read_json, write_json, write_text
+from teacher.files.lines import append_lines, read_lines
 from teacher.files.locks import LOCK, FolderLock, LockedError, wait_for_lock
 from teacher.files.moved import Moved
 from teacher.files.replace import (
@@ -44,7 +45,7 @@ __all__ = [
     "LockedError",
     "Moved",
     "Written",
-    "append_line",
+    "append_lines",
     "as_json",
     "check_digests",
     "check_regular",
@@ -60,6 +61,7 @@ __all__ = [
     "read_bytes",
     "read_digests",
     "read_json",
+    "read_lines",
     "recorded_steps",
     "remove_temporaries",
     "replacing",

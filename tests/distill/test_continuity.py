@@ -31,12 +31,20 @@ ENGINES = {
 
 @pytest.fixture(scope="module")
 def given(tmp_path_factory):
-    """Features and a teacher, and the curve of a single process that nobody stopped."""
+    """Features and a teacher, and per method the curve of a single process that nobody stopped."""
     folder = tmp_path_factory.mktemp("given")
     data = tiny.features(folder)
-    teacher = train_teacher(tiny.teacher_run(data), folder / "teacher")
-    assert legs.run(data=str(data), teacher=str(teacher), legs=[{"run": folder / "alone", "until": None}]) == [0]
-    return {"data": str(data), "teacher": str(teacher)}, curve(folder / "alone")
+    start = {"data": str(data), "teacher": str(train_teacher(tiny.teacher_run(data), folder / "teacher"))}
+    curves = {}
+
+    def of(method):
+        if method not in curves:
+            run = folder / method
+            assert legs.run(**start, method=method, legs=[{"run": str(run), "until": None}]) == [0]
+            curves[method] = curve(run)
+        return start | {"method": method}, curves[method]
+
+    return of
 
 
 def curve(run: Path) -> list[float]:
@@ -52,12 +60,16 @@ def tensors(run: Path) -> dict[str, bytes]:
     return {f"{k}.{n}": t.numpy().tobytes() for k, file in enumerate(files) for n, t in file.items()}
 
 
+SLOW = [(engine, "meanflow") for engine in ENGINES if engine != "zero2"]
+SLOW += [(engine, "consistency") for engine in ("ddp", "fsdp2", "zero2", "zero3")] + [("ddp", "terminal")]
+
+
 @pytest.mark.parametrize(
-    "engine", [pytest.param(name, marks=[] if name == "zero2" else pytest.mark.slow) for name in ENGINES]
+    ("engine", "method"), [("zero2", "meanflow"), *(pytest.param(*each, marks=pytest.mark.slow) for each in SLOW)]
 )
-def test_one_curve(given, tmp_path, engine):
+def test_one_curve(given, tmp_path, engine, method):
     """Two processes follow one; stopped after 10 steps they go on bit for bit; and 2 -> 1 -> 2 processes follow too."""
-    start, alone = given
+    start, alone = given(method)
     straight, stopped, changing = (tmp_path / name for name in ("straight", "stopped", "changing"))
 
     def leg(run, until=None):
@@ -74,3 +86,15 @@ def test_one_curve(given, tmp_path, engine):
     last = launch("tests.distill.legs:run", start | {"legs": [leg(changing)]}, environment=ENGINES[engine])
     assert last == [[0], [0]]
     assert curve(changing) == pytest.approx(alone, rel=SPREAD)
+
+
+@pytest.mark.parametrize("method", ["consistency", "terminal"])
+def test_targets_of_averaged_weights_come_back(given, tmp_path, method):
+    """A run whose targets come from averaged weights, stopped after 7 steps, goes on bit for bit."""
+    start, alone = given(method)
+    stopped = tmp_path / "stopped"
+    assert legs.run(**start, legs=[{"run": str(stopped), "until": 7}, {"run": str(stopped), "until": None}]) == [
+        SAVED_AND_LEFT,
+        0,
+    ]
+    assert curve(stopped) == alone

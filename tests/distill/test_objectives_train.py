@@ -1,12 +1,14 @@
 """Every objective trains from its configuration in the one loop, with one call of the network per step."""
 
 import json
+import shutil
 import typing
 from dataclasses import replace
 
 import pytest
 import torch
 import tyro
+from safetensors.torch import load_file
 
 from distill.config import DistillRun, FromData, FromTeacher, GuidedInput, Method
 from distill.method.step import train_step
@@ -150,10 +152,6 @@ def test_configuration_survives_json(method):
     assert loads(Method, dumps(method)) == method
 
 
-def test_every_objective_has_a_recipe():
-    assert {type(method.objective) for method in RECIPES.values()} == set(typing.get_args(Objective))
-
-
 @pytest.mark.parametrize("name", PRESETS)
 def test_help_of_every_preset_names_its_flags(name, capsys):
     with pytest.raises(SystemExit) as left:
@@ -191,3 +189,54 @@ def test_networks_of_before_load_without_the_new_fields():
     assert from_plain(MMAudioConfig, plain) == tiny.NETWORK
     names = set(MMAudio(tiny.NETWORK).state_dict())
     assert not any(n.startswith(("guidance_embed", "velocity_")) for n in names)
+
+
+@pytest.mark.parametrize("name", ["ConsistencyTraining", "TerminalVelocity"])
+def test_targets_come_from_averaged_weights(data, teacher, tmp_path, monkeypatch, capsys, name):
+    """At every step the network behind the targets has the weights that the narrowest average had after the step
+    before, which from the third step on are not the present ones; the history says so."""
+    config = run_of(data, teacher, METHOD[name], steps=4)
+    used = []
+    step = train_step
+
+    def watched(student, plain, *rest, averaged, **options):
+        of = [dict(net.named_parameters())["final_layer.conv.weight"].clone() for net in (plain, averaged)]
+        used.append(of)
+        return step(student, plain, *rest, averaged=averaged, **options)
+
+    monkeypatch.setattr("distill.tasks.train_step", watched)
+    run = distil(replace(config, loop=replace(config.loop, save_every=1, keep_last=4)), tmp_path / "run")
+    assert torch.equal(*used[0])
+    assert torch.equal(*used[1])  # the first update copies the weights
+    assert not torch.equal(*used[2])
+    for step_done in (1, 2, 3):
+        kept = load_file(run / "trainer" / f"step-{step_done:07d}" / "ema-0.1.safetensors")
+        assert torch.equal(used[step_done][1], kept["final_layer.conv.weight"])
+    assert json.loads((run / "history.jsonl").read_text().splitlines()[0])["targets"] == "ema-0.1"
+    assert "targets:" not in capsys.readouterr().out
+
+
+def test_without_averages_targets_come_from_the_present_weights_and_a_line_says_so(data, teacher, tmp_path, capsys):
+    """The first two steps are alike, since the first update of an average copies the weights; the third is not."""
+    config = run_of(data, teacher, METHOD["ConsistencyTraining"], steps=3)
+    averaged = tiny.losses(distil(config, tmp_path / "averaged"))
+    capsys.readouterr()
+    present = tiny.losses(distil(replace(config, loop=replace(config.loop, ema_std=())), tmp_path / "present"))
+    assert "targets: from the present weights, since loop.ema_std names no average" in capsys.readouterr().out
+    assert averaged[:2] == present[:2]
+    assert averaged[2] != present[2]
+
+
+def test_a_run_of_before_is_told_that_its_targets_change(data, teacher, tmp_path, capsys):
+    """A folder that an earlier version left after its first step: no line of its history speaks of targets."""
+    config = run_of(data, teacher, METHOD["ConsistencyTraining"], steps=2)
+    config = replace(config, loop=replace(config.loop, save_every=1))
+    run = distil(config, tmp_path / "run")
+    shutil.rmtree(run / "trainer" / "step-0000002")
+    history = run / "history.jsonl"
+    history.write_text(history.read_text().replace(', "targets": "ema-0.1"', ""))
+    capsys.readouterr()
+    distil(config, run)
+    assert "targets: from averaged weights (ema-0.1) from step 2 on, from the present weights before" in (
+        capsys.readouterr().out
+    )

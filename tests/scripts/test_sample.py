@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 import soundfile
 
-from eval.compare.ranker import Ranker, best
+from eval.compare.ranker import Ranker
 from eval.features.published_models import PublishedModels
 from eval.metrics.motion import motion_score, read_motion
 from scripts.sample import cli
-from scripts.sample_jobs import Job, fitting, jobs
 from teacher.media import write_video
+from teacher.sampling.jobs import fitting
 from teacher.sampling.pipeline import Pipeline
 from teacher.sampling.provenance import read_provenance
 from tests.saved_student import save_student
@@ -50,25 +50,6 @@ def command(monkeypatch, folder, *arguments):
     except SystemExit as left:
         return left.code
     return 0
-
-
-def test_inputs_become_jobs(folder, tmp_path):
-    films = folder / "films"
-    both = [films / "film1.mp4", films / "film2.mp4"]
-    assert [j.video for j in jobs([str(films)], None)] == both
-    assert [j.video for j in jobs([str(films / "*2.mp4")], "rain")] == both[1:]
-    (films / "notes.txt").write_text("no film")
-    (films / "list.csv").write_text("file,caption\nfilm2.mp4,a drum\nfilm1.mp4,a bell\n")
-    listed = jobs([str(films / "list.csv")], None)
-    assert {(j.video.name, j.prompt) for j in listed} == {("film1.mp4", "a bell"), ("film2.mp4", "a drum")}
-    assert {j.prompt for j in jobs([str(films / "list.csv")], "mine")} == {"mine"}
-    assert jobs([], "Rain, on tin!") == (Job(name="Rain_on_tin", video=None, prompt="Rain, on tin!"),)
-    for wrong, told in (([], "give --video"), ([str(tmp_path)], "holds no video"), (["none*.mp4"], "matches no video")):
-        with pytest.raises(ValueError, match=told):
-            jobs(wrong, None)
-    other = film(tmp_path / "film1.mp4")
-    with pytest.raises(ValueError, match="share a file name"):
-        jobs([str(both[0]), str(other)], None)
 
 
 @pytest.mark.parametrize("kind", ["flac", "wav", "ogg", "mp3"])
@@ -116,7 +97,6 @@ def test_the_best_of_several_is_the_one_with_the_largest_score(folder, tmp_path,
     wave, rate = soundfile.read(tmp_path / "film1.wav")
     by_hand = motion_score(read_motion(video, duration_s=1.0), wave, rate)
     assert by_hand == pytest.approx(scores[line["seed"]], abs=1e-3)  # 16-bit file
-    assert best([0.1, 0.7, 0.7]) == 1
     with pytest.raises(ValueError, match=r"needs --judges\.synchformer"):
         Ranker.load("desync", PublishedModels(), duration_s=1.0, device="cpu")
     assert command(monkeypatch, folder, "--prompt", "rain", "--best-of", 2, "--out", tmp_path) == 2

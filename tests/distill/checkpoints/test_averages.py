@@ -42,17 +42,25 @@ def walk(net, step):
 
 @pytest.mark.parametrize("processes", [1, 2, 3, 8])
 def test_dealt_averages_are_the_whole_ones(processes):
-    """Bit for bit, with frozen tensors left out; eight processes are more than there are tensors."""
+    """Bit for bit, with frozen tensors left out; eight processes are more than there are tensors. A network that takes
+    its weights from the averages has the narrowest, whole in every process."""
     reference = network()
     names = [n for n, p in reference.named_parameters() if p.requires_grad]
-    whole = [PowerEMA(reference, std) for std in (0.05, 0.2)]
+    whole = [PowerEMA(reference, std) for std in (0.2, 0.05, 0.1)]
     board, barrier, made = {}, threading.Barrier(processes), {}
 
     networks = [network() for _ in range(processes)]  # here: threads share torch's default generator
+    followers = [network() for _ in range(processes)]
 
     def run(process):
         net = networks[process]
-        averages = SharedAverages(Process(net, process, processes, board, barrier), names, (0.05, 0.2), corrected=False)
+        averages = SharedAverages(
+            Process(net, process, processes, board, barrier),
+            names,
+            (0.2, 0.05, 0.1),
+            corrected=False,
+            network=followers[process],
+        )
         for step in range(1, 6):
             walk(net, step)
             averages.update(step)
@@ -72,6 +80,10 @@ def test_dealt_averages_are_the_whole_ones(processes):
         assert set(first) == set(names)
         assert all(torch.equal(first[n], whole[0].shadow[n]) for n in names)
         assert set(second) == (set(names) if process == 0 else set())
+        of_network = dict(followers[process].named_parameters())
+        assert all(torch.equal(of_network[n], whole[1].shadow[n]) for n in names)
+        assert torch.equal(of_network["1.weight"], reference[1].weight)  # what is not trained is as it was
+        assert not any(p.requires_grad for p in of_network.values())
     assert all(torch.equal(made[0][1][n], whole[1].shadow[n]) for n in names)
 
 
@@ -93,9 +105,15 @@ def test_averages_come_back_from_files():
         walk(net, step)
         averages.update(step)
     kept = averages.whole(0)
-    fresh = SharedAverages(engine, names, (0.1,), corrected=True)
+    follower = network()
+    fresh = SharedAverages(engine, names, (0.1,), corrected=True, network=follower)
     fresh.load(lambda name: {"ema-0.1": kept}[name])
     assert all(torch.equal(fresh.whole(0)[n], kept[n]) for n in names)
+    assert all(torch.equal(follower.get_parameter(n), kept[n]) for n in names)
+    walk(net, 4)
+    averages.update(4)
+    fresh.update(4)
+    assert all(torch.equal(follower.get_parameter(n), tensor) for n, tensor in averages.whole(0).items())
 
 
 def test_held_weights_are_given_back_whatever_happens():

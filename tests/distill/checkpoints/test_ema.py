@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from scipy.integrate import quad
 
-from distill.checkpoints.ema import PowerEMA, clock, gamma_from_std, new_share
+from distill.checkpoints.ema import PowerEMA, clock, gamma_from_std, new_weight
 from distill.checkpoints.posthoc import (
     combine,
     combined_tensors,
@@ -77,10 +77,10 @@ def test_average_of_a_ramp(corrected):
 def test_corrected_decay_is_the_published_formula():
     """beta(s) = [(1 - 1/(s + 1))^(1 + gamma) (1 - 1/(s + 2))^(1 + gamma)]^(1/2); the first update copies."""
     g = gamma_from_std(0.05)
-    assert new_share(1, g, corrected=True) == 1.0
+    assert new_weight(1, g, corrected=True) == 1.0
     for s in (2, 3, 10, 300_000):
         beta = math.sqrt((1 - 1 / (s + 1)) ** (1 + g) * (1 - 1 / (s + 2)) ** (1 + g))
-        assert 1 - new_share(s, g, corrected=True) == pytest.approx(beta, rel=1e-12)
+        assert 1 - new_weight(s, g, corrected=True) == pytest.approx(beta, rel=1e-12)
 
 
 @pytest.mark.parametrize("corrected", [False, True])
@@ -88,7 +88,7 @@ def test_decay_is_the_ratio_of_the_clock(corrected):
     g = gamma_from_std(0.1)
     for s in (2, 7, 1000):
         ratio = clock(s - 1, corrected=corrected) / clock(s, corrected=corrected)
-        assert 1 - new_share(s, g, corrected=corrected) == pytest.approx(ratio ** (g + 1), rel=1e-9)
+        assert 1 - new_weight(s, g, corrected=corrected) == pytest.approx(ratio ** (g + 1), rel=1e-9)
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from distill.tasks import student_task, train_teacher
 from scripts import check, ema
 from teacher.files import FolderLock, LockedError, check_digests, read_digests, recorded_steps, write_digests, write_new
 from teacher.files.errors import TrainingError, WeightsError
-from teacher.files.json_files import last_line
+from teacher.files.lines import last_line
 from teacher.network.lora import LoRAConfig
 from teacher.sampling.model_card import ModelCard
 from teacher.sampling.pipeline import Pipeline

@@ -71,7 +71,7 @@ def sleeping(timeout_s: float, silent_s: float, beats: int, locked: bool) -> str
     """Beat ten times as often as needed, then be silent, with Python's lock held or not."""
     with Watchdog(timeout_s, process=1, processes=3) as watchdog:
         for k in range(beats):
-            watchdog.beat(f"step {k}", kept="step 2 in runs/a")
+            watchdog.beat(f"step {k}", checkpoint="step 2 in runs/a")
             time.sleep(timeout_s / 10)
         if locked:
             ctypes.PyDLL(None).usleep(int(1e6 * silent_s))
@@ -229,8 +229,9 @@ def test_other_processes_count_and_do_not_write(tmp_path):
 
 
 def test_a_file_that_cannot_be_written_ends_the_run(tmp_path):
+    (tmp_path / "gone").write_text("a file where the run folder was")
     skipped = Skipped(tmp_path / "gone", 5)
-    with pytest.raises(TrainingError, match=r"skipped\.jsonl cannot be written: .*No such file"):
+    with pytest.raises(TrainingError, match=r"skipped\.jsonl cannot be written: .*File exists"):
         skipped.add(1, reason="loss", ids=["a"])
 
 

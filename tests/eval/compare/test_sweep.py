@@ -10,7 +10,7 @@ import torch
 from eval.compare.reference_rows import reference_rows
 from eval.compare.rows import Row, read_rows, safe_name
 from eval.compare.scorer import Scorer
-from eval.compare.sweep import Clips, KeptAudio, Origin, clip_seed, sweep
+from eval.compare.sweep import Clips, Origin, SavedAudio, clip_seed, sweep
 from eval.features.embedded import EmbeddedAudioFeatures, EmbeddedClassifier
 from eval.features.sources import EmbeddedSource, features_of
 from eval.metrics.onsets import OnsetScorer
@@ -146,10 +146,10 @@ def test_text_to_audio_sees_no_video_and_scores_no_timing(tmp_path, clips, score
 
 
 def test_kept_audio_is_the_first_clips_of_one_seed(tmp_path, clips, scorer):
-    keep = KeptAudio(folder=tmp_path / "media", count=2, seed=1)
-    run(Generator(), clips, scorer, tmp_path / "rows.jsonl", keep=keep, steps=(8,))
-    assert sorted((tmp_path / "media").iterdir()) == sorted(keep.path("vta", "teacher", 8, 1.0, i) for i in IDS[:2])
-    wave, rate = soundfile.read(keep.path("vta", "teacher", 8, 1.0, IDS[0]))
+    audio = SavedAudio(folder=tmp_path / "media", count=2, seed=1)
+    run(Generator(), clips, scorer, tmp_path / "rows.jsonl", audio=audio, steps=(8,))
+    assert sorted((tmp_path / "media").iterdir()) == sorted(audio.path("vta", "teacher", 8, 1.0, i) for i in IDS[:2])
+    wave, rate = soundfile.read(audio.path("vta", "teacher", 8, 1.0, IDS[0]))
     assert (rate, len(wave)) == (RATE, RATE)
 
 

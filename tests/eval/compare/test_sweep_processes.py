@@ -14,7 +14,7 @@ import torch
 from eval.compare.reference_rows import reference_rows
 from eval.compare.rows import Row, read_rows
 from eval.compare.scorer import Scorer
-from eval.compare.sweep import Clips, KeptAudio, Origin, part_path, parts_folder, sweep
+from eval.compare.sweep import Clips, Origin, SavedAudio, part_path, parts_folder, sweep
 from eval.features.embedded import EmbeddedAudioFeatures, EmbeddedClassifier
 from eval.features.sources import EmbeddedSource
 from eval.metrics.onsets import OnsetScorer
@@ -90,7 +90,7 @@ def run(
         sweep(
             generate or Generator(), make_clips(order), task="vta", model="student", steps=steps, seeds=seeds,
             scorer=make_scorer(order), rows_path=folder / "rows.jsonl", origin=ORIGIN, part_size=part_size,
-            processes=processes, keep=KeptAudio(folder=folder / "media", count=3, seed=0),
+            processes=processes, audio=SavedAudio(folder=folder / "media", count=3, seed=0),
         )
     )  # fmt: skip
 
@@ -104,7 +104,7 @@ def together(processes: Processes) -> None:
     """All begin when the lead has seen all: who has nothing to do would else have left before the lead looks."""
     processes.meet()
     if processes.lead:
-        processes.say("met")
+        processes.announce("met")
     processes.wait_for_stage("met", what="the start")
 
 

@@ -126,3 +126,12 @@ def test_below_four_clips_there_is_no_interval():
     values, estimates = by_name(features(0, clips=3), features(1, clips=3))
     assert np.isfinite(values["frechet"])
     assert estimates == {}
+
+
+def test_the_front_door_opens_what_is_asked_for():
+    import eval as front
+
+    assert front.METRICS is METRICS
+    assert front.run_comparison.__module__ == "eval.compare.comparison"
+    with pytest.raises(AttributeError, match="no attribute 'judges'"):
+        _ = front.judges

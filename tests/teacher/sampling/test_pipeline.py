@@ -8,9 +8,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from eval.compare import entries
 from meanflow import Adaptive, Guidance
 from meanflow.config import to_plain
-from scripts import contestants, sample
+from scripts import sample
 from teacher.audio.mmaudio_codec import mmaudio_codec
 from teacher.audio.vocoder import with_toom_cook
 from teacher.media import read_audio, write_video
@@ -180,7 +181,7 @@ def test_several_sounds_of_one_call_are_bit_by_bit_those_made_alone(duration_s):
 
 def test_the_sound_of_a_compared_clip_does_not_depend_on_the_others():
     made = tiny_pipeline()
-    make = contestants._generator(made, Guidance(omega=1.4))
+    make = entries._generator(made, Guidance(omega=1.4))
     scene = made.encode(prompt="a bell", duration_s=1.0)
     seeds = [clip_seed(0, f"clip {k}") for k in range(8)]
     together = make(Conditions.cat([scene.conditions(0, 1)] * 8), 1, seeds)

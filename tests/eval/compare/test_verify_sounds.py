@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from eval.compare.comparison import Comparison, Contestant
+from eval.compare.comparison import Comparison
+from eval.compare.entries import Entry
 from eval.compare.rows import read_rows
-from eval.compare.sweep import KeptAudio, Origin
+from eval.compare.sweep import Origin, SavedAudio
 from eval.compare.test_set import TestSet
 from eval.compare.training_sounds import TrainingSounds
 from eval.features.published_models import PublishedModels
@@ -62,8 +63,8 @@ def compared(tmp_path_factory) -> Path:
         return 0.8 * real[: len(seeds)] + 0.05 / steps * noise
 
     comparison = Comparison(
-        contestants=tuple(
-            Contestant(
+        entries=tuple(
+            Entry(
                 name="student", kind="student", generate=generate, settings={"guidance": w}, guidance=w,
                 evaluations_per_step=1, params=7,
             )
@@ -76,12 +77,12 @@ def compared(tmp_path_factory) -> Path:
         codec={"codec": codec.digest},
         roundtrip=lambda waves: codec.decode(codec.encode(waves)),
         processes=Processes(root / "processes"),
-        keep=KeptAudio(folder=root / "run" / "media", count=2, seed=0),
+        audio=SavedAudio(folder=root / "run" / "media", count=2, seed=0),
         part_size=3,
     )  # fmt: skip
     for rows in (
         comparison.reference("vta", test, training),
-        *(comparison.rows("vta", test, c) for c in comparison.contestants),
+        *(comparison.rows("vta", test, c) for c in comparison.entries),
     ):
         assert len(list(rows)) == 2
     return root

@@ -7,20 +7,20 @@ from types import SimpleNamespace
 
 import pytest
 
-from scripts.compare import Compare, _tasks, cli
-from scripts.compare_inputs import check_fits, check_least, entries
-from scripts.contestants import Entry
+from eval.compare.comparison import ComparisonConfig, check_least, tasks_of
+from eval.compare.entries import NamedRun, check_fits, named_runs
+from scripts.compare import cli
 from teacher.files import FolderLock
 from tests.saved_student import save_student, tiny_pipeline
 
 
 def test_networks_are_those_that_were_named():
-    found = entries(Path("t"), None, ["mine=runs/a"])
-    assert found == [Entry("teacher", Path("t")), Entry("mine", Path("runs/a"))]
+    found = named_runs(Path("t"), None, ["mine=runs/a"])
+    assert found == [NamedRun("teacher", Path("t")), NamedRun("mine", Path("runs/a"))]
     with pytest.raises(ValueError, match="no network to compare"):
-        entries(None, None, [])
+        named_runs(None, None, [])
     with pytest.raises(ValueError, match="NAME=RUN, got 'mine'"):
-        entries(None, None, ["mine"])
+        named_runs(None, None, ["mine"])
 
 
 def test_numbers_too_small_name_their_flag():
@@ -35,17 +35,17 @@ def test_a_network_must_fit_its_name_and_the_data(tmp_path):
     run = save_student(tmp_path / "student")
     pipeline = tiny_pipeline()
     data = SimpleNamespace(duration_s=1.0, sequence=pipeline.codec.sequence, info={"config": {"encoders": "embedded"}})
-    check_fits(Entry("student", run), pipeline, data)
-    check_fits(Entry("other", run), pipeline, data)
+    check_fits(NamedRun("student", run), pipeline, data)
+    check_fits(NamedRun("other", run), pipeline, data)
     with pytest.raises(ValueError, match=r"--teacher .* jumps, as students do; exchange the two"):
-        check_fits(Entry("teacher", run), pipeline, data)
-    for change, told in (
+        check_fits(NamedRun("teacher", run), pipeline, data)
+    for change, reported in (
         ({"duration_s": 2.0}, "duration in seconds is 1.0, that of the data is 2.0"),
         ({"sequence": replace(pipeline.codec.sequence, sample_rate=32_000)}, "sample rate is 16000"),
         ({"info": {"config": {"encoders": "mmaudio"}}}, "set of encoders is embedded, that of the data is mmaudio"),
     ):
-        with pytest.raises(ValueError, match=told):
-            check_fits(Entry("student", run), pipeline, SimpleNamespace(**(vars(data) | change)))
+        with pytest.raises(ValueError, match=reported):
+            check_fits(NamedRun("student", run), pipeline, SimpleNamespace(**(vars(data) | change)))
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class _Clip:
 
 
 @pytest.mark.parametrize(
-    ("clips", "tasks", "said"),
+    ("clips", "tasks", "lines"),
     [
         ([_Clip(True, "a")] * 2, ("vta", "tta"), []),
         ([_Clip(False, "a")] * 5, ("tta",), ["vta is left out: 0 test clips of data with picture, 2 are needed"]),
@@ -63,13 +63,13 @@ class _Clip:
         ([_Clip(True, "a"), *[_Clip(False, "b")] * 3], ("tta",), ["vta is left out: 1 test clips"]),
     ],
 )
-def test_tasks_follow_what_the_data_has(clips, tasks, said):
-    told = []
-    assert _tasks(Compare(data=Path("data")), clips, told=told.append) == tasks
-    assert [line.startswith(start) for line, start in zip(told, said, strict=True)] == [True] * len(said)
-    assert _tasks(Compare(tasks=("vta",)), clips, told=told.append) == ("vta",)
+def test_tasks_follow_what_the_data_has(clips, tasks, lines):
+    reported = []
+    assert tasks_of(ComparisonConfig(data=Path("data")), clips, report=reported.append) == tasks
+    assert [line.startswith(start) for line, start in zip(reported, lines, strict=True)] == [True] * len(lines)
+    assert tasks_of(ComparisonConfig(tasks=("vta",)), clips, report=reported.append) == ("vta",)
     with pytest.raises(ValueError, match="data has 1 test clips, too few for either task"):
-        _tasks(Compare(data=Path("data")), clips[:1], told=told.append)
+        tasks_of(ComparisonConfig(data=Path("data")), clips[:1], report=reported.append)
 
 
 def test_a_comparison_that_is_being_written_is_left_alone(tmp_path, monkeypatch, capsys):

@@ -1,4 +1,4 @@
-"""The networks of a comparison: run folders loaded, each with its guidance scales, its sound and its timing."""
+"""The models entered in a comparison: run folders by name, loaded, each with its guidance scales, sound and timing."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -8,7 +8,6 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from eval.compare.comparison import Contestant
 from eval.compare.rows import Kind, Task, safe_name
 from eval.compare.sweep import Generate
 from eval.speed.budget import Budget, Setting
@@ -16,6 +15,7 @@ from eval.speed.measure import measure_budget
 from eval.speed.stages import StagedGenerator, Workload
 from meanflow import Guidance
 from teacher.encoders.registry import read_window_frames
+from teacher.features.dataset import FeatureSet
 from teacher.features.store import Record
 from teacher.files import file_digest
 from teacher.media import MediaError, probe
@@ -23,17 +23,21 @@ from teacher.network.conditions import Conditions
 from teacher.sampling.generator import network_evaluations, noise
 from teacher.sampling.pipeline import Pipeline, SamplingConfig
 from teacher.weights.loading import weight_file
+from teacher.weights.run_folder import read_features_info
+
+RESERVED = ("codec", "reference")
+"""Names of the rows that are of no network."""
 
 
 @dataclass(frozen=True)
-class Entry:
-    """A name and the run folder behind it."""
+class NamedRun:
+    """The name of a network in the comparison, and its run folder."""
 
     name: str
     run: Path
 
     @classmethod
-    def parse(cls, text: str) -> "Entry":
+    def parse(cls, text: str) -> "NamedRun":
         """From NAME=RUN."""
         name, sign, run = text.partition("=")
         if not sign or not name.strip() or not run.strip():
@@ -45,8 +49,56 @@ class Entry:
         return Pipeline.load(self.run, device=device)
 
 
-def contestants(
-    pipelines: Mapping[Entry, Pipeline],
+def named_runs(teacher: Path | None, student: Path | None, also: Sequence[str]) -> list[NamedRun]:
+    """The networks by name. Raises ValueError where there is none."""
+    own = [NamedRun(name, run) for name, run in (("teacher", teacher), ("student", student)) if run is not None]
+    found = [*own, *map(NamedRun.parse, also)]
+    if not found:
+        raise ValueError("there is no network to compare: give --teacher, --student or --also")
+    return found
+
+
+def check_fits(named: NamedRun, pipeline: Pipeline, features: FeatureSet) -> None:
+    """ValueError unless the network was trained for the windows, encoders and sample rate of the data: its waves would
+    be scored as sound of another rate, or it would be given features that it does not know."""
+    jumps = pipeline.net.config.interval_embedding
+    if (named.name, jumps) in (("teacher", True), ("student", False)):
+        kind = "jumps, as students do" if jumps else "is integrated, as teachers are"
+        raise ValueError(f"--{named.name} {named.run} {kind}; exchange the two, or give it by --also NAME={named.run}")
+    config = features.info["config"]
+    for name, own, of_data in (
+        ("sample rate", pipeline.codec.sequence.sample_rate, features.sequence.sample_rate),
+        ("duration in seconds", pipeline.window_s, features.duration_s),
+        ("set of encoders", read_features_info(named.run).encoders, config["encoders"]),
+    ):
+        if own != of_data:
+            raise ValueError(f"{named.name} ({named.run}): its {name} is {own}, that of the data is {of_data}")
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Entry:
+    """A model in a comparison: one network with one guidance scale."""
+
+    name: str
+    kind: Kind
+    generate: Generate
+    settings: Mapping[str, object]
+    """Everything about it that decides the sound: digests of weights and codec, guidance."""
+    guidance: float
+    evaluations_per_step: int
+    params: int
+    rtf: Callable[[Task, int], Mapping[str, float]] | None = None
+    """Real-time factors of a task for a number of steps."""
+
+    def __post_init__(self) -> None:
+        if self.kind not in ("teacher", "student"):
+            raise ValueError(f"kind must be teacher or student, got {self.kind!r}")
+        if self.name in RESERVED or not self.name.strip():
+            raise ValueError(f"a model cannot be called {self.name!r}; choose another name")
+
+
+def make_entries(
+    pipelines: Mapping[NamedRun, Pipeline],
     *,
     teacher_guidance: Sequence[float],
     student_guidance: Sequence[float],
@@ -57,12 +109,12 @@ def contestants(
     records: Sequence[Record],
     out: Path,
     command: str,
-) -> tuple[Contestant, ...]:
+) -> tuple[Entry, ...]:
     """Every network with every guidance scale of its kind; a network that jumps is a student."""
     if repeats and 1 not in batches:
         raise ValueError(f"timing batches must hold 1, which the real-time factors of rows are of, got {batches}")
     found = []
-    for entry, pipeline in pipelines.items():
+    for named, pipeline in pipelines.items():
         kind: Kind = "student" if pipeline.net.config.interval_embedding else "teacher"
         rules = [
             Guidance(omega=w, rescale=rescale) for w in (student_guidance if kind == "student" else teacher_guidance)
@@ -76,14 +128,14 @@ def contestants(
                 batches=batches,
                 repeats=repeats,
                 records=records,
-                path=out / f"budget-{safe_name(entry.name)}-{{task}}.json",
+                path=out / f"budget-{safe_name(named.name)}-{{task}}.json",
                 command=command,
             )
-        weights = file_digest(weight_file(entry.run, "auto"))
+        weights = file_digest(weight_file(named.run, "auto"))
         for rule in rules:
             found.append(
-                Contestant(
-                    name=entry.name,
+                Entry(
+                    name=named.name,
                     kind=kind,
                     generate=_generator(pipeline, rule),
                     settings={"weights": weights, "guidance": rule, "codec": pipeline.codec.digest},
@@ -146,12 +198,12 @@ class _Timing:
 
     def _measured(self, task: Task) -> Budget:
         filmed = (r for r in self.records if task == "vta" and r.has_video and self._readable(r))
-        shown = list(islice(filmed, max(self.batches)))
+        clips = list(islice(filmed, max(self.batches)))
         captions = tuple(dict.fromkeys(r.caption for r in self.records if r.caption))[: max(self.batches)]
         workload = Workload(
             duration_s=self.pipeline.window_s,
             captions=captions or ("",),
-            windows=tuple((Path(r.path), r.start_s) for r in shown),
+            windows=tuple((Path(r.path), r.start_s) for r in clips),
         )
         budget = measure_budget(
             StagedGenerator.of_pipeline(self.pipeline, Path(self.path.name.format(task=task)).stem),
