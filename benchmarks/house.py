@@ -11,7 +11,9 @@ imported is not counted, since a reader of the trip does not have to read it.
 
     equation   one optimiser step: the files on the stack from the training loop to the objective's equation, those
                that the equation calls but for the network, and the engine's optimiser step
-    batch      `scripts.distill debug` for two steps, from the command line to its checkpoint
+    batch      one whole step of training: what runs between the end of one optimiser step and the end of the next,
+               reading ahead, averages and log included
+    training   `scripts.distill debug` for three steps, from the command line to its checkpoint
     film       `scripts.sample --video` of one film, from the command line to WAV and video
     distance   `scripts.verify --cell`: a Frechet distance from the features that a comparison keeps
     report     `scripts.report`, from rows to page and tables
@@ -103,6 +105,9 @@ class Tracer:
     tree: str
     ran: set[str] = field(default_factory=set)
     equation: set[str] = field(default_factory=set)
+    batch: set[str] = field(default_factory=set)
+    steps: int = 0
+    """Optimiser steps that have ended."""
     _names: dict[CodeType, str | None] = field(default_factory=dict)
     _inside: dict[int, int] = field(default_factory=dict)
     """Depth of calls within an equation, by thread."""
@@ -120,6 +125,7 @@ class Tracer:
         thread = threading.get_ident()
         depth = self._inside.get(thread, 0)
         if event == "return":
+            self.steps += self._is_step(frame.f_code)
             if depth:
                 self._inside[thread] = depth - 1
             return
@@ -133,10 +139,16 @@ class Tracer:
         elif name is not None and name.startswith("meanflow/objectives/") and frame.f_code.co_name == "__call__":
             self._inside[thread] = 1
             self.equation |= {name} | set(self._above(frame))
-        if name is not None and name.startswith("distill/engines/") and frame.f_code.co_name == "step":
+        if name is not None and self._is_step(frame.f_code):
             self.equation.add(name)
+        if name is not None and self.steps == 1:
+            self.batch.add(name)
         if name is not None and name not in self.ran and not _importing(frame):
             self.ran.add(name)
+
+    def _is_step(self, code: CodeType) -> bool:
+        """Whether a function is an engine's optimiser step."""
+        return code.co_name == "step" and (self.name(code) or "").startswith("distill/engines/")
 
     def _above(self, frame: FrameType) -> Iterator[str]:
         """Files of the functions that are waiting for a frame, as far as the training loop."""
@@ -174,7 +186,9 @@ def trace(out: Path, module: str, arguments: Sequence[str]) -> None:
     finally:
         sys.setprofile(None)
         threading.setprofile(None)  # type: ignore[arg-type]
-    out.write_text(json.dumps({"ran": sorted(tracer.ran), "equation": sorted(tracer.equation)}), encoding="utf-8")
+    out.write_text(
+        json.dumps({name: sorted(getattr(tracer, name)) for name in ("equation", "batch", "ran")}), encoding="utf-8"
+    )
 
 
 def trips(tree: Path, demo: Path) -> dict[str, list[str]]:
@@ -189,7 +203,7 @@ def trips(tree: Path, demo: Path) -> dict[str, list[str]]:
         scale = ["--guidance", str(cell["guidance"])]
         folders = ["--data", f"{kept}/features", "--teacher", f"{kept}/teacher", "--out", f"{scratch}/run"]
         commands = {
-            "batch": ["scripts.distill", "debug", *folders, "--loop.steps", "2"],
+            "training": ["scripts.distill", "debug", *folders, "--loop.steps", "3"],
             "film": ["scripts.sample", "--run", f"{kept}/student", "--video", str(film), "--out", f"{scratch}/sounds"],
             "distance": ["scripts.verify", "--rows", f"{kept}/rows.jsonl", "--cell", *of_cell, *scale],
             "report": ["scripts.report", "--rows", f"{kept}/rows.jsonl"],
@@ -199,10 +213,10 @@ def trips(tree: Path, demo: Path) -> dict[str, list[str]]:
             noted = Path(scratch) / f"{name}.json"
             _run(tree, [str(Path(__file__).resolve()), "--trace", str(noted), *command])
             read = json.loads(noted.read_text(encoding="utf-8"))
+            if name == "training":
+                found |= {"equation": read["equation"], "batch": read["batch"]}
             found[name] = read["ran"]
-            if name == "batch":
-                found["equation"] = read["equation"]
-    return {name: found[name] for name in ("equation", *commands)}
+    return found
 
 
 def closure(tree: Path, module: str) -> int:
