@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from eval.ledger import Table, record
+from eval.ledger import NumberTable, record
 from eval.speed.budget import Roofline
 from eval.speed.cost import count
 from eval.speed.roofline import roofline_of
@@ -119,7 +119,7 @@ def main() -> None:
         for dtype in (torch.float32, torch.bfloat16):
             measured.append(_row(stage, dtype, known[dtype], args))
             print(*measured[-1], flush=True)
-    table = Table(
+    table = NumberTable(
         columns=("stage", "precision", "GFLOP", "weights MB", "floor ms", *forms, "over floor"),
         formats=("", "", ".1f", ".0f", ".1f", *(".1f" for _ in forms), ".1f"),
         rows=tuple(measured),

@@ -28,7 +28,7 @@ from benchmarks.meanflow_step import opened, random_conditions
 from distill.checkpoints.ema import SharedAverages, trained_names
 from distill.config import Method, OptimConfig
 from distill.engines import Engine, choose_engine
-from distill.loop.memory import prepare_blocks
+from distill.loop.session import prepare_blocks
 from distill.method.step import train_step
 from distill.method.student import student_from_teacher
 from distill.presets.students import student_mf_mjt

@@ -59,7 +59,7 @@ class EvaluationConfig:
     num_sounds: int = 3
     """How many of them go into TensorBoard as sound and spectrogram."""
     teacher_steps: int = 25
-    """Euler steps of the teacher that the student's one step is held against."""
+    """Euler steps of the teacher that the student's one step is compared with."""
 
     def __post_init__(self) -> None:
         for name, least in (("every", 0), ("num_clips", 1), ("num_sounds", 0), ("teacher_steps", 1)):

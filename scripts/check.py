@@ -6,8 +6,8 @@ from pathlib import Path
 
 import tyro
 
-from distill.checkpoints.check import Checked, check_folder
-from eval.compare.verify import check_kept
+from distill.checkpoints.check import FolderCheck
+from eval.compare.check_files import check_files
 from scripts.errors import one_line_errors
 
 
@@ -22,9 +22,9 @@ class Check:
 
 def faults(folder: Path) -> list[str]:
     """What is damaged or missing in a folder and all folders in it, one line each; empty where nothing is."""
-    found = Checked()
-    check_folder(folder, found, others=check_kept)
-    return found.faults
+    check = FolderCheck(others=check_files)
+    check(folder)
+    return check.faults
 
 
 @one_line_errors
@@ -33,9 +33,9 @@ def cli() -> None:
     folders = tyro.cli(Check, description=__doc__).folders
     if not folders:
         raise ValueError("name at least one folder to check")
-    found = Checked()
+    found = FolderCheck(report=lambda line: print(line, flush=True), others=check_files)
     for folder in folders:
-        check_folder(folder, found, report=lambda line: print(line, flush=True), others=check_kept)
+        found(folder)
     damaged = f"{len(found.faults)} damaged" if found.faults else "none damaged"
     print(f"{found.files} files ({found.bytes:,} bytes) compared, {damaged}; {found.unrecorded} carry no record")
     sys.exit(1 if found.faults else 0)

@@ -71,26 +71,26 @@ def run(arguments: Convert) -> None:
                 arguments.weights_dir,
                 component=arguments.component,
                 strict_digest=arguments.strict_digest,
-                note=_note,
+                report=_report,
                 progress=bars.of(arguments.component or arguments.file.name),
             )
             print(made)
         elif arguments.variant is not None:
             out = arguments.out or Path("runs") / f"mmaudio-{arguments.variant.replace('_', '-')}"
-            report = make_run(
+            made_run = make_run(
                 arguments.variant,
                 arguments.weights_dir,
                 out,
                 strict_digest=arguments.strict_digest,
-                note=_note,
+                report=_report,
                 progress=bars.of,
             )
-            print(report)
+            print(made_run)
     finally:
         bars.close()
 
 
-def _note(line: str) -> None:
+def _report(line: str) -> None:
     tqdm.write(line, file=sys.stderr)
 
 

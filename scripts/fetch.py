@@ -46,20 +46,20 @@ class _Bar:
             self._bar.close()
 
 
-def run(arguments: Fetch, *, say: Callable[[str], None] = print) -> list[Path]:
+def run(arguments: Fetch, *, report: Callable[[str], None] = print) -> list[Path]:
     """Fetch what is asked for; the files."""
     names = [component for variant in arguments.variants for component in bundle(variant)]
     cards = [card(component) for component in dict.fromkeys([*names, *arguments.component])]
     if arguments.list:
         for known in cards or CARDS:
-            say(describe(known))
+            report(describe(known))
         return []
     if not cards:
         raise ValueError(f"name a variant ({', '.join(NETWORKS)}) or a --component; --list shows all files")
     fetcher = Fetcher(folder=arguments.weights_dir, base_url=arguments.base_url)
-    say("licences of the files below; using them means accepting these:")
+    report("licences of the files below; using them means accepting these:")
     for chosen in cards:
-        say(f"  {chosen.file}: {chosen.licence}")
+        report(f"  {chosen.file}: {chosen.licence}")
     files = []
     for chosen in cards:
         bar = _Bar(chosen.file)
@@ -67,9 +67,9 @@ def run(arguments: Fetch, *, say: Callable[[str], None] = print) -> list[Path]:
             files.append(fetcher(chosen, progress=bar))
         finally:
             bar.close()
-        say(f"{files[-1]}: {chosen.check_text}")
+        report(f"{files[-1]}: {chosen.check_text}")
     if arguments.variants:
-        say(f"next: mf-convert {arguments.variants[0]} --weights-dir {arguments.weights_dir}")
+        report(f"next: mf-convert {arguments.variants[0]} --weights-dir {arguments.weights_dir}")
     return files
 
 

@@ -1,6 +1,7 @@
-"""Write the tables of README, docs and benchmarks from the ledger in results/ (`make tables`).
+"""Write the tables of README, docs and benchmarks (`make tables`): results from the ledger in results/, the table of
+methods from the objectives, their pages and the presets.
 
-python -m scripts.tables            # rewrite the blocks that quote results
+python -m scripts.tables            # rewrite the blocks between the marks
 python -m scripts.tables --check    # change nothing; exit status 1 where a document says something else
 """
 
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import tyro
 
+from distill.presets.methods_table import render_methods
 from eval.ledger import render
 from scripts.errors import one_line_errors
 
@@ -21,7 +23,7 @@ def documents(root: Path) -> list[Path]:
 
 
 def tables(check: bool = False) -> int:
-    """Rewrite every block of results; how many documents differed.
+    """Rewrite every block; how many documents differed.
 
     Args:
         check: only compare.
@@ -29,10 +31,10 @@ def tables(check: bool = False) -> int:
     changed = 0
     for path in documents(ROOT):
         text = path.read_text(encoding="utf-8")
-        made = render(text, ROOT / "results")
+        made = render_methods(render(text, ROOT / "results"), ROOT / "docs" / "methods")
         if made != text:
             changed += 1
-            print(f"{path.relative_to(ROOT)} {'does not say what the ledger says' if check else 'written anew'}")
+            print(f"{path.relative_to(ROOT)} {'is not what `make tables` writes' if check else 'written anew'}")
             if not check:
                 path.write_text(made, encoding="utf-8")
     return changed

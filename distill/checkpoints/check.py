@@ -7,6 +7,7 @@ nothing records, such as logs, media and what earlier versions wrote, are counte
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -41,9 +42,12 @@ EDITED = "; if you changed it on purpose, remove its entry from digests.json"
 
 
 @dataclass
-class Checked:
-    """What was found in one or several folders."""
+class FolderCheck:
+    """Compares everything in folders with what they record of it, and counts what it found."""
 
+    report: Callable[[str], None] = lambda fault: None
+    """Called with every fault as soon as it is known."""
+    others: Others = lambda place, names: ()
     files: int = 0
     """Files compared."""
     bytes: int = 0
@@ -51,87 +55,91 @@ class Checked:
     """Files that nothing records."""
     faults: list[str] = field(default_factory=list)
     """One line each, with what to do."""
+    _recorded: set[Path] = field(default_factory=set)
+    """Files of the folder at hand that something records."""
 
+    def __call__(self, folder: Path) -> None:
+        """Compare a folder and all folders in it.
 
-def check_folder(
-    folder: Path,
-    found: Checked,
-    *,
-    report: Callable[[str], None] = lambda fault: None,
-    others: Others = lambda place, names: (),
-) -> None:
-    """Compare everything in a folder, adding to `found`; every fault is reported as soon as it is known.
+        What a training or comparison that runs meanwhile replaces or removes is compared again, and is no fault. Links
+        to folders are not followed. Raises NotADirectoryError where there is no such folder.
+        """
+        if not folder.is_dir():
+            raise NotADirectoryError(f"{folder} is no folder")
+        self._recorded = set()
+        found: set[Path] = set()
+        for place, files in _walk(folder, self._unreadable):
+            here = {place / name for name in files if name != LOCK}
+            if CHECKPOINT.fullmatch(place.name) and place.parent.name == "trainer":
+                if not self._checkpoint(place, files):
+                    continue
+            else:
+                self._folder(place, files)
+            found |= here
+        self.unrecorded += len(found - self._recorded)
 
-    What a training or comparison that runs meanwhile replaces or removes is looked at again, and is no fault. Links
-    to folders are not followed. Raises NotADirectoryError where there is no such folder.
-    """
-    if not folder.is_dir():
-        raise NotADirectoryError(f"{folder} is no folder")
-    recorded: set[Path] = set()
-    seen: set[Path] = set()
+    def _checkpoint(self, place: Path, files: Sequence[str]) -> bool:
+        """Compare a checkpoint with its manifest; False where it was pruned meanwhile."""
+        wrong = _damage(place)
+        if not place.is_dir():
+            return False
+        for name in files:
+            self._compared(place / name)
+        if wrong is not None:
+            self._fault(f"{place} is damaged: {wrong}", "checkpoint")
+        return True
 
-    def say(line: str) -> None:
-        line = visible(line)
-        found.faults.append(line if len(line) <= LONGEST_LINE else f"{line[:LONGEST_LINE]} ...")
-        report(found.faults[-1])
-
-    def fault(line: str, kind: str) -> None:
-        line = line if len(line) <= LONGEST_LINE else f"{line[:LONGEST_LINE]} ..."
-        say(f"{line}: {REMEDIES[kind]}{'' if kind == 'checkpoint' else EDITED}")
-
-    def compared(path: Path) -> None:
-        recorded.add(path)
-        found.files += 1
-        try:
-            found.bytes += path.stat().st_size
-        except (OSError, ValueError):  # missing, or a name that no file can have
-            return
-
-    def unreadable(error: OSError) -> None:
-        if not isinstance(error, FileNotFoundError):
-            say(f"{error.filename} cannot be read, and was not compared: {error.strerror}; give yourself access")
-
-    for place, files in _walk(folder, unreadable):
-        seen.update(place / name for name in files if name != LOCK)
-        if CHECKPOINT.fullmatch(place.name) and place.parent.name == "trainer":
-            wrong = _damage(place)
-            if not place.is_dir():  # pruned meanwhile
-                seen.difference_update(place / name for name in files)
-                continue
-            for name in files:
-                compared(place / name)
-            if wrong is not None:
-                fault(f"{place} is damaged: {wrong}", "checkpoint")
-            recorded.update(place / name for name in files)  # what is not in the manifest was said to be too much
-            continue
-        kind = _kind(place)
+    def _folder(self, place: Path, files: Sequence[str]) -> None:
+        """Compare the files of a folder with digests.json, with the digest that config.json states, and with what
+        others record of them."""
+        kind, weights = _kind(place), place / "model.safetensors"
         if DIGESTS in files:
-            recorded.add(place / DIGESTS)
+            self._recorded.add(place / DIGESTS)
             try:
                 names = list(read_digests(place))
             except (OSError, ValueError) as error:
-                say(str(error))
+                self._add(str(error))
                 names = []
             for name in names:
-                compared(place / name)
+                self._compared(place / name)
                 for line in settled_faults(place, name):
-                    fault(line, "snapshots" if name.startswith(f"{SNAPSHOTS}/") else kind)
-        if "config.json" in files and "model.safetensors" in files and place / "model.safetensors" not in recorded:
+                    self._fault(line, "snapshots" if name.startswith(f"{SNAPSHOTS}/") else kind)
+        if {"config.json", weights.name} <= set(files) and weights not in self._recorded:
             stated = _stated(place / "config.json")
             if stated is not None:
-                compared(place / "model.safetensors")
-                other = _unlike(place / "model.safetensors", stated)
+                self._compared(weights)
+                other = _unlike(weights, stated)
                 if other is not None and _stated(place / "config.json") == stated:
-                    fault(other, kind)
-        for path, unlike in others(place, files):
-            compared(path)
+                    self._fault(other, kind)
+        for path, unlike in self.others(place, files):
+            self._compared(path)
             if unlike is not None:
-                say(f"{unlike}: {REMEDIES['comparison']}")
-    found.unrecorded += len(seen - recorded)
+                self._add(f"{unlike}: {REMEDIES['comparison']}")
+
+    def _compared(self, path: Path) -> None:
+        self._recorded.add(path)
+        self.files += 1
+        with suppress(OSError, ValueError):  # missing, or a name that no file can have
+            self.bytes += path.stat().st_size
+
+    def _fault(self, line: str, kind: str) -> None:
+        self._add(f"{_cut(line)}: {REMEDIES[kind]}{'' if kind == 'checkpoint' else EDITED}")
+
+    def _add(self, line: str) -> None:
+        self.faults.append(_cut(visible(line)))
+        self.report(self.faults[-1])
+
+    def _unreadable(self, error: OSError) -> None:
+        if not isinstance(error, FileNotFoundError):
+            self._add(f"{error.filename} cannot be read, and was not compared: {error.strerror}; give yourself access")
+
+
+def _cut(line: str) -> str:
+    return line if len(line) <= LONGEST_LINE else f"{line[:LONGEST_LINE]} ..."
 
 
 def _damage(checkpoint: Path) -> str | None:
-    """What is wrong with a checkpoint, also at a second look: it may just have been replaced."""
+    """What is wrong with a checkpoint, also when verified a second time: it may just have been replaced."""
     for last in (False, True):
         try:
             verified(checkpoint)

@@ -11,8 +11,9 @@ Two clocks are offered. `T(s) = s` is the paper's. MMAudio's step-size correctio
 neighbouring decays, beta = [(1 - 1/(s + 1)) (1 - 1/(s + 2))]^((gamma + 1) / 2) = (s / (s + 2))^((gamma + 1) / 2), which
 is the same rule on the clock T(s) = sqrt((s + 1) (s + 2)). On either clock the first update copies the weights.
 
-
-The averages of a run, their tensors dealt out over the processes: each keeps and updates its part alone."""
+`PowerEMA` is one average; `SharedAverages` are all averages of a run, their tensors dealt out over the processes, each
+of which holds and updates its part alone.
+"""
 
 import math
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -39,8 +40,8 @@ def clock(step: int, *, corrected: bool) -> float:
     return math.sqrt((step + 1) * (step + 2)) if corrected else float(step)
 
 
-def new_share(step: int, gamma: float, *, corrected: bool) -> float:
-    """1 - beta: the share of the new weights at update `step`, counted from 1; all of them at the first."""
+def new_weight(step: int, gamma: float, *, corrected: bool) -> float:
+    """1 - beta: what the new weights count at update `step`, counted from 1; all of them at the first."""
     if step < 1:
         raise ValueError(f"updates count from 1, got {step}")
     if corrected:
@@ -68,7 +69,7 @@ class PowerEMA:
     @torch.no_grad()
     def update(self, model: nn.Module, step: int) -> None:
         """Fold in the weights after update `step`, counted from 1; the first replaces the initial value."""
-        weight = new_share(step, self.gamma, corrected=self.corrected)
+        weight = new_weight(step, self.gamma, corrected=self.corrected)
         named = dict(model.named_parameters())
         targets = list(self.shadow.values())
         if targets:
@@ -99,7 +100,7 @@ def deal(sizes: dict[str, int], processes: int) -> list[list[str]]:
 
 
 class SharedAverages:
-    """Power-function averages (distill.checkpoints.ema) of the parameters `names`, of several widths."""
+    """Power-function averages of several widths of the parameters `names`, a part of the tensors per process."""
 
     def __init__(
         self,

@@ -46,18 +46,19 @@ def write_config(
     """
     document = run_config(kind, to_plain(config), to_plain(network), digests, licence)
     if (run / "config.json").exists():
-        kept = with_current_names(read_run_config(run))
-        if CONSOLIDATED in kept:
+        recorded = with_current_names(read_run_config(run))
+        if CONSOLIDATED in recorded:
             raise ValueError(f"{run} holds weights taken out of a run, not a run; choose another --out")
         same = {
-            "kind": kept.get("kind") == kind,
-            "run": _same_run(config, kept.get("run"), moved=kept.get("digests") == digests),
-            "network": _same(network, kept.get("network")),
-            "digests": kept.get("digests") == digests,
+            "kind": recorded.get("kind") == kind,
+            "run": _same_run(config, recorded.get("run"), moved=recorded.get("digests") == digests),
+            "network": _same(network, recorded.get("network")),
+            "digests": recorded.get("digests") == digests,
         }
         if not all(same.values()):
-            told = [_told(name, kept.get(name), document[name]) for name, equal in same.items() if not equal]
-            changed = ", ".join(chain.from_iterable(told))
+            unequal = [name for name, equal in same.items() if not equal]
+            differences = [_differences(name, recorded.get(name), document[name]) for name in unequal]
+            changed = ", ".join(chain.from_iterable(differences))
             raise ValueError(f"{run} holds a run with another configuration ({changed}); choose another --out")
         return
     write_run_config(run, document)
@@ -129,14 +130,14 @@ def _metadata(path: Path) -> dict[str, str] | None:
         return None
 
 
-def _told(name: str, kept: object, wanted: object) -> list[str]:
+def _differences(name: str, recorded: object, wanted: object) -> list[str]:
     """Where two configurations differ, of what decides: loop.optim.lr 0.001 instead of 0.002."""
-    if isinstance(kept, dict) and isinstance(wanted, dict):
+    if isinstance(recorded, dict) and isinstance(wanted, dict):
         neutral = OPERATIONAL if name == "run.loop" else ()
-        keys = [key for key in wanted if key in kept and key not in neutral and kept[key] != wanted[key]]
-        told = [line for key in keys for line in _told(f"{name}.{key}", kept[key], wanted[key])]
-        return told if told or neutral else [name]
-    return [f"{name} {wanted} instead of {kept}"]
+        keys = [key for key in wanted if key in recorded and key not in neutral and recorded[key] != wanted[key]]
+        differences = [line for key in keys for line in _differences(f"{name}.{key}", recorded[key], wanted[key])]
+        return differences if differences or neutral else [name]
+    return [f"{name} {wanted} instead of {recorded}"]
 
 
 def _same_run(config: TeacherRun | DistillRun, plain: object, *, moved: bool) -> bool:

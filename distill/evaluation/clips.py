@@ -1,7 +1,9 @@
-"""The teacher that a student is held against while it trains, and how near the student's latents come to its own.
+"""The held-out clips of an evaluation: what is generated of them, always from the same noise, the teacher's latents of
+them, which are stored in the run folder, and how near two sets of latents are."""
 
-The fixed held-out clips: what is generated of them, always from the same noise, and how they sound."""
-
+import hashlib
+import json
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -10,15 +12,28 @@ from torch import Tensor
 
 from distill.engines.base import Engine
 from meanflow import Guidance, interpolate, velocity
+from meanflow.config import to_plain
 from teacher.audio.codec import AudioCodec
 from teacher.audio.mmaudio_codec import MMAudioCodec
 from teacher.features import store
 from teacher.features.dataset import FeatureSet
 from teacher.features.store import Record
+from teacher.files import json_digest
+from teacher.files.safetensors import read_content, write_tensors
 from teacher.network.mmaudio import MMAudio
 from teacher.network.velocity import teacher_velocity
 from teacher.sampling.config import SamplingConfig
 from teacher.sampling.generator import Generator, clip_seed, noise
+
+SPLITS = ("val", "test")
+"""Where clips are taken from: validation clips, since the best checkpoint is chosen by them."""
+SEED = 0
+"""Seed of the noise, together with the id of each clip."""
+LOSS_TIMES = 8
+"""The held-out loss is measured at the times (i + 1/2) / 8."""
+TEACHERS_LATENTS = "held_out.safetensors"
+"""The file of a run folder that holds the teacher's latents of the held-out clips: a resumed run need not make them."""
+NAME = "latents"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,14 +42,15 @@ class Reference:
 
     net: MMAudio
     digest: str
-    """Of its weights: latents kept of another teacher are not used."""
+    """Digest of its weights: stored latents of another teacher are not used."""
     guidance: Guidance
 
 
 def agreement(made: Tensor, reference: Tensor) -> dict[str, float]:
-    """Of latents m (B, N, C) with reference latents x, in float64: norms over frames and channels, means over clips.
+    """How near latents m (B, N, C) are to reference latents x, in float64, as means over clips.
 
-    latent_error = ||m - x||^2 / ||x||^2, latent_cosine = <m, x> / (||m|| ||x||), energy_ratio = ||m||^2 / ||x||^2.
+    latent_error = ||m - x||^2 / ||x||^2, latent_cosine = <m, x> / (||m|| ||x||), energy_ratio = ||m||^2 / ||x||^2,
+    with norms over frames and channels.
     """
     m, x = made.double().flatten(1), reference.double().flatten(1)
     tiny = torch.finfo(torch.float64).tiny
@@ -47,17 +63,9 @@ def agreement(made: Tensor, reference: Tensor) -> dict[str, float]:
     }
 
 
-SPLITS = ("val", "test")
-"""Where clips are taken from: validation clips, since the best checkpoint is chosen by them."""
-SEED = 0
-"""Of the noise, with the id of each clip."""
-LOSS_TIMES = 8
-"""The held-out loss is measured at the times (i + 1/2) / 8."""
-
-
 @dataclass(frozen=True, kw_only=True, eq=False)
 class FixedClips:
-    """The first held-out clips. Each is treated alone: no number depends on a batch."""
+    """The first held-out clips of a feature folder. Each is treated alone, so that no number depends on a batch."""
 
     split: str
     features: FeatureSet
@@ -125,3 +133,41 @@ def decoding_on(codec: AudioCodec, device: torch.device) -> AudioCodec:
     if isinstance(codec, MMAudioCodec) and codec.models.device != str(device):
         return replace(codec, models=replace(codec.models, device=str(device)))
     return codec
+
+
+def key_of_latents(
+    *,
+    teacher: str,
+    features: str,
+    clips: Sequence[str],
+    seed: int,
+    steps: int,
+    guidance: Guidance,
+    precision: str,
+) -> str:
+    """SHA-256 of all that the latents depend on: digests of teacher and features, clip ids, how they are sampled."""
+    described = [teacher, features, list(clips), seed, steps, to_plain(guidance), precision]
+    return json_digest(described, sort_keys=False)
+
+
+def read_latents(path: Path, key: str) -> Tensor | None:
+    """The latents of a file; None where it is absent, damaged in any byte, or was made with another key."""
+    try:
+        tensors, metadata = read_content(path, [NAME])
+    except (OSError, ValueError):
+        return None
+    latents = tensors[NAME]
+    return latents if metadata == _metadata(key, latents) else None
+
+
+def write_latents(path: Path, key: str, latents: Tensor) -> None:
+    """Write latents (clips, 2, N, C) under a temporary name, then rename into place."""
+    write_tensors(path, {NAME: latents}, _metadata(key, latents))
+
+
+def _metadata(key: str, latents: Tensor) -> dict[str, str]:
+    """The key, and a digest by which a flipped bit is found, since safetensors has none. One entry, since several would
+    be written in any order."""
+    described = f"{latents.dtype}{tuple(latents.shape)}".encode()
+    sha256 = hashlib.sha256(described + latents.numpy().tobytes()).hexdigest()
+    return {"json": json.dumps({"key": key, "sha256": sha256})}

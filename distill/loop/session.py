@@ -1,6 +1,5 @@
-"""What the training loop is given: a network, its step, its data, and ways to judge and publish it.
-
-A run in progress: the prepared engine with its averages, and what is saved, resumed, published and evaluated."""
+"""A run in progress: what the loop trains (`TrainingTask`), and what is saved, resumed, published and evaluated of it
+(`Session`)."""
 
 import filecmp
 import json
@@ -10,6 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,6 @@ from distill.config import DistillRun, TeacherRun
 from distill.engines import Engine, Tensors
 from distill.engines.base import TogetherError, precision_name
 from distill.evaluation import Evaluated, HeldOut
-from distill.loop.memory import prepare_blocks
 from distill.loop_config import LoopConfig
 from teacher.audio.codec import AudioCodec
 from teacher.features.dataset import Examples
@@ -38,6 +37,11 @@ from teacher.network.batch import Batch, BatchSlice
 from teacher.network.mmaudio import MMAudio
 from teacher.weights.run_folder import HISTORY, read_run_config
 
+RECOMPILES = 64
+"""Versions of a forward that torch.compile keeps before it silently runs further ones uncompiled. Its own limit of 8
+counts the joint blocks of both kinds together, and each kind has a version for gradients, for the first size of batch
+without, for all other sizes, and as many again in another precision."""
+
 Step = Callable[[nn.Module, MMAudio, MMAudio | None, Batch, torch.Generator, float, BatchSlice], Terms]
 """(network to call with gradients, the same network without a wrapper, the network with averaged weights where the task
 asks for one, batch, generator, fraction of training done, which rows of the whole batch these are) -> terms."""
@@ -45,7 +49,7 @@ asks for one, batch, generator, fraction of training done, which rows of the who
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingTask:
-    """What the loop trains: a network, its step, and a way to judge it."""
+    """What the loop trains: a network, its step, its data, and how the result is measured and published."""
 
     kind: str
     config: TeacherRun | DistillRun
@@ -102,7 +106,10 @@ def ending(status: int) -> Iterator[None]:
 
 
 class Session:
-    """Every method is called by every process."""
+    """A task on an engine, with its averages, its best evaluation and its run folder.
+
+    Every process of a run has one and calls its methods in the same order; the main process writes.
+    """
 
     def __init__(self, task: TrainingTask, run: Path, engine: Engine) -> None:
         """Take up the newest checkpoint of `run` that verifies, if there is one: `first` is the step to go on from."""
@@ -325,6 +332,34 @@ class Session:
             print(
                 f"{self.engine.describe()}" + (f"; going on from step {self.first}" if self.first else ""), flush=True
             )
+
+
+def blocks_of(net: MMAudio) -> list[nn.Module]:
+    """Joint and fused blocks, those of a velocity head included, in the order in which they run."""
+    head = net.velocity_blocks if net.config.velocity_head else ()
+    return list(chain(net.joint_blocks, net.fused_blocks, head))
+
+
+def prepare_blocks(net: MMAudio, *, checkpoint: bool, compile: bool) -> None:
+    """Switch on what LoopConfig asks for, in place and before an engine wraps `net`; names of parameters stay.
+
+    `checkpoint`: with gradients recorded, blocks keep their inputs alone and compute the rest again in the backward
+    pass (torch.utils.checkpoint without reentry). Derivatives, targets and samples, which record none, do not notice.
+
+    `compile`: each block is compiled by itself when it is first called, so blocks of a kind share one compilation;
+    ForwardAD runs them as written. A deep copy of the network is not compiled: call this on the copy too.
+    """
+    net.checkpoint_blocks = checkpoint
+    if compile:
+        import torch._dynamo.config as limits  # takes seconds
+
+        limits.recompile_limit = max(limits.recompile_limit, RECOMPILES)
+        limits.accumulated_recompile_limit = max(limits.accumulated_recompile_limit, 4 * RECOMPILES)
+        for block in blocks_of(net):
+            block.compile()
+    else:
+        for block in blocks_of(net):
+            block._compiled_call_impl = None
 
 
 def _copy(source: Path, target: Path) -> None:

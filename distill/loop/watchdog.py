@@ -79,19 +79,19 @@ class Watchdog:
     """
 
     def __init__(
-        self, timeout_s: float, say: Callable[[str], None] | None = None, *, process: int = 0, processes: int = 1
+        self, timeout_s: float, report: Callable[[str], None] | None = None, *, process: int = 0, processes: int = 1
     ) -> None:
-        """`say` gets the one line, by default for standard error."""
+        """`report` gets the one line, by default for standard error."""
         self.timeout_s = timeout_s
-        self._say = say or _to_standard_error
+        self._report = report or _to_standard_error
         self._who = f"process {process} of {processes} on {socket.gethostname()}"
         self._last = (time.monotonic(), "starting")
-        self._kept = ""
+        self._checkpoint = ""
         self._closed = threading.Event()
 
-    def beat(self, phase: str, *, kept: str = "") -> None:
-        """The loop is alive and begins `phase`. `kept` says, from now on, which checkpoint is the last."""
-        self._kept = kept or self._kept
+    def beat(self, phase: str, *, checkpoint: str = "") -> None:
+        """The loop is alive and begins `phase`. `checkpoint` says, from now on, which checkpoint is the last."""
+        self._checkpoint = checkpoint or self._checkpoint
         self._last = (time.monotonic(), phase)
 
     def __enter__(self) -> Self:
@@ -105,9 +105,9 @@ class Watchdog:
         self._closed.set()
         faulthandler.cancel_dump_traceback_later()
         if error is not None and is_broken_collective(error):
-            said = " ".join(str(error).split())[:200]
+            words = " ".join(str(error).split())[:200]
             raise TrainingError(
-                f"{self._who}: another process died or hangs ({self._last[1]}; {said}); its own output says why"
+                f"{self._who}: another process died or hangs ({self._last[1]}; {words}); its own output says why"
                 f"{self._where_to_go_on()}",
                 status=LOST,
             ) from error
@@ -124,7 +124,7 @@ class Watchdog:
         faulthandler.cancel_dump_traceback_later()
 
     def _end(self, phase: str, silent_s: float) -> None:
-        self._say(
+        self._report(
             f"error: {self._who} has been in one phase ({phase}) for {silent_s:.0f} s, more than loop.timeout_s; most "
             "often another process is dead or stuck (its own output says more), or a disk or the network no longer "
             f"answers; raise loop.timeout_s if this may take so long{self._where_to_go_on()}"
@@ -133,8 +133,8 @@ class Watchdog:
         os._exit(LOST)
 
     def _where_to_go_on(self) -> str:
-        kept = f" ({self._kept})" if self._kept else ""
-        return f"; the same command goes on from the last checkpoint{kept}"
+        checkpoint = f" ({self._checkpoint})" if self._checkpoint else ""
+        return f"; the same command goes on from the last checkpoint{checkpoint}"
 
 
 def is_broken_collective(error: BaseException) -> bool:

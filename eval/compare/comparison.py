@@ -293,7 +293,7 @@ def _start_together(comparison: Comparison, tasks: Sequence[Task], steps: int) -
             for task in tasks:
                 rtf(task, steps)
     if processes.lead:
-        processes.say("ready")
+        processes.announce("ready")
     processes.wait_for_stage("ready", what="the start of the comparison")
 
 

@@ -15,8 +15,7 @@ from eval.features.embedded import EmbeddedAudioFeatures, EmbeddedClassifier, la
 from eval.features.sources import EmbeddedSource, FeatureSource, features_of
 from teacher.features.dataset import FeatureSet
 from teacher.features.store import Record
-from teacher.features.windows import Skip, Window, WindowReader
-from teacher.lists.manifest import Item
+from teacher.features.windows import read_sound
 
 MAX_CLASSIFIER_CLIPS = 512
 PSEUDO_CLASSES = 16
@@ -110,13 +109,11 @@ def read_waves(
 def read_window(features: FeatureSet, record: Record) -> Tensor | str:
     """Sound of a record (samples,), or the reason why it cannot be read."""
     config = features.info["config"]
-    reader = WindowReader(
-        encoders=config["encoders"],
+    read = read_sound(
+        Path(record.path),
+        record.start_s,
         duration_s=features.duration_s,
         sample_rate=features.sequence.sample_rate,
         peak_normalise=config["peak_normalise"],
-        max_windows=config["max_windows_per_item"],
     )
-    item = Item(id=record.item_id, path=Path(record.path), caption=record.caption, split="test")
-    read = reader.hear(Window(id=record.id, item=item, start_s=record.start_s, has_video=record.has_video))
-    return read.reason if isinstance(read, Skip) else torch.from_numpy(read[0])
+    return read if isinstance(read, str) else torch.from_numpy(read[0])

@@ -21,7 +21,7 @@ from eval.report.settings import Setting
 from eval.report.tables import NONE, SEEDS_NOTE, interval_text, listed, seeds_differ, signed
 
 LEVEL = 0.95
-BETTER, WORSE, OPEN, UNKNOWN = "better", "worse", "not told apart", "no interval over clips"
+BETTER, WORSE, OPEN, UNKNOWN = "better", "worse", "not clearly different", "no interval over clips"
 SIGNS = {BETTER: "▲", WORSE: "▼", OPEN: "·", UNKNOWN: "?"}
 PAIRED_NOTE = (
     "Student minus teacher, on the same clips from the same noise, so that what is common to both cancels. A "

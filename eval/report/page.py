@@ -3,8 +3,9 @@
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
 from urllib.parse import quote
+
+from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 
 from eval.compare.hygiene import TestFacts
 from eval.compare.rows import Row
@@ -44,9 +45,6 @@ from eval.report.tables import (
     significant,
     spread_text,
 )
-
-if TYPE_CHECKING:
-    from jinja2 import Template
 
 TITLE = "One-step sound generation: teacher and student compared"
 LEAD = (
@@ -209,10 +207,10 @@ def _test_set(results: TaskResults, *, within: str) -> Iterator[Block]:
     if results.facts is None:
         yield Paragraph("Which clips were scored was not recorded.")
     else:
-        yield from test_set_blocks(results.facts)
+        yield from facts_blocks(results.facts)
 
 
-def test_set_blocks(facts: TestFacts) -> Iterator[Block]:
+def facts_blocks(facts: TestFacts) -> Iterator[Block]:
     """The clips scored, with their digest and list, what was left out, and the overlap with training data."""
     yield Bullets(facts.sentences())
     ids = Preformatted(text=" ".join(sorted(facts.ids)))
@@ -301,10 +299,8 @@ def origin_blocks(rows: Sequence[Row]) -> Iterator[Block]:
 
 
 @cache
-def _template() -> "Template":
+def _template() -> Template:
     """page.html.j2, which escapes every text that goes into it."""
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
     environment = Environment(
         loader=PackageLoader("eval.report", "."),
         autoescape=True,

@@ -12,7 +12,7 @@ from teacher.audio.registry import CODECS, Fit, open_codec
 from teacher.features import store
 from teacher.features.config import ExtractConfig, count_reasons
 from teacher.features.store import ShardFile, Skipped
-from teacher.features.windows import Progress, Skip, Window
+from teacher.features.windows import Progress, Window
 from teacher.features.workers import DIED, WorkerPool
 from teacher.files.errors import FeatureError
 from teacher.files.processes import Processes
@@ -56,7 +56,7 @@ def fitted_codec(
     config: ExtractConfig,
     pool: WorkerPool,
     processes: Processes,
-    tell: Progress,
+    progress: Progress,
 ) -> AudioCodec:
     """The codec of an interrupted run, or one that the lead fits on evenly chosen training windows."""
     path = out / "codec.safetensors"
@@ -65,13 +65,13 @@ def fitted_codec(
             raise FeatureError(
                 f"no item of the train split is usable: {count_reasons(skipped) or 'the split is empty'}"
             )
-        _fit(CODECS[config.codec].fit, training, config, pool, tell).save(path)
+        _fit(CODECS[config.codec].fit, training, config, pool, progress).save(path)
     processes.wait(path.is_file, what="the codec", on=[0])
     return open_codec(path)
 
 
 def _fit(
-    fit: Fit | None, training: Sequence[Window], config: ExtractConfig, pool: WorkerPool, tell: Progress
+    fit: Fit | None, training: Sequence[Window], config: ExtractConfig, pool: WorkerPool, progress: Progress
 ) -> AudioCodec:
     """Fit on evenly chosen windows; what cannot be read of them is named where the fit fails."""
     assert fit is not None
@@ -80,11 +80,11 @@ def _fit(
     reader, failed = config.reader(), []
 
     def sounds() -> Iterator[np.ndarray]:
-        results = pool.ordered(reader.hear, chosen, died=lambda window: Skip(id=window.id, reason=DIED))
-        for done, (_, result) in enumerate(results, 1):
-            tell("fit codec", done, count)
-            if isinstance(result, Skip):
-                failed.append((result.id, result.reason))
+        results = pool.ordered(reader.read_sound, chosen, died=lambda _: DIED)
+        for done, (window, result) in enumerate(results, 1):
+            progress("fit codec", done, count)
+            if isinstance(result, str):
+                failed.append((window.id, result))
             else:
                 yield result[0]
 

@@ -1,4 +1,4 @@
-"""What an extraction is asked to do, and what it says it did."""
+"""The configuration of an extraction, and the report of what became of its items."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from teacher.features.windows import WindowReader
 from teacher.network.sequence import check_window
 
 SPLITS = ("train", "val", "test")
-WHERE_AND_HOW = ("workers", "device", "weights_dir", "codec_from")
+OPERATIONAL = ("workers", "device", "weights_dir", "codec_from")
 """Settings that do not change what is extracted; the digests of codec and encoders do."""
 
 
@@ -68,7 +68,7 @@ class ExtractConfig:
 
     def settings(self) -> dict[str, Any]:
         """What a rerun must repeat; where and how fast the work is done may change."""
-        return {name: value for name, value in asdict(self).items() if name not in WHERE_AND_HOW}
+        return {name: value for name, value in asdict(self).items() if name not in OPERATIONAL}
 
     @property
     def fitted(self) -> bool:

@@ -1,9 +1,9 @@
 """Media files -> a folder of latents and condition features (see teacher/features/store.py for its files).
 
-Pass 0 looks at every file and cuts it into windows; pass 1 fits the codec on training sounds, unless one is given;
+Pass 0 probes every file and cuts it into windows; pass 1 fits the codec on training sounds, unless one is given;
 pass 2 writes texts and shards. Nothing is left out silently: every skipped file or window is named with its reason in
 the report and features.json. A rerun with the same configuration and files goes on after the last finished shard.
-Several processes, on one machine or with a common folder, share the work by number of block, text file and shard: the
+Several processes, on one machine or with a common folder, divide the work by number of block, text file and shard: the
 bytes of every file depend neither on how many there are nor on how often they were interrupted.
 """
 
@@ -30,9 +30,9 @@ from teacher.features.resume import (
     prepare_folder,
     remove_leftovers,
 )
-from teacher.features.shards import CODEC_DIGITS, Part, Written, parts, write_shards, write_texts
+from teacher.features.shards import CODEC_DIGITS, ShardWindows, Written, shard_windows, write_shards, write_texts
 from teacher.features.store import Layout, ShardFile, Skipped
-from teacher.features.windows import Progress, blocks_of, look
+from teacher.features.windows import Progress, blocks_of, probe_files
 from teacher.features.workers import WorkerPool
 from teacher.files import (
     DIGESTS,
@@ -62,18 +62,18 @@ def extract(
     run: str = "",
     patience_s: float = PATIENCE_S,
 ) -> ExtractReport:
-    """Extract `items` into the folder `out`. Finished shards of the same run are kept; `overwrite` starts afresh.
+    """Extract `items` into the folder `out`. Finished shards of the same run stay; `overwrite` starts afresh.
 
-    left_out: what the list of items had to leave out, for the report. part: (rank, world) of this process; all of them
-    are called with the same arguments and return the same report. run: what tells them from the processes of another
-    start. One that is silent for `patience_s` seconds counts as dead. Raises FeatureError in one line when ids repeat,
-    when `out` holds something else, when nothing is usable, or when another process failed, and LockedError when
-    another extraction writes to `out`.
+    left_out: rows of the list of items that became no items, for the report. part: (rank, world) of this process; all
+    processes are called with the same arguments and return the same report. run: names this start, so that processes
+    of another one are not taken for its own. A process that is silent for `patience_s` seconds counts as dead. Raises
+    FeatureError in one line when ids repeat, when `out` holds something else, when nothing is usable, or when another
+    process failed, and LockedError when another extraction writes to `out`.
     """
     repeated = [id_ for id_, count in Counter(item.id for item in items).items() if count > 1]
     if repeated or not items:
         raise FeatureError(f"ids of items must differ, repeated: {', '.join(repeated[:5])}" if repeated else "no items")
-    out, tell = Path(out), progress or (lambda _stage, _done, _total: None)
+    out, progress = Path(out), progress or (lambda _stage, _done, _total: None)
     check_folder(out)
     lock, made_again = FolderLock(out, what="the feature folder"), []
     try:
@@ -93,14 +93,14 @@ def extract(
                 left_out=left_out,
             )
             if processes.lead:
-                made_again = prepare_folder(out, plan, items, overwrite=overwrite, tell=tell)
-                processes.say("ready")
+                made_again = prepare_folder(out, plan, items, overwrite=overwrite, progress=progress)
+                processes.announce("ready")
             else:
                 processes.wait_for_stage("ready", what="the check of the folder")
                 check_plan(out, plan)
             if not (out / "features.json").is_file():
                 plan = store.read_json(out / "plan.json")
-                _extract(items, left_out, out, config, plan, encoders, codec, processes, tell)
+                _extract(items, left_out, out, config, plan, encoders, codec, processes, progress)
             return replace(ExtractReport.of(store.read_json(out / "features.json")), made_again=made_again)
     finally:
         lock.release()
@@ -115,20 +115,20 @@ def _extract(
     encoders: Encoders,
     codec: AudioCodec | None,
     processes: Processes,
-    tell: Progress,
+    progress: Progress,
 ) -> None:
-    """This process's share of all passes; the lead waits for everyone and finishes."""
+    """This process's part of all passes; the lead waits for everyone and finishes."""
     with WorkerPool(config.workers) as pool:
-        windows, skipped = look(out, items, plan_digest(plan), config.reader(), pool, processes, tell)
+        windows, skipped = probe_files(out, items, plan_digest(plan), config.reader(), pool, processes, progress)
         skipped = [*left_out, *skipped]
         captions = list(dict.fromkeys(window.item.caption for window in windows))
         if codec is None:
             training = [window for window in windows if window.item.split == "train"]
-            codec = fitted_codec(out, training, skipped, config, pool, processes, tell)
+            codec = fitted_codec(out, training, skipped, config, pool, processes, progress)
         written: Written = {}
         texts = write_texts(out, captions, encoders, config.shard_size, processes, written)
-        shards = parts(out, windows, config.shard_size)
-        write_shards(shards, captions, codec, encoders, config, pool, processes, tell, written)
+        shards = shard_windows(out, windows, config.shard_size)
+        write_shards(shards, captions, codec, encoders, config, pool, processes, progress, written)
     if processes.lead:
         needed = [*texts, *(shard.path for shard in shards)]
         processes.wait(lambda: all(p.is_file() for p in needed), what="all shards and texts", on=processes.others)
@@ -143,11 +143,11 @@ def _finish(
     config: ExtractConfig,
     plan: dict[str, Any],
     codec: AudioCodec,
-    shards: Sequence[Part],
+    shards: Sequence[ShardWindows],
     skipped: Sequence[Skipped],
     captions: int,
 ) -> dict[str, Any]:
-    """Check every shard, take the statistics of the latents and save the codec; what features.json will say."""
+    """Check every shard, take the statistics of the latents and save the codec; the content of features.json."""
     has_std = not config.fitted
     per_split: Counter[str] = Counter(shard.split for shard in shards)
     info: dict[str, Any] = {

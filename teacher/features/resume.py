@@ -48,7 +48,7 @@ def make_plan(
 ) -> dict[str, Any]:
     """What a rerun must match: configuration, encoders, digest of a given codec, and digests of items and files.
 
-    Without `stamps`, sizes and times of the files are not looked at and "files" is left out.
+    Without `stamps`, sizes and times of the files are not read and "files" is left out.
     """
     listing, files = hashlib.sha256(), hashlib.sha256()
     for item in items:
@@ -93,7 +93,7 @@ def check_folder(out: Path) -> None:
 
 
 def prepare_folder(
-    out: Path, plan: dict[str, Any], items: Sequence[Item], *, overwrite: bool, tell: Progress
+    out: Path, plan: dict[str, Any], items: Sequence[Item], *, overwrite: bool, progress: Progress
 ) -> list[str]:
     """Make the folder, or check that it continues `plan`; afterwards it holds nothing that is damaged.
 
@@ -110,7 +110,7 @@ def prepare_folder(
         if _mend_plan(out, plan, items):
             write_json(out / "plan.json", plan)
         check_plan(out, plan)
-        return _remove_damaged(out, items, tell)
+        return _remove_damaged(out, items, progress)
     write_json(out / "plan.json", plan)
     return []
 
@@ -153,7 +153,7 @@ def _info(out: Path) -> dict[str, Any] | None:
 def _mend_plan(out: Path, plan: dict[str, Any], items: Sequence[Item]) -> bool:
     """Whether plan.json is damaged and the folder is this plan's all the same, by features.json or a block's note.
 
-    Raises FeatureError where it is damaged and nothing else says what the folder was made from.
+    Raises FeatureError where it is damaged and nothing else records what the folder was made from.
     """
     try:
         store.read_json(out / "plan.json")
@@ -183,7 +183,7 @@ def _noted_in_a_block(out: Path, plan: dict[str, Any], items: Sequence[Item]) ->
     return False
 
 
-def _remove_damaged(out: Path, items: Sequence[Item], tell: Progress) -> list[str]:
+def _remove_damaged(out: Path, items: Sequence[Item], progress: Progress) -> list[str]:
     """Remove what is damaged; a line for each file that is to be made again."""
     info, found, recorded = _info(out), [], {}
     try:
@@ -214,7 +214,7 @@ def _remove_damaged(out: Path, items: Sequence[Item], tell: Progress) -> list[st
         if fault is not None:
             path.unlink()
             found.append(f"{name}: damaged")
-        tell("check", k, len(paths))
+        progress("check", k, len(paths))
     if info is not None:
         needed = [shard_path(out, split, k) for split in SPLITS for k in range(info["shards"][split])]
         needed += [store.text_path(out, k) for k in range(-(-info["texts"]["count"] // info["texts"]["per_file"]))]
@@ -225,7 +225,7 @@ def _remove_damaged(out: Path, items: Sequence[Item], tell: Progress) -> list[st
             name = path.relative_to(out).as_posix()
             if not path.is_file() and name not in named:
                 found.append(f"{name}: missing")
-    if found:  # what it says is right again once the folder is complete
+    if found:  # its digests are right again once the folder is complete
         (out / DIGESTS).unlink(missing_ok=True)
     if found and info is not None:
         finished.unlink(missing_ok=True)

@@ -13,7 +13,7 @@ from teacher.encoders.registry import Encoders
 from teacher.features import store
 from teacher.features.config import SPLITS, ExtractConfig
 from teacher.features.store import Record, Shard, shard_path, text_path
-from teacher.features.windows import Loaded, Progress, Skip, Window, window_events
+from teacher.features.windows import Progress, Skip, Window, WindowContent, window_events
 from teacher.features.workers import AHEAD_LARGE, AHEAD_PER_WORKER, DIED, WorkerPool
 from teacher.files.errors import FeatureError
 from teacher.files.processes import Processes
@@ -28,7 +28,7 @@ Written = dict[Path, tuple[int, str]]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Part:
+class ShardWindows:
     """The windows of one shard."""
 
     path: Path
@@ -42,8 +42,9 @@ class Part:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Encoded:
-    """A window's sound (samples,) and its features, clip (Tc, 1024) and sync (Ts, 768); None without a picture."""
+class EncodedWindow:
+    """A window's sound (samples,) and its bfloat16 features, clip (Tc, width) and sync (Ts, width), None without a
+    picture."""
 
     wave: np.ndarray
     clip: Tensor | None
@@ -51,14 +52,14 @@ class Encoded:
     padded: bool
 
 
-def parts(out: Path, windows: Sequence[Window], size: int) -> list[Part]:
+def shard_windows(out: Path, windows: Sequence[Window], size: int) -> list[ShardWindows]:
     """All shards, in order."""
     found = []
     for split in SPLITS:
         chosen = [window for window in windows if window.item.split == split]
         for k, begin in enumerate(range(0, len(chosen), size)):
             part = chosen[begin : begin + size]
-            found.append(Part(path=shard_path(out, split, k), split=split, windows=part))
+            found.append(ShardWindows(path=shard_path(out, split, k), split=split, windows=part))
     return found
 
 
@@ -79,14 +80,14 @@ def write_texts(
 
 
 def write_shards(
-    all_parts: Sequence[Part],
+    all_shards: Sequence[ShardWindows],
     captions: Sequence[str],
     codec: AudioCodec,
     encoders: Encoders,
     config: ExtractConfig,
     pool: WorkerPool,
     processes: Processes,
-    tell: Progress,
+    progress: Progress,
     written: Written,
 ) -> None:
     """Write this process's missing shards and note them in `written`.
@@ -94,11 +95,11 @@ def write_shards(
     Which shards are to be made is decided once: what appears on the disk meanwhile changes nothing.
     """
     text_index = {caption: i for i, caption in enumerate(captions)}
-    mine = [part for k, part in enumerate(all_parts) if processes.mine(k)]
+    mine = [part for k, part in enumerate(all_shards) if processes.mine(k)]
     jobs = {part.path: part.jobs for part in mine if not part.path.is_file()}
     reader = config.reader(frames_only=not encoders.in_worker)
     results = pool.ordered(
-        reader.load,
+        reader.read,
         [window for wanted in jobs.values() for window in wanted],
         died=lambda window: Skip(id=window.id, reason=DIED),
         ahead=AHEAD_LARGE if reader.frames_only else AHEAD_PER_WORKER,
@@ -106,14 +107,14 @@ def write_shards(
     done, total = 0, sum(len(part.windows) for part in mine)
     for part in mine:
         if part.path in jobs:
-            encoded: dict[tuple[Path, float], Encoded | Skip] = {}
+            encoded: dict[tuple[Path, float], EncodedWindow | Skip] = {}
             for window, result in _with_features(jobs[part.path], results, encoders):
                 encoded[_piece(window)] = result
-                tell("extract", done + len(encoded), total)
+                progress("extract", done + len(encoded), total)
             shard = _make_shard(part.windows, encoded, text_index, codec, encoders.widths, config)
             written[part.path] = store.write_shard(part.path, shard)
         done += len(part.windows)
-        tell("extract", done, total)
+        progress("extract", done, total)
 
 
 def _piece(window: Window) -> tuple[Path, float]:
@@ -121,8 +122,8 @@ def _piece(window: Window) -> tuple[Path, float]:
 
 
 def _with_features(
-    jobs: Sequence[Window], results: Iterator[tuple[Window, Loaded | Skip]], encoders: Encoders
-) -> Iterator[tuple[Window, Encoded | Skip]]:
+    jobs: Sequence[Window], results: Iterator[tuple[Window, WindowContent | Skip]], encoders: Encoders
+) -> Iterator[tuple[Window, EncodedWindow | Skip]]:
     """Windows with their features; frames are encoded here, one window at a time, where workers only read."""
     for window in jobs:
         answered, loaded = next(results)
@@ -138,25 +139,27 @@ def _with_features(
             else:
                 clip, sync = encoders.image(loaded.image), encoders.sync(loaded.sync)
             clip, sync = clip.bfloat16().cpu(), sync.bfloat16().cpu()
-        yield window, Encoded(wave=loaded.wave, clip=clip, sync=sync, padded=loaded.padded)
+        yield window, EncodedWindow(wave=loaded.wave, clip=clip, sync=sync, padded=loaded.padded)
 
 
 def _make_shard(
     windows: Sequence[Window],
-    encoded: dict[tuple[Path, float], Encoded | Skip],
+    encoded: dict[tuple[Path, float], EncodedWindow | Skip],
     text_index: dict[str, int],
     codec: AudioCodec,
     widths: ConditionWidths,
     config: ExtractConfig,
 ) -> Shard:
     """Encode the sounds of a shard and describe its rows; a shard in which nothing remains has no rows."""
-    kept = {piece: result for piece, result in encoded.items() if isinstance(result, Encoded)}
-    sounds = {piece: i for i, piece in enumerate(kept)}
-    pictures = {piece: i for i, piece in enumerate(piece for piece, result in kept.items() if result.clip is not None)}
-    rows = [window for window in windows if _piece(window) in kept]
-    mean, std = _latents([result.wave for result in kept.values()], codec, config)
-    clip = [result.clip for result in kept.values() if result.clip is not None]
-    sync = [result.sync for result in kept.values() if result.sync is not None]
+    usable = {piece: result for piece, result in encoded.items() if isinstance(result, EncodedWindow)}
+    sounds = {piece: i for i, piece in enumerate(usable)}
+    pictures = {
+        piece: i for i, piece in enumerate(piece for piece, result in usable.items() if result.clip is not None)
+    }
+    rows = [window for window in windows if _piece(window) in usable]
+    mean, std = _latents([result.wave for result in usable.values()], codec, config)
+    clip = [result.clip for result in usable.values() if result.clip is not None]
+    sync = [result.sync for result in usable.values() if result.sync is not None]
     duration_s, failed = config.duration_s, [(window.id, encoded[_piece(window)]) for window in windows]
     return Shard(
         records=[_record(window, duration_s) for window in rows],
@@ -168,7 +171,7 @@ def _make_shard(
         clip=torch.stack(clip) if clip else torch.zeros(0, image_frames(duration_s), widths.image),
         sync=torch.stack(sync) if sync else torch.zeros(0, sync_frames(duration_s), widths.sync),
         skipped=[(id_, result.reason) for id_, result in failed if isinstance(result, Skip)],
-        padded=sum(kept[_piece(window)].padded for window in rows),
+        padded=sum(usable[_piece(window)].padded for window in rows),
         codec=codec.digest[:CODEC_DIGITS] if config.fitted else "",
     )
 

@@ -1,9 +1,13 @@
-"""Which pieces of which files become training examples, and how one piece is read: plan, then load."""
+"""Windows: the pieces of media files that become training examples.
+
+The first pass of an extraction probes every file and finds its windows (`probe_files`); the last one reads and encodes
+a window at a time (`WindowReader.read`). A `WindowReader` is sent to worker processes with every job.
+"""
 
 import math
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,18 +22,18 @@ from teacher.files.errors import FeatureError
 from teacher.files.processes import Processes
 from teacher.files.tensor_file import AGAIN
 from teacher.lists.manifest import Item
-from teacher.media import MediaError, probe, read_audio
+from teacher.media import MediaError, MediaInfo, probe, read_audio
 from teacher.network.sequence import MIN_DURATION_S
 
 SILENT_PEAK = 1e-4
 """Peak (-80 dB of full scale) below which a sound counts as silent."""
 PEAK = 0.95
-SHORTEST_SOUND_SHARE = 0.5
-"""Least share of a window that must hold sound; silence is appended to the rest."""
+SHORTEST_SOUND_FRACTION = 0.5
+"""Least part of a window that must hold sound; silence is appended to the rest."""
 PADDED_FROM_S = 0.05
 """Missing sound up to this long is a codec's rounding and is not counted as padding."""
 BLOCK = 256
-"""Items whose findings share a file; what an interruption loses at most."""
+"""Items whose windows are noted in one file; what an interruption of the probing loses at most."""
 
 Progress = Callable[[str, int, int], None]
 """Called with the name of the pass, the jobs done and their number."""
@@ -43,6 +47,8 @@ class Window:
     item: Item
     start_s: float
     has_video: bool
+    media: MediaInfo | None = field(default=None, compare=False)
+    """What probing its file found, of a film that this process probed; otherwise the file is probed when it is read."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,23 +60,31 @@ class Skip:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Found:
+class FileWindows:
     """Windows of a file: their starts in seconds, and whether they have a picture."""
 
     starts_s: tuple[float, ...]
     has_video: bool
+    media: MediaInfo | None = field(default=None, compare=False)
+    """As in `Window`."""
 
-    def windows(self, item: Item) -> list[Window]:
+    def of(self, item: Item) -> list[Window]:
         """The windows as rows of an item; a single one keeps the item's id."""
         single = len(self.starts_s) == 1
         return [
-            Window(id=item.id if single else f"{item.id}@{s:g}s", item=item, start_s=s, has_video=self.has_video)
+            Window(
+                id=item.id if single else f"{item.id}@{s:g}s",
+                item=item,
+                start_s=s,
+                has_video=self.has_video,
+                media=self.media,
+            )
             for s in self.starts_s
         ]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Loaded:
+class WindowContent:
     """A window's sound (samples,), what the image and sync encoders made of its picture, and whether its end is filled.
 
     `image` and `sync` are features, float32, or uint8 frames where the encoders run in another process; None without a
@@ -86,9 +100,10 @@ class Loaded:
 
 @dataclass(frozen=True, kw_only=True)
 class WindowReader:
-    """How windows are found, heard and seen: one object that worker processes receive with every job."""
+    """How the windows of a file are found and read."""
 
     encoders: str
+    """Name of a set of encoders."""
     duration_s: float
     sample_rate: int
     peak_normalise: bool
@@ -100,12 +115,7 @@ class WindowReader:
     frames_only: bool = False
     """Hand over frames instead of features."""
 
-    def plan(self, item: Item) -> list[Window] | Skip:
-        """Windows of an item (see `look`), or the reason why there is none."""
-        found = self.look(item.path)
-        return found.windows(item) if isinstance(found, Found) else Skip(id=item.id, reason=found)
-
-    def look(self, path: Path) -> Found | str:
+    def find(self, path: Path) -> FileWindows | str:
         """Non-overlapping windows of a file, at most `max_windows`, or the reason why there is none.
 
         They follow each other from the start. A last piece shorter than duration_s is used when a video shows at least
@@ -122,7 +132,7 @@ class WindowReader:
             return "no audio stream that can be decoded"
         whole = int(info.duration_s / duration_s + 1e-6)
         spread = self.spread and not info.has_video
-        shortest_sound_s = max(MIN_DURATION_S, SHORTEST_SOUND_SHARE * duration_s)
+        shortest_sound_s = max(MIN_DURATION_S, SHORTEST_SOUND_FRACTION * duration_s)
         least_s = SHORTEST_FRACTION * duration_s if info.has_video else shortest_sound_s
         rest_s = info.duration_s - whole * duration_s
         count = whole + (not spread and rest_s >= least_s - 1e-6)
@@ -136,67 +146,81 @@ class WindowReader:
             # Whole milliseconds, rounded down, so that the last window does not reach past the end.
             step_s = max(duration_s, math.floor(1e3 * (info.duration_s - duration_s) / (count - 1)) / 1e3)
         starts = tuple(round(k * step_s, 6) if spread else k * step_s for k in range(count))
-        return Found(starts_s=starts, has_video=info.has_video)
+        return FileWindows(starts_s=starts, has_video=info.has_video, media=info if info.has_video else None)
 
-    def hear(self, window: Window) -> tuple[np.ndarray, bool] | Skip:
-        """Sound of exactly round(D sample_rate) samples, and whether its end was padded with silence.
+    def read_sound(self, window: Window) -> tuple[np.ndarray, bool] | str:
+        """Sound of a window; see the function `read_sound`."""
+        return read_sound(
+            window.item.path,
+            window.start_s,
+            duration_s=self.duration_s,
+            sample_rate=self.sample_rate,
+            peak_normalise=self.peak_normalise,
+        )
 
-        Skipped when it is silent or when less than half of the window (or 0.64 s) holds sound.
-        """
-        path, duration_s = window.item.path, self.duration_s
-        try:
-            wave = read_audio(path, sample_rate=self.sample_rate, start_s=window.start_s, duration_s=duration_s)
-        except MediaError as error:
-            return Skip(id=window.id, reason=_without_path(error, path))
-        held_s = len(wave) / self.sample_rate
-        if held_s < min(duration_s, max(MIN_DURATION_S, SHORTEST_SOUND_SHARE * duration_s)) - 1e-3:
-            return Skip(id=window.id, reason=f"too short: {held_s:.2f} s of audio, need {duration_s:g} s")
-        if not np.isfinite(wave).all():
-            return Skip(id=window.id, reason="its sound holds NaN or infinity")
-        peak = float(np.abs(wave).max())
-        if peak < SILENT_PEAK:
-            return Skip(id=window.id, reason="silent")
-        count = round(duration_s * self.sample_rate)
-        wave = np.pad(wave, (0, max(0, count - len(wave))))[:count]
-        scaled = wave * (PEAK / peak) if self.peak_normalise else np.clip(wave, -1.0, 1.0)
-        return scaled.astype(np.float32), duration_s - held_s > PADDED_FROM_S
-
-    def load(self, window: Window) -> Loaded | Skip:
+    def read(self, window: Window) -> WindowContent | Skip:
         """Sound of a window and its features, or its frames where `frames_only`."""
-        heard = self.hear(window)
-        if isinstance(heard, Skip):
-            return heard
-        wave, padded = heard
+        path, sound = window.item.path, self.read_sound(window)
+        if isinstance(sound, str):
+            return Skip(id=window.id, reason=sound)
+        wave, padded = sound
         if not window.has_video:
-            return Loaded(wave=wave, image=None, sync=None, padded=padded)
+            return WindowContent(wave=wave, image=None, sync=None, padded=padded)
         try:
-            info = probe(window.item.path)
+            info = window.media or probe(path)
             image, sync = read_window_frames(encoder_set(self.encoders).requests, info, window.start_s, self.duration_s)
         except MediaError as error:
-            return Skip(id=window.id, reason=_without_path(error, window.item.path))
+            return Skip(id=window.id, reason=_without_path(error, path))
         padded = padded or info.duration_s - window.start_s < self.duration_s - PADDED_FROM_S
         if not self.frames_only:
             encoders = load_encoders(self.encoders)
             image, sync = encoders.image(image).numpy(), encoders.sync(sync).numpy()
-        return Loaded(wave=wave, image=image, sync=sync, padded=padded)
+        return WindowContent(wave=wave, image=image, sync=sync, padded=padded)
+
+
+def read_sound(
+    path: Path, start_s: float, *, duration_s: float, sample_rate: int, peak_normalise: bool
+) -> tuple[np.ndarray, bool] | str:
+    """Sound of exactly round(D sample_rate) samples from start_s on, and whether its end was padded with silence.
+
+    float32 (samples,), scaled to a peak of 0.95 with `peak_normalise`, else clipped to [-1, 1]. Where it cannot be used
+    the reason is returned instead: the file cannot be read, the sound is silent or not finite, or less than half of the
+    window (or 0.64 s) holds sound.
+    """
+    try:
+        wave = read_audio(path, sample_rate=sample_rate, start_s=start_s, duration_s=duration_s)
+    except MediaError as error:
+        return _without_path(error, path)
+    held_s = len(wave) / sample_rate
+    if held_s < min(duration_s, max(MIN_DURATION_S, SHORTEST_SOUND_FRACTION * duration_s)) - 1e-3:
+        return f"too short: {held_s:.2f} s of audio, need {duration_s:g} s"
+    if not np.isfinite(wave).all():
+        return "its sound holds NaN or infinity"
+    peak = float(np.abs(wave).max())
+    if peak < SILENT_PEAK:
+        return "silent"
+    count = round(duration_s * sample_rate)
+    wave = np.pad(wave, (0, max(0, count - len(wave))))[:count]
+    scaled = wave * (PEAK / peak) if peak_normalise else np.clip(wave, -1.0, 1.0)
+    return scaled.astype(np.float32), duration_s - held_s > PADDED_FROM_S
 
 
 def blocks_of(out: Path, items: Sequence[Item]) -> list[tuple[Path, Sequence[Item]]]:
-    """Files of the findings, each with its items."""
+    """Files that note the windows of the items, plan/00000.json and so on, each with its items."""
     parts = [items[begin : begin + BLOCK] for begin in range(0, len(items), BLOCK)]
     return [(out / "plan" / f"{k:05d}.json", part) for k, part in enumerate(parts)]
 
 
-def look(
+def probe_files(
     out: Path,
     items: Sequence[Item],
     plan: str,
     reader: WindowReader,
     pool: WorkerPool,
     processes: Processes,
-    tell: Progress,
+    progress: Progress,
 ) -> tuple[list[Window], list[Skipped]]:
-    """Windows of all items, in order, and the items without any. Blocks found on disk are not looked at again.
+    """Windows of all items, in order, and the items without any. Files noted in a block on disk are not probed again.
 
     plan: digest of what the extraction is made from, noted in each block. Raises FeatureError naming the items when
     two windows have one id.
@@ -205,7 +229,8 @@ def look(
     paths = [path for path, _ in blocks]
     mine = [k for k in range(len(blocks)) if processes.mine(k)]
     jobs = {k: list(dict.fromkeys(item.path for item in blocks[k][1])) for k in mine if not paths[k].is_file()}
-    results = pool.ordered(reader.look, [path for wanted in jobs.values() for path in wanted], died=lambda _: DIED)
+    results = pool.ordered(reader.find, [path for wanted in jobs.values() for path in wanted], died=lambda _: DIED)
+    films: dict[Path, MediaInfo] = {}
     done, total = 0, sum(len(blocks[k][1]) for k in mine)
     for k in mine:
         block = blocks[k][1]
@@ -215,20 +240,21 @@ def look(
                 path, found[wanted] = next(results)
                 if path != wanted:
                     raise RuntimeError(f"asked for the windows of {wanted}, got those of {path}")
-                tell("look", done + len(found), total)
+                progress("probe", done + len(found), total)
             entries = [_described(found[item.path]) for item in block]
             write_json(paths[k], {"plan": plan, "items": entries, "digest": _digest(entries)}, indent=None)
+            films |= {path: one.media for path, one in found.items() if not isinstance(one, str) and one.media}
         done += len(block)
-        tell("look", done, total)
-    processes.wait(lambda: all(path.is_file() for path in paths), what="the look at all files", on=processes.others)
+        progress("probe", done, total)
+    processes.wait(lambda: all(path.is_file() for path in paths), what="the probing of all files", on=processes.others)
     windows: list[Window] = []
     skipped: list[Skipped] = []
     for path, block in blocks:
-        for item, found_in in zip(block, read_block(path, len(block)), strict=True):
-            if isinstance(found_in, Found):
-                windows.extend(found_in.windows(item))
+        for item, noted in zip(block, read_block(path, len(block)), strict=True):
+            if isinstance(noted, FileWindows):
+                windows.extend(replace(noted, media=films.get(item.path)).of(item))
             else:
-                skipped.append((item.id, found_in))
+                skipped.append((item.id, noted))
     _refuse_repeated(windows)
     return windows, skipped
 
@@ -245,11 +271,11 @@ def _digest(entries: Sequence[dict[str, Any]]) -> str:
     return json_digest(entries, sort_keys=False)
 
 
-def _described(found: Found | str) -> dict[str, Any]:
+def _described(found: FileWindows | str) -> dict[str, Any]:
     return {"skip": found} if isinstance(found, str) else {"starts_s": found.starts_s, "video": found.has_video}
 
 
-def read_block(path: Path, count: int, plan: str | None = None) -> list[Found | str]:
+def read_block(path: Path, count: int, plan: str | None = None) -> list[FileWindows | str]:
     """What was found of `count` items; FeatureError naming a damaged file, or one of another plan than `plan`."""
     block = store.read_json(path)
     if plan is not None and block.get("plan", plan) != plan:
@@ -261,7 +287,7 @@ def read_block(path: Path, count: int, plan: str | None = None) -> list[Found | 
         found = [
             str(entry["skip"])
             if "skip" in entry
-            else Found(starts_s=tuple(float(s) for s in entry["starts_s"]), has_video=bool(entry["video"]))
+            else FileWindows(starts_s=tuple(float(s) for s in entry["starts_s"]), has_video=bool(entry["video"]))
             for entry in entries
         ]
     except (KeyError, TypeError, ValueError) as error:

@@ -170,7 +170,7 @@ def settled_faults(folder: Path, name: str) -> list[str]:
 def check_digests(folder: Path, names: Iterable[str] | None = None) -> list[str]:
     """What differs from digests.json, one line a file; none if nothing does. `names` None: every file recorded.
 
-    A file that is not recorded is not judged. Lengths come first, so a file that was cut short is not read.
+    A file that is not recorded is not compared. Lengths come first, so a file that was cut short is not read.
     """
     folder, faults = Path(folder), []
     recorded = read_digests(folder)

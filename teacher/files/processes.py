@@ -25,7 +25,7 @@ BEAT_S = 0.5
 POLL_S = 0.05
 PATIENCE_S = 180.0
 """How long a process may be silent, or take to start, before it counts as dead."""
-AGAIN = "run the same command again: finished files are kept"
+AGAIN = "run the same command again: finished files stay"
 
 
 @dataclass
@@ -43,7 +43,7 @@ class _Watched:
 class Processes:
     """Process `rank` of `world` working on `folder`; a context manager. With one process, nothing is written.
 
-    `run` tells processes that were started together from those of another start that has the same folder.
+    `run` names one start, so that processes of another start with the same folder are not taken for its own.
     """
 
     def __init__(
@@ -74,7 +74,7 @@ class Processes:
         return [rank for rank in range(self.world) if rank != self.rank]
 
     def mine(self, number: int) -> bool:
-        """Whether piece of work `number` is this process's; the split does not change what is in a piece."""
+        """Whether job `number` is this process's; how jobs are divided does not change what is in a job."""
         return number % self.world == self.rank
 
     def __enter__(self) -> Self:
@@ -100,20 +100,20 @@ class Processes:
         if error is None and self.lead:
             shutil.rmtree(self._folder, ignore_errors=True)  # with what killed runs left
 
-    def say(self, stage: str) -> None:
-        """Tell the others how far this process is."""
+    def announce(self, stage: str) -> None:
+        """Write for the others how far this process is."""
         if self.world > 1:
             self._content["stage"] = stage
             self._beat()
 
     def meet(self) -> None:
-        """The lead returns once it has seen every process alive; the others go on and wait for what it says."""
+        """The lead returns once every process has shown that it runs; the others go on, and wait for its stages."""
         if self.lead:
             alive = lambda: all(watched.alive for watched in self._watched.values())  # noqa: E731
             self.wait(alive, what="the start of all processes", on=self.others)
 
     def wait_for_stage(self, stage: str, *, what: str) -> None:
-        """Wait until the lead has said `stage`."""
+        """Wait until the lead has announced `stage`."""
         if not self.lead:
             self.wait(
                 lambda: self._watched[0].alive and self._watched[0].content.get("stage") == stage, what=what, on=[0]
@@ -124,7 +124,7 @@ class Processes:
         expected = list(on)
         while True:
             for rank in self._watched:
-                self._look(rank)
+                self._update(rank)
             if done():
                 return
             for rank, watched in self._watched.items():
@@ -139,11 +139,11 @@ class Processes:
             time.sleep(POLL_S)
 
     def _await_leaving(self) -> None:
-        """The lead leaves last: whoever still reads what it said finds it there."""
+        """The lead leaves last: whoever still reads its file finds it there."""
         while not all(watched.left or self._lost(rank) for rank, watched in self._watched.items()):
             time.sleep(POLL_S)
             for rank in self._watched:
-                self._look(rank)
+                self._update(rank)
 
     def _lost(self, rank: int) -> bool:
         watched = self._watched[rank]
@@ -152,7 +152,7 @@ class Processes:
         here = watched.content.get("host") == self._content["host"]
         return watched.alive and here and not _runs(int(watched.content.get("pid", 0)))
 
-    def _look(self, rank: int) -> None:
+    def _update(self, rank: int) -> None:
         watched, text = self._watched[rank], self._read(rank)
         if text is None:
             watched.left = watched.alive

@@ -20,7 +20,7 @@ from teacher.weights.layouts import TABLES, Layout, canonical, identify, layouts
 from teacher.weights.untrusted import check_volume, read_checkpoint
 
 BLOCK = 2**20
-Note = Callable[[str], None]
+Report = Callable[[str], None]
 Progress = Callable[[int, int], None]
 
 
@@ -53,7 +53,7 @@ def convert_file(
     *,
     component: str | None = None,
     strict_digest: bool = False,
-    note: Note = lambda line: None,
+    report: Report = lambda line: None,
     progress: Progress = lambda done, total: None,
 ) -> Path:
     """Convert one official file; the path of the component file, which is left alone if it came from the same bytes.
@@ -68,12 +68,12 @@ def convert_file(
     if target.exists() and target.samefile(source):
         raise WeightsError(f"{source} lies where its component goes; move it to another folder first")
     digests = Digests.of(source)
-    _compare_digest(source, component, digests, strict_digest, note)
+    _compare_digest(source, component, digests, strict_digest, report)
     if _converted_from(target, digests):
         return target
     stored = {str(tensor.dtype).removeprefix("torch.") for tensor in tensors.values()} - {"float32"}
     if stored:
-        note(f"{source.name} holds {', '.join(sorted(stored))} numbers; they are widened or rounded to float32")
+        report(f"{source.name} holds {', '.join(sorted(stored))} numbers; they are widened or rounded to float32")
     made = _canonical_tensors(source, component, tensors)
     _check_values(source, component, made)
     info = ComponentInfo(
@@ -95,14 +95,14 @@ def ensure_component(
     weights_dir: Path,
     *,
     strict_digest: bool = False,
-    note: Note = lambda line: None,
+    report: Report = lambda line: None,
     progress: Progress = lambda done, total: None,
 ) -> Path | None:
     """The component file in a weights folder, converted from the official file if that is there; None if neither is."""
     source, target = find_source(component, weights_dir), component_path(weights_dir, component)
     if source is not None:
         return convert_file(
-            source, weights_dir, component=component, strict_digest=strict_digest, note=note, progress=progress
+            source, weights_dir, component=component, strict_digest=strict_digest, report=report, progress=progress
         )
     if not target.exists():
         return None
@@ -163,14 +163,14 @@ def _check_values(source: Path, component: str, tensors: dict[str, Tensor]) -> N
         )
 
 
-def _compare_digest(source: Path, component: str, digests: Digests, strict: bool, note: Note) -> None:
+def _compare_digest(source: Path, component: str, digests: Digests, strict: bool, report: Report) -> None:
     published = card(component).md5
     if published is None or published == digests.md5:
         return
     told = f"{source.name} is not the published {component}: its md5 is {digests.md5}, published is {published}"
     if strict:
         raise WeightsError(f"{told}; without --strict-digest it is converted all the same")
-    note(f"warning: {told}")
+    report(f"warning: {told}")
 
 
 def _converted_from(target: Path, digests: Digests) -> bool:

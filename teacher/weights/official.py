@@ -15,7 +15,7 @@ from teacher.files import FolderLock, link_file, write_digests, write_json
 from teacher.files.components import read_component_info, read_tensors
 from teacher.files.errors import WeightsError
 from teacher.weights.cards import bundle, bundle_licence, card
-from teacher.weights.convert import Note, component_path, ensure_component, find_source
+from teacher.weights.convert import Report, component_path, ensure_component, find_source
 from teacher.weights.run_folder import read_run_config, run_config, write_run_config
 
 KIND = "official"
@@ -63,7 +63,7 @@ def make_run(
     run: Path,
     *,
     strict_digest: bool = False,
-    note: Note = lambda line: None,
+    report: Report = lambda line: None,
     progress: Callable[[str], Callable[[int, int], None]] = lambda component: lambda done, total: None,
 ) -> OfficialRun:
     """Convert what a published variant needs and make its run folder; config.json is written last.
@@ -82,7 +82,7 @@ def make_run(
     components: dict[str, Path] = {}
     for component in names:
         made = ensure_component(
-            component, weights_dir, strict_digest=strict_digest, note=note, progress=progress(component)
+            component, weights_dir, strict_digest=strict_digest, report=report, progress=progress(component)
         )
         if made is not None:
             components[component] = made

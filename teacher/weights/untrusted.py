@@ -3,7 +3,7 @@
 Accepted: PyTorch files (zip or the older pickle) holding a dictionary of tensors, possibly under `generator`, and
 safetensors. Values stay on disk until they are used wherever the format allows it.
 
-Before PyTorch reads a file, its directory and its pickles are looked through without carrying them out: a small file
+Before PyTorch reads a file, its directory and its pickles are inspected without carrying them out: a small file
 may ask for gigabytes in a way that a reader of trusted bytes does not notice.
 """
 
@@ -29,7 +29,7 @@ LARGEST_PICKLE, LARGEST_PICKLE_WITH_DATA = 16 * MIB, 64 * MIB
 """Bytes of a pickle that lists tensors, 100 to 200 a tensor; and of one of a training state, in which a caller expects
 arrays that it then leaves out."""
 MOST_STEPS = 4_000_000
-"""Opcodes of a pickle, about 40 a tensor; looking through them and carrying them out takes seconds."""
+"""Opcodes of a pickle, about 40 a tensor; inspecting them and carrying them out takes seconds."""
 LARGEST_DIRECTORY = 32 * MIB
 LARGEST_ENCODED = 256 * MIB
 """Bytes that the texts of a pickle may become where arrays are expected, which are written as encoded texts."""
@@ -75,7 +75,7 @@ def load_untrusted(path: Path) -> Any:
     Names for which the caller put stand-ins into `torch.serialization.safe_globals` are taken too, and with them longer
     pickles.
     """
-    _look_through(path)
+    _inspect(path)
     try:
         with warnings.catch_warnings(action="ignore"):  # remarks on the format; what matters is raised
             return torch.load(path, weights_only=True, map_location="cpu", mmap=zipfile.is_zipfile(path))
@@ -93,7 +93,7 @@ def load_untrusted(path: Path) -> Any:
         raise WeightsError(f"{path} is not a PyTorch checkpoint, or it is damaged ({type(error).__name__})") from error
 
 
-def _look_through(path: Path) -> None:
+def _inspect(path: Path) -> None:
     """Raise WeightsError for a file that holds more than a listing of tensors, or whose reading would cost more memory
     than the file has bytes. Nothing in it is carried out."""
     extra = {" ".join(name.rsplit(".", 1)) for name in _allowed_by_caller()}
@@ -101,9 +101,9 @@ def _look_through(path: Path) -> None:
     with path.open("rb") as stream:
         try:
             if zipfile.is_zipfile(path):
-                _look_through_zip(path, stream, limit, extra)
+                _inspect_zip(path, stream, limit, extra)
             else:
-                _look_through_legacy(path, stream, limit, extra)
+                _inspect_legacy(path, stream, limit, extra)
         except WeightsError:
             raise
         except Exception as error:  # the readers of zip directories and of opcodes fail in many ways on wrong bytes
@@ -117,7 +117,7 @@ def _allowed_by_caller() -> list[str]:
     return [item[1] for item in torch.serialization.get_safe_globals() if isinstance(item, tuple)]
 
 
-def _look_through_zip(path: Path, stream: IO[bytes], limit: int, extra: set[str]) -> None:
+def _inspect_zip(path: Path, stream: IO[bytes], limit: int, extra: set[str]) -> None:
     if _directory_size(stream) > LARGEST_DIRECTORY:
         raise WeightsError(f"{path} is not a PyTorch checkpoint: the directory of its zip archive is too long")
     with zipfile.ZipFile(stream) as archive:
@@ -137,7 +137,7 @@ def _look_through_zip(path: Path, stream: IO[bytes], limit: int, extra: set[str]
             if entry.file_size > limit:
                 raise WeightsError(_too_long(path, limit))
             with archive.open(entry) as pickled:
-                _look_through_pickle(path, _Bounded(pickled, limit), extra)
+                _inspect_pickle(path, _Bounded(pickled, limit), extra)
 
 
 def _directory_size(stream: IO[bytes]) -> int:
@@ -154,19 +154,19 @@ def _directory_size(stream: IO[bytes]) -> int:
     return min(stated, size)
 
 
-def _look_through_legacy(path: Path, stream: IO[bytes], limit: int, extra: set[str]) -> None:
+def _inspect_legacy(path: Path, stream: IO[bytes], limit: int, extra: set[str]) -> None:
     """Magic number, protocol, machine, the object, the names of its storages: five pickles, then the values."""
     head = stream.read(512)
     if head[257:262] == b"ustar":
         raise WeightsError(f"{path} is a program or an archive of an old kind, not a state dict")
     stream.seek(0)
     for k in range(5):
-        first = _look_through_pickle(path, _Bounded(stream, limit), extra)
+        first = _inspect_pickle(path, _Bounded(stream, limit), extra)
         if k == 0 and first != MAGIC:
             raise WeightsError(f"{path} is not a PyTorch checkpoint; it was not loaded")
 
 
-def _look_through_pickle(path: Path, stream: "_Bounded", extra: set[str]) -> object:
+def _inspect_pickle(path: Path, stream: "_Bounded", extra: set[str]) -> object:
     """The first literal of a pickle, all of whose opcodes are those of a listing of tensors."""
     first: object = None
     longest = encoders = 0

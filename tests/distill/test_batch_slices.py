@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from distill.config import FromData, FromTeacher, GuidedInput, Method
-from distill.loop.feed import Feed, generator
+from distill.loop.fit import Feed, generator
 from distill.method.step import evenly, train_step
 from distill.method.student import student_from_teacher
 from meanflow import Guidance, ImprovedMeanFlow, MeanFlow, MixedGuidance, TerminalVelocity

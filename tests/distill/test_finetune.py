@@ -17,7 +17,7 @@ from distill.checkpoints.publish import write_config
 from distill.config import DistillRun, Fresh, FromWeights, TeacherRun
 from distill.initial_network import fresh_or_loaded
 from distill.loop import fit as train
-from distill.loop.feed import generator
+from distill.loop.fit import generator
 from distill.presets.students import student_debug
 from distill.presets.teachers import (
     ABLATIONS,

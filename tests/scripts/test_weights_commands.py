@@ -69,7 +69,7 @@ def test_list_shows_every_card_with_its_licence(tmp_path, monkeypatch, capsys):
 
 def test_list_of_a_variant_shows_its_files_alone():
     said = []
-    assert fetch.run(fetch.Fetch(variants=("small_16k",), list=True), say=said.append) == []
+    assert fetch.run(fetch.Fetch(variants=("small_16k",), list=True), report=said.append) == []
     assert [text.split(":")[0] for text in said] == [
         "mmaudio_small_16k", "vae_16k", "bigvgan_16k", "synchformer", "clip_dfn5b_h14_378",
     ]  # fmt: skip
@@ -82,7 +82,7 @@ def test_a_file_comes_from_a_mirror_after_its_licence(tmp_path, monkeypatch):
     said = []
     with mirror(tmp_path / "mirror") as url:
         asked = fetch.Fetch(component=("empty_string",), weights_dir=tmp_path / "weights", base_url=url)
-        assert fetch.run(asked, say=said.append) == [tmp_path / "weights" / "empty_string.pth"]
+        assert fetch.run(asked, report=said.append) == [tmp_path / "weights" / "empty_string.pth"]
     assert (tmp_path / "weights" / "empty_string.pth").read_bytes() == b"features"
     assert "CC BY-NC 4.0" in said[1]
     assert said[-1].endswith("no digest published")

@@ -17,8 +17,7 @@ from distill.config import EvaluationConfig, FromData, FromTeacher, GuidedInput
 from distill.engines.base import Engine, TogetherError
 from distill.evaluation import BEST_STUDENT, BEST_TEACHER, HeldOut
 from distill.evaluation import clips as held_out_clips
-from distill.evaluation.clips import Reference, agreement
-from distill.evaluation.held_out import HELD_OUT_FILE
+from distill.evaluation.clips import TEACHERS_LATENTS, Reference, agreement
 from distill.loop.tracking import Tracker
 from distill.method.student import student_from_teacher
 from meanflow import Guidance, MixedGuidance
@@ -216,7 +215,7 @@ def test_the_number_of_processes_changes_nothing(folder, codec, teacher, count, 
         assert calls.of(student) == [1] * count
         assert {size for _, _, size in calls.seen} == {1}
         found.append(results[0])
-        assert (run / HELD_OUT_FILE).read_bytes() == (tmp_path / "1" / HELD_OUT_FILE).read_bytes()
+        assert (run / TEACHERS_LATENTS).read_bytes() == (tmp_path / "1" / TEACHERS_LATENTS).read_bytes()
     for other in found[1:]:
         assert other.scalars == found[0].scalars
         assert torch.equal(other.preview.waves, found[0].preview.waves)
@@ -229,7 +228,7 @@ def test_the_same_numbers_again_and_only_the_student_is_generated_again(
     student, calls = student_from_teacher(opened(1)), Calls(monkeypatch)
     evaluate = held_out(folder, codec, teacher, tmp_path, scores=heard)
     first = evaluate(student, FakeEngine())
-    (tmp_path / HELD_OUT_FILE).unlink()  # a run that goes on does not need it
+    (tmp_path / TEACHERS_LATENTS).unlink()  # a run that goes on does not need it
     second = evaluate(student, FakeEngine())
     assert first.scalars == second.scalars
     assert len(calls.of(teacher)) == 2 * count
@@ -271,11 +270,11 @@ def test_latents_of_another_teacher_steps_or_clips_are_made_anew(
     student, changes = student_from_teacher(opened(1)), {"config": UNHEARD} | changes
     engine = FakeEngine(precision=changes.pop("precision", torch.float32))
     held_out(folder, codec, teacher, tmp_path, UNHEARD)(student, FakeEngine())
-    before = (tmp_path / HELD_OUT_FILE).read_bytes()
+    before = (tmp_path / TEACHERS_LATENTS).read_bytes()
     calls = Calls(monkeypatch)
     found = held_out(folder, codec, teacher, tmp_path, **changes)(student, engine)
     assert calls.of(teacher)
-    assert (tmp_path / HELD_OUT_FILE).read_bytes() != before
+    assert (tmp_path / TEACHERS_LATENTS).read_bytes() != before
     assert all(np.isfinite(value) for value in found.scalars.values())
     fresh = held_out(folder, codec, teacher, tmp_path / "fresh", **changes)(student, engine)
     assert found.scalars == fresh.scalars
@@ -284,7 +283,10 @@ def test_latents_of_another_teacher_steps_or_clips_are_made_anew(
 def test_a_damaged_file_of_latents_is_made_anew(folder, codec, teacher, tmp_path, monkeypatch):
     """Cut anywhere, a bit flipped in the header, in the key or in the numbers, or something else entirely."""
     student = student_from_teacher(opened(1))
-    path, whole = tmp_path / HELD_OUT_FILE, held_out(folder, codec, teacher, tmp_path, UNHEARD)(student, FakeEngine())
+    path, whole = (
+        tmp_path / TEACHERS_LATENTS,
+        held_out(folder, codec, teacher, tmp_path, UNHEARD)(student, FakeEngine()),
+    )
     good = path.read_bytes()
     damaged = [b"", b"something else", good[:100], good[:-1]]
     for place in (4, good.index(b"key") + 10, good.index(b"sha256") + 12, len(good) // 2, len(good) - 1):
@@ -296,7 +298,7 @@ def test_a_damaged_file_of_latents_is_made_anew(folder, codec, teacher, tmp_path
         assert held_out(folder, codec, teacher, tmp_path, UNHEARD)(student, FakeEngine()).scalars == whole.scalars
         assert calls.of(teacher)
         assert path.read_bytes() == good
-    assert [p.name for p in tmp_path.iterdir()] == [HELD_OUT_FILE]
+    assert [p.name for p in tmp_path.iterdir()] == [TEACHERS_LATENTS]
 
 
 def test_training_goes_on_as_if_nothing_had_been_evaluated(folder, codec, teacher, tmp_path):
@@ -347,7 +349,7 @@ def test_a_teacher_is_measured_by_flow_matching_on_fixed_noise_and_times(folder,
     assert torch.equal(made, torch.cat([codec.decode(row[None]) for row in e]))
     assert torch.equal(reference, torch.cat([codec.decode(clips.batch([k]).latents) for k in range(count)]))
     assert (rate, [r.id for r in records]) == (16000, [clips.records[k].id for k in range(count)])
-    assert not (tmp_path / HELD_OUT_FILE).exists()
+    assert not (tmp_path / TEACHERS_LATENTS).exists()
 
 
 def test_the_loss_of_a_teacher_is_its_error_at_each_of_eight_times(folder, codec, tmp_path):

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from distill.engines import choose_engine
-from distill.loop.memory import blocks_of, prepare_blocks
+from distill.loop.session import blocks_of, prepare_blocks
 from meanflow import ForwardAD
 from teacher.network.mmaudio import MMAudio
 from teacher.network.velocity import student_velocity

@@ -71,7 +71,7 @@ def sleeping(timeout_s: float, silent_s: float, beats: int, locked: bool) -> str
     """Beat ten times as often as needed, then be silent, with Python's lock held or not."""
     with Watchdog(timeout_s, process=1, processes=3) as watchdog:
         for k in range(beats):
-            watchdog.beat(f"step {k}", kept="step 2 in runs/a")
+            watchdog.beat(f"step {k}", checkpoint="step 2 in runs/a")
             time.sleep(timeout_s / 10)
         if locked:
             ctypes.PyDLL(None).usleep(int(1e6 * silent_s))

@@ -18,7 +18,7 @@ from eval.features.embedded import EmbeddedAudioFeatures, EmbeddedClassifier
 from eval.features.sources import EmbeddedSource
 from eval.metrics.onsets import OnsetScorer
 from eval.report.blocks import markdown
-from eval.report.page import test_set_blocks as blocks_of_facts
+from eval.report.page import facts_blocks
 from teacher.features.config import ExtractConfig
 from teacher.features.dataset import FeatureSet
 from teacher.features.extract import extract
@@ -351,4 +351,4 @@ def test_finished_rows_can_be_looked_at_again(original, tmp_path):
     assert found.overlap is not None
     assert found.overlap.clean
     assert facts_of(read_rows(path), clips_beside(path), path)["vta"] == found
-    assert found.digest in markdown(list(blocks_of_facts(found)))
+    assert found.digest in markdown(list(facts_blocks(found)))

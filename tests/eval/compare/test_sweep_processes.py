@@ -104,7 +104,7 @@ def together(processes: Processes) -> None:
     """All begin when the lead has seen all: who has nothing to do would else have left before the lead looks."""
     processes.meet()
     if processes.lead:
-        processes.say("met")
+        processes.announce("met")
     processes.wait_for_stage("met", what="the start")
 
 

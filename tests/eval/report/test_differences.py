@@ -208,7 +208,7 @@ def test_verdicts_follow_direction_and_interval(three):
     one = "Student, guidance 1.4, 1 step, against Teacher, guidance 1.4, "
     # 6 - 5 = 1; differences by group 1, 1.5, 0.5: error sqrt(2 x 1/6) = 0.577, t of two degrees 4.30, so 1 -+ 2.48.
     assert lines[f"{one}25 steps"].found.low == pytest.approx(1 - 4.3027 * (1 / 3) ** 0.5, abs=1e-3)
-    assert lines[f"{one}25 steps"].verdict == "not told apart"
+    assert lines[f"{one}25 steps"].verdict == "not clearly different"
     assert lines[f"{one}1 step"].verdict == "better"  # 6 against 40, lower is better
     assert lines["tiny, 1 step, against Teacher, guidance 1.4, 25 steps"].verdict == "worse"
 

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -30,7 +31,7 @@ from teacher.features.codec import load_codec
 from teacher.features.config import ExtractConfig
 from teacher.features.dataset import FeatureSet, JointSet
 from teacher.features.extract import extract
-from teacher.features.windows import Found
+from teacher.features.windows import FileWindows
 from teacher.files.errors import FeatureError
 from teacher.files.processes import Processes
 from teacher.lists.manifest import Item, Split, write_manifest
@@ -173,7 +174,7 @@ def test_a_cut_at_every_rename_leaves_a_folder_that_goes_on(items, tmp_path, mon
             except PowerCut:
                 cuts += 1
                 assert cuts < 20
-    # plan (in the first run alone, so never the one cut before), look, codec, two texts, two shards, digests,
+    # plan (in the first run alone, so never the one cut before), probe, codec, two texts, two shards, digests,
     # features.json
     assert cuts == (8 if when == "before" else 9)
     (tmp_path / "cut" / "features.json").unlink()
@@ -450,11 +451,11 @@ def test_a_codec_can_be_taken_from_another_folder(items, tmp_path):
 def test_spread_windows_are_whole_and_reach_from_start_to_end(tmp_path, duration_s, starts_s):
     item = sound(tmp_path, "long", duration_s)
     reader = replace(CONFIG, max_windows_per_item=5, spread_windows=True).reader()
-    found = reader.look(item.path)
+    found = reader.find(item.path)
     if starts_s is None:
         assert found == "too short: 0.97 s of audio, need 1 s"
         return
-    assert isinstance(found, Found)
+    assert isinstance(found, FileWindows)
     assert found.starts_s == pytest.approx(starts_s)
     assert all(b - a >= 1.0 for a, b in zip(found.starts_s, found.starts_s[1:], strict=False))
     assert found.starts_s[-1] + 1.0 <= duration_s + 1e-9
@@ -463,27 +464,27 @@ def test_spread_windows_are_whole_and_reach_from_start_to_end(tmp_path, duration
 def test_films_may_give_fewer_windows_than_sounds(tmp_path):
     made = film(tmp_path, "film", 3.0)
     reader = replace(CONFIG, max_windows_video=1, max_windows_per_item=2).reader()
-    planned = reader.plan(made)
-    assert isinstance(planned, list)
-    assert [(window.id, window.start_s) for window in planned] == [("film", 0.0)]
-    assert len(reader.plan(sound(tmp_path, "sound", 3.0))) == 2
+    found = reader.find(made.path)
+    assert isinstance(found, FileWindows)
+    assert [(window.id, window.start_s) for window in found.of(made)] == [("film", 0.0)]
+    assert reader.find(sound(tmp_path, "sound", 3.0).path).starts_s == (0.0, 1.0)
     with pytest.raises(ValueError, match="max_windows_video must be at least 1, got 0"):
         replace(CONFIG, max_windows_video=0)
 
 
-def test_a_rerun_does_not_look_at_files_again(items, tmp_path, monkeypatch):
+def test_a_rerun_does_not_probe_files_again(items, tmp_path, monkeypatch):
     monkeypatch.setattr(windows, "BLOCK", 4)
-    looked: list[Path] = []
+    probed: list[Path] = []
     true_probe = windows.probe
-    monkeypatch.setattr(windows, "probe", lambda path: looked.append(path) or true_probe(path))
+    monkeypatch.setattr(windows, "probe", lambda path: probed.append(path) or true_probe(path))
 
     def stop(stage: str, done: int, total: int) -> None:
-        if stage == "look" and done == 10:
+        if stage == "probe" and done == 10:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         extract(items, tmp_path / "a", CONFIG, progress=stop)
-    first = len(looked)
+    first = len(probed)
 
     def leave(stage: str, done: int, total: int) -> None:
         if stage == "fit codec":
@@ -492,4 +493,13 @@ def test_a_rerun_does_not_look_at_files_again(items, tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         extract(items, tmp_path / "a", CONFIG, progress=leave)
     # Blocks 0 and 1 stay; of the other ten items, two in one block are of one file.
-    assert (first, len(looked)) == (10, 10 + 9)
+    assert (first, len(probed)) == (10, 10 + 9)
+
+
+def test_a_film_is_probed_once_in_an_extraction(items, tmp_path, monkeypatch):
+    probed: Counter[Path] = Counter()
+    true_probe = windows.probe
+    monkeypatch.setattr(windows, "probe", lambda path: probed.update([path]) or true_probe(path))
+    extract(items, tmp_path / "a", replace(CONFIG, workers=0))
+    assert set(probed) == {item.path for item in items}
+    assert set(probed.values()) == {1}

@@ -94,7 +94,7 @@ def test_a_network_is_converted_whatever_the_form(tiny, tmp_path, weights, form)
         wrapped = {n: torch.nn.Parameter(t) for n, t in tensors.items()} if form == "parameters" else tensors
         torch.save(wrapped | extra, source, _use_new_zipfile_serialization=form != "old")
     notes = []
-    made, info = converted(source, weights, component="mmaudio_small_16k", note=notes.append)
+    made, info = converted(source, weights, component="mmaudio_small_16k", report=notes.append)
     assert set(made) == set(tensors)
     assert all(torch.equal(made[name], tensors[name]) for name in tensors)
     content = source.read_bytes()
@@ -110,7 +110,7 @@ def test_other_precisions_become_float32_with_a_note(tiny, tmp_path, weights, dt
     tensors, source = {n: t.to(dtype) for n, t in official.network_tensors().items()}, tmp_path / "half.safetensors"
     save_file(tensors, source)
     notes = []
-    made, _ = converted(source, weights, note=notes.append)
+    made, _ = converted(source, weights, report=notes.append)
     assert all(made[name].dtype == torch.float32 and torch.equal(made[name], tensors[name].float()) for name in tensors)
     assert f"half.safetensors holds {str(dtype).removeprefix('torch.')} numbers" in notes[1]
 

@@ -200,7 +200,7 @@ def put_network(weights, seed=0):
 def test_a_published_network_becomes_a_run_folder(tiny, tmp_path):
     weights, run = tmp_path / "weights", tmp_path / "run"
     tensors, notes = put_network(weights), []
-    made = make_run("small_16k", weights, run, note=notes.append)
+    made = make_run("small_16k", weights, run, report=notes.append)
     net = load_network(run)
     assert net.config == official.TINY
     assert all(torch.equal(tensor, tensors[name]) for name, tensor in net.state_dict().items())
