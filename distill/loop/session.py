@@ -278,7 +278,8 @@ class Session:
         if self.engine.main and self.best is not None:
             print(
                 f"evaluation: {_listed(self.measured)} from now on, {_listed(measured)} before: they cannot be "
-                f"compared, so the best evaluation so far (step {self.best[0]}) no longer counts, and the best starts anew",
+                f"compared, so the best evaluation so far (step {self.best[0]}) no longer counts, and the best starts "
+                "anew",
                 flush=True,
             )
         self.best = None
