@@ -32,9 +32,8 @@ class CheckedValue:
 
     @property
     def difference(self) -> float:
-        """|ours - theirs| relative to the larger of the two; 0 where both are 0."""
-        largest = max(abs(self.ours), abs(self.theirs))
-        return abs(self.ours - self.theirs) / largest if largest else 0.0
+        """|ours - theirs|."""
+        return abs(self.ours - self.theirs)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +64,7 @@ class CrossCheck:
             lines.append(TableRow(model=metric(found.key).label, cells=tuple(Cell(text=text) for text in texts)))
         if not lines:
             return None
-        columns = ("Score", "Values", "Ours", self.package, "Relative difference, at most", "In")
+        columns = ("Score", "Values", "Ours", self.package, "Largest difference", "In")
         return Table(columns=columns, rows=tuple(lines))
 
 

@@ -1,6 +1,6 @@
 """What every audio codec of this project offers: sound <-> normalised latent.
 
-codec.safetensors: a few tensors, and metadata whose "kind" says which codec they belong to.
+codec.safetensors: a few tensors, and metadata whose "kind" names the codec they belong to.
 
 "content" in the metadata is a SHA-256 of everything else, so that damage is noticed wherever the file is read; files of
 older versions have none.

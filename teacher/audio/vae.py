@@ -124,8 +124,8 @@ class Attention(nn.Module):
         batch, channels, frames = x.shape
         qkv = self.qkv(x).view(batch, channels, 3, frames)  # output channel = 3 c + (0 q, 1 k, 2 v)
         q, k, v = pixel_norm(qkv).permute(2, 0, 3, 1)[:, :, None]
-        heard = functional.scaled_dot_product_attention(q, k, v)[:, 0].transpose(1, 2)
-        return mp_sum(x, self.proj_out(heard))
+        attended = functional.scaled_dot_product_attention(q, k, v)[:, 0].transpose(1, 2)
+        return mp_sum(x, self.proj_out(attended))
 
 
 class Middle(nn.Module):

@@ -130,7 +130,7 @@ def clip_tokenizer(positions: int = 77) -> "SimpleTokenizer":
 
 
 def image_features(net: "CLIP", frames: UInt8[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch channels"]:
-    """Projected class token, scaled to length 1. Rows and columns behind the last whole patch are not looked at."""
+    """Projected class token, scaled to length 1. Rows and columns behind the last whole patch are left out."""
     weight = net.visual.conv1.weight
     mean, std = (weight.new_tensor(x)[:, None, None] for x in (PIXEL_MEAN, PIXEL_STD))
     pixels = frames.to(weight.device, weight.dtype) / 255.0

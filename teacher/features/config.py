@@ -1,4 +1,4 @@
-"""What an extraction is asked to do, and what it says it did."""
+"""The configuration of an extraction, and the report of what became of its items."""
 
 from collections import Counter
 from collections.abc import Sequence

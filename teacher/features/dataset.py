@@ -1,4 +1,10 @@
-"""Extracted features: rows by index, batches by (seed, step). Opening a folder reads headers, not features."""
+"""Data sets of extracted features: batches of rows, and which rows a training step takes.
+
+`FeatureSet` is one split of a feature folder; opening it reads headers and indices, not features. `JointSet` is several
+of them as one: repeats balance them, and modalities of either kind of rows can be masked. MMAudio trains on
+audio-visual-text and audio-text data about 1 : 1 by repeating the audio-visual set five times, three times for its
+larger networks, before each epoch is shuffled (arXiv 2412.15322, section 3.5.1 and appendix H).
+"""
 
 import functools
 from collections.abc import Sequence
@@ -142,9 +148,9 @@ class FeatureSet:
     ) -> Batch:
         """Rows `indices` in that order. With a generator, and where the codec has a std, z = mean + std e; else mean.
 
-        `batch_slice` says which rows of a larger batch they are, for which e is drawn.
+        `batch_slice` says which rows of a larger batch these are; e is drawn for all of it.
 
-        Raises FeatureError when a latent is not finite; `verify` looks at all features.
+        Raises FeatureError when a latent is not finite; `verify` reads all features.
         """
         rows = as_rows(indices, len(self))
         gathered = self.rows.blank(self.has_video[rows].numpy())
@@ -202,10 +208,10 @@ class JointSet:
         self.parts = tuple(
             (features.with_statistics(first.latent_mean, first.latent_std), repeat) for features, repeat in parts
         )
-        self._rows = [self._kept(features) for features, _ in self.parts]
+        self._rows = [self._used(features) for features, _ in self.parts]
         self._ends: list[int] = []
-        for (_, repeat), kept in zip(self.parts, self._rows, strict=True):
-            self._ends.append((self._ends[-1] if self._ends else 0) + repeat * len(kept))
+        for (_, repeat), rows in zip(self.parts, self._rows, strict=True):
+            self._ends.append((self._ends[-1] if self._ends else 0) + repeat * len(rows))
         if len(self) == 0:
             raise FeatureError(f"modalities {self.modalities} leave no row: none has a picture")
 
@@ -283,12 +289,12 @@ class JointSet:
         """Set number and row within that set of joint rows, both int64."""
         which = torch.bucketize(indices, torch.tensor(self._ends), right=True)
         rows = torch.empty_like(indices)
-        for k, kept in enumerate(self._rows):
+        for k, used in enumerate(self._rows):
             here = which == k
-            rows[here] = kept[(indices[here] - (self._ends[k - 1] if k else 0)) % max(1, len(kept))]
+            rows[here] = used[(indices[here] - (self._ends[k - 1] if k else 0)) % max(1, len(used))]
         return which, rows
 
-    def _kept(self, features: FeatureSet) -> Tensor:
+    def _used(self, features: FeatureSet) -> Tensor:
         """Rows of a set that take part."""
         if self.masking.leave_out_sounds:
             return torch.nonzero(features.has_video).flatten()

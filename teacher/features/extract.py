@@ -3,7 +3,7 @@
 Pass 0 probes every file and cuts it into windows; pass 1 fits the codec on training sounds, unless one is given;
 pass 2 writes texts and shards. Nothing is left out silently: every skipped file or window is named with its reason in
 the report and features.json. A rerun with the same configuration and files goes on after the last finished shard.
-Several processes, on one machine or with a common folder, share the work by number of block, text file and shard: the
+Several processes, on one machine or with a common folder, divide the work by number of block, text file and shard: the
 bytes of every file depend neither on how many there are nor on how often they were interrupted.
 """
 
@@ -62,13 +62,13 @@ def extract(
     run: str = "",
     patience_s: float = PATIENCE_S,
 ) -> ExtractReport:
-    """Extract `items` into the folder `out`. Finished shards of the same run are kept; `overwrite` starts afresh.
+    """Extract `items` into the folder `out`. Finished shards of the same run stay; `overwrite` starts afresh.
 
-    left_out: what the list of items had to leave out, for the report. part: (rank, world) of this process; all of them
-    are called with the same arguments and return the same report. run: what tells them from the processes of another
-    start. One that is silent for `patience_s` seconds counts as dead. Raises FeatureError in one line when ids repeat,
-    when `out` holds something else, when nothing is usable, or when another process failed, and LockedError when
-    another extraction writes to `out`.
+    left_out: rows of the list of items that became no items, for the report. part: (rank, world) of this process; all
+    processes are called with the same arguments and return the same report. run: names this start, so that processes
+    of another one are not taken for its own. A process that is silent for `patience_s` seconds counts as dead. Raises
+    FeatureError in one line when ids repeat, when `out` holds something else, when nothing is usable, or when another
+    process failed, and LockedError when another extraction writes to `out`.
     """
     repeated = [id_ for id_, count in Counter(item.id for item in items).items() if count > 1]
     if repeated or not items:
@@ -147,7 +147,7 @@ def _finish(
     skipped: Sequence[Skipped],
     captions: int,
 ) -> dict[str, Any]:
-    """Check every shard, take the statistics of the latents and save the codec; what features.json will say."""
+    """Check every shard, take the statistics of the latents and save the codec; the content of features.json."""
     has_std = not config.fitted
     per_split: Counter[str] = Counter(shard.split for shard in shards)
     info: dict[str, Any] = {

@@ -48,7 +48,7 @@ def make_plan(
 ) -> dict[str, Any]:
     """What a rerun must match: configuration, encoders, digest of a given codec, and digests of items and files.
 
-    Without `stamps`, sizes and times of the files are not looked at and "files" is left out.
+    Without `stamps`, sizes and times of the files are not read and "files" is left out.
     """
     listing, files = hashlib.sha256(), hashlib.sha256()
     for item in items:
@@ -153,7 +153,7 @@ def _info(out: Path) -> dict[str, Any] | None:
 def _mend_plan(out: Path, plan: dict[str, Any], items: Sequence[Item]) -> bool:
     """Whether plan.json is damaged and the folder is this plan's all the same, by features.json or a block's note.
 
-    Raises FeatureError where it is damaged and nothing else says what the folder was made from.
+    Raises FeatureError where it is damaged and nothing else records what the folder was made from.
     """
     try:
         store.read_json(out / "plan.json")
@@ -225,7 +225,7 @@ def _remove_damaged(out: Path, items: Sequence[Item], progress: Progress) -> lis
             name = path.relative_to(out).as_posix()
             if not path.is_file() and name not in named:
                 found.append(f"{name}: missing")
-    if found:  # what it says is right again once the folder is complete
+    if found:  # its digests are right again once the folder is complete
         (out / DIGESTS).unlink(missing_ok=True)
     if found and info is not None:
         finished.unlink(missing_ok=True)

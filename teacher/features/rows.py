@@ -1,6 +1,7 @@
-"""Memory for batches, taken again once nobody holds it: zeroing fresh pages costs the kernel as much as a copy.
+"""Rows of one split of a feature folder: indices in memory, features read on request into memory that is used again.
 
-All rows of one split of a feature folder: indices in memory, features read on request."""
+Memory of a batch returns once nobody holds it: zeroing fresh pages costs the kernel as much as a copy.
+"""
 
 import weakref
 from collections import deque
@@ -30,7 +31,7 @@ from teacher.network.conditions import Conditions
 from teacher.network.sequence import ConditionWidths, image_frames, sync_frames
 
 KEPT = 2
-"""Arrays kept of each kind: one batch that is used while the next one is read."""
+"""Free arrays of each kind that stay in memory: one batch that is used while the next one is read."""
 
 
 class Buffers:
@@ -44,7 +45,7 @@ class Buffers:
         return Buffers, ()
 
     def take(self, shape: tuple[int, ...]) -> np.ndarray:
-        """An array of any content. Kinds are told apart by the shape of a row; a larger batch's memory serves too."""
+        """An array of any content. A kind is the shape of a row; a larger batch's memory serves too."""
         size, free = int(np.prod(shape)), self._free.setdefault(shape[1:], deque(maxlen=KEPT))
         try:
             memory = free.pop()
@@ -69,7 +70,7 @@ T = TypeVar("T")
 Picks = list[tuple[TensorFile, int]]
 """Files and the rows wanted of them."""
 CACHED_LISTS = 64
-"""Files whose decoded records or captions are kept."""
+"""Files whose decoded records or captions stay in memory."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -308,12 +309,12 @@ class Records(Sequence[Record]):
         return self._get(row)
 
 
-def _cached(kept: dict[int, list[T]], key: int, make: Callable[[], list[T]]) -> list[T]:
-    if key not in kept:
-        if len(kept) >= CACHED_LISTS:
-            kept.clear()
-        kept[key] = make()
-    return kept[key]
+def _cached(cache: dict[int, list[T]], key: int, make: Callable[[], list[T]]) -> list[T]:
+    if key not in cache:
+        if len(cache) >= CACHED_LISTS:
+            cache.clear()
+        cache[key] = make()
+    return cache[key]
 
 
 def _check_finite(file: TensorFile, name: str) -> None:

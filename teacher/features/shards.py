@@ -151,13 +151,15 @@ def _make_shard(
     config: ExtractConfig,
 ) -> Shard:
     """Encode the sounds of a shard and describe its rows; a shard in which nothing remains has no rows."""
-    kept = {piece: result for piece, result in encoded.items() if isinstance(result, EncodedWindow)}
-    sounds = {piece: i for i, piece in enumerate(kept)}
-    pictures = {piece: i for i, piece in enumerate(piece for piece, result in kept.items() if result.clip is not None)}
-    rows = [window for window in windows if _piece(window) in kept]
-    mean, std = _latents([result.wave for result in kept.values()], codec, config)
-    clip = [result.clip for result in kept.values() if result.clip is not None]
-    sync = [result.sync for result in kept.values() if result.sync is not None]
+    usable = {piece: result for piece, result in encoded.items() if isinstance(result, EncodedWindow)}
+    sounds = {piece: i for i, piece in enumerate(usable)}
+    pictures = {
+        piece: i for i, piece in enumerate(piece for piece, result in usable.items() if result.clip is not None)
+    }
+    rows = [window for window in windows if _piece(window) in usable]
+    mean, std = _latents([result.wave for result in usable.values()], codec, config)
+    clip = [result.clip for result in usable.values() if result.clip is not None]
+    sync = [result.sync for result in usable.values() if result.sync is not None]
     duration_s, failed = config.duration_s, [(window.id, encoded[_piece(window)]) for window in windows]
     return Shard(
         records=[_record(window, duration_s) for window in rows],
@@ -169,7 +171,7 @@ def _make_shard(
         clip=torch.stack(clip) if clip else torch.zeros(0, image_frames(duration_s), widths.image),
         sync=torch.stack(sync) if sync else torch.zeros(0, sync_frames(duration_s), widths.sync),
         skipped=[(id_, result.reason) for id_, result in failed if isinstance(result, Skip)],
-        padded=sum(kept[_piece(window)].padded for window in rows),
+        padded=sum(usable[_piece(window)].padded for window in rows),
         codec=codec.digest[:CODEC_DIGITS] if config.fitted else "",
     )
 

@@ -84,7 +84,7 @@ class Shard:
     skipped: Sequence[Skipped]
     padded: int
     codec: str = ""
-    """Digest of the fitted codec that made the latents; '' where features.json alone says it."""
+    """Digest of the fitted codec that made the latents; '' where features.json alone records it."""
 
 
 def shard_path(folder: Path, split: str, number: int) -> Path:
@@ -171,7 +171,7 @@ def _bytes(text: str) -> Tensor:
 
 
 def _line(record: Record) -> str:
-    """What the indices and features.json do not say already; the item's id where it is not the row's."""
+    """What the indices and features.json do not hold already; the item's id where it is not the row's."""
     row: dict[str, Any] = {"id": record.id, "path": record.path, "start_s": record.start_s}
     if record.item_id != record.id:
         row["item_id"] = record.item_id

@@ -250,7 +250,7 @@ def read_list(kind: ListKind, path: Path, media: Path, split: Split | None = Non
     """Items of a list file whose media lie in the folder `media`, and the ids that have no file there.
 
     split: keep only these rows of a list that has splits; for the others, the split of all rows, by default the one
-    that the file's name contains (vgg-train.tsv, clotho_captions_development.csv), else train. Media are looked for
+    that the file's name contains (vgg-train.tsv, clotho_captions_development.csv), else train. Media are searched
     by name in `media` itself, then in its folders. Raises ValueError in one line for unknown kinds, wrong columns,
     repeated ids, and when no file is there at all.
     """

@@ -103,7 +103,7 @@ def render_world(
 ) -> Path:
     """Render clips/NNNNN.mp4 with a JSON file of exact event times beside each, and return the path of manifest.jsonl.
 
-    Finished clips of an earlier run with the same settings are kept; a folder with other settings is refused. Clips
+    Finished clips of an earlier run with the same settings stay; a folder with other settings is refused. Clips
     appear complete or not at all, so an interrupted run can be continued. `progress` is called with the number of clips
     that were finished since its last call; `workers` below 2 renders in this process.
     """
