@@ -58,11 +58,6 @@ def compare_weights(path: Path, *, folder: Path | None = None) -> None:
         raise WeightsError(f"cannot read weights: {error}") from error
 
 
-def read_component(path: Path) -> tuple[dict[str, Tensor], ComponentInfo]:
-    """Tensors and description of a converted component; WeightsError if it is absent, damaged or not one."""
-    return read_tensors(path), read_component_info(path)
-
-
 def read_component_info(path: Path) -> ComponentInfo:
     """The description alone, without the tensors."""
     try:
