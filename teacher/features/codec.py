@@ -11,7 +11,7 @@ from teacher.audio.codec import AudioCodec
 from teacher.audio.registry import CODECS, Fit, open_codec
 from teacher.features import store
 from teacher.features.config import ExtractConfig, count_reasons
-from teacher.features.store import ShardFile, Skipped
+from teacher.features.store import ShardFile, SkippedItem
 from teacher.features.windows import Progress, Window
 from teacher.features.workers import DIED, WorkerPool
 from teacher.files.errors import FeatureError
@@ -52,7 +52,7 @@ def given_codec(config: ExtractConfig, device: str) -> AudioCodec | None:
 def fitted_codec(
     out: Path,
     training: Sequence[Window],
-    skipped: Sequence[Skipped],
+    skipped: Sequence[SkippedItem],
     config: ExtractConfig,
     pool: WorkerPool,
     processes: Processes,

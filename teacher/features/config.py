@@ -8,11 +8,10 @@ from typing import Any
 
 from teacher.audio.registry import CODECS
 from teacher.encoders.registry import encoder_set
-from teacher.features.store import Skipped
+from teacher.features.store import SkippedItem
 from teacher.features.windows import WindowReader
 from teacher.network.sequence import check_window
 
-SPLITS = ("train", "val", "test")
 OPERATIONAL = ("workers", "device", "weights_dir", "codec_from")
 """Settings that do not change what is extracted; the digests of codec and encoders do."""
 
@@ -94,7 +93,7 @@ class ExtractReport:
     """What became of the items: windows per split, what was left out and why, and how many windows were padded."""
 
     counts: dict[str, int]
-    skipped: list[Skipped]
+    skipped: list[SkippedItem]
     padded: int
     made_again: list[str] = field(default_factory=list)
     """Files of an earlier run that were damaged or missing, and are new now."""
@@ -119,7 +118,7 @@ class ExtractReport:
         return "\n".join(lines)
 
 
-def count_reasons(skipped: Sequence[Skipped]) -> str:
+def count_reasons(skipped: Sequence[SkippedItem]) -> str:
     """Reasons with their numbers, the most frequent first; what follows a colon differs from file to file."""
     kinds = Counter(reason.split(":")[0] for _, reason in skipped)
     return ", ".join(f"{count} x {kind}" for kind, count in kinds.most_common())

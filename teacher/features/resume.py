@@ -12,13 +12,13 @@ import torch
 
 from teacher.audio.codec import read_codec_file
 from teacher.features import store
-from teacher.features.config import SPLITS, ExtractConfig
-from teacher.features.store import Layout, ShardFile, Skipped, read_captions, shard_path
+from teacher.features.config import ExtractConfig
+from teacher.features.store import ShardFile, ShardLayout, SkippedItem, read_captions, shard_path
 from teacher.features.windows import Progress, blocks_of, read_block
 from teacher.files import DIGESTS, LOCK, check_digests, json_digest, read_digests, remove_temporaries, write_json
 from teacher.files.errors import FeatureError, WeightsError
 from teacher.files.tensor_file import BY_ROW, TensorFile
-from teacher.lists.manifest import Item
+from teacher.lists.manifest import SPLITS, Item
 
 BEATS = ".processes"
 """Folder in which the processes of one extraction see each other; gone when they are done."""
@@ -44,7 +44,7 @@ def make_plan(
     encoders: dict[str, str],
     codec: str | None,
     stamps: bool,
-    left_out: Sequence[Skipped] = (),
+    left_out: Sequence[SkippedItem] = (),
 ) -> dict[str, Any]:
     """What a rerun must match: configuration, encoders, digest of a given codec, and digests of items and files.
 
@@ -191,7 +191,7 @@ def _remove_damaged(out: Path, items: Sequence[Item], progress: Progress) -> lis
     except ValueError:
         (out / DIGESTS).unlink()
         found.append(f"{DIGESTS}: damaged")
-    layout = None if info is None else Layout.of(info)
+    layout = None if info is None else ShardLayout.of(info)
     blocks = {path: len(block) for path, block in blocks_of(out, items)}
     codec, finished = out / "codec.safetensors", out / "features.json"
     tensors = [*sorted(out.glob("texts/*.safetensors")), *sorted(out.glob("shards/*.safetensors"))]
@@ -232,7 +232,7 @@ def _remove_damaged(out: Path, items: Sequence[Item], progress: Progress) -> lis
     return found
 
 
-def _verify(path: Path, layout: Layout | None) -> None:
+def _verify(path: Path, layout: ShardLayout | None) -> None:
     """FeatureError where a shard or text file is damaged, as far as it shows: those of older versions carry no checks,
     so that their content must make sense at least."""
     file = TensorFile.open(path)

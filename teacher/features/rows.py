@@ -16,9 +16,9 @@ from torch import Tensor
 
 from teacher.features.store import (
     INDICES,
-    Layout,
     Record,
     ShardFile,
+    ShardLayout,
     open_texts,
     read_captions,
     shard_path,
@@ -86,7 +86,7 @@ class Gathered:
     has_text: np.ndarray
 
     @classmethod
-    def blank(cls, layout: Layout, widths: ConditionWidths, has_video: np.ndarray, buffers: Buffers) -> "Gathered":
+    def blank(cls, layout: ShardLayout, widths: ConditionWidths, has_video: np.ndarray, buffers: Buffers) -> "Gathered":
         """For rows with picture where `has_video` (B,); zeros stand in for the others' pictures."""
         count = len(has_video)
         latents = (count, layout.latent_frames, layout.latent_channels)
@@ -119,7 +119,7 @@ class Rows:
     """Opening reads headers and indices, in time proportional to the number of files and rows, not of bytes."""
 
     def __init__(self, folder: Path, split: str, info: dict[str, Any]) -> None:
-        self.layout = layout = Layout.of(info)
+        self.layout = layout = ShardLayout.of(info)
         shards = [ShardFile.open(shard_path(folder, split, k), layout) for k in range(int(info["shards"][split]))]
         lengths = torch.tensor([len(shard) for shard in shards], dtype=torch.int64)
         found, expected = int(lengths.sum()), int(info["counts"][split])

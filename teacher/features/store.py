@@ -42,7 +42,7 @@ FORMAT_VERSION = 2
 SHARED_TOLERANCE = 2e-2
 """Largest difference between captions at a shared position; features have unit length and bfloat16 keeps 8 bits."""
 
-Skipped = tuple[str, str]
+SkippedItem = tuple[str, str]
 """Id of an item or window that was left out, and the reason."""
 
 
@@ -81,7 +81,7 @@ class Shard:
     std: Tensor | None
     clip: Tensor
     sync: Tensor
-    skipped: Sequence[Skipped]
+    skipped: Sequence[SkippedItem]
     padded: int
     codec: str = ""
     """Digest of the fitted codec that made the latents; '' where features.json alone records it."""
@@ -190,7 +190,7 @@ INDICES = ("sound_index", "video_index", "text_index")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Layout:
+class ShardLayout:
     """What every shard of a folder must look like, from features.json."""
 
     duration_s: float
@@ -222,7 +222,7 @@ class ShardFile:
     indices: dict[str, Tensor]
 
     @classmethod
-    def open(cls, path: Path, layout: Layout) -> "ShardFile":
+    def open(cls, path: Path, layout: ShardLayout) -> "ShardFile":
         """Read header and indices. FeatureError naming the file for wrong counts, shapes, dtypes or indices."""
         file = TensorFile.open(path).intact()
         rows = file.expect("text_index", torch.int64, (None,))
@@ -247,7 +247,7 @@ class ShardFile:
         return len(self.indices["text_index"])
 
     @property
-    def skipped(self) -> list[Skipped]:
+    def skipped(self) -> list[SkippedItem]:
         """Windows left out while the shard was made."""
         return [(str(id_), str(reason)) for id_, reason in self.file.metadata.get("skipped", [])]
 
@@ -270,7 +270,7 @@ class ShardFile:
         return found
 
 
-def open_texts(folder: Path, layout: Layout) -> list[TensorFile]:
+def open_texts(folder: Path, layout: ShardLayout) -> list[TensorFile]:
     """Headers of all text files; FeatureError when they hold another number of captions than features.json says."""
     files, count = [], 0
     for k in range(-(-layout.captions // layout.captions_per_file)):
@@ -301,7 +301,7 @@ def stored_widths(shards: Sequence[ShardFile], texts: Sequence[TensorFile]) -> C
 def folder_widths(folder: Path) -> ConditionWidths:
     """Widths of the condition features of a finished folder, from the headers of two of its files."""
     info = read_info(folder)
-    layout = Layout.of(info)
+    layout = ShardLayout.of(info)
     split = next(name for name, count in info["shards"].items() if count)
     return stored_widths([ShardFile.open(shard_path(folder, split, 0), layout)], open_texts(folder, layout)[:1])
 

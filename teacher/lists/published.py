@@ -42,7 +42,7 @@ SPLIT_WORDS = {
     "evaluation": "test",
     "eval": "test",
 }
-Row = dict[str, str]
+Cells = dict[str, str]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -212,7 +212,7 @@ def _plain_rows(path: Path, delimiter: str) -> list[list[str]]:
         raise ValueError(f"{path}: {error}") from error
 
 
-def _table(path: Path, delimiter: str, needed: tuple[str, ...]) -> list[Row]:
+def _table(path: Path, delimiter: str, needed: tuple[str, ...]) -> list[Cells]:
     """Rows by column name in lower case; ValueError when a needed column is missing, or a needed cell."""
     rows = _plain_rows(path, delimiter)
     if not rows:

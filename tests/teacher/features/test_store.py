@@ -14,7 +14,7 @@ from teacher.features import store
 from teacher.features.codec import latent_statistics
 from teacher.features.dataset import FeatureSet
 from teacher.features.rows import Buffers
-from teacher.features.store import Layout, Record, Shard, ShardFile
+from teacher.features.store import Record, Shard, ShardFile, ShardLayout
 from teacher.files import write_json
 from teacher.files.errors import FeatureError
 from teacher.files.tensor_file import OpenFiles, TensorFile, write_checked
@@ -201,7 +201,7 @@ def test_records_come_back(tmp_path):
 
 def test_statistics_of_shards_are_those_of_all_rows_with_picture(tmp_path):
     shards = write(tmp_path)
-    layout = Layout.of(store.read_info(tmp_path))
+    layout = ShardLayout.of(store.read_info(tmp_path))
     opened = [ShardFile.open(store.shard_path(tmp_path, "train", k), layout) for k in range(2)]
     assert opened[0].skipped == [("lost", "silent")]
     assert opened[0].padded == 1
@@ -223,7 +223,7 @@ def test_statistics_without_pictures_are_those_of_all_rows(tmp_path):
     write(tmp_path)
     for k, one in enumerate(made):
         store.write_shard(store.shard_path(tmp_path, "train", k), one)
-    layout = Layout.of(store.read_info(tmp_path))
+    layout = ShardLayout.of(store.read_info(tmp_path))
     opened = [ShardFile.open(store.shard_path(tmp_path, "train", k), layout) for k in range(2)]
     mean, std = latent_statistics(opened, ["train", "train"])
     values = torch.cat([one.mean for one in made]).double().flatten(0, 1)
