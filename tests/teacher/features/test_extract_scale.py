@@ -1,6 +1,5 @@
 """Extraction in several processes, killed at any point, with a posterior codec and with heavy encoders."""
 
-import contextlib
 import hashlib
 import json
 import multiprocessing
@@ -9,7 +8,6 @@ import random
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -33,7 +31,6 @@ from teacher.features.dataset import FeatureSet, JointSet
 from teacher.features.extract import extract
 from teacher.features.windows import FileWindows
 from teacher.files.errors import FeatureError
-from teacher.files.processes import Processes
 from teacher.lists.manifest import Item, Split, write_manifest
 from teacher.media import write_audio, write_video
 from teacher.network.sequence import SEQUENCE_16K, SequenceConfig
@@ -207,35 +204,6 @@ def test_a_lost_process_ends_the_others_with_its_name(items, processes, tmp_path
     said = (tmp_path / "error-0.txt").read_text()
     assert "process 1 of 2 gives no sign of life while process 0 waits for all shards and texts" in said
     assert "run the same command again" in said
-
-
-def test_a_process_that_fails_tells_the_others_why(tmp_path):
-    def fail() -> None:
-        with contextlib.suppress(ValueError), Processes(tmp_path / "beats", 1, 2):
-            time.sleep(0.3)
-            raise ValueError("the disk\nis full")
-
-    def lead() -> None:
-        with Processes(tmp_path / "beats", 0, 2) as processes:
-            processes.meet()
-            processes.wait(lambda: False, what="something", on=[1])
-
-    failing = threading.Thread(target=fail)
-    failing.start()
-    with pytest.raises(FeatureError, match="process 1 of 2 failed: the disk is full"):
-        lead()
-    failing.join()
-
-
-def test_a_process_that_never_starts_is_named(tmp_path):
-    def lead() -> None:
-        with Processes(tmp_path / "beats", 0, 2, patience_s=0.2) as processes:
-            processes.meet()
-
-    with pytest.raises(FeatureError, match=r"process 1 of 2 gives no sign of life .* the start of all processes"):
-        lead()
-    with pytest.raises(ValueError, match=r"part must be \(rank, world\)"):
-        Processes(tmp_path, 2, 2)
 
 
 @pytest.mark.slow
