@@ -106,7 +106,7 @@ def latent_statistics(shards: Sequence[ShardFile], splits: Sequence[str]) -> tup
     for chosen, kinds in ((train, (0,)), (train, (0, 1)), (shards, (0,)), (shards, (0, 1))):
         count, mean, squares = 0, torch.zeros(()), torch.zeros(())
         for shard in chosen:
-            frames, moments = shard.file.entries["mean"].shape[1], shard.file.small("moments")
+            frames, moments = shard.file.entries["mean"].shape[1], shard.file.tensor("moments")
             video = int((shard.indices["video_index"] >= 0).sum())
             for kind in kinds:
                 more = frames * (video if kind == 0 else len(shard) - video)

@@ -246,7 +246,7 @@ def _verify(path: Path, layout: ShardLayout | None) -> None:
     elif layout is not None:
         ShardFile.open(path, layout).lines()
     for name in (name for name in BY_ROW if name in file.entries):
-        if not bool(torch.isfinite(file.small(name)).all()):
+        if not bool(torch.isfinite(file.tensor(name)).all()):
             raise FeatureError(f"{path}: {name} holds NaN or infinity")
 
 

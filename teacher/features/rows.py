@@ -26,7 +26,7 @@ from teacher.features.store import (
 )
 from teacher.files import Moved
 from teacher.files.errors import FeatureError
-from teacher.files.tensor_file import AGAIN, RESTORE, DamagedRow, Files, TensorFile, widen
+from teacher.files.tensor_file import AGAIN, RESTORE, DamagedRow, OpenFiles, TensorFile, widen
 from teacher.network.conditions import Conditions
 from teacher.network.sequence import ConditionWidths, image_frames, sync_frames
 
@@ -140,9 +140,9 @@ class Rows:
             torch.cat([shard.indices[name] for shard in shards]) for name in INDICES
         )
         self.has_video = self.video_index >= 0
-        self.has_text = torch.cat([file.small("filled") for file in self.texts])[self.text_index]
+        self.has_text = torch.cat([file.tensor("filled") for file in self.texts])[self.text_index]
         self.buffers = Buffers()
-        self._files = Files()
+        self._files = OpenFiles()
         self._media = Moved(folder)
         self._lines: dict[int, list[dict[str, Any]]] = {}
         self._captions: dict[int, list[str]] = {}
@@ -158,15 +158,15 @@ class Rows:
         """Ask the kernel for all of the rows at once, so that a cold disk serves them side by side."""
         for file, row in self._sounds(rows):
             opened = self._files(file)
-            opened.ask("mean", row)
+            opened.prefetch("mean", row)
             if self.layout.has_std:
-                opened.ask("std", row)
+                opened.prefetch("std", row)
         for file, row in self._pictures(rows[self.has_video[rows]]):
             opened = self._files(file)
-            opened.ask("clip", row)
-            opened.ask("sync", row)
+            opened.prefetch("clip", row)
+            opened.prefetch("sync", row)
         for file, row in self._words(rows):
-            self._files(file).ask("text", row)
+            self._files(file).prefetch("text", row)
 
     def fill(self, rows: Tensor, places: np.ndarray, out: Gathered) -> None:
         """Read row rows[i] into place places[i] of a batch, for all i; `places` rise.
@@ -316,5 +316,5 @@ def _cached(cache: dict[int, list[T]], key: int, make: Callable[[], list[T]]) ->
 
 
 def _check_finite(file: TensorFile, name: str) -> None:
-    if not bool(torch.isfinite(file.small(name)).all()):
+    if not bool(torch.isfinite(file.tensor(name)).all()):
         raise FeatureError(f"{file.path}: {name} holds NaN or infinity; {AGAIN}")

@@ -237,7 +237,7 @@ class ShardFile:
         pictures = file.expect("clip", torch.bfloat16, (None, image_frames(layout.duration_s), None))
         file.expect("sync", torch.bfloat16, (pictures, sync_frames(layout.duration_s), None))
         file.expect("records", torch.uint8, (None,))
-        indices = {name: file.small(name) for name in INDICES}
+        indices = {name: file.tensor(name) for name in INDICES}
         for name, least, count in zip(INDICES, (0, -1, 0), (sounds, pictures, layout.captions), strict=True):
             if rows and not (int(indices[name].min()) >= least and int(indices[name].max()) < count):
                 raise FeatureError(f"{path}: {name} reaches outside {least}..{count - 1}; {AGAIN}")
@@ -259,7 +259,7 @@ class ShardFile:
     def lines(self) -> list[dict[str, Any]]:
         """The records as stored; FeatureError when they do not fit the rows."""
         try:
-            text = self.file.small("records").numpy().tobytes().decode("utf-8")
+            text = self.file.tensor("records").numpy().tobytes().decode("utf-8")
             found = [json.loads(line) for line in split_lines(text)]
         except FeatureError:
             raise
@@ -309,8 +309,8 @@ def folder_widths(folder: Path) -> ConditionWidths:
 def read_captions(file: TensorFile) -> list[str]:
     """The captions of an opened text file, in the order of its features."""
     try:
-        found = json.loads(file.small("captions").numpy().tobytes())
-        if not isinstance(found, list) or len(found) != len(file.small("filled")):
+        found = json.loads(file.tensor("captions").numpy().tobytes())
+        if not isinstance(found, list) or len(found) != len(file.tensor("filled")):
             raise ValueError("not one caption for each feature")
     except FeatureError:
         raise
