@@ -1,10 +1,9 @@
 """What every feature encoder of this project offers, and what their adapters share.
 
-`embedded.py` holds encoders without weights, `clip.py` and `synchformer.py` those that MMAudio was trained with. An
-adapter reads the sizes of its model off the tensors of a file, and names the model after what they hold.
+`embedded.py` holds encoders without weights, `clip.py` and `synchformer.py` those that MMAudio was trained with.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -107,22 +106,3 @@ def require_files(weights_dir: Path, *files: str) -> None:
             f"{weights_dir} lacks {' and '.join(missing)}; fetch the official files with mf-fetch and convert them "
             "with mf-convert"
         )
-
-
-def shape_of(tensors: Mapping[str, Tensor], name: str, dims: int) -> tuple[int, ...]:
-    """Shape of a tensor that must be there with `dims` dimensions; WeightsError otherwise."""
-    if name not in tensors:
-        raise WeightsError(f"lacks the tensor {name}")
-    shape = tuple(tensors[name].shape)
-    if len(shape) != dims:
-        raise WeightsError(f"holds {name} of shape {shape}, which should have {dims} dimensions")
-    return shape
-
-
-def count_blocks(tensors: Mapping[str, Tensor], prefix: str) -> int:
-    """One more than the largest n of the names `prefix` n `.`...; WeightsError when there is none."""
-    places = {name.removeprefix(prefix).split(".")[0] for name in tensors if name.startswith(prefix)}
-    numbers = [int(place) for place in places if place.isdecimal()]
-    if not numbers:
-        raise WeightsError(f"lacks the tensors {prefix}0.*")
-    return 1 + max(numbers)

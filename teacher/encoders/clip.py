@@ -17,9 +17,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from mf_mjt_torchvision import guard_torchvision
-from teacher.encoders.base import Frames, checked_frames, count_blocks, shape_of
+from teacher.encoders.base import Frames, checked_frames
 from teacher.files import tensors_digest
-from teacher.files.components import load_strictly, read_tensors
+from teacher.files.components import count_blocks, load_strictly, read_tensors, shape_of
 from teacher.files.errors import WeightsError
 from teacher.media import FrameRequest
 from teacher.network.sequence import IMAGE_FPS

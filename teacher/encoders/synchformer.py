@@ -18,9 +18,9 @@ from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 from torch.nn import functional
 
-from teacher.encoders.base import Frames, checked_frames, count_blocks, require_files, shape_of
+from teacher.encoders.base import Frames, checked_frames, require_files
 from teacher.files import tensors_digest
-from teacher.files.components import load_strictly, read_tensors
+from teacher.files.components import count_blocks, load_strictly, read_tensors, shape_of
 from teacher.files.errors import WeightsError
 from teacher.media import FrameRequest
 from teacher.network.sequence import MMAUDIO_WIDTHS, SEGMENT_FRAMES, SEGMENT_STRIDE, SYNC_FPS

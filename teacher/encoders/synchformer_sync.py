@@ -12,9 +12,9 @@ import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 
-from teacher.encoders.base import count_blocks, shape_of
 from teacher.encoders.synchformer import SEGMENTS_AT_ONCE, VisualConfig, VisualEncoder, attend, encode_segments
 from teacher.encoders.synchformer_audio import AudioConfig, AudioEncoder, cut_wave, sync_spectrogram
+from teacher.files.components import count_blocks, shape_of
 
 HEAD = "transformer."
 LARGEST_OFFSET_S = 2.0
