@@ -17,7 +17,7 @@ from teacher.features.rows import Buffers
 from teacher.features.store import Record, Shard, ShardFile, ShardLayout
 from teacher.files import write_json
 from teacher.files.errors import FeatureError
-from teacher.files.tensor_file import Files, TensorFile, write_checked
+from teacher.files.tensor_file import OpenFiles, TensorFile, write_checked
 from teacher.network.mmaudio import MMAudio
 from teacher.network.sequence import MMAUDIO_WIDTHS, ConditionWidths, image_frames, sync_frames
 from teacher.network.variants import variant
@@ -271,7 +271,7 @@ def test_opening_reads_headers_only_and_few_files_stay_open(tmp_path):
     assert descriptors() == before
     expected = opened.batch(range(7)).latents
     assert len(opened.rows._files) == 5  # two shards, three text files
-    opened.rows._files = Files(limit=2)
+    opened.rows._files = OpenFiles(limit=2)
     assert descriptors() == before  # and those let go are closed
     torch.testing.assert_close(opened.batch(range(7)).latents, expected)
     assert len(opened.rows._files) == 2
@@ -288,7 +288,7 @@ def test_shared_positions_that_differ_are_refused(tmp_path):
 def rewrite(path: Path, **changes: torch.Tensor) -> None:
     """The same file with some tensors replaced."""
     file = TensorFile.open(path)
-    write_checked(path, {name: file.small(name) for name in file.entries} | changes, file.metadata)
+    write_checked(path, {name: file.tensor(name) for name in file.entries} | changes, file.metadata)
 
 
 def damage_short(folder: Path) -> None:
