@@ -48,7 +48,7 @@ def kaiser_sinc_filter() -> Float[Tensor, "taps"]:
 
 @functools.lru_cache(maxsize=16)
 def resamplers(dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Resampling of one block, up and down: matrices (BLOCK + 2 UP_MARGIN, 2 BLOCK) and (2 BLOCK + 2 DOWN_MARGIN, BLOCK)."""
+    """Matrices that resample one block: up (BLOCK + 2 UP_MARGIN, 2 BLOCK), down (2 BLOCK + 2 DOWN_MARGIN, BLOCK)."""
     with torch.inference_mode(False):
         taps = kaiser_sinc_filter().double()
         up = torch.zeros(BLOCK + 2 * UP_MARGIN, 2 * BLOCK, dtype=torch.float64, device="cpu")
