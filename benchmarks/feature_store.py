@@ -19,7 +19,7 @@ import torch
 import tyro
 from torch import Tensor
 
-from eval.ledger import Table, record
+from eval.ledger import NumberTable, record
 from teacher.features import store
 from teacher.features.dataset import FeatureSet
 from teacher.features.store import Record, Shard
@@ -225,7 +225,7 @@ def main() -> None:
     said = f"{torch.get_num_threads()} threads, torch {torch.__version__}"
     print(f"{options.clips} clips of {DURATION_S:g} s at 16 kHz, batches of {BATCH}, {said}")
     print(f"median of {options.passes} passes; cold: pages dropped before every pass\n")
-    table = Table(
+    table = NumberTable(
         columns=("clips", "layout", "bytes a clip", "share", "clips/s warm", "clips/s cold"),
         formats=("", "", ",.0f", ".3f", ",.0f", ",.0f"),
         rows=tuple(rows),

@@ -238,20 +238,20 @@ def house(
         record: a file of the ledger to write.
         verbose: name the files of every trip.
     """
-    from eval.ledger import Table
+    from eval.ledger import NumberTable
     from eval.ledger import record as recorded
 
     trees = {**(tree or {}), "this": ROOT}
     counted = {name: count(sources(path)) for name, path in {**(package or {}), **trees}.items()}
     rows = [("edm2, as counted before", *EDM2.values()), *(found.row(name) for name, found in counted.items())]
     columns = ("tree", "files", "lines", "classes", "functions", "median lines of a function", "95 %", "longest")
-    sizes = Table(columns=columns, formats=("", ",d", ",d", ",d", ",d", "g", "g", "d"), rows=tuple(rows))
+    sizes = NumberTable(columns=columns, formats=("", ",d", ",d", ",d", ",d", "g", "g", "d"), rows=tuple(rows))
     walked = {name: trips(path.resolve(), demo.resolve()) for name, path in trees.items()}
     imported = {name: {m: closure(path.resolve(), f"scripts.{m}") for m in IMPORTED} for name, path in trees.items()}
     lengths = [(f"trip: {trip}", *(len(walked[name][trip]) for name in trees)) for trip in walked["this"]]
     lengths += [(f"modules that scripts.{m} imports", *(imported[name][m] for name in trees)) for m in IMPORTED]
     formats = ("", *("d" for _ in trees))
-    ways = Table(columns=("files of the project on a trip", *trees), formats=formats, rows=tuple(lengths))
+    ways = NumberTable(columns=("files of the project on a trip", *trees), formats=formats, rows=tuple(lengths))
     print(sizes.markdown(), ways.markdown(), sep="\n\n")
     if verbose:
         print(json.dumps(walked["this"], indent=1))

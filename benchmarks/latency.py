@@ -27,7 +27,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from eval.ledger import Table, record
+from eval.ledger import NumberTable, record
 from eval.speed.budget import StageCost, with_totals
 from eval.speed.cost import count
 from eval.speed.random_stages import random_stages
@@ -163,7 +163,7 @@ def sound_forms(vae: VAE, vocoder: BigVGAN, latent: Tensor) -> tuple[list[Form],
     return forms, {f"{n}, {_name(d)}": way(mel) for n, d, way in ways}
 
 
-def agreement(waves: dict[str, Tensor]) -> Table:
+def agreement(waves: dict[str, Tensor]) -> NumberTable:
     """How far every wave is from the plain one; the float32 ones must be within AGREEMENT."""
     reference = waves["plain, float32"]
     rms = float(reference.square().mean().sqrt())
@@ -173,14 +173,14 @@ def agreement(waves: dict[str, Tensor]) -> Table:
         rows.append((name, off, off / rms))
         assert name.endswith("bfloat16") or off <= AGREEMENT * min(1.0, rms), f"{name} differs by {off}"
     titles = ("vocoder", "largest difference, of full scale", "of the rms of the wave")
-    return Table(columns=titles, formats=("", ".0e", ".0e"), rows=tuple(rows))
+    return NumberTable(columns=titles, formats=("", ".0e", ".0e"), rows=tuple(rows))
 
 
 def _name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def table(forms: list[Form], against: dict[str, Form]) -> Table:
+def table(forms: list[Form], against: dict[str, Form]) -> NumberTable:
     """A row per form; its ratio to the slow form of its stage in float32 and, where there is one, in its precision."""
     rows = []
     for f in forms:
@@ -192,7 +192,7 @@ def table(forms: list[Form], against: dict[str, Form]) -> Table:
         rows.append(
             (f.stage, f.name, _name(f.dtype), flops / 1e9, 1e3 * floor, 1e3 * wall, 1e3 * cpu, wall / floor, *ratios)
         )
-    return Table(
+    return NumberTable(
         columns=(
             "stage", "form", "precision", "GFLOP", "floor ms", "wall ms", "CPU ms", "over floor", "faster by wall",
             "by CPU",
@@ -206,7 +206,7 @@ def _ratio(slow: list[float], fast: list[float]) -> float:
     return statistics.median(slow) / statistics.median(fast)
 
 
-def totals(columns: dict[str, list[Form]], duration_s: float) -> Table:
+def totals(columns: dict[str, list[Form]], duration_s: float) -> NumberTable:
     """Sums of medians by scope, in wall-clock seconds with the real-time factor."""
     found = []
     for forms in columns.values():
@@ -214,7 +214,7 @@ def totals(columns: dict[str, list[Form]], duration_s: float) -> Table:
         found.append({s: f"{wall[s]:.2f} s, RTF {wall[s] / duration_s:.3f}" for s in wall})
     scopes = ("generator only", "noise to wave", "text-to-audio")
     rows = tuple((scope, *(column[scope] for column in found)) for scope in scopes)
-    return Table(columns=("scope", *columns), formats=("",) * (len(columns) + 1), rows=rows)
+    return NumberTable(columns=("scope", *columns), formats=("",) * (len(columns) + 1), rows=rows)
 
 
 @torch.no_grad()
@@ -292,7 +292,7 @@ def main() -> None:
         wall, cpu = by[0] / to[0], by[1] / to[1]
         goals.append((what, needed, wall, cpu, "met" if min(wall, cpu) >= needed else "missed"))
     titles = ("times faster", "aimed at", "by wall", "by CPU", "")
-    reached = Table(columns=titles, formats=("", "g", ".2f", ".2f", ""), rows=tuple(goals))
+    reached = NumberTable(columns=titles, formats=("", "g", ".2f", ".2f", ""), rows=tuple(goals))
     print(reached.markdown())
     if args.record:
         found = {"agreement": agreed, "stages": stages, "scopes": scopes, "goals": reached}

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 from scipy.stats import ks_2samp
 
-from eval.ledger import Table, record
+from eval.ledger import NumberTable, record
 from eval.metrics.onsets import HOP_S, flux_envelope
 from teacher.media import write_video
 from teacher.sampling.pipeline import Pipeline
@@ -100,7 +100,7 @@ def main() -> None:
             measured.append(
                 (seconds, f["windows"], f["peak_mb"], f["loaded_mb"], f["seconds"], *seams, f["energy_limit"])
             )
-    table = Table(
+    table = NumberTable(
         columns=(
             "film s", "windows", "peak MB", "of which loading", "seconds", "energy: below", "KS", "flux: below", "KS",
             "limit of KS",

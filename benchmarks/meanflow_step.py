@@ -23,7 +23,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from distill.method.student import student_from_teacher
-from eval.ledger import Table, record
+from eval.ledger import NumberTable, record
 from meanflow import AdaptiveL2, MeanFlow, StudentCalls, TimePairs, interpolate, u_only, velocity
 from meanflow.shapes import Predict
 from teacher.network.conditions import Conditions
@@ -283,7 +283,7 @@ def report(workers: dict[str, Worker], args: argparse.Namespace) -> None:
         )
         base = base or cells
         measured.append((VARIANTS[name], *(x for c, b in zip(cells, base, strict=True) for x in (c, c / b))))
-    table = Table(
+    table = NumberTable(
         columns=("step", "TFLOP", "ratio", "s", "ratio", "CPU s, least", "ratio", "peak GB", "ratio"),
         formats=("", ".3f", ".3f", ".2f", ".2f", ".2f", ".2f", ".2f", ".2f"),
         rows=tuple(measured),

@@ -18,7 +18,7 @@ import scipy
 import torch
 import tyro
 
-from eval.ledger import Table, record
+from eval.ledger import NumberTable, record
 from eval.metrics.inception import inception_score
 from eval.metrics.kernel import KAD_SCALE, kernel_distance, reference_bandwidth
 from eval.metrics.moments.distance import frechet_distance
@@ -176,7 +176,7 @@ def run(options: Options) -> None:
             ratios = (its.wall_s / mine.wall_s, its.cpu_s / mine.cpu_s)
             measured.append((metric, other.name, mine.wall_s, mine.cpu_s, its.wall_s, its.cpu_s, *ratios, difference))
             print(*measured[-1], flush=True)
-    table = Table(
+    table = NumberTable(
         columns=(
             "metric", "against", "eval s", "CPU s", "other s", "CPU s", "faster", "by CPU s", "relative difference",
         ),

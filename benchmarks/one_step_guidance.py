@@ -21,7 +21,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from eval.ledger import Table, record
+from eval.ledger import NumberTable, record
 from meanflow import GaussianFlow, Guidance, jump
 from meanflow.mixture import GuidedFlow, MixtureFlow, Quadrature
 
@@ -172,9 +172,9 @@ def rules(p: Problem) -> dict[str, tuple[str, list[Tensor]]]:
     return {name.split(" · ")[0]: (name.split(" · ")[1], make()) for name, make in table.items()}
 
 
-def table(*titles: str, rows: Sequence[Sequence[str | float]]) -> Table:
+def table(*titles: str, rows: Sequence[Sequence[str | float]]) -> NumberTable:
     """Numbers with two decimals."""
-    return Table(columns=titles, formats=(".2f",) * len(titles), rows=tuple(tuple(row) for row in rows))
+    return NumberTable(columns=titles, formats=(".2f",) * len(titles), rows=tuple(tuple(row) for row in rows))
 
 
 def main() -> None:
@@ -191,9 +191,9 @@ def main() -> None:
         record(args.record, tables=tables, text={f"{name}-note": said for name, said in text.items()})
 
 
-def measured(solved: list[Problem]) -> tuple[dict[str, Table], dict[str, str]]:
+def measured(solved: list[Problem]) -> tuple[dict[str, NumberTable], dict[str, str]]:
     """Tables by name, and a line about some of them. Problems are numbered from 1."""
-    tables: dict[str, Table] = {}
+    tables: dict[str, NumberTable] = {}
     text: dict[str, str] = {}
     worst: dict[str, list[list[float]]] = {}
     columns = [f"omega {w:g}" for w in OMEGAS]

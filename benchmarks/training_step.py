@@ -16,7 +16,7 @@ from distill.config import FromTeacher, Method
 from distill.method.step import train_step
 from distill.method.student import student_from_teacher
 from distill.presets.students import student_demo
-from eval.ledger import Table, record
+from eval.ledger import NumberTable, record
 from meanflow import TimePairs
 from teacher.flow_matching import FlowMatching, flow_matching_step
 from teacher.network.batch import Batch
@@ -106,7 +106,7 @@ def main() -> None:
         floor = flops / rate
         measured.append((name, flops / 1e9, 1e3 * floor, 1e3 * wall, wall / floor, wall / base))
     size = sum(p.numel() for p in teacher.parameters()) / 1e6
-    table = Table(
+    table = NumberTable(
         columns=(
             f"step, batch {BATCH} of {DURATION_S:g} s, {size:.1f} M parameters",
             "GFLOP", "floor ms", "measured ms", "over floor", "over flow matching",

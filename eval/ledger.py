@@ -40,7 +40,7 @@ BEGAN = time.time()
 
 
 @dataclass(frozen=True, kw_only=True)
-class Table:
+class NumberTable:
     """A table of numbers with the way each column is written.
 
     A cell is a text, a number, None (left empty), or a list: a number with its standard deviation (two numbers).
@@ -73,7 +73,7 @@ def _cell(value: Any, spec: str) -> str:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Entry:
+class LedgerEntry:
     """One file of the ledger."""
 
     command: str
@@ -87,7 +87,7 @@ class Entry:
     versions: Mapping[str, str]
     machine: Mapping[str, str]
     seeds: Mapping[str, Sequence[int]] = field(default_factory=dict)
-    tables: Mapping[str, Table] = field(default_factory=dict)
+    tables: Mapping[str, NumberTable] = field(default_factory=dict)
     text: Mapping[str, str] = field(default_factory=dict)
     rows: Sequence[Mapping[str, Any]] = ()
     """What the tables were made from, one record a measurement."""
@@ -129,12 +129,12 @@ class Entry:
 def record(
     path: Path,
     *,
-    tables: Mapping[str, Table] | None = None,
+    tables: Mapping[str, NumberTable] | None = None,
     text: Mapping[str, str] | None = None,
     rows: Sequence[Mapping[str, Any]] = (),
     seeds: Mapping[str, Sequence[int]] | None = None,
     command: str | None = None,
-) -> Entry:
+) -> LedgerEntry:
     """Write an entry about this run of this program; an earlier entry of the same name is replaced.
 
     command: the command line to state; by default that of this process.
@@ -144,7 +144,7 @@ def record(
     from eval.speed.timing import machine_facts
 
     commit, modified = _commit()
-    entry = Entry(
+    entry = LedgerEntry(
         command=command or _command(),
         commit=commit,
         modified=modified,
@@ -179,7 +179,7 @@ def render(text: str, results: Path) -> str:
         path = results / f"{name}.json"
         if not path.is_file():
             raise ValueError(f"the ledger has no {path}, which a document quotes")
-        entry = Entry.read(path)
+        entry = LedgerEntry.read(path)
         try:
             body = "\n\n".join(_wrapped(entry.item(item)) for item in items)
         except KeyError as error:
@@ -209,8 +209,8 @@ def quoted(text: str) -> set[str]:
     return {found["what"].split()[0] for found in BLOCK.finditer(text)}
 
 
-def _table(plain: Mapping[str, Any]) -> Table:
-    return Table(
+def _table(plain: Mapping[str, Any]) -> NumberTable:
+    return NumberTable(
         columns=tuple(plain["columns"]),
         formats=tuple(plain["formats"]),
         rows=tuple(tuple(row) for row in plain["rows"]),

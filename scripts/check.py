@@ -7,7 +7,7 @@ from pathlib import Path
 import tyro
 
 from distill.checkpoints.check import FolderCheck
-from eval.compare.verify import check_kept
+from eval.compare.check_files import check_files
 from scripts.errors import one_line_errors
 
 
@@ -22,7 +22,7 @@ class Check:
 
 def faults(folder: Path) -> list[str]:
     """What is damaged or missing in a folder and all folders in it, one line each; empty where nothing is."""
-    check = FolderCheck(others=check_kept)
+    check = FolderCheck(others=check_files)
     check(folder)
     return check.faults
 
@@ -33,7 +33,7 @@ def cli() -> None:
     folders = tyro.cli(Check, description=__doc__).folders
     if not folders:
         raise ValueError("name at least one folder to check")
-    found = FolderCheck(report=lambda line: print(line, flush=True), others=check_kept)
+    found = FolderCheck(report=lambda line: print(line, flush=True), others=check_files)
     for folder in folders:
         found(folder)
     damaged = f"{len(found.faults)} damaged" if found.faults else "none damaged"

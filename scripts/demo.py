@@ -5,14 +5,12 @@ import shlex
 import subprocess
 import sys
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import tyro
 
-from eval.compare.rows import read_rows
-from eval.ledger import Table, record
-from eval.report.trainings import over_trainings, what_one_step_is_worth
+from eval.report.trainings import record_trainings
 from scripts.errors import one_line_errors
 from teacher.files.errors import INTERRUPTED, SAVED_AND_LEFT
 
@@ -66,7 +64,9 @@ def cli() -> None:
         seconds.append((_short(command), time.perf_counter() - started))
         print(f"  ({seconds[-1][1]:.0f} s)", flush=True)
     if args.record is not None:
-        _record(args, out, seconds)
+        trainings = dict(zip(args.training_seeds, folders(args, out), strict=True))
+        record_trainings(args.record, trainings, noise_seeds=args.seeds, seconds=seconds)
+        print(f"recorded in {args.record}")
     minutes = (time.perf_counter() - began) / 60
     print(f"\n{out / 'report.html'} is ready after {minutes:.1f} minutes; open it in a browser.")
 
@@ -113,26 +113,6 @@ def _trained(args: Demo, features: Path, folder: Path, seed: int) -> list[list[s
         _python(*distil, *_steps(args.student_steps)),
         _python(*compare, "--seeds", *args.seeds, "--timing-batches", 1, 4),
     ]
-
-
-def _record(args: Demo, out: Path, seconds: list[tuple[str, float]]) -> None:
-    """Rows of all trainings, a table for each task with what it says of one step, and the time of every command."""
-    assert args.record is not None
-    trainings = [read_rows(folder / "rows.jsonl") for folder in folders(args, out)]
-    tasks = dict.fromkeys(row.task for row in trainings[0])
-    tables: dict[str, Table] = {task: over_trainings(trainings, task) for task in tasks}
-    total = ("in all", sum(taken for _, taken in seconds))
-    tables["times"] = Table(columns=("command", "seconds"), formats=("", ".0f"), rows=(*seconds, total))
-    kept = ("task", "model", "kind", "steps", "seed", "nfe", "guidance", "num_clips", "metrics", "rtf", "config_digest")
-    raw = [
-        {"training": args.training_seeds[k]} | {name: value for name, value in asdict(row).items() if name in kept}
-        for k, rows in enumerate(trainings)
-        for row in rows
-    ]
-    text = {f"{task}-worth": what_one_step_is_worth(trainings, task) for task in tasks}
-    seeds = {"training": args.training_seeds, "noise": args.seeds}
-    record(args.record, tables=tables, text=text, rows=raw, seeds=seeds)
-    print(f"recorded in {args.record}")
 
 
 def _short(command: list[str]) -> str:

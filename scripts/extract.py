@@ -1,7 +1,7 @@
 """Extract latents and condition features: `python -m scripts.extract --data PATH --out runs/demo/features`.
 
 Under `torchrun --nproc_per_node N -m scripts.extract ...` or `accelerate launch -m scripts.extract ...` the processes
-share the work; on several machines, --out must lie on a common disk.
+divide the work; on several machines, --out must lie on a common disk.
 """
 
 import time
@@ -31,7 +31,7 @@ class Arguments:
     out: Path
     """Folder for the features."""
     list_kind: ListKind | None = None
-    """Read --data as the list file of a known data set; its files are looked for in --media."""
+    """Read --data as the list file of a known data set; its files are searched in --media."""
     media: Path | None = None
     """Folder of the media files of a list."""
     split: Split | None = None

@@ -18,7 +18,7 @@ from teacher.world.render import WorldConfig, render_world
 class MakeWorld:
     """Render the procedural audio-visual world: MP4 clips with exact event times, captions and splits.
 
-    Clips that are already there are kept, so an interrupted or smaller run is continued by running again.
+    Clips that are already there stay, so an interrupted or smaller run is continued by running again.
     """
 
     out: Path

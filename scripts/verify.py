@@ -21,8 +21,7 @@ import tyro
 from eval.compare.cross_check import PACKAGE, cross_checks, write_cross_checks
 from eval.compare.hygiene import facts_of
 from eval.compare.rows import Row, Task, changed_lines
-from eval.compare.verify import Check, Kept
-from eval.compare.verify_sound import Sounds
+from eval.compare.verify import Check, ComparisonFiles, RebuiltTestSet
 from eval.features.published_models import PublishedModels
 from scripts.errors import one_line_errors
 from teacher.features.dataset import FeatureSet
@@ -35,7 +34,7 @@ class Verify:
     """One cell, or all of them."""
 
     rows: Path = Path("runs/demo/rows.jsonl")
-    """rows.jsonl of a comparison, with clips.jsonl, embeddings/ and media/ beside it as far as they were kept."""
+    """rows.jsonl of a comparison, with clips.jsonl, embeddings/ and media/ beside it as far as they were files."""
     cell: tuple[Task, str, int, int, str] | None = None
     """Task, model, steps, seed and metric of one cell; "kl low" for the end of an interval, "frechet bias", and for a
     total of times "rtf video-to-audio" and the like."""
@@ -64,12 +63,12 @@ def cli() -> None:
     if args.guidance is not None and args.cell is None:
         raise ValueError("--guidance names the row of a --cell; --all checks every row")
     if args.data is None and args.judges != PublishedModels():
-        raise ValueError("--judges.* need --data: published models hear the sounds themselves")
-    kept = Kept.read(args.rows)
+        raise ValueError("--judges.* need --data: published models need the sounds themselves")
+    files = ComparisonFiles.read(args.rows)
     if args.cross_check:
-        sys.exit(DIFFERENT if _cross_checked(kept) else 0)
-    checks = _cell(args, kept, args.cell) if args.cell is not None else _all(args, kept)
-    different = _told(checks, verbose=args.verbose or args.cell is not None)
+        sys.exit(DIFFERENT if _cross_checked(files) else 0)
+    checks = _cell(args, files, args.cell) if args.cell is not None else _all(args, files)
+    different = _print_checks(checks, verbose=args.verbose or args.cell is not None)
     for path in (args.rows, args.rows.with_name("clips.jsonl")) if args.all else ():
         for number in changed_lines(path):
             different = True
@@ -78,55 +77,55 @@ def cli() -> None:
         sys.exit(DIFFERENT)
 
 
-def _cross_checked(kept: Kept) -> bool:
+def _cross_checked(files: ComparisonFiles) -> bool:
     """Print both values of every metric, write the file, and return whether any differ."""
     checks = []
-    for check in cross_checks(kept.rows_path, kept.rows):
+    for check in cross_checks(files.rows_path, files.rows):
         print(check, flush=True)
         checks.append(check)
     if not checks:
-        raise ValueError(f"{kept.rows_path.parent / 'embeddings'} holds no features of these rows to compute from")
-    path = write_cross_checks(kept.rows_path, checks)
+        raise ValueError(f"{files.rows_path.parent / 'embeddings'} holds no features of these rows to compute from")
+    path = write_cross_checks(files.rows_path, checks)
     differing = sum(not check.agrees for check in checks)
     print(f"{len(checks)} computed by {PACKAGE} too: {len(checks) - differing} agree, {differing} differ; {path}")
     return differing > 0
 
 
-def _cell(args: Verify, kept: Kept, cell: tuple[Task, str, int, int, str]) -> list[Check]:
+def _cell(args: Verify, files: ComparisonFiles, cell: tuple[Task, str, int, int, str]) -> list[Check]:
     task, model, steps, seed, name = cell
-    row = kept.row(task, model, steps, seed, args.guidance)
-    done = [c for c in (*kept.check(row), *_floors_of(args, kept, row)) if c.name == name and c.found is not None]
-    return done or kept.cell(row, name)
+    row = files.row(task, model, steps, seed, args.guidance)
+    done = [c for c in (*files.check(row), *_floors_of(args, files, row)) if c.name == name and c.found is not None]
+    return done or files.cell(row, name)
 
 
-def _floors_of(args: Verify, kept: Kept, row: Row) -> list[Check]:
+def _floors_of(args: Verify, files: ComparisonFiles, row: Row) -> list[Check]:
     if args.data is None or row.steps:
         return []
     with tempfile.TemporaryDirectory() as cache:
-        return [c for c in _sounds(args, kept, row.task, Path(cache)).check_floors(row.task) if c.row is row]
+        return [c for c in _sounds(args, files, row.task, Path(cache)).check_floors(row.task) if c.row is row]
 
 
-def _all(args: Verify, kept: Kept) -> list[Check]:
-    tasks = facts_of(kept.rows, kept.clips, args.rows)
-    checks = [check for row in kept.rows for check in kept.check(row)]
+def _all(args: Verify, files: ComparisonFiles) -> list[Check]:
+    tasks = facts_of(files.rows, files.clips, args.rows)
+    checks = [check for row in files.rows for check in files.check(row)]
     if args.data is not None:
         for task in tasks:
             with tempfile.TemporaryDirectory() as cache:
-                sounds = _sounds(args, kept, task, Path(cache))
+                sounds = _sounds(args, files, task, Path(cache))
                 checks += [*sounds.check_floors(task), *sounds.check_media(task)]
     computed = {(c.row.key, c.name) for c in checks if c.found is not None}
     return [c for c in checks if c.found is not None or (c.row.key, c.name) not in computed]
 
 
-def _sounds(args: Verify, kept: Kept, task: Task, cache: Path) -> Sounds:
-    """The sounds of a task and the published models that were given; `cache` takes what these see of the pictures."""
+def _sounds(args: Verify, files: ComparisonFiles, task: Task, cache: Path) -> RebuiltTestSet:
+    """The sounds of a task and the published models that were given; `cache` takes the features of pictures."""
     assert args.data is not None
     duration_s = FeatureSet.open(args.data, "test").duration_s
     sources, clip_scorers = args.judges.load(duration_s=duration_s, device=args.device, cache=cache)
-    return Sounds.build(kept, args.data, task, sources=sources, clip_scorers=clip_scorers)
+    return RebuiltTestSet.build(files, args.data, task, sources=sources, clip_scorers=clip_scorers)
 
 
-def _told(checks: Iterable[Check], *, verbose: bool) -> bool:
+def _print_checks(checks: Iterable[Check], *, verbose: bool) -> bool:
     """Print what differs, what could not be computed and the counts; whether anything differs."""
     checks = list(checks)
     computed = [c for c in checks if c.found is not None]

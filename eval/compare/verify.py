@@ -1,34 +1,42 @@
-"""Cells of the results, computed again from what a comparison kept.
+"""Cells of the results, computed again from what a comparison wrote, and from the sounds themselves.
 
-clips.jsonl gives means and pooled counts, embeddings/ every metric of features (see `eval.features.cache`),
-the real-time factors of the stages their totals.
+clips.jsonl gives means and pooled counts, embeddings/ every metric of features (`eval.features.cache`),
+the real-time factors of the stages their totals. With the feature folder of the comparison the test set is built again:
+real sound and the codec round trip are scored anew, and so are the generated files in media/.
 """
 
 import math
-import re
+import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
-from eval.compare.hygiene import FACTS, read_facts
+import soundfile
+import torch
+from torch import Tensor
+
+from eval.compare.reference_rows import reference_rows
 from eval.compare.rows import (
     ClipScores,
     Row,
     ScoresKey,
-    changed_lines,
+    Task,
     embeddings_path,
     ids_digest,
     read_clip_scores,
     read_rows,
-    sealed_rows,
 )
-from eval.features.cache import RowFeatures, reference_path
-from eval.features.clip_features import ClipFeatures, is_sealed
-from eval.metrics import pooled, pooled_intervals
+from eval.compare.sweep import Origin, SavedAudio
+from eval.compare.test_set import TestSet
+from eval.compare.training_sounds import TrainingSounds
+from eval.features.cache import RowFeatures
+from eval.features.sources import FeatureSource
+from eval.metrics import ClipMetric, ClipScorer, clip_metrics, metric, model_free_scorers, pooled, pooled_intervals
 from eval.metrics.uncertainty import Estimate
 from eval.speed.budget import TOTALS
-from teacher.files import file_sha256, same_digest
+from teacher.features.codec import load_codec
 
 RELATIVE, ABSOLUTE = 1e-6, 1e-7
 """Two values agree within RELATIVE of the larger or ABSOLUTE: sums of another order, never another formula."""
@@ -50,7 +58,7 @@ class Check:
     """Metric, "<metric> low", "high" or "bias", "rtf <total>", "num_clips", "clips_digest", "params" or "nfe"."""
     expected: float | str
     found: float | str | None
-    """None: nothing was kept to compute it from."""
+    """None: there is nothing to compute it from."""
     source: str
     tolerance: tuple[float, float] = (RELATIVE, ABSOLUTE)
 
@@ -78,7 +86,7 @@ class Check:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Kept:
+class ComparisonFiles:
     """Rows and everything beside them that cells can be computed from."""
 
     rows_path: Path
@@ -86,7 +94,7 @@ class Kept:
     clips: Mapping[ScoresKey, ClipScores]
 
     @classmethod
-    def read(cls, rows_path: Path) -> "Kept":
+    def read(cls, rows_path: Path) -> "ComparisonFiles":
         """Rows and per-clip scores; ValueError if there are no rows. Features are opened when a row is checked."""
         rows = tuple(read_rows(rows_path))
         if not rows:
@@ -148,7 +156,7 @@ class Kept:
         """The checks of one cell.
 
         Raises:
-            ValueError: the row has no such cell, or nothing was kept that it could be computed from.
+            ValueError: the row has no such cell, or there is nothing that it could be computed from.
         """
         checks = list(self.check(row))
         chosen = [c for c in checks if c.name == name]
@@ -180,91 +188,117 @@ def _text(value: float | str) -> str:
     return value if isinstance(value, str) else f"{value:.10g}"
 
 
-CACHED = re.compile(r"[0-9a-f]{2}/[0-9a-f]{32}\.safetensors")
-"""Folder and name of an entry of `eval.features.cache.FeatureCache`."""
-REFERENCE = re.compile(r"reference-([0-9a-f]{16})\.safetensors")
+TOLERANCES = {name: metric.tolerance for metric in clip_metrics() for name in metric.names}
+"""Of the values of a clip by key, as its file was rounded to 16 bits."""
+REAL = "the real sounds of the data"
 
 
-def check_kept(folder: Path, names: Sequence[str]) -> Iterator[tuple[Path, str | None]]:
-    """Files of one folder that a comparison keeps records of, with what is wrong with each: lines of rows.jsonl and
-    clips.jsonl, lists of scored clips, embeddings, entries of the cache and parts.
+@dataclass(frozen=True, kw_only=True, eq=False)
+class RebuiltTestSet:
+    """The test set of one task, built again from exactly the ids that were scored."""
 
-    What older versions wrote without a record is not among them; nor are files that go away meanwhile.
-    """
-    for name in names:
-        path = folder / name
-        try:
-            if name in ("rows.jsonl", "clips.jsonl"):
-                yield from _kept_lines(path)
-            elif name == FACTS:
-                yield from _kept_ids(path)
-            elif _is_heard(path) and is_sealed(path):
-                yield path, _heard_fault(path)
-        except FileNotFoundError:
-            continue
-        except (OSError, ValueError) as error:
-            yield path, str(error)
+    files: ComparisonFiles
+    data: Path
+    test: TestSet
+    training: TrainingSounds
+
+    @classmethod
+    def build(
+        cls,
+        files: ComparisonFiles,
+        data: Path,
+        task: Task,
+        *,
+        sources: Sequence[FeatureSource] = (),
+        clip_scorers: Sequence[ClipScorer] | None = None,
+    ) -> Self:
+        """From the feature folder of the comparison; `sources` beside the one that needs no weights, and
+        `clip_scorers` (those that need no model unless given).
+
+        Raises:
+            ValueError: no scored ids of the task in clips.jsonl, or the folder does not have them.
+        """
+        ids = next((list(files.clips[r.scores_key]) for r in files.rows if _scored(files, r, task)), None)
+        if ids is None:
+            raise ValueError(
+                f"{files.rows_path.with_name('clips.jsonl')} holds no scores of {task}; nothing to rebuild"
+            )
+        training = TrainingSounds.read(data)
+        with tempfile.TemporaryDirectory() as cache:  # nothing on disk is trusted here
+            test = TestSet.build(
+                data,
+                video=task == "vta",
+                max_clips=len(ids),
+                sources=(training.source, *sources),
+                clip_scorers=model_free_scorers() if clip_scorers is None else clip_scorers,
+                cache=Path(cache),
+                only=ids,
+                costly=any(metric(key).costly for row in files.rows for key in row.metrics),
+            )
+        return cls(files=files, data=data, test=test, training=training)
+
+    def check_floors(self, task: Task) -> Iterator[Check]:
+        """The rows of real sound and of the codec round trip, all cells from the beginning."""
+        codec, scorer = load_codec(self.data), self.test.scorer
+        with tempfile.TemporaryDirectory() as folder:
+            made = reference_rows(
+                scorer,
+                real=self.test.waves,
+                other=lambda: self.training.features_like(
+                    scorer.sources, len(self.test.records), video=task == "vta", num_samples=scorer.num_samples
+                ),
+                roundtrip=lambda waves: codec.decode(codec.encode(waves)),
+                task=task,
+                rows_path=Path(folder) / "rows.jsonl",
+                origin=Origin(config_digest="again", run_id="verify", command="verify"),
+            )
+            again = {row.key: _cells(row) for row in made}
+        for row in (r for r in self.files.rows if r.key in again):
+            for name, value in _cells(row).items():
+                yield Check(row=row, name=name, expected=value, found=again[row.key].get(name), source=REAL)
+
+    def check_media(self, task: Task) -> Iterator[Check]:
+        """Values of the generated files in media/, against clips.jsonl.
+
+        There are files of one seed of every setting; onset counts must be equal, other scores nearly, and of
+        DeSync one window may be a class away.
+        """
+        for row in (r for r in self.files.rows if r.task == task and r.steps):
+            audio = SavedAudio(
+                folder=self.files.rows_path.parent / "media", count=len(self.test.records), seed=row.seed
+            )
+            for k, record in enumerate(self.test.records):
+                path = audio.path(task, row.model, row.steps, row.guidance, record.id)
+                if path.is_file():
+                    yield from self._check_file(row, k, record.id, path)
+
+    def _check_file(self, row: Row, k: int, clip_id: str, path: Path) -> Iterator[Check]:
+        wave, rate = soundfile.read(path, dtype="float32")
+        scorer, expected = self.test.scorer, self.files.clips.get(row.scores_key, {}).get(clip_id, {})
+        if rate != scorer.sample_rate or len(wave) < scorer.num_samples:
+            raise ValueError(f"{path} has {len(wave)} samples at {rate} Hz, which is not what was scored")
+        found = self._scores(torch.from_numpy(wave[: scorer.num_samples]), k, row.task)
+        for name in (n for n in expected if n in found):
+            yield Check(
+                row=row,
+                name=f"{name} of {clip_id}",
+                expected=expected[name],
+                found=found[name],
+                source=path.name,
+                tolerance=TOLERANCES.get(name, ClipMetric.tolerance),
+            )
+
+    def _scores(self, wave: Tensor, k: int, task: Task) -> dict[str, float]:
+        return dict(self.test.scorer.features(k, wave[None], task).per_clip[0])
 
 
-def _is_heard(path: Path) -> bool:
-    """Whether it is where a comparison writes what was heard; names with a dot in front are unfinished."""
-    if path.suffix != ".safetensors" or path.name.startswith("."):
-        return False
-    inside = path.parent.name == "embeddings" or path.parent.parent.name == "parts"
-    return inside or CACHED.fullmatch(f"{path.parent.name}/{path.name}") is not None
+def _cells(row: Row) -> dict[str, float]:
+    """Everything that is printed of a row but times."""
+    cells = {name: float(value) for name, value in row.metrics.items()}
+    for name, estimate in row.estimates.items():
+        cells |= {f"{name} {part}": float(of(estimate)) for part, of in PARTS.items()}
+    return cells
 
 
-def _heard_fault(path: Path) -> str | None:
-    named = REFERENCE.fullmatch(path.name)
-    if named is not None and not same_digest(file_sha256(path), named[1]):
-        return f"{path} is damaged: its SHA-256 is not the one in its name"
-    _, facts = ClipFeatures.read(path)
-    digest = facts.get("reference")
-    if named is not None or digest is None:
-        return None
-    reference = reference_path(path, digest)
-    if not reference.is_file():
-        return f"{reference} is missing, against which {path.name} was scored" if path.exists() else None
-    found = file_sha256(reference)
-    if found != digest and same_digest(found, digest[:16]):  # else the reference itself is named
-        return f"{reference} is not the reference {path.name} was scored against"
-    return None
-
-
-def _kept_lines(path: Path) -> Iterator[tuple[Path, str | None]]:
-    """rows.jsonl or clips.jsonl; after the rows, the embeddings that they name and that are gone."""
-    if not path.is_file():
-        raise ValueError(f"{path} is no regular file")
-    changed = changed_lines(path)
-    if changed:
-        more = f" and {len(changed) - 1} more" * (len(changed) > 1)
-        yield path, f"{path}, line {changed[0]}{more} is not as it was written, it was damaged or changed"
-        return
-    if path.name == "clips.jsonl":
-        read_clip_scores(path)
-        yield path, None
-        return
-    rows = read_rows(path)
-    beside = path.with_name("clips.jsonl")
-    clips = read_clip_scores(beside) if beside.is_file() else {}
-    short = [r for r in rows if r.clips_digest and r.scores_key in clips and _other_clips(r, clips[r.scores_key])]
-    yield path, f"{path}: {short[0].title} has scores of other clips in clips.jsonl" if short else None
-    for kept in (embeddings_path(path, row) for row in sealed_rows(path)):
-        if kept.parent.is_dir() and not kept.exists():  # the whole folder may have been left out on purpose
-            yield kept, f"{kept} is missing, which a row of {path.name} was computed from"
-
-
-def _other_clips(row: Row, scores: ClipScores) -> bool:
-    return ids_digest(scores) != row.clips_digest
-
-
-def _kept_ids(path: Path) -> Iterator[tuple[Path, str | None]]:
-    """testset.json, and the lists beside it whose SHA-256 it holds."""
-    facts = read_facts(path)
-    yield path, None
-    for task, fact in facts.items():
-        listed = path.with_name(f"scored-{task}.txt")
-        if not listed.exists():
-            yield listed, f"{listed} is missing"
-        elif file_sha256(listed) != fact.digest:
-            yield listed, f"{listed} is damaged: its SHA-256 is not the one in {path.name}"
+def _scored(files: ComparisonFiles, row: Row, task: Task) -> bool:
+    return row.task == task and row.steps > 0 and row.scores_key in files.clips

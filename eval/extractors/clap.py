@@ -31,7 +31,6 @@ from eval.extractors.clap_audio import (
     HTSAT_TINY,
     LAION_SAMPLES,
     MS_SAMPLES,
-    Cropped,
     Htsat,
     HtsatConfig,
     check_constants,
@@ -70,7 +69,7 @@ class ClapSpec:
     unused: tuple[str, ...]
     """Patterns of names that transformers before 4.31 kept in the file, and that nothing needs."""
     audio: HtsatConfig
-    fit: Callable[..., Cropped]
+    fit: Callable[..., Tensor]
     """Waves of any length to `samples`."""
     samples: int
     """Samples that the audio tower takes."""
@@ -183,7 +182,7 @@ class Clap:
         check_waves(waves, model=spec.title, sample_rate=self.sample_rate, shortest=1)
         with exact_float32():
             parts = [
-                self.network.embed_waves(spec.fit(some.float(), samples=spec.samples).waves.to(device)).cpu()
+                self.network.embed_waves(spec.fit(some.float(), samples=spec.samples).to(device)).cpu()
                 for some in waves.split(CLIPS_AT_ONCE)
             ]
         return Embeddings(rows=torch.cat(parts), counts=(1,) * len(waves))

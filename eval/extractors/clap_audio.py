@@ -9,9 +9,8 @@ Both networks take one fixed length. What av-benchmark does with other lengths, 
 - MS-CLAP 2023, 7 s at 44.1 kHz: a shorter clip is repeated until the seven seconds are full.
 - A longer clip is cropped. av-benchmark draws the place from an unseeded generator, so that its scores of eight-second
   clips (MS-CLAP) and of clips above ten seconds (LAION-CLAP) change from run to run. Here it is the middle of the same
-  range of places, which `Cropped.start` holds: every model is scored on the same time of the same clip, so that
-  differences between models stay paired. The mean over clips differs from that of drawn places by what the edges of
-  clips are unlike their middle.
+  range of places: every model is scored on the same time of the same clip, so that differences between models stay
+  paired. The mean over clips differs from that of drawn places by what the edges of clips are unlike their middle.
 
 HTS-AT (arXiv 2202.00874) is `transformers.ClapAudioModel` without fusion, built from sizes alone. It stretches the log
 mel to four times as many frames as its image has columns and stacks the four quarters along frequency: 1024 frames of
@@ -47,43 +46,36 @@ CONSTANT_TOLERANCE = 1e-4
 """Greatest difference of the file's constants from ours, as a share of the greatest entry."""
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Cropped:
-    """Waves of exactly the length that a network takes."""
-
-    waves: Float[Tensor, "clips samples"]
-    start: int
-    """The sample at which the crop begins; 0 where nothing was cut."""
-
-
-def laion_length(waves: Float[Tensor, "clips samples"], *, samples: int = LAION_SAMPLES) -> Cropped:
+def laion_length(
+    waves: Float[Tensor, "clips length"], *, samples: int = LAION_SAMPLES
+) -> Float[Tensor, "clips samples"]:
     """Whole copies that fit and zeros; or the middle one of the length - samples + 1 crops there are.
 
-    Raises ValueError unless `waves` are (clips, samples) with at least one sample.
+    Raises ValueError unless `waves` are (clips, length) with at least one sample.
     """
     length = _length(waves, samples)
     if length > samples:
         return _crop(waves, samples, places=length - samples + 1)
     repeated = waves.repeat(1, samples // length)
-    return Cropped(waves=functional.pad(repeated, (0, samples - repeated.shape[1])), start=0)
+    return functional.pad(repeated, (0, samples - repeated.shape[1]))
 
 
-def ms_length(waves: Float[Tensor, "clips samples"], *, samples: int = MS_SAMPLES) -> Cropped:
+def ms_length(waves: Float[Tensor, "clips length"], *, samples: int = MS_SAMPLES) -> Float[Tensor, "clips samples"]:
     """Copies until the length is full, the last one cut; or the middle one of the first length - samples crops.
 
     The published code never draws the very last place.
 
-    Raises ValueError unless `waves` are (clips, samples) with at least one sample.
+    Raises ValueError unless `waves` are (clips, length) with at least one sample.
     """
     length = _length(waves, samples)
     if length > samples:
         return _crop(waves, samples, places=length - samples)
-    return Cropped(waves=waves.repeat(1, -(-samples // length))[:, :samples], start=0)
+    return waves.repeat(1, -(-samples // length))[:, :samples]
 
 
-def _crop(waves: Tensor, samples: int, *, places: int) -> Cropped:
+def _crop(waves: Tensor, samples: int, *, places: int) -> Tensor:
     start = places // 2
-    return Cropped(waves=waves[:, start : start + samples], start=start)
+    return waves[:, start : start + samples]
 
 
 def _length(waves: Tensor, samples: int) -> int:
@@ -354,12 +346,9 @@ def front_end_tensors(config: HtsatConfig, *, fmax_hz: float | None = None) -> d
     return {"log_mel.real": real, "log_mel.imag": imag, "log_mel.filters": filters}
 
 
-def check_constants(network: Htsat, path: Path) -> float:
-    """The upper edge in Hz of the mel filters that were loaded from `path`.
-
-    Raises WeightsError unless the transform, the filters, the positions and the masks in the file are those that the
-    network was built for. The sign of the sines does not matter.
-    """
+def check_constants(network: Htsat, path: Path) -> None:
+    """Raises WeightsError unless the transform, the filters, the positions and the masks that were loaded from `path`
+    are those that the network was built for. The sign of the sines does not matter."""
     c = network.config
     ours = front_end_tensors(c)
     wanted: dict[str, tuple[Tensor, ...]] = {name: (tensor,) for name, tensor in ours.items()}
@@ -367,16 +356,14 @@ def check_constants(network: Htsat, path: Path) -> float:
     wanted["log_mel.filters"] = tuple(c.mel.filters(fmax) for fmax in c.mel.fmax_hz)
     for stage, block in c.shifted:
         wanted[f"masks.{stage}-{block}"] = (shifted_mask(c.side(stage), c.window, c.window // 2),)
-    buffers, chosen = dict(network.named_buffers()), {}
+    buffers = dict(network.named_buffers())
     positions = (relative_positions(c.window),)
     wanted |= {name: positions for name in buffers if name.endswith("relative_position_index")}
     for name, candidates in wanted.items():
         theirs = buffers[name].cpu().double()
-        shares = [float((theirs - own.double()).abs().max() / own.double().abs().max()) for own in candidates]
-        if not min(shares) <= CONSTANT_TOLERANCE:
+        differences = [float((theirs - one.double()).abs().max() / one.double().abs().max()) for one in candidates]
+        if not min(differences) <= CONSTANT_TOLERANCE:
             raise WeightsError(
-                f"{path} was made for another network: {htsat_name(name)} differs from ours by {min(shares):.2g} of "
-                "its greatest value"
+                f"{path} was made for another network: {htsat_name(name)} differs from ours by {min(differences):.2g} "
+                "of its greatest value"
             )
-        chosen[name] = shares.index(min(shares))
-    return c.mel.fmax_hz[chosen["log_mel.filters"]]

@@ -95,7 +95,7 @@ class DesyncExtractor:
         """
         segments = cut_segments(checked_frames(frames, self.request)[None].to(self._device))
         with exact_float32():
-            return self.network.see(segments)[0].float().cpu()
+            return self.network.visual_features(segments)[0].float().cpu()
 
     @torch.no_grad()
     def audio_features(self, waves: Float[Tensor, "clips samples"]) -> Float[Tensor, "clips segments 6 width"]:
@@ -106,7 +106,9 @@ class DesyncExtractor:
         """
         check_waves(waves, model="Synchformer", sample_rate=SAMPLE_RATE, shortest=SEGMENT_SAMPLES)
         with exact_float32():
-            parts = [self.network.hear(some.to(self._device).float()).cpu() for some in waves.split(CLIPS_AT_ONCE)]
+            parts = [
+                self.network.audio_features(some.to(self._device).float()).cpu() for some in waves.split(CLIPS_AT_ONCE)
+            ]
         return torch.cat(parts)
 
     @torch.no_grad()

@@ -207,10 +207,10 @@ def _test_set(results: TaskResults, *, within: str) -> Iterator[Block]:
     if results.facts is None:
         yield Paragraph("Which clips were scored was not recorded.")
     else:
-        yield from test_set_blocks(results.facts)
+        yield from facts_blocks(results.facts)
 
 
-def test_set_blocks(facts: TestFacts) -> Iterator[Block]:
+def facts_blocks(facts: TestFacts) -> Iterator[Block]:
     """The clips scored, with their digest and list, what was left out, and the overlap with training data."""
     yield Bullets(facts.sentences())
     ids = Preformatted(text=" ".join(sorted(facts.ids)))

@@ -1,10 +1,11 @@
 """The same comparison after several trainings with other seeds, as documents quote it."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
+from pathlib import Path
 
-from eval.compare.rows import Row, Task
-from eval.ledger import Table
+from eval.compare.rows import Row, Task, read_rows
+from eval.ledger import NumberTable, record
 from eval.report.settings import TASK_TITLES, TASK_TOTALS, Setting, settings
 
 QUOTED_SCORES: Mapping[str, tuple[str, str]] = {
@@ -12,9 +13,13 @@ QUOTED_SCORES: Mapping[str, tuple[str, str]] = {
     "onset_f1": ("onset F1 ↑", ".3f"),
 }  # fmt: skip
 """Scores that documents quote, with their titles and formats."""
+ROW_FIELDS = (
+    "task", "model", "kind", "steps", "seed", "nfe", "guidance", "num_clips", "metrics", "rtf", "config_digest",
+)  # fmt: skip
+"""What the ledger holds of a row."""
 
 
-def over_trainings(trainings: Sequence[Sequence[Row]], task: Task) -> Table:
+def over_trainings(trainings: Sequence[Sequence[Row]], task: Task) -> NumberTable:
     """Results of the same comparison after trainings with other seeds: one line per model, steps and guidance.
 
     Means and sample standard deviations go over noise seeds and trainings together; the column behind FD has the mean
@@ -43,15 +48,21 @@ def over_trainings(trainings: Sequence[Sequence[Row]], task: Task) -> Table:
         scale = f"{whole.guidance:g}" if whole.steps else ""
         times = [whole.rtf.get("flow network"), whole.rtf.get(scope)]
         lines.append((model, whole.steps or None, scale, whole.nfe or None, *scores, *times))
-    titles = [t for name in shown for t in ((QUOTED_SCORES[name][0], "FD by training") if name == "frechet" else
-                                            (QUOTED_SCORES[name][0],))]  # fmt: skip
-    digits = [d for name in shown for d in ((QUOTED_SCORES[name][1], "") if name == "frechet" else
-                                            (QUOTED_SCORES[name][1],))]  # fmt: skip
-    return Table(
-        columns=("model", "steps", "guidance", "evaluations", *titles, "RTF, flow network", f"RTF, {scope}"),
-        formats=("", "d", "", "d", *digits, ".4f", ".4f"),
+    columns = [column for name in shown for column in _columns(name)]
+    return NumberTable(
+        columns=(
+            *("model", "steps", "guidance", "evaluations"),
+            *(title for title, _ in columns),
+            *("RTF, flow network", f"RTF, {scope}"),
+        ),
+        formats=("", "d", "", "d", *(digits for _, digits in columns), ".4f", ".4f"),
         rows=tuple(lines),
     )
+
+
+def _columns(name: str) -> list[tuple[str, str]]:
+    """Title and format of the column of a score; behind FD that of every training by itself."""
+    return [QUOTED_SCORES[name], *([("FD by training", "")] if name == "frechet" else [])]
 
 
 def _renumbered(trainings: Sequence[Sequence[Row]]) -> list[Row]:
@@ -91,3 +102,25 @@ def what_one_step_is_worth(trainings: Sequence[Sequence[Row]], task: Task) -> st
     if worse:
         text += f"The student is better in every training than the teacher at {', '.join(map(str, worse))} steps. "
     return text.replace("at 1 steps", "at 1 step").strip()
+
+
+def record_trainings(
+    path: Path, folders: Mapping[int, Path], *, noise_seeds: Sequence[int], seconds: Sequence[tuple[str, float]]
+) -> None:
+    """Write an entry of the ledger about trainings that were compared: tables, raw rows, and the time of every command.
+
+    `folders` has by the seed of each training the folder with its rows.jsonl, `seconds` what each command took. There
+    is one table for each task, with a text on what one step is worth.
+    """
+    trainings = [read_rows(folder / "rows.jsonl") for folder in folders.values()]
+    tasks = dict.fromkeys(row.task for row in trainings[0])
+    tables: dict[str, NumberTable] = {task: over_trainings(trainings, task) for task in tasks}
+    total = ("in all", sum(taken for _, taken in seconds))
+    tables["times"] = NumberTable(columns=("command", "seconds"), formats=("", ".0f"), rows=(*seconds, total))
+    raw = [
+        {"training": seed} | {name: value for name, value in asdict(row).items() if name in ROW_FIELDS}
+        for seed, rows in zip(folders, trainings, strict=True)
+        for row in rows
+    ]
+    text = {f"{task}-worth": what_one_step_is_worth(trainings, task) for task in tasks}
+    record(path, tables=tables, text=text, rows=raw, seeds={"training": tuple(folders), "noise": tuple(noise_seeds)})

@@ -1,4 +1,5 @@
-"""What the buttons of the web page do, without the page: requests checked, scenes kept, sounds made and timed."""
+"""What the buttons of the web page do, without the page: requests are checked, scenes are encoded once and held, sounds
+are made, written and timed."""
 
 import hashlib
 import math
@@ -39,7 +40,7 @@ class StoppedError(ValueError):
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """What one click may ask for, so that the others do not wait for ever."""
+    """What one click may ask for, so that other visitors are served too."""
 
     seconds: float = 60.0
     """Longest video and longest sound."""
@@ -51,8 +52,8 @@ class Limits:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Setting:
-    """How one model is to draw. Raises ValueError naming what is wrong."""
+class ModelSetting:
+    """Steps and guidance of one model. Raises ValueError with the name and the value that is wrong."""
 
     model: str
     steps: int
@@ -64,8 +65,8 @@ class Setting:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Ask:
-    """What is to be heard. Raises ValueError in words for the visitor."""
+class SoundRequest:
+    """What a visitor asks sound for. Raises ValueError in words that the page shows."""
 
     video: Path | None
     prompt: str | None
@@ -101,7 +102,7 @@ class Take:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Made:
+class ClickResult:
     """What one click made."""
 
     takes: tuple[Take, ...]
@@ -124,8 +125,8 @@ class Studio:
     _scenes: OrderedDict[Key, Scene] = field(default_factory=OrderedDict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def look(self, video: Path) -> MediaInfo:
-        """What the video is. Raises MediaError where no sound can be made for it."""
+    def check_video(self, video: Path) -> MediaInfo:
+        """Facts about the video. Raises MediaError where no sound can be made for it here."""
         info = probe(video)
         if not info.has_video:
             raise MediaError(f"{video}: has no picture to make sound for; type what is to be heard instead")
@@ -140,18 +141,22 @@ class Studio:
             )
         return info
 
-    def compare(self, ask: Ask, settings: Sequence[Setting], seed: int, check: Check = never_stop) -> Made:
+    def compare(
+        self, ask: SoundRequest, settings: Sequence[ModelSetting], seed: int, check: Check = never_stop
+    ) -> ClickResult:
         """One sound of every model from the same seed, and the video again with each."""
         return self._make(ask, settings, [_whole("seed", seed, 0, MAX_SEED)], check, films=True)
 
-    def grid(self, ask: Ask, setting: Setting, seed: int, count: int, check: Check = never_stop) -> Made:
+    def grid(
+        self, ask: SoundRequest, setting: ModelSetting, seed: int, count: int, check: Check = never_stop
+    ) -> ClickResult:
         """`count` sounds of one model from consecutive seeds, asked of the pipeline in a single call."""
         if count not in GRIDS:
             raise ValueError(f"a grid has {' or '.join(map(str, GRIDS))} sounds, got {count}")
         first = _whole("seed", seed, 0, MAX_SEED)
         return self._make(ask, [setting], list(range(first, first + count)), check, films=False)
 
-    def budget(self, ask: Ask, setting: Setting, check: Check = never_stop) -> Budget:
+    def budget(self, ask: SoundRequest, setting: ModelSetting, check: Check = never_stop) -> Budget:
         """Every stage of one window counted and timed on its own, a few times over (eval/speed/measure.py)."""
         pipeline = self._model(setting.model).pipeline
         total_s = self._length_s(ask, pipeline)
@@ -177,7 +182,7 @@ class Studio:
         if self._lock.acquire(timeout=timeout_s):
             self._lock.release()
 
-    def _check_work(self, length_s: float, settings: Sequence[Setting], runs: int) -> None:
+    def _check_work(self, length_s: float, settings: Sequence[ModelSetting], runs: int) -> None:
         """Raise ValueError where that many runs of so long a sound are more than one click may ask for."""
         asked = sum(length_s * runs * s.steps * (1 if s.guidance == 1.0 else 2) for s in settings)
         if asked > self.limits.evaluated_s:
@@ -186,7 +191,9 @@ class Studio:
                 f"a click may have {self.limits.evaluated_s:.0f}: ask for fewer steps, fewer sounds or less time"
             )
 
-    def _make(self, ask: Ask, settings: Sequence[Setting], seeds: list[int], check: Check, *, films: bool) -> Made:
+    def _make(
+        self, ask: SoundRequest, settings: Sequence[ModelSetting], seeds: list[int], check: Check, *, films: bool
+    ) -> ClickResult:
         seconds: dict[str, dict[str, float]] = {}
         encoded: dict[Key, dict[str, float]] = {}
         drawn: list[tuple[str, list[Sound]]] = []
@@ -207,7 +214,7 @@ class Studio:
                 drawn.append((setting.model, sounds))
             takes = self._written(drawn, check, films=films)
         audio_s = sum(sound.duration_s for sound in drawn[0][1])
-        return Made(takes=tuple(takes), seconds=seconds, shared=shared, audio_s=audio_s)
+        return ClickResult(takes=tuple(takes), seconds=seconds, shared=shared, audio_s=audio_s)
 
     def _written(self, drawn: Sequence[tuple[str, list[Sound]]], check: Check, *, films: bool) -> list[Take]:
         folder = self.workspace.new_result()
@@ -223,14 +230,14 @@ class Studio:
         return takes
 
     def _draw(
-        self, scene: Scene, setting: Setting, seeds: list[int], clock: StageClock
+        self, scene: Scene, setting: ModelSetting, seeds: list[int], clock: StageClock
     ) -> tuple[list[Sound], dict[str, float]]:
         pipeline = self._model(setting.model).pipeline
         sounds = pipeline(scene, seeds=seeds, steps=setting.steps, guidance=setting.guidance, clock=clock)
         return sounds, clock.take()
 
-    def _key(self, ask: Ask, pipeline: Pipeline) -> Key:
-        """By which a scene is known: what is seen and said, and all that makes features of it. Raises ValueError for
+    def _key(self, ask: SoundRequest, pipeline: Pipeline) -> Key:
+        """What an encoded scene depends on: video, words, length, encoders and codec. Raises ValueError for
         what is too long, MediaError for an unusable video."""
         return (
             None if ask.video is None else file_sha256(ask.video),
@@ -242,7 +249,9 @@ class Studio:
             pipeline.window_s,
         )
 
-    def _scene(self, ask: Ask, pipeline: Pipeline, key: Key, clock: StageClock) -> tuple[Scene, dict[str, float]]:
+    def _scene(
+        self, ask: SoundRequest, pipeline: Pipeline, key: Key, clock: StageClock
+    ) -> tuple[Scene, dict[str, float]]:
         """The encoded scene and the seconds that took now, by stage: none where it was encoded before."""
         if key in self._scenes:
             self._scenes.move_to_end(key)
@@ -260,9 +269,9 @@ class Studio:
             self._scenes.popitem(last=False)
         return scene, clock.take()
 
-    def _length_s(self, ask: Ask, pipeline: Pipeline) -> float:
+    def _length_s(self, ask: SoundRequest, pipeline: Pipeline) -> float:
         if ask.video is not None:
-            return self.look(ask.video).duration_s
+            return self.check_video(ask.video).duration_s
         length_s = ask.duration_s or pipeline.window_s
         if length_s > self.limits.seconds:
             raise ValueError(f"{length_s:g} s of sound is too long, this page makes up to {self.limits.seconds:g} s")

@@ -4,8 +4,8 @@
     latent z = ((p - mean) basis - component_mean) / component_std                        (latent_channels numbers)
     decode p = mean + (z component_std + component_mean) basis',  sound = griffin_lim(p)
 
-The latent is normalised by construction, so latent_mean is 0 and latent_std is 1 unless `with_statistics` says
-otherwise. Unlike MMAudio's VAE and BigVGAN (teacher/audio/mmaudio_codec.py) it needs no download and is fitted in
+The latent is normalised by construction, so latent_mean is 0 and latent_std is 1 unless `with_statistics` sets
+others. Unlike MMAudio's VAE and BigVGAN (teacher/audio/mmaudio_codec.py) it needs no download and is fitted in
 seconds, with the same frame rate (31.25 Hz at 16 kHz) and as many channels (20).
 """
 
@@ -137,14 +137,14 @@ class EmbeddedCodec:
             raise ValueError("the codec cannot be fitted: the training sounds are silent or constant")
         basis = vectors[:, :latent_channels]
         basis = basis * torch.where(basis.sum(0) < 0, -1.0, 1.0)  # eigenvectors come with an arbitrary sign
-        kept = variance[:latent_channels]
+        largest = variance[:latent_channels]
         return cls(
             mel=mel,
             patch_mean=mean.float(),
             basis=basis.float().contiguous(),
             component_mean=torch.zeros(latent_channels),
-            component_std=kept.clamp_min(1e-8 * float(kept[0])).sqrt().float(),
-            explained_variance=float(kept.sum() / variance.sum()),
+            component_std=largest.clamp_min(1e-8 * float(largest[0])).sqrt().float(),
+            explained_variance=float(largest.sum() / variance.sum()),
         )
 
     @torch.no_grad()

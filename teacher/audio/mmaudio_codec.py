@@ -165,8 +165,8 @@ class MMAudioCodec:
         """(batch, samples) -> mean and std (batch, ceil(samples / (2 hop)), channels); the tail is silence."""
         if wave.ndim != 2 or wave.shape[1] == 0:
             raise ValueError(f"wave must have shape (batch, samples) with samples > 0, got {tuple(wave.shape)}")
-        heard = wave.detach().to(self.models.device, torch.float32)
-        padded = functional.pad(heard, (0, -heard.shape[1] % self.sequence.samples_per_latent))
+        given = wave.detach().to(self.models.device, torch.float32)
+        padded = functional.pad(given, (0, -given.shape[1] % self.sequence.samples_per_latent))
         found = self.models.encoder.encode(log_mel(padded, self.models.stack.mel))
         mean, std = (part.transpose(1, 2).to(wave.device) for part in (found.mean, found.std))
         return Posterior(mean, std)

@@ -16,7 +16,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import torch
 from jaxtyping import Float
@@ -34,7 +34,7 @@ EDGE_KERNEL = 7
 
 @dataclass(frozen=True, kw_only=True)
 class VocoderConfig:
-    """Sizes of one generator."""
+    """Sizes of one BigVGAN generator."""
 
     num_mels: int
     upsample_rates: tuple[int, ...]
@@ -76,26 +76,6 @@ class VocoderConfig:
     def hop_length(self) -> int:
         """Samples made from one mel frame."""
         return math.prod(self.upsample_rates)
-
-    @classmethod
-    def from_hparams(cls, hparams: Mapping[str, Any]) -> "VocoderConfig":
-        """The sizes in a published config.json; ValueError for a missing key or a kind of generator not made here."""
-        for key, supported in (("resblock", "1"), ("activation", "snakebeta"), ("snake_logscale", True)):
-            if hparams.get(key) != supported:
-                raise ValueError(f"vocoder config: {key} must be {supported!r}, got {hparams.get(key)!r}")
-        try:
-            return cls(
-                num_mels=int(hparams["num_mels"]),
-                upsample_rates=tuple(hparams["upsample_rates"]),
-                upsample_kernel_sizes=tuple(hparams["upsample_kernel_sizes"]),
-                initial_channels=int(hparams["upsample_initial_channel"]),
-                resblock_kernel_sizes=tuple(hparams["resblock_kernel_sizes"]),
-                resblock_dilations=tuple(tuple(dilations) for dilations in hparams["resblock_dilation_sizes"]),
-                tanh_at_final=bool(hparams.get("use_tanh_at_final", True)),
-                bias_at_final=bool(hparams.get("use_bias_at_final", True)),
-            )
-        except (KeyError, TypeError) as error:
-            raise ValueError(f"vocoder config: missing or misshapen entry ({error})") from error
 
 
 BIGVGAN_16K = VocoderConfig(num_mels=80, upsample_rates=(4, 4, 2, 2, 2, 2), upsample_kernel_sizes=(8, 8, 4, 4, 4, 4))
@@ -191,21 +171,12 @@ def with_toom_cook(vocoder: BigVGAN, *, least_depth: int = LEAST_DEPTH) -> BigVG
     return made
 
 
-WRAPPER = "generator"
 GAIN_AND_DIRECTION = (
     (".weight_g", ".weight_v"),
     (".parametrizations.weight.original0", ".parametrizations.weight.original1"),
 )
 FILTER_TOLERANCE = 1e-6
 """A stored resampling filter may differ by float32 rounding; the smallest tap is 2e-3."""
-
-
-def generator_state(checkpoint: Any) -> dict[str, Tensor]:
-    """The generator's tensors of a loaded checkpoint, with or without the top-level key "generator"."""
-    state = checkpoint.get(WRAPPER, checkpoint) if isinstance(checkpoint, Mapping) else checkpoint
-    if not isinstance(state, Mapping) or not state or not all(isinstance(t, Tensor) for t in state.values()):
-        raise WeightsError(f"not a vocoder checkpoint: expected a dict of tensors, or one under the key {WRAPPER!r}")
-    return dict(state)
 
 
 def fold_weight_norm(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -1,4 +1,4 @@
-"""Encoded pictures kept on disk: the same film under other words, seeds or networks is not decoded and encoded again.
+"""Encoded pictures on disk: the same film under other words, seeds or networks is not decoded and encoded again.
 
 Files <digest>.safetensors with `clip` and `sync` of one window, under a digest of what decides them: the content of the
 film, the time, the encoders.
@@ -22,7 +22,7 @@ Pictures = tuple[Tensor, Tensor]
 
 @dataclass(frozen=True, kw_only=True)
 class EncodedCache:
-    """A folder of such files; delete it at any time."""
+    """Encoded pictures of films in the files of a folder, which may be deleted at any time."""
 
     folder: Path
 
@@ -34,16 +34,16 @@ class EncodedCache:
         encoders: Mapping[str, str],
         encode: Callable[[], Pictures],
     ) -> Pictures:
-        """What was kept of a film with this digest, or what `encode` gives, which is kept then. A kept file that is
-        damaged is made again.
+        """The stored features of a film with this digest; without any, those that `encode` gives, which are stored.
+        A stored file that is damaged is made again.
 
         Two processes that encode the same window at once write the same content, each whole.
         """
         what = [video_sha256, round(start_s, 6), round(duration_s, 6), encoders["image"], encoders["sync"]]
         path = self.folder / f"{json_digest(what)[:32]}.safetensors"
-        kept = _read(path)
-        if kept is not None:
-            return kept
+        stored = _read(path)
+        if stored is not None:
+            return stored
         clip, sync = encode()
         tensors = {"clip": clip.cpu().contiguous(), "sync": sync.cpu().contiguous()}
         write_tensors(path, tensors, {CONTENT: parts_digest(tensor_parts(tensors))})
@@ -51,12 +51,12 @@ class EncodedCache:
 
 
 def _read(path: Path) -> Pictures | None:
-    """What a file keeps; None where there is none or it is damaged. Those of older versions have no digest."""
+    """What a file holds; None where there is none or it is damaged. Those of older versions have no digest."""
     try:
-        kept, metadata = read_content(path, ("clip", "sync"))
+        stored, metadata = read_content(path, ("clip", "sync"))
     except (FileNotFoundError, ValueError):
         return None
     recorded = metadata.get(CONTENT)
-    if recorded is not None and recorded != parts_digest(tensor_parts(kept)):
+    if recorded is not None and recorded != parts_digest(tensor_parts(stored)):
         return None
-    return kept["clip"], kept["sync"]
+    return stored["clip"], stored["sync"]

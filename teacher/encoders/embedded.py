@@ -91,7 +91,7 @@ class EmbeddedImage:
 
 
 def _chroma_histogram(pixels: Float[Tensor, "frames 3 height width"]) -> Float[Tensor, "frames 64"]:
-    """Square root of the share of pixels in 8 x 8 cells of (r - g, (r + g) / 2 - b), spread linearly."""
+    """Square root of the fraction of pixels in 8 x 8 cells of (r - g, (r + g) / 2 - b), spread linearly."""
     red, green, blue = pixels.flatten(2).unbind(1)
     place = torch.stack((red - green, (red + green) / 2 - blue), dim=-1)
     # Most natural colours lie within +-0.5 of grey; tanh spends the cells there.
@@ -107,8 +107,8 @@ def _edge_energies(luma: Float[Tensor, "frames height width"]) -> Float[Tensor, 
     strength = torch.sqrt(across.square() + down.square() + 1e-12)
     position = torch.remainder(torch.atan2(down, across), math.pi) / math.pi * 8
     apart = (position[:, None] - torch.arange(8.0)[:, None, None]).abs()
-    share = (1 - torch.minimum(apart, 8 - apart)).clamp_min(0) * strength[:, None]
-    return functional.adaptive_avg_pool2d(share, 4).clamp_min(0).sqrt().flatten(1)
+    weighted = (1 - torch.minimum(apart, 8 - apart)).clamp_min(0) * strength[:, None]
+    return functional.adaptive_avg_pool2d(weighted, 4).clamp_min(0).sqrt().flatten(1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -215,7 +215,7 @@ class EmbeddedText:
     """A hashed unit vector per word, its place, and the mean of the words so far, scaled to length 1 at 77 positions.
 
     As in CLIP, whose causal attention lets padding see the sentence, a padding position is a constant vector plus the
-    mean of all words: a mean over positions, which the network takes, then still knows what was said.
+    mean of all words: a mean over positions, which the network takes, then still knows the words.
     Words are lower-cased runs of letters and digits; from the 78th on they are left out.
     """
 
@@ -224,8 +224,8 @@ class EmbeddedText:
     positions: int = TEXT_POSITIONS
     shared_positions: int = 0
     """Even the first position of an empty caption differs from that of others."""
-    place_share: float = 0.15
-    context_share: float = 1.0
+    place_weight: float = 0.15
+    context_weight: float = 1.0
 
     def __call__(self, texts: Sequence[str]) -> Float[Tensor, "batch 77 1024"]:
         if isinstance(texts, str):
@@ -244,8 +244,8 @@ class EmbeddedText:
                 torch.cat((context, context[-1:].expand(TEXT_POSITIONS - len(words), -1))), dim=1
             )
             places = torch.stack([_unit_vector(f"place {i}") for i in range(len(words))])
-            rows = rows + self.context_share * context
-            rows[: len(words)] += self.place_share * places
+            rows = rows + self.context_weight * context
+            rows[: len(words)] += self.place_weight * places
         return functional.normalize(rows, dim=1)
 
 

@@ -17,7 +17,7 @@ from teacher.network.sequence import ConditionWidths
 SHORTEST_FRACTION = 0.9
 """A video window this complete is used; its last frame stands in for the rest."""
 Requests = tuple[FrameRequest, FrameRequest]
-"""Frames that the image and the synchronisation encoder of a set look at."""
+"""Rate and size of the frames for the image and the synchronisation encoder of a set."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,12 +38,12 @@ class Encoders:
 
     @property
     def requests(self) -> Requests:
-        """Frames that the image and the synchronisation encoder look at."""
+        """Rate and size of the frames for the image and the synchronisation encoder."""
         return self.image.request, self.sync.request
 
     @property
     def widths(self) -> ConditionWidths:
-        """Widths of the features, which a network must take."""
+        """Widths of the features, which are those that a network for them must take."""
         return ConditionWidths(
             image=self.image.width, sync=self.sync.width, text=self.text.width, text_tokens=self.text.positions
         )
@@ -84,18 +84,19 @@ ENCODERS: dict[str, EncoderSet] = {
 
 
 def encoder_set(name: str) -> EncoderSet:
-    """The entry of a set; ValueError lists the known names."""
+    """The entry of `ENCODERS` called `name`; ValueError lists the known names otherwise."""
     if name not in ENCODERS:
         raise ValueError(f"encoders must be one of {', '.join(ENCODERS)}, got {name!r}")
     return ENCODERS[name]
 
 
 def load_encoders(name: str, *, weights_dir: Path | None = None, device: str = "cpu") -> Encoders:
-    """Encoders of a known set, the last two of them kept in memory; ValueError lists the known names otherwise.
+    """Encoders of a known set, the last two of them stay in memory; ValueError lists the known names otherwise.
 
     "embedded" needs nothing else and always runs on the processor. "mmaudio" reads `clip_dfn5b_h14_378.safetensors`
-    and, once video is encoded, `synchformer.safetensors` in `weights_dir` and runs on `device`; WeightsError says what
-    is missing there and which commands make it. Nothing is downloaded. Features come back in float32 on the processor.
+    and, once video is encoded, `synchformer.safetensors` in `weights_dir` and runs on `device`; WeightsError names
+    what is missing there and the commands that make it. Nothing is downloaded. Features come back in float32 on the
+    processor.
     """
     if not encoder_set(name).files:
         return _load(name, Path(), "cpu")

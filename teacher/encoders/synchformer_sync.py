@@ -1,4 +1,4 @@
-"""The complete Synchformer: hears and sees a clip and says by how many seconds the two are apart.
+"""The complete Synchformer: by how many seconds the sound and the picture of a clip are apart.
 
 Visual and audio features of fourteen segments (4.8 s) become one sequence of tokens; a small transformer reads a class
 of offset off it (arXiv 2401.16423, section 3). Needed to score synchrony, not to generate.
@@ -6,18 +6,15 @@ of offset off it (arXiv 2401.16423, section 3). Needed to score synchrony, not t
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Self
 
 import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 
-from teacher.encoders.base import count_blocks, shape_of
 from teacher.encoders.synchformer import SEGMENTS_AT_ONCE, VisualConfig, VisualEncoder, attend, encode_segments
 from teacher.encoders.synchformer_audio import AudioConfig, AudioEncoder, cut_wave, sync_spectrogram
-from teacher.files.components import load_strictly, read_tensors
-from teacher.files.errors import WeightsError
+from teacher.files.components import count_blocks, shape_of
 
 HEAD = "transformer."
 LARGEST_OFFSET_S = 2.0
@@ -57,7 +54,7 @@ class OffsetConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class SynchformerConfig:
-    """Sizes of the three parts."""
+    """Sizes of the three parts of Synchformer: visual encoder, audio encoder, offset head."""
 
     visual: VisualConfig = field(default_factory=VisualConfig)
     audio: AudioConfig = field(default_factory=AudioConfig)
@@ -105,7 +102,7 @@ class OffsetBlock(nn.Module):
 
 
 class PositionTable(nn.Module):
-    """A learned vector for every place in the sequence, one name deeper."""
+    """A learned vector for every place in the sequence, under the name that the published state dict gives it."""
 
     def __init__(self, tokens: int, width: int) -> None:
         super().__init__()
@@ -145,7 +142,7 @@ class OffsetTransformer(nn.Module):
 
 
 class Synchformer(nn.Module):
-    """Everything in the published file."""
+    """The complete model of the published file: both encoders, their projections and the offset head."""
 
     def __init__(self, config: SynchformerConfig) -> None:
         super().__init__()
@@ -156,13 +153,13 @@ class Synchformer(nn.Module):
         self.aproj = nn.Linear(config.audio.width, config.head.width)
         self.transformer = OffsetTransformer(config.head)
 
-    def see(
+    def visual_features(
         self, segments: Shaped[Tensor, "batch segments 16 3 224 224"], *, chunk: int = SEGMENTS_AT_ONCE
     ) -> Float[Tensor, "batch segments 8 width"]:
         """Visual features of segments in [-1, 1], or uint8; `teacher.encoders.synchformer.cut_segments` cuts a clip."""
         return encode_segments(self.vfeat_extractor, segments, chunk=chunk)
 
-    def hear(
+    def audio_features(
         self, wave: Float[Tensor, "batch samples"], *, chunk: int = 4 * SEGMENTS_AT_ONCE
     ) -> Float[Tensor, "batch segments 6 width"]:
         """Audio features of the segments of a wave at 16 kHz."""
@@ -182,23 +179,6 @@ def class_offsets_s(classes: int = 21) -> Float[Tensor, "classes"]:
 
 
 def offset_s(logits: Float[Tensor, "*batch classes"]) -> Float[Tensor, "*batch"]:
-    """Seconds of the most likely class."""
+    """Offset in seconds between sound and picture that the most likely class stands for."""
     best: Int[Tensor, "*batch"] = logits.argmax(dim=-1)
     return class_offsets_s(logits.shape[-1]).to(logits.device)[best]
-
-
-def load_synchformer(path: Path, device: str = "cpu") -> Synchformer:
-    """The complete model from a safetensors file, strictly.
-
-    Raises WeightsError naming the file and what is missing (a file of the visual half alone lacks the other 275
-    tensors), unexpected or of another shape.
-    """
-    tensors = read_tensors(path)
-    try:
-        config = SynchformerConfig.from_tensors(tensors)
-        with torch.device("meta"):
-            network = Synchformer(config)
-        load_strictly(network, tensors)
-    except ValueError as error:
-        raise WeightsError(f"{path}: {error}") from error
-    return network.to(device).eval().requires_grad_(False)

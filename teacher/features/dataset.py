@@ -1,4 +1,10 @@
-"""Extracted features: rows by index, batches by (seed, step). Opening a folder reads headers, not features."""
+"""Data sets of extracted features: batches of rows, and which rows a training step takes.
+
+`FeatureSet` is one split of a feature folder; opening it reads headers and indices, not features. `JointSet` is several
+of them as one: repeats balance them, and modalities of either kind of rows can be masked. MMAudio trains on
+audio-visual-text and audio-text data about 1 : 1 by repeating the audio-visual set five times, three times for its
+larger networks, before each epoch is shuffled (arXiv 2412.15322, section 3.5.1 and appendix H).
+"""
 
 import functools
 from collections.abc import Sequence
@@ -98,7 +104,7 @@ class FeatureSet:
 
     @property
     def records(self) -> Sequence[Record]:
-        """One per row, decoded when asked for."""
+        """What is known about each row besides its features; a record is decoded when it is asked for."""
         return Records(len(self.rows), self.rows.record)
 
     @property
@@ -107,12 +113,12 @@ class FeatureSet:
 
     @property
     def sequence(self) -> SequenceConfig:
-        """Rates of the latents."""
+        """Sample rate, hop length and downsampling of the latents."""
         return SequenceConfig(**self.info["sequence"])
 
     @property
     def has_video(self) -> Tensor:
-        """Which rows have a picture, (rows,) bool."""
+        """Whether each row has a picture, (rows,) bool."""
         return self.rows.has_video
 
     def gone(self, record: Record, reason: str) -> str:
@@ -142,9 +148,9 @@ class FeatureSet:
     ) -> Batch:
         """Rows `indices` in that order. With a generator, and where the codec has a std, z = mean + std e; else mean.
 
-        `batch_slice` says which rows of a larger batch they are, for which e is drawn.
+        `batch_slice` says which rows of a larger batch these are; e is drawn for all of it.
 
-        Raises FeatureError when a latent is not finite; `verify` looks at all features.
+        Raises FeatureError when a latent is not finite; `verify` reads all features.
         """
         rows = as_rows(indices, len(self))
         gathered = self.rows.blank(self.has_video[rows].numpy())
@@ -158,7 +164,7 @@ class FeatureSet:
 
 @dataclass(frozen=True, kw_only=True)
 class Masking:
-    """What a choice of `Modalities` hides."""
+    """Hides modalities of training rows: one choice of `Modalities`."""
 
     hide_video_text: bool = False
     """AV: rows with picture lose their text."""
@@ -169,7 +175,7 @@ class Masking:
 
     @classmethod
     def parse(cls, modalities: str) -> "Masking":
-        """From one of `Modalities`; ValueError otherwise."""
+        """The masking that one of `Modalities` stands for; ValueError for another text."""
         if modalities not in get_args(Modalities):
             raise ValueError(f"modalities must be one of {', '.join(get_args(Modalities))}, got {modalities!r}")
         video, _, sound = modalities.partition("+")
@@ -202,10 +208,10 @@ class JointSet:
         self.parts = tuple(
             (features.with_statistics(first.latent_mean, first.latent_std), repeat) for features, repeat in parts
         )
-        self._rows = [self._kept(features) for features, _ in self.parts]
+        self._rows = [self._used(features) for features, _ in self.parts]
         self._ends: list[int] = []
-        for (_, repeat), kept in zip(self.parts, self._rows, strict=True):
-            self._ends.append((self._ends[-1] if self._ends else 0) + repeat * len(kept))
+        for (_, repeat), rows in zip(self.parts, self._rows, strict=True):
+            self._ends.append((self._ends[-1] if self._ends else 0) + repeat * len(rows))
         if len(self) == 0:
             raise FeatureError(f"modalities {self.modalities} leave no row: none has a picture")
 
@@ -241,7 +247,7 @@ class JointSet:
 
     @property
     def records(self) -> Sequence[Record]:
-        """One per row, repeats included; a masked caption is still the record's."""
+        """What is known about each row, repeats included; a record has its caption even where the text is masked."""
 
         def get(index: int) -> Record:
             which, row = (int(found) for found in self.locate(torch.tensor([index])))
@@ -255,7 +261,7 @@ class JointSet:
 
     @property
     def sequence(self) -> SequenceConfig:
-        """Rates of the latents."""
+        """Sample rate, hop length and downsampling of the latents."""
         return self.parts[0][0].sequence
 
     def batch(
@@ -280,15 +286,15 @@ class JointSet:
         return replace(batch, conditions=self.masking(batch.conditions, batch.conditions.has_clip))
 
     def locate(self, indices: Tensor) -> tuple[Tensor, Tensor]:
-        """Set number and row within that set of joint rows, both int64."""
+        """Of joint rows `indices` (B,): the number of the set of each, and its row in that set, both int64 (B,)."""
         which = torch.bucketize(indices, torch.tensor(self._ends), right=True)
         rows = torch.empty_like(indices)
-        for k, kept in enumerate(self._rows):
+        for k, used in enumerate(self._rows):
             here = which == k
-            rows[here] = kept[(indices[here] - (self._ends[k - 1] if k else 0)) % max(1, len(kept))]
+            rows[here] = used[(indices[here] - (self._ends[k - 1] if k else 0)) % max(1, len(used))]
         return which, rows
 
-    def _kept(self, features: FeatureSet) -> Tensor:
+    def _used(self, features: FeatureSet) -> Tensor:
         """Rows of a set that take part."""
         if self.masking.leave_out_sounds:
             return torch.nonzero(features.has_video).flatten()

@@ -3,7 +3,7 @@
 Pass 0 probes every file and cuts it into windows; pass 1 fits the codec on training sounds, unless one is given;
 pass 2 writes texts and shards. Nothing is left out silently: every skipped file or window is named with its reason in
 the report and features.json. A rerun with the same configuration and files goes on after the last finished shard.
-Several processes, on one machine or with a common folder, share the work by number of block, text file and shard: the
+Several processes, on one machine or with a common folder, divide the work by number of block, text file and shard: the
 bytes of every file depend neither on how many there are nor on how often they were interrupted.
 """
 
@@ -20,7 +20,7 @@ from teacher.audio.codec import AudioCodec
 from teacher.encoders.registry import Encoders, load_encoders
 from teacher.features import store
 from teacher.features.codec import fitted_codec, given_codec, latent_statistics
-from teacher.features.config import SPLITS, ExtractConfig, ExtractReport, count_reasons
+from teacher.features.config import ExtractConfig, ExtractReport, count_reasons
 from teacher.features.resume import (
     BEATS,
     check_folder,
@@ -30,8 +30,8 @@ from teacher.features.resume import (
     prepare_folder,
     remove_leftovers,
 )
-from teacher.features.shards import CODEC_DIGITS, ShardWindows, Written, shard_windows, write_shards, write_texts
-from teacher.features.store import Layout, ShardFile, Skipped
+from teacher.features.shards import CODEC_DIGITS, ShardWindows, WrittenFiles, shard_windows, write_shards, write_texts
+from teacher.features.store import ShardFile, ShardLayout, SkippedItem
 from teacher.features.windows import Progress, blocks_of, probe_files
 from teacher.features.workers import WorkerPool
 from teacher.files import (
@@ -47,7 +47,7 @@ from teacher.files import (
 from teacher.files.errors import FeatureError
 from teacher.files.processes import PATIENCE_S, Processes
 from teacher.files.version import package_version
-from teacher.lists.manifest import Item
+from teacher.lists.manifest import SPLITS, Item
 
 
 def extract(
@@ -56,19 +56,19 @@ def extract(
     config: ExtractConfig,
     *,
     overwrite: bool = False,
-    left_out: Sequence[Skipped] = (),
+    left_out: Sequence[SkippedItem] = (),
     progress: Progress | None = None,
     part: tuple[int, int] = (0, 1),
     run: str = "",
     patience_s: float = PATIENCE_S,
 ) -> ExtractReport:
-    """Extract `items` into the folder `out`. Finished shards of the same run are kept; `overwrite` starts afresh.
+    """Extract `items` into the folder `out`. Finished shards of the same run stay; `overwrite` starts afresh.
 
-    left_out: what the list of items had to leave out, for the report. part: (rank, world) of this process; all of them
-    are called with the same arguments and return the same report. run: what tells them from the processes of another
-    start. One that is silent for `patience_s` seconds counts as dead. Raises FeatureError in one line when ids repeat,
-    when `out` holds something else, when nothing is usable, or when another process failed, and LockedError when
-    another extraction writes to `out`.
+    left_out: rows of the list of items that became no items, for the report. part: (rank, world) of this process; all
+    processes are called with the same arguments and return the same report. run: names this start, so that processes
+    of another one are not taken for its own. A process that is silent for `patience_s` seconds counts as dead. Raises
+    FeatureError in one line when ids repeat, when `out` holds something else, when nothing is usable, or when another
+    process failed, and LockedError when another extraction writes to `out`.
     """
     repeated = [id_ for id_, count in Counter(item.id for item in items).items() if count > 1]
     if repeated or not items:
@@ -108,7 +108,7 @@ def extract(
 
 def _extract(
     items: Sequence[Item],
-    left_out: Sequence[Skipped],
+    left_out: Sequence[SkippedItem],
     out: Path,
     config: ExtractConfig,
     plan: dict[str, Any],
@@ -125,7 +125,7 @@ def _extract(
         if codec is None:
             training = [window for window in windows if window.item.split == "train"]
             codec = fitted_codec(out, training, skipped, config, pool, processes, progress)
-        written: Written = {}
+        written: WrittenFiles = {}
         texts = write_texts(out, captions, encoders, config.shard_size, processes, written)
         shards = shard_windows(out, windows, config.shard_size)
         write_shards(shards, captions, codec, encoders, config, pool, processes, progress, written)
@@ -144,10 +144,10 @@ def _finish(
     plan: dict[str, Any],
     codec: AudioCodec,
     shards: Sequence[ShardWindows],
-    skipped: Sequence[Skipped],
+    skipped: Sequence[SkippedItem],
     captions: int,
 ) -> dict[str, Any]:
-    """Check every shard, take the statistics of the latents and save the codec; what features.json will say."""
+    """Check every shard, take the statistics of the latents and save the codec; the content of features.json."""
     has_std = not config.fitted
     per_split: Counter[str] = Counter(shard.split for shard in shards)
     info: dict[str, Any] = {
@@ -160,7 +160,7 @@ def _finish(
         "texts": {"count": captions, "per_file": config.shard_size},
         "shards": {split: per_split[split] for split in SPLITS},
     }
-    layout = Layout.of(info)
+    layout = ShardLayout.of(info)
     opened = [ShardFile.open(shard.path, layout) for shard in shards]
     for made in opened:
         if made.file.metadata.get("codec", codec.digest[:CODEC_DIGITS]) != codec.digest[:CODEC_DIGITS]:
@@ -197,7 +197,7 @@ def _finish(
     return info
 
 
-def _publish(out: Path, info: dict[str, Any], paths: Sequence[Path], written: Written) -> None:
+def _publish(out: Path, info: dict[str, Any], paths: Sequence[Path], written: WrittenFiles) -> None:
     """Record the digests of all files, then write features.json, whose presence means that the folder is complete."""
     remove_leftovers(out)
     text = as_json(info, indent=1) + "\n"

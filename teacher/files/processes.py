@@ -25,7 +25,7 @@ BEAT_S = 0.5
 POLL_S = 0.05
 PATIENCE_S = 180.0
 """How long a process may be silent, or take to start, before it counts as dead."""
-AGAIN = "run the same command again: finished files are kept"
+AGAIN = "run the same command again: finished files stay"
 
 
 @dataclass
@@ -65,7 +65,7 @@ class Processes:
 
     @property
     def lead(self) -> bool:
-        """Whether this is the process that decides and finishes."""
+        """Whether this is process 0, which checks the folder first and finishes it last."""
         return self.rank == 0
 
     @property

@@ -261,7 +261,7 @@ def _draft(row: dict[str, object], table: Path, number: int) -> _Draft:
     split = _first(row, ("split",))
     if split and split not in SPLITS:
         raise ValueError(f"{table}: row {number} ({identity}): unknown split {split!r}, use {', '.join(SPLITS)}")
-    # A table of cells cannot tell an empty caption from none; JSON can, and "" there means: without words.
+    # A table of cells cannot distinguish an empty caption from none; JSON can, and "" there means: without words.
     wordless = table.suffix.lower() == ".jsonl" and any(isinstance(row.get(name), str) for name in CAPTION_COLUMNS)
     return _Draft(
         id=identity,
@@ -297,8 +297,8 @@ def _folder_drafts(folder: Path, wrong: LeftOut) -> list[_Draft]:
         return drafts
     files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in MEDIA_SUFFIXES and not p.name.startswith("."))
     if not files:
-        seen = f"; its tables have no {' | '.join(FILE_COLUMNS)} column" if tables else ""
-        raise ValueError(f"{folder}: holds neither a manifest nor media files{seen}")
+        columns = f"; its tables have no {' | '.join(FILE_COLUMNS)} column" if tables else ""
+        raise ValueError(f"{folder}: holds neither a manifest nor media files{columns}")
     for file in files:
         text, relative = file.with_suffix(".txt"), file.relative_to(folder)
         try:

@@ -42,7 +42,7 @@ SPLIT_WORDS = {
     "evaluation": "test",
     "eval": "test",
 }
-Row = dict[str, str]
+Cells = dict[str, str]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,7 +78,7 @@ FORMATS: dict[str, ListFormat] = {}
 def list_format(
     kind: str, *, annotate: Callable[[list[Item], Path], list[Item]] | None = None
 ) -> Callable[[Reader], Reader]:
-    """Decorator that enters a reader under the name of its kind."""
+    """Decorator that enters a reader of rows in `FORMATS` under the name of its kind; `annotate` as in `ListFormat`."""
 
     def entered(rows: Reader) -> Reader:
         FORMATS[kind] = ListFormat(rows=rows, annotate=annotate)
@@ -212,7 +212,7 @@ def _plain_rows(path: Path, delimiter: str) -> list[list[str]]:
         raise ValueError(f"{path}: {error}") from error
 
 
-def _table(path: Path, delimiter: str, needed: tuple[str, ...]) -> list[Row]:
+def _table(path: Path, delimiter: str, needed: tuple[str, ...]) -> list[Cells]:
     """Rows by column name in lower case; ValueError when a needed column is missing, or a needed cell."""
     rows = _plain_rows(path, delimiter)
     if not rows:
@@ -250,7 +250,7 @@ def read_list(kind: ListKind, path: Path, media: Path, split: Split | None = Non
     """Items of a list file whose media lie in the folder `media`, and the ids that have no file there.
 
     split: keep only these rows of a list that has splits; for the others, the split of all rows, by default the one
-    that the file's name contains (vgg-train.tsv, clotho_captions_development.csv), else train. Media are looked for
+    that the file's name contains (vgg-train.tsv, clotho_captions_development.csv), else train. Media are searched
     by name in `media` itself, then in its folders. Raises ValueError in one line for unknown kinds, wrong columns,
     repeated ids, and when no file is there at all.
     """

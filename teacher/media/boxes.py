@@ -1,7 +1,7 @@
 """What the header of an MP4 or QuickTime file claims, before a library believes it.
 
-A table in such a header may say "80 million samples of 1 byte" in 12 bytes, and FFmpeg then fills an index of 60 bytes
-a sample: a file of 2 kB costs gigabytes and many seconds. Samples take room in the file, so its size bounds them.
+A table in such a header may claim "80 million samples of 1 byte" in 12 bytes, and FFmpeg then fills an index of 60
+bytes a sample: a file of 2 kB costs gigabytes and many seconds. Samples take room in the file, so its size bounds them.
 Names and layouts of the boxes: ISO/IEC 14496-12.
 """
 
@@ -14,7 +14,7 @@ import numpy as np
 CONTAINERS = frozenset(
     b"moov moof trak traf mdia minf stbl edts dinf udta mvex meta sinf schi ipro wave envc tref iprp hoov free".split()
 )
-"""Boxes of boxes, as far as a reader looks for tables in them (`free` and `hoov`: headers under repair)."""
+"""Boxes of boxes, as deep as a reader searches them for tables (`free` and `hoov`: headers under repair)."""
 MAX_SAMPLES = 20_000_000
 """Most samples of a file, with those that an edit list repeats: a day of 60 frames a second and AAC has 10 million."""
 SMALLEST_SAMPLE = 1 / 16
@@ -26,7 +26,7 @@ MAX_TABLE = 256 * 2**20
 
 
 class BoxError(ValueError):
-    """A header that claims what cannot be."""
+    """The header of a media file claims more than the file can hold."""
 
 
 @dataclass
@@ -64,7 +64,7 @@ class _Walk:
     def __init__(self, file: BinaryIO, size: int) -> None:
         self.file = file
         self.size = size
-        self.seen = 0
+        self.count = 0
         self.entries = 0
 
     def boxes(self, begin: int, end: int, depth: int, track: _Track | None) -> None:
@@ -72,8 +72,8 @@ class _Walk:
         if depth > MAX_DEPTH:
             raise BoxError("the boxes of its header are nested too deeply")
         while end - begin >= 8:
-            self.seen += 1
-            if self.seen > MAX_BOXES:
+            self.count += 1
+            if self.count > MAX_BOXES:
                 raise BoxError(f"its header has more than {MAX_BOXES} boxes")
             self.file.seek(begin)
             head = self.file.read(16)

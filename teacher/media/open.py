@@ -1,6 +1,4 @@
-"""Opening media files that nobody vouched for: what is refused, and what a file says about itself.
-
-What a media file says of its streams, and the texts of its tags; nothing is decoded."""
+"""Opening media files of unknown origin: what is refused, and what a file states about its streams and in its tags."""
 
 import math
 import os
@@ -33,7 +31,7 @@ MAX_PIXELS = 8192 * 8192
 MAX_STREAMS = 128
 """Most streams of a file; each may cost a decoder."""
 MAX_DURATION_S = 24 * 3600.0
-"""Longest duration a header may claim; memory and time are planned from it before the end is seen."""
+"""Longest duration a header may claim; memory and time are planned from it before the end is read."""
 SAMPLE_RATES = (1000, 1_536_000)
 """Lowest and highest rate of sound; outside, resampling would need memory without bound."""
 CUT_OFF_S = 1.0
@@ -126,7 +124,7 @@ def raised_by_library(error: BaseException) -> bool:
 
 
 def _holes(path: Path, size: int) -> int:
-    """Bytes that take no place on the disk, as far as the file system tells and to the first hundred of them."""
+    """Bytes that take no place on the disk, as far as the file system knows and to the first hundred of them."""
     if size <= MAX_HOLES or not hasattr(os, "SEEK_HOLE"):
         return 0
     holes = position = 0
@@ -183,7 +181,7 @@ def _usable_rate(sample_rate: int) -> bool:
 
 
 def without_picture(container: InputContainer, path: Path) -> MediaError:
-    """Why `video_stream` finds nothing."""
+    """The error for a file without usable picture: it has none, or there is no decoder for it."""
     if pictures := _pictures(container):
         codec = codec_name(container, pictures[0])
         return MediaError(f"{path}: there is no decoder for its picture: codec {codec}; convert it to H.264")
@@ -191,7 +189,7 @@ def without_picture(container: InputContainer, path: Path) -> MediaError:
 
 
 def without_sound(container: InputContainer, path: Path) -> MediaError:
-    """Why `audio_stream` finds nothing."""
+    """The error for a file without usable sound: it has none, no decoder knows it, or its rate is out of bounds."""
     for stream in container.streams.audio:
         if stream.codec_context is None:
             codec = codec_name(container, stream)
@@ -202,16 +200,16 @@ def without_sound(container: InputContainer, path: Path) -> MediaError:
 
 def codec_name(container: InputContainer, stream: Stream) -> str:
     """Name of a stream's codec, else the container's tag for it, else "unknown". Streams without a decoder know no
-    name; the library tells it in what it prints of the file."""
+    name; the library gives it in what it prints of the file."""
     if stream.codec_context is not None:
         return stream.codec_context.name
     level = av.logging.get_level()
     av.logging.set_level(av.logging.INFO)
     try:
-        said = container.dumps_format()
+        printed = container.dumps_format()
     finally:
         av.logging.set_level(level)
-    found = re.search(rf"Stream #0:{stream.index}\b.*?: \w+: (\w+)[^,(\n]*(?:\((\S+) / 0x)?", said)
+    found = re.search(rf"Stream #0:{stream.index}\b.*?: \w+: (\w+)[^,(\n]*(?:\((\S+) / 0x)?", printed)
     names = [] if found is None else [name for name in found.groups() if name and name != "none"]
     return names[0] if names else "unknown"
 
@@ -353,7 +351,7 @@ def _last_end_s(container: InputContainer, video: VideoStream) -> float:
 
 
 def _claimed_duration_s(container: InputContainer, stream: Stream | None, path: Path) -> float:
-    """What the header says of the stream, else of the whole file; at most MAX_DURATION_S."""
+    """The duration that the header states of the stream, else of the whole file; at most MAX_DURATION_S."""
     if stream is not None and stream.duration is not None and stream.time_base is not None:
         duration_s = float(stream.duration * stream.time_base)
     elif container.duration is not None:
@@ -382,7 +380,7 @@ class StreamInfo:
 
 
 def stream_infos(container: InputContainer) -> list[StreamInfo]:
-    """What the header says of every stream; nothing is decoded."""
+    """What the header states of every stream; nothing is decoded."""
     infos = []
     for stream in container.streams:
         duration_s = 0.0

@@ -64,7 +64,7 @@ class FrameRequest:
             raise ValueError(f"fit must be 'stretch' or 'crop', got {self.fit!r}")
 
     def num_frames(self, duration_s: float) -> int:
-        """int(fps D); 1e-9 guards against binary fractions."""
+        """Frames of a window of D seconds: int(fps D), with 1e-9 against binary fractions."""
         return int(self.fps * duration_s + 1e-9)
 
 
@@ -196,7 +196,7 @@ def _frames(container: InputContainer, stream: VideoStream) -> Iterator[VideoFra
 
 
 def frame_duration_s(frame: VideoFrame, stream: VideoStream) -> float:
-    """How long a frame is shown: as the file says, else one period of the average rate."""
+    """How long a frame is shown: as the file states, else one period of the average rate."""
     if frame.duration and frame.time_base is not None:
         return float(frame.duration * frame.time_base)
     return float(1 / stream.average_rate) if stream.average_rate else 0.0

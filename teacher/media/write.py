@@ -87,8 +87,8 @@ def write_audio(path: Path, wave: np.ndarray, sample_rate: int, comment: str | N
     """Write a mono sound. A wave with |peak| > 1 is scaled down as a whole, never clipped.
 
     .wav and .flac hold exactly these samples in 16 bits; .ogg (Vorbis) exactly as many. .mp3 is of constant bit rate
-    (192 kbit/s, lower where its rate allows no more) and at the next rate that MP3 knows; its header tells players how
-    much padding to leave out at both ends, and those that ignore it play up to 0.1 s of silence around the sound.
+    (192 kbit/s, lower where its rate allows no more) and at the next rate that MP3 knows; its header informs players
+    how much padding to leave out at both ends, and those that ignore it play up to 0.1 s of silence around the sound.
     `comment` goes into the file's tags: ICMT in WAV, COMMENT in FLAC and Ogg, ID3v2 in MP3. Raises ValueError for
     other suffixes and for an MP3 where this build of PyAV has no encoder, OSError where the disk does not take it.
     """
@@ -101,7 +101,7 @@ def write_audio(path: Path, wave: np.ndarray, sample_rate: int, comment: str | N
         _write_mp3(path, wave, sample_rate, comment)
         return
     container, coding = SOUND_FORMATS[suffix]
-    held = io.BytesIO()  # libsndfile says of a full disk no more than "System error", and of some not even that
+    held = io.BytesIO()  # libsndfile reports of a full disk no more than "System error", and of some not even that
     with soundfile.SoundFile(held, "w", sample_rate, channels=1, subtype=coding, format=container) as file:
         if comment is not None:
             file.comment = comment
@@ -133,13 +133,13 @@ def _write_mp3(path: Path, wave: np.ndarray, sample_rate: int, comment: str | No
 
 
 def set_comment(output: OutputContainer, comment: str | None) -> None:
-    """Must come before the first packet, with which the header is written."""
+    """Put a comment into the tags of a container; before its first packet, with which the header is written."""
     if comment is not None:
         output.metadata["comment"] = comment
 
 
 def next_rate(sample_rate: int, rates: tuple[int, ...]) -> int:
-    """The rate itself if a coding knows it, else the next higher one, else 48 kHz."""
+    """The sample rate in Hz at which a coding holds a sound: its own, else the next higher one, else 48 kHz."""
     return next((r for r in rates if r >= sample_rate), 48_000)
 
 
@@ -344,7 +344,7 @@ def _encode_with_sound(path: Path, sound: _Sound, out_path: Path, start_s: float
 
 
 def _mux_shown(output: OutputContainer, packets: Iterable[av.Packet], shown: dict[int, int]) -> None:
-    """Give each packet the duration kept under its time; encoders forget it, and the last one would be a guess."""
+    """Give each packet the duration noted under its time; encoders forget it, and the last one would be a guess."""
     for packet in packets:
         if packet.pts is not None:
             packet.duration = shown.pop(packet.pts, packet.duration or 0)

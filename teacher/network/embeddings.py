@@ -13,8 +13,8 @@ the size of u with frequencies up to 10,000, 1.7 times up to 100, and 0.9 times 
 FIT_INTERVALS = 8192
 """Steps of the grid on which one embedding is fitted to another: 5 to a period of the fastest frequency of v2."""
 FIT_RIDGE = 1e-4
-"""Pull towards the weights the fit starts from, as a share of the features' mean square. At hidden 256 the fit's error
-is within 2 % of that at 1e-6, whose weights are ten times as large."""
+"""Pull towards the weights the fit starts from, as a fraction of the features' mean square. At hidden 256 the fit's
+error is within 2 % of that at 1e-6, whose weights are ten times as large."""
 
 
 class TimestepEmbedder(nn.Module):
@@ -58,13 +58,13 @@ class TimestepEmbedder(nn.Module):
         return fastest
 
     def frequencies(self, t: Tensor) -> Tensor:
-        """w, (features / 2,), float32 or wider."""
+        """Frequencies w of the embedding, (features / 2,), float32 or wider."""
         wide = torch.float64 if t.dtype == torch.float64 else torch.float32
         i = torch.arange(2 * self.skipped, self.table, 2, dtype=wide, device=t.device)
         return self.scale / 10_000.0 ** (i / self.table)
 
     def phases(self, t: Tensor) -> Tensor:
-        """t w, (B, features / 2), float32 or wider."""
+        """Phases t w of times t (B,): (B, features / 2), float32 or wider."""
         freqs = self.frequencies(t)
         t = t.to(freqs.dtype)
         if self.precision == "bfloat16":

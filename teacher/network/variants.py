@@ -65,7 +65,7 @@ class MMAudioConfig:
     (RMS_NORM_EPS_BFLOAT16 is the old one under bfloat16)."""
     condition_scale: float = 1.0
     """Factor on image and text features before they are projected; 1 in every published network. They are unit vectors,
-    so sqrt(1024) = 32 gives channels of unit size, without which a small network takes far longer to hear its words."""
+    so sqrt(1024) = 32 gives channels of unit size, without which a small network takes longer to follow its words."""
     head_dim: int = 64
     clip_dim: int = MMAUDIO_WIDTHS.image
     """Channels of an image feature. A new network takes this width, and the next three, from its features."""
@@ -151,7 +151,7 @@ class MMAudioConfig:
 
     @property
     def mlp_dim(self) -> int:
-        """m = multiple * ceil(int(2 * 4 h / 3) / multiple)."""
+        """Inner width of the gated MLPs: m = multiple * ceil(int(2 * 4 h / 3) / multiple) with h = hidden_dim."""
         return -(-(2 * 4 * self.hidden_dim // 3) // self.mlp_multiple_of) * self.mlp_multiple_of
 
 

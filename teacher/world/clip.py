@@ -1,4 +1,4 @@
-"""What a clip of the procedural world is before it is rendered: kind, material, events and how it looks at any time.
+"""What a clip of the procedural world is before it is rendered: kind, material, events and its picture at any time.
 
 Lengths are in picture heights, x to the right and y downwards; times in seconds.
 """

@@ -181,8 +181,8 @@ def _knocks(rng: np.random.Generator, start_s: float, end_s: float) -> tuple[lis
         begin_s = start_s
         while True:
             target = 1.0 if v0 > 0 else 0.0
-            share = abs(target - x0) * friction / abs(v0)
-            hit_s = begin_s - math.log(1 - share) / friction if share < 1 else math.inf
+            part = abs(target - x0) * friction / abs(v0)
+            hit_s = begin_s - math.log(1 - part) / friction if part < 1 else math.inf
             rolls.append(_Roll(begin_s=begin_s, end_s=min(hit_s, end_s), x0=x0, v0=v0, friction=friction))
             if hit_s >= end_s - QUIET_END_S:
                 break
@@ -357,8 +357,8 @@ def shake(rng: np.random.Generator, material: str, duration_s: float) -> WorldCl
         if coming is None:
             return side * reach
         throw_s = min(0.13, coming.time_s - past.time_s if past else MIN_GAP_S)
-        share = max(0.0, 1 - (coming.time_s - time_s) / throw_s) ** 1.6
-        return side * (reach * (1 - share) - coming.strength * share)
+        part = max(0.0, 1 - (coming.time_s - time_s) / throw_s) ** 1.6
+        return side * (reach * (1 - part) - coming.strength * part)
 
     def draw(canvas: Canvas, time_s: float) -> None:
         glow = flash(events, time_s)

@@ -1,7 +1,7 @@
 """Sound of the procedural world: struck bodies by modal synthesis, rolling, drips, tones, a room and its ambience.
 
 A hit is a sum of damped modes, sum_k a_k exp(-t / tau_k) sin(2 pi f_k t + phi_k), plus a short burst of noise. What the
-picture and the caption do not tell is drawn at random on purpose (pitch of the clip, amplitude and phase of every mode
+picture and the caption do not show is drawn at random on purpose (pitch of the clip, amplitude and phase of every mode
 of every hit, reverberation, type, colour and level of the background): a predictor of the mean must come out blurred.
 """
 

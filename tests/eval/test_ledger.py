@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from eval import ledger
-from eval.ledger import Entry, Table, quoted, record, render
+from eval.ledger import LedgerEntry, NumberTable, quoted, record, render
 from scripts.tables import documents
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -24,7 +24,7 @@ def test_documents_say_what_the_ledger_says():
 
 def test_every_entry_is_quoted_and_says_where_it_comes_from():
     named = set().union(*(quoted(path.read_text(encoding="utf-8")) for path in documents(ROOT)))
-    entries = {path.stem: Entry.read(path) for path in RESULTS.glob("*.json")}
+    entries = {path.stem: LedgerEntry.read(path) for path in RESULTS.glob("*.json")}
     assert set(entries) == named
     for name, entry in entries.items():
         assert re.fullmatch(r"[0-9a-f]{40}", entry.commit), name
@@ -35,16 +35,18 @@ def test_every_entry_is_quoted_and_says_where_it_comes_from():
 
 
 def test_markdown():
-    table = Table(columns=("a", "b", "c"), formats=("", ".2f", ".1f"), rows=(("x", 1.005, [2.0, 0.25]), ("y", None, 3)))
+    table = NumberTable(
+        columns=("a", "b", "c"), formats=("", ".2f", ".1f"), rows=(("x", 1.005, [2.0, 0.25]), ("y", None, 3))
+    )
     assert table.markdown() == "| a | b | c |\n|---|---|---|\n| x | 1.00 | 2.0 ± 0.2 |\n| y |  | 3.0 |"
     with pytest.raises(ValueError, match="as many formats"):
-        Table(columns=("a",), formats=(), rows=())
+        NumberTable(columns=("a",), formats=(), rows=())
 
 
 def test_what_is_recorded_is_read_and_rendered(tmp_path):
-    table = Table(columns=("n",), formats=("d",), rows=((3,),))
+    table = NumberTable(columns=("n",), formats=("d",), rows=((3,),))
     made = record(tmp_path / "t.json", tables={"n": table}, text={"said": "So it is.\n"}, seeds={"training": [0, 1]})
-    assert Entry.read(tmp_path / "t.json").tables == made.tables
+    assert LedgerEntry.read(tmp_path / "t.json").tables == made.tables
     text = "before\n<!-- results t n said -->\nold\n<!-- end of results -->\nafter"
     assert render(text, tmp_path) == (
         "before\n<!-- results t n said -->\n| n |\n|---|\n| 3 |\n\nSo it is.\n<!-- end of results -->\nafter"
@@ -68,14 +70,14 @@ END = "<!-- end of results -->"
     ],
 )
 def test_what_is_not_there_is_named(tmp_path, block, words):
-    record(tmp_path / "t.json", tables={"n": Table(columns=("n",), formats=("",), rows=())})
+    record(tmp_path / "t.json", tables={"n": NumberTable(columns=("n",), formats=("",), rows=())})
     with pytest.raises(ValueError, match=words):
         render(block, tmp_path)
 
 
 def test_numbers_that_are_none_are_not_written(tmp_path):
     with pytest.raises(ValueError, match="JSON"):
-        record(tmp_path / "t.json", tables={"n": Table(columns=("n",), formats=("",), rows=((math.nan,),))})
+        record(tmp_path / "t.json", tables={"n": NumberTable(columns=("n",), formats=("",), rows=((math.nan,),))})
     assert not (tmp_path / "t.json").exists()
 
 
@@ -83,7 +85,7 @@ def test_a_damaged_entry_is_named(tmp_path):
     for plain in ({"format": 2}, {"format": 1}, {"format": 1, "tables": []}):
         (tmp_path / "t.json").write_text(json.dumps(plain))
         with pytest.raises(ValueError, match=r"t\.json is no entry"):
-            Entry.read(tmp_path / "t.json")
+            LedgerEntry.read(tmp_path / "t.json")
 
 
 def test_the_commit_is_that_of_this_checkout():

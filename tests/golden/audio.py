@@ -6,9 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from teacher.audio.vae import VAE
-from teacher.audio.vocoder import BigVGAN, VocoderConfig, fold_weight_norm
+from teacher.audio.vocoder import BigVGAN, fold_weight_norm
 from tests.golden.deviation import Deviation, relative
-from tests.golden.recipe import Recording
+from tests.golden.recipe import Recording, vocoder_config
 
 FLOAT32 = 1e-5
 """Ten times what two implementations of the same sums differ by."""
@@ -39,7 +39,7 @@ def vae(recording: Recording) -> Iterator[Deviation]:
 @torch.no_grad()
 def vocoder(recording: Recording) -> Iterator[Deviation]:
     """Waveform in float32 and float64, traced layers and folded weights."""
-    config = VocoderConfig.from_hparams(recording.document["config"]["hparams"])
+    config = vocoder_config(recording.document["config"]["hparams"])
     stored = _generator(recording)
     folded = fold_weight_norm(stored)
     model = BigVGAN.from_folded(folded, config)

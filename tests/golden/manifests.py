@@ -7,12 +7,12 @@ import torch
 from torch import Tensor, nn
 
 from teacher.audio.vae import VAE, VAEConfig
-from teacher.audio.vocoder import BigVGAN, VocoderConfig
+from teacher.audio.vocoder import BigVGAN
 from teacher.encoders.synchformer import SynchformerVisual, VisualConfig
 from teacher.encoders.synchformer_sync import Synchformer, SynchformerConfig
 from teacher.network.mmaudio import MMAudio
 from tests.golden.deviation import Deviation
-from tests.golden.recipe import Recording, recorded_config
+from tests.golden.recipe import Recording, recorded_config, vocoder_config
 
 GAIN, DIRECTION = ".parametrizations.weight.original0", ".parametrizations.weight.original1"
 Shapes = dict[str, list[int]]
@@ -41,7 +41,7 @@ def manifest(recording: Recording) -> Iterator[Deviation]:
 def _builder(config: Mapping[str, Any], listed: Shapes) -> Callable[[], nn.Module]:
     """The model by what its configuration holds; the synchronisation models have none but their tensors."""
     if "upsample_rates" in config:
-        vocoder = VocoderConfig.from_hparams(config)
+        vocoder = vocoder_config(config)
         return lambda: BigVGAN(vocoder)
     if "embed_dim" in config:
         vae = VAEConfig(data_dim=config["data_dim"], latent_channels=config["embed_dim"], width=config["hidden_dim"])

@@ -4,7 +4,7 @@ import hashlib
 import json
 import math
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from teacher.audio.vocoder import VocoderConfig
 from teacher.network.conditions import Conditions
 from teacher.network.mmaudio import MMAudio
 from teacher.network.variants import MMAudioConfig
@@ -112,6 +113,26 @@ def recorded_lengths(c: dict[str, Any]) -> dict[str, int]:
     return (
         lengths | dict(zip(("latent", "clip", "sync"), resized, strict=True)) if isinstance(resized, list) else lengths
     )
+
+
+def vocoder_config(hparams: Mapping[str, Any]) -> VocoderConfig:
+    """The sizes in a published config.json; ValueError for a missing key or a kind of generator not made here."""
+    for key, supported in (("resblock", "1"), ("activation", "snakebeta"), ("snake_logscale", True)):
+        if hparams.get(key) != supported:
+            raise ValueError(f"vocoder config: {key} must be {supported!r}, got {hparams.get(key)!r}")
+    try:
+        return VocoderConfig(
+            num_mels=int(hparams["num_mels"]),
+            upsample_rates=tuple(hparams["upsample_rates"]),
+            upsample_kernel_sizes=tuple(hparams["upsample_kernel_sizes"]),
+            initial_channels=int(hparams["upsample_initial_channel"]),
+            resblock_kernel_sizes=tuple(hparams["resblock_kernel_sizes"]),
+            resblock_dilations=tuple(tuple(dilations) for dilations in hparams["resblock_dilation_sizes"]),
+            tanh_at_final=bool(hparams.get("use_tanh_at_final", True)),
+            bias_at_final=bool(hparams.get("use_bias_at_final", True)),
+        )
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"vocoder config: missing or misshapen entry ({error})") from error
 
 
 def masked(conditions: Conditions, *, video: Tensor, text: Tensor) -> Conditions:

@@ -99,10 +99,13 @@ def sync_full(recording: Recording) -> Iterator[Deviation]:
     made = {"mel_filterbank": htk_filterbank()}
     if "waveform" in inputs:
         wave = recorded_input(recording, "waveform")
-        made["audio.input_spectrogram"], made["audio.features"] = sync_spectrogram(cut_wave(wave)), network.hear(wave)
+        made["audio.input_spectrogram"], made["audio.features"] = (
+            sync_spectrogram(cut_wave(wave)),
+            network.audio_features(wave),
+        )
     if "visual_features" in inputs:
         visual, audio = (recorded_input(recording, f"{sense}_features") for sense in ("visual", "audio"))
         made["logits"] = network.logits(visual, audio)
     if "segments" in inputs:
-        made["visual.features"] = network.see(recorded_input(recording, "segments"))
+        made["visual.features"] = network.visual_features(recorded_input(recording, "segments"))
     yield from compared(recording, made, {"audio.input_spectrogram": SPECTROGRAM, "mel_filterbank": FILTERS})

@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 
 from distill.checkpoints import store as checkpoint
-from eval.ledger import Table, record
+from eval.ledger import NumberTable, record
 from teacher.files.errors import CANNOT_GO_ON, WRONG_INPUT
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -149,7 +149,7 @@ def main() -> int:
             in_order, kept = case()
             rows.append((name, "yes" if in_order else "NO", "yes" if kept else "NO"))
             print(*rows[-1], flush=True)
-    table = Table(
+    table = NumberTable(
         columns=("case", "one line and its status", "nothing lost or left"), formats=("", "", ""), rows=tuple(rows)
     )
     print(table.markdown())

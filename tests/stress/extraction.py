@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from eval.ledger import Table, record
+from eval.ledger import NumberTable, record
 
 ROOT = Path(__file__).resolve().parents[2]
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
@@ -133,7 +133,9 @@ def main() -> int:
         for what, damage in kinds.items():
             names = (shard, texts, "plan/00000.json")
             rows.append((f"a file of a finished folder, {what}", 3, sum(mended(world, work, n, damage) for n in names)))
-    table = Table(columns=("extraction", "tried", "same bytes as untouched"), formats=("", "d", "d"), rows=tuple(rows))
+    table = NumberTable(
+        columns=("extraction", "tried", "same bytes as untouched"), formats=("", "d", "d"), rows=tuple(rows)
+    )
     print(table.markdown())
     if args.record:
         record(args.record, tables={"extraction": table}, seeds={"stops": [args.seed]})

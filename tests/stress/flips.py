@@ -21,7 +21,7 @@ from pathlib import Path
 from distill.checkpoints import store as checkpoint
 from eval.compare.rows import embeddings_path, read_rows
 from eval.compare.verify import features_of_row
-from eval.ledger import Table, record
+from eval.ledger import NumberTable, record
 from scripts.check import faults
 from teacher.features.codec import load_codec
 from teacher.features.dataset import FeatureSet
@@ -129,7 +129,7 @@ def main() -> int:
                 shutil.rmtree(copy)
             rows.append((place.what, args.tries, found["bit"], found["half"], found["checked"]))
             print(*rows[-1], flush=True)
-    table = Table(
+    table = NumberTable(
         columns=("file", "bits flipped", "noticed in use", "cut to half, noticed (of 1)", "noticed by mf-check"),
         formats=("", "d", "d", "d", "d"),
         rows=tuple(rows),

@@ -32,7 +32,7 @@ from safetensors.torch import load_file
 from distill.checkpoints import store as checkpoint
 from distill.config import DistillRun, EvaluationConfig, Method
 from distill.tasks import distil, train_teacher
-from eval.ledger import Table, record
+from eval.ledger import NumberTable, record
 from meanflow.time_sampling import TimePairs
 from teacher.weights.loading import load_network
 from tests.distill import tiny
@@ -205,7 +205,7 @@ def main() -> None:
     found = besiege(folder, kills=args.kills, seed=args.seed, processes=args.processes, deadline_s=60 * args.minutes)
     shutil.rmtree(folder)
     if args.record:
-        table = Table(
+        table = NumberTable(
             columns=("processes", "kills", "left a checkpoint", "left an unfinished one", "runs that ended, all equal"),
             formats=("d",) * 5,
             rows=((args.processes, found.kills, found.resumed, found.while_saving, found.runs),),

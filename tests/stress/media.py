@@ -9,7 +9,7 @@ import argparse
 import tempfile
 from pathlib import Path
 
-from eval.ledger import Table, record
+from eval.ledger import NumberTable, record
 from tests.teacher.media.test_hostile_media import CONTAINERS, fuzz
 
 
@@ -27,7 +27,7 @@ def main() -> None:
         said = [word for told in answers for word in told.values()]
         rows.append((f"{suffix} ({', '.join(codecs)})", len(answers), len(said), said.count("fine")))
         print(*rows[-1], flush=True)
-    table = Table(
+    table = NumberTable(
         columns=("container", "damaged films", "times read", "of which fine, all others one line"),
         formats=("", "d", "d", "d"),
         rows=tuple(rows),

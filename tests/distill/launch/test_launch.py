@@ -216,7 +216,7 @@ KINDS_OF_RUN = {"distill": STUDENTS, "train_teacher": TEACHERS}
 def refusal(kind, preset, precision):
     """What the loop, or one step of a small network, says against a preset's method in a precision; None for nothing.
     Engines differ in where they enter autocast, not in whether."""
-    method = KINDS_OF_RUN[kind][preset][1].run.method
+    method = KINDS_OF_RUN[kind][preset]().method
     torch.manual_seed(0)
     net, g = MMAudio(small()), torch.Generator().manual_seed(0)
     latents = torch.randn(8, 9, 4, generator=g)

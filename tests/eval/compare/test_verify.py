@@ -15,7 +15,7 @@ from eval.compare.hygiene import TestFacts, write_facts
 from eval.compare.rows import Row, check_lines, embeddings_path, ids_digest, read_rows
 from eval.compare.scorer import Scorer
 from eval.compare.sweep import Origin, record
-from eval.compare.verify import Kept, features_of_row
+from eval.compare.verify import ComparisonFiles, features_of_row
 from eval.extractors.base import Embeddings
 from eval.features.cache import write_row_features
 from eval.features.clip_features import ClipFeatures
@@ -327,7 +327,7 @@ def test_evaluations_and_parameters_are_those_of_the_other_rows(tmp_path, field,
         for n in (1, 4) for seed in (0, 1)
     ]  # fmt: skip
     append_lines(tmp_path / "rows.jsonl", [row.to_json() for row in [*rows[:-1], replace(rows[-1], **{field: value})]])
-    kept = Kept.read(tmp_path / "rows.jsonl")
+    kept = ComparisonFiles.read(tmp_path / "rows.jsonl")
     wrong = [(c.name, c.expected, c.found) for row in kept.rows for c in kept.check(row) if not c.agrees]
     assert wrong == [(field, float(value), 8.0 if field == "nfe" else 100.0)]
 
@@ -391,7 +391,7 @@ def test_means_and_pools_of_clips():
 
 
 def test_kept_rows_name_those_there_are(folder):
-    kept = Kept.read(folder / "rows.jsonl")
+    kept = ComparisonFiles.read(folder / "rows.jsonl")
     assert kept.row("vta", "teacher", 1, 0).model == "teacher"
     with pytest.raises(ValueError, match="there are: vta teacher, 1 step, seed 0; vta student, 1 step, seed 0"):
         kept.row("tta", "teacher", 1, 0)

@@ -174,7 +174,7 @@ def test_rows_are_unit_vectors_by_the_formula(models, which):
     made, text = model.embed(waves), model.embed_text(captions)
     tensors, tokens = tensors_of(which), model.tokens(captions)
     fit = {"laion": laion_length, "ms": ms_length}[which]
-    heard = model.network.audio(fit(waves, samples=SAMPLES).waves)
+    heard = model.network.audio(fit(waves, samples=SAMPLES))
     if which == "laion":
         read = model.network.text(tokens)
 

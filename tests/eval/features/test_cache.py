@@ -1,7 +1,6 @@
 """What is heard and seen on disk: round trips, what a file is named after, damage; and parts dealt to processes."""
 
 import os
-import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -16,8 +15,6 @@ from eval.compare.sweep import part_path
 from eval.extractors.base import Embeddings
 from eval.features.cache import FeatureCache, FileDigests, in_parts
 from eval.features.clip_features import ClipFeatures
-from teacher.files import wait_for_lock
-from teacher.files.lines import append_lines
 
 # What was heard
 
@@ -242,17 +239,3 @@ def test_who_does_not_wait_looks_for_no_part_of_another(tmp_path):
     assert len(parts_of(tmp_path, 10, 3, processes, made, wait=False)) == 4
     assert made == [(3, 6), (9, 10)]
     assert processes.waited == []
-
-
-def test_whoever_appends_waits_for_a_line_that_is_being_written(tmp_path):
-    path, done = tmp_path / "files-0.jsonl", threading.Event()
-    with path.open("ab") as other:
-        wait_for_lock(other.fileno())
-        other.write(b'["a", 1')
-        other.flush()
-        mine = threading.Thread(target=lambda: (append_lines(path, ["mine"]), done.set()))
-        mine.start()
-        assert not done.wait(0.3)
-        other.write(b', 2, "d"]\n')
-    mine.join(10)
-    assert path.read_text() == '["a", 1, 2, "d"]\nmine\n'

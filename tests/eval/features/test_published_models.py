@@ -29,7 +29,7 @@ from eval.metrics.onsets import OnsetScorer, detect_onsets, match_onsets
 from eval.metrics.pam import PROMPTS, Pam, PamScorer, pam_windows
 from teacher.features.store import Record
 from teacher.media import read_frames, write_audio, write_video
-from tests.eval.extractors import test_clap, test_desync_extractor, test_imagebind
+from tests.eval.extractors import test_clap, test_imagebind, test_synchformer
 from tests.eval.extractors.test_clap_text import vocabulary_folder
 
 DURATION_S = 4.8
@@ -78,7 +78,7 @@ def files(tmp_path_factory) -> dict[str, Path]:
     root = tmp_path_factory.mktemp("files")
     return {
         "imagebind": test_imagebind.written(root, test_imagebind.small_tensors() | test_imagebind.others()),
-        "synchformer": test_desync_extractor.written(root, test_desync_extractor.small_tensors()),
+        "synchformer": test_synchformer.written(root, test_synchformer.small_tensors()),
         "clap_laion": test_clap.laion_file(root, test_clap.tensors_of("laion")),
         "clap_ms": test_clap.ms_file(root, test_clap.tensors_of("ms")),
         "roberta_tokens": vocabulary_folder(root / "roberta", ROBERTA.first, ROBERTA.last),
@@ -95,8 +95,8 @@ def small(monkeypatch):
     whole = synchformer.DesyncExtractor.load
 
     def desync(path: Path, *, device: str) -> synchformer.DesyncExtractor:
-        loaded = whole(path, device=device, config=test_desync_extractor.SMALL)
-        return replace(loaded, request=test_desync_extractor.PIXELS)
+        loaded = whole(path, device=device, config=test_synchformer.SMALL)
+        return replace(loaded, request=test_synchformer.PIXELS)
 
     monkeypatch.setattr(synchformer.DesyncExtractor, "load", desync)
 

@@ -40,7 +40,6 @@ from teacher.encoders.synchformer_sync import (
     Synchformer,
     SynchformerConfig,
     class_offsets_s,
-    load_synchformer,
     offset_s,
 )
 from teacher.files.errors import WeightsError
@@ -334,7 +333,9 @@ def test_audio_patches_are_ordered_by_frequency_and_pooled_over_it():
 def test_hearing_is_the_same_in_any_chunks():
     network = random_(Synchformer(SMALL))
     wave = draw(2, 26_000)
-    torch.testing.assert_close(network.hear(wave, chunk=1), network.hear(wave), atol=1e-12, rtol=1e-12)
+    torch.testing.assert_close(
+        network.audio_features(wave, chunk=1), network.audio_features(wave), atol=1e-12, rtol=1e-12
+    )
 
 
 def test_logits_come_from_fourteen_segments():
@@ -408,13 +409,10 @@ def test_visual_encoder_loads_from_the_complete_file_and_from_its_own(full_file)
     segments = draw(1, 2, 16, 3, 6, 6).float()
     made = whole.network(segments)
     assert torch.equal(alone.network(segments), made)
-    assert torch.equal(load_synchformer(full_file).see(segments), made)
     assert torch.equal(load_sync_encoder(visual_only).network(segments), made)
     assert not any(p.requires_grad for p in whole.network.parameters())
     other = rewritten(full_file, lambda t: t["vfeat_extractor.norm.bias"].add_(1e-3))
     assert load_sync_encoder(other).name != whole.name
-    with pytest.raises(WeightsError, match=r"other.safetensors: lacks the tensor afeat_extractor\."):
-        load_synchformer(rewritten(full_file, lambda t: [t.pop(n) for n in list(t) if n.startswith("afeat")]))
 
 
 @pytest.mark.parametrize(

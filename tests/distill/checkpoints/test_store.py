@@ -91,15 +91,6 @@ def test_without_moments_and_without_checkpoints(tmp_path):
     assert steps_of(tmp_path) == ["step-0000001"]
 
 
-def test_tensors_begin_at_multiples_of_their_elements(tmp_path):
-    write_tensors(tmp_path / "a.safetensors", tensors(1)["model"] | {"wide": torch.ones(2, dtype=torch.float64)})
-    content = (tmp_path / "a.safetensors").read_bytes()
-    length = int.from_bytes(content[:8], "little")
-    sizes = {"F64": 8, "F32": 4, "BF16": 2, "BOOL": 1}
-    assert length % 8 == 0
-    assert all(e["data_offsets"][0] % sizes[e["dtype"]] == 0 for e in json.loads(content[8 : 8 + length]).values())
-
-
 def test_blocks_are_written_in_order(tmp_path, monkeypatch):
     """Tensors larger than a block, and a file system that takes fewer bytes than it is given."""
     monkeypatch.setattr("teacher.files.safetensors.BLOCK", 64)
