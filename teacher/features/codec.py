@@ -35,7 +35,8 @@ def load_codec(folder: Path, *, weights_dir: Path | None = None, device: str = "
 
 
 def given_codec(config: ExtractConfig, device: str) -> AudioCodec | None:
-    """The codec of another feature folder or a published one (statistics 0 and 1); None where one is to be fitted."""
+    """The codec that the configuration names: that of another feature folder, or a published one with latent_mean 0 and
+    latent_std 1; None where the extraction fits one. FeatureError where it does not fit the configuration."""
     if config.codec_from is not None:
         made = store.read_json(config.codec_from / "features.json").get("config", {}).get("codec")
         if made != config.codec:
@@ -58,7 +59,7 @@ def fitted_codec(
     processes: Processes,
     progress: Progress,
 ) -> AudioCodec:
-    """The codec of an interrupted run, or one that the lead fits on evenly chosen training windows."""
+    """The codec that an interrupted run fitted, or one that the lead process fits on evenly chosen training windows."""
     path = out / "codec.safetensors"
     if processes.lead and not path.is_file():
         if not training:

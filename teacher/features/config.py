@@ -18,7 +18,7 @@ OPERATIONAL = ("workers", "device", "weights_dir", "codec_from")
 
 @dataclass(frozen=True, kw_only=True)
 class ExtractConfig:
-    """What is extracted. Features of one folder share one configuration."""
+    """What an extraction makes of media files; all features of one folder have one configuration."""
 
     duration_s: float = 2.0
     """Length of every example in seconds."""
@@ -66,16 +66,16 @@ class ExtractConfig:
             raise ValueError(f"workers must be at least 0, got {self.workers}")
 
     def settings(self) -> dict[str, Any]:
-        """What a rerun must repeat; where and how fast the work is done may change."""
+        """The settings that a rerun must repeat; where and how fast it computes may change."""
         return {name: value for name, value in asdict(self).items() if name not in OPERATIONAL}
 
     @property
     def fitted(self) -> bool:
-        """Whether the codec is fitted on the training sounds: deterministic, its latents normalised by themselves."""
+        """Whether the codec is fitted on the training sounds; such latents have no std and are normalised."""
         return CODECS[self.codec].fitted
 
     def reader(self, *, frames_only: bool = False) -> WindowReader:
-        """The part of the configuration that worker processes need."""
+        """Reads windows of files by this configuration; worker processes receive it with every job."""
         return WindowReader(
             encoders=self.encoders,
             duration_s=self.duration_s,
@@ -90,7 +90,7 @@ class ExtractConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ExtractReport:
-    """What became of the items: windows per split, what was left out and why, and how many windows were padded."""
+    """What an extraction made of its items: windows per split, items left out with their reasons, padded windows."""
 
     counts: dict[str, int]
     skipped: list[SkippedItem]
@@ -100,7 +100,7 @@ class ExtractReport:
 
     @classmethod
     def of(cls, info: dict[str, Any]) -> "ExtractReport":
-        """From the content of features.json."""
+        """The report of a finished folder, from the content of its features.json."""
         skipped = [(entry["id"], entry["reason"]) for entry in info["skipped"]]
         return cls(counts=info["counts"], skipped=skipped, padded=info["padded"])
 

@@ -46,7 +46,9 @@ def make_plan(
     stamps: bool,
     left_out: Sequence[SkippedItem] = (),
 ) -> dict[str, Any]:
-    """What a rerun must match: configuration, encoders, digest of a given codec, and digests of items and files.
+    """The content of plan.json, which a rerun must match: configuration, encoders, codec, digests of items and files.
+
+    `codec` is the digest of a given codec, None for one that is fitted.
 
     Without `stamps`, sizes and times of the files are not read and "files" is left out.
     """
@@ -75,7 +77,7 @@ def make_plan(
 
 
 def plan_digest(plan: dict[str, Any]) -> str:
-    """What the files of an extraction note of its plan."""
+    """SHA-256 of the content of plan.json, which the blocks of an extraction note."""
     return json_digest(plan)
 
 

@@ -35,7 +35,10 @@ KEPT = 2
 
 
 class Buffers:
-    """Float32 arrays by shape; an array returns here when the last tensor or view of it is gone. Pickles empty."""
+    """Memory for batches: float32 arrays by shape, which return when the last tensor or view of them is gone.
+
+    In another process a copy starts empty.
+    """
 
     def __init__(self) -> None:
         self._free: dict[tuple[int, ...], deque[np.ndarray]] = {}
@@ -87,7 +90,7 @@ class Gathered:
 
     @classmethod
     def blank(cls, layout: ShardLayout, widths: ConditionWidths, has_video: np.ndarray, buffers: Buffers) -> "Gathered":
-        """For rows with picture where `has_video` (B,); zeros stand in for the others' pictures."""
+        """Memory for B rows. Where `has_video` (B,) is False, zeros stand in for the features of the picture."""
         count = len(has_video)
         latents = (count, layout.latent_frames, layout.latent_channels)
         clip = (count, image_frames(layout.duration_s), widths.image)
@@ -104,7 +107,7 @@ class Gathered:
 
     @property
     def conditions(self) -> Conditions:
-        """The same memory as tensors. An empty caption counts as no text."""
+        """The conditions as tensors of the same memory; an empty caption counts as no text."""
         return Conditions(
             clip=torch.from_numpy(self.clip),
             sync=torch.from_numpy(self.sync),
@@ -116,7 +119,10 @@ class Gathered:
 
 
 class Rows:
-    """Opening reads headers and indices, in time proportional to the number of files and rows, not of bytes."""
+    """All rows of one split of a feature folder.
+
+    Opening reads headers and indices, in time proportional to the number of files and rows, not of bytes.
+    """
 
     def __init__(self, folder: Path, split: str, info: dict[str, Any]) -> None:
         self.layout = layout = ShardLayout.of(info)
@@ -162,16 +168,8 @@ class Rows:
         for file, row in self._words(rows):
             self._files(file).prefetch("text", row)
 
-    def latents(self, rows: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Posterior mean and std (B, N, C) in raw latent units, float32; std is None for a deterministic codec."""
-        shape = (len(rows), self.layout.latent_frames, self.layout.latent_channels)
-        mean = np.empty(shape, np.float32)
-        std = np.empty(shape, np.float32) if self.layout.has_std else None
-        self._fill_latents(rows, np.arange(len(rows)), mean, std)
-        return torch.from_numpy(mean), None if std is None else torch.from_numpy(std)
-
     def fill(self, rows: Tensor, places: np.ndarray, out: Gathered) -> None:
-        """Row rows[i] to place places[i] of a batch; `places` rise.
+        """Read row rows[i] into place places[i] of a batch, for all i; `places` rise.
 
         Raises FeatureError naming the file that is gone, was cut short or holds NaN or infinity in one of the rows, and
         the clip whose row is not what was written.
@@ -198,7 +196,7 @@ class Rows:
         out.has_text[places] = self.has_text[rows].numpy()
 
     def record(self, row: int) -> Record:
-        """What is known about a row."""
+        """What is known about a row besides its features: file, time, caption, events."""
         k = int(self.shard_index[row])
         line = _cached(self._lines, k, lambda: self.shards[k].lines())[row - int(self.starts[k])]
         file, within = divmod(int(self.text_index[row]), self.layout.captions_per_file)
@@ -286,7 +284,7 @@ def _zero_where(absent: np.ndarray, shape: tuple[int, ...], buffers: Buffers) ->
 
 
 class Records(Sequence[Record]):
-    """Records by row, made by `get` when asked for."""
+    """A sequence of records, each made by `get(row)` when it is asked for."""
 
     def __init__(self, length: int, get: Callable[[int], Record]) -> None:
         self._length, self._get = length, get

@@ -1,4 +1,4 @@
-"""Pass 2 of an extraction: windows -> shards, captions -> text files."""
+"""The last pass of an extraction: windows are encoded into shards, captions into text files."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -30,7 +30,7 @@ WrittenFiles = dict[Path, tuple[int, str]]
 
 @dataclass(frozen=True, kw_only=True)
 class ShardWindows:
-    """The windows of one shard."""
+    """The windows that one shard file holds, in the order of its rows."""
 
     path: Path
     split: str
@@ -54,7 +54,7 @@ class EncodedWindow:
 
 
 def shard_windows(out: Path, windows: Sequence[Window], size: int) -> list[ShardWindows]:
-    """All shards, in order."""
+    """The windows of every shard of a folder: split by split, `size` windows a file, in their order."""
     found = []
     for split in SPLITS:
         chosen = [window for window in windows if window.item.split == split]
@@ -67,7 +67,7 @@ def shard_windows(out: Path, windows: Sequence[Window], size: int) -> list[Shard
 def write_texts(
     out: Path, captions: Sequence[str], encoders: Encoders, size: int, processes: Processes, written: WrittenFiles
 ) -> list[Path]:
-    """Write this process's missing text files and note them in `written`; the paths of all."""
+    """Write this process's missing text files and note them in `written`; returns the paths of all text files."""
     paths = []
     for k, begin in enumerate(range(0, len(captions), size)):
         path = text_path(out, k)

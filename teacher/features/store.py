@@ -88,12 +88,12 @@ class Shard:
 
 
 def shard_path(folder: Path, split: str, number: int) -> Path:
-    """File of a shard."""
+    """The file of shard `number` of a split."""
     return folder / "shards" / f"{split}-{number:05d}.safetensors"
 
 
 def text_path(folder: Path, number: int) -> Path:
-    """File of a block of captions."""
+    """The file of block `number` of the captions."""
     return folder / "texts" / f"{number:05d}.safetensors"
 
 
@@ -191,7 +191,7 @@ INDICES = ("sound_index", "video_index", "text_index")
 
 @dataclass(frozen=True, kw_only=True)
 class ShardLayout:
-    """What every shard of a folder must look like, from features.json."""
+    """What every shard of a folder must hold, by its features.json; the widths of conditions are the files' own."""
 
     duration_s: float
     latent_frames: int
@@ -202,7 +202,7 @@ class ShardLayout:
 
     @classmethod
     def of(cls, info: dict[str, Any]) -> "Layout":
-        """From the content of features.json."""
+        """The layout that the content of features.json describes."""
         duration_s = float(info["duration_s"])
         return cls(
             duration_s=duration_s,
@@ -223,7 +223,7 @@ class ShardFile:
 
     @classmethod
     def open(cls, path: Path, layout: ShardLayout) -> "ShardFile":
-        """Read header and indices. FeatureError naming the file for wrong counts, shapes, dtypes or indices."""
+        """Read header and indices; raises FeatureError naming the file for wrong counts, shapes, dtypes or indices."""
         file = TensorFile.open(path).intact()
         rows = file.expect("text_index", torch.int64, (None,))
         for name in INDICES:
@@ -307,7 +307,7 @@ def folder_widths(folder: Path) -> ConditionWidths:
 
 
 def read_captions(file: TensorFile) -> list[str]:
-    """The captions of a text file."""
+    """The captions of an opened text file, in the order of its features."""
     try:
         found = json.loads(file.tensor("captions").numpy().tobytes())
         if not isinstance(found, list) or len(found) != len(file.tensor("filled")):

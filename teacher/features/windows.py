@@ -276,7 +276,10 @@ def _described(found: FileWindows | str) -> dict[str, Any]:
 
 
 def read_block(path: Path, count: int, plan: str | None = None) -> list[FileWindows | str]:
-    """What was found of `count` items; FeatureError naming a damaged file, or one of another plan than `plan`."""
+    """The windows that a block notes of each of its `count` items, or the reason why it has none.
+
+    Raises FeatureError naming a damaged file, or one of another plan than `plan`.
+    """
     block = store.read_json(path)
     if plan is not None and block.get("plan", plan) != plan:
         raise FeatureError(f"{path}: belongs to another extraction")

@@ -78,7 +78,7 @@ FORMATS: dict[str, ListFormat] = {}
 def list_format(
     kind: str, *, annotate: Callable[[list[Item], Path], list[Item]] | None = None
 ) -> Callable[[Reader], Reader]:
-    """Decorator that enters a reader under the name of its kind."""
+    """Decorator that enters a reader of rows in `FORMATS` under the name of its kind; `annotate` as in `ListFormat`."""
 
     def entered(rows: Reader) -> Reader:
         FORMATS[kind] = ListFormat(rows=rows, annotate=annotate)
