@@ -187,7 +187,7 @@ STATISTICS = ("data_mean", "data_std")
 
 @dataclass(frozen=True, kw_only=True)
 class VAEConfig:
-    """Sizes of one VAE; its three levels have width, 2 width and 4 width channels."""
+    """Sizes of one VAE of log-mel spectrograms; its three levels have width, 2 width and 4 width channels."""
 
     data_dim: int
     """Mel bins."""
@@ -230,7 +230,7 @@ class LatentGaussian(NamedTuple):
         return torch.exp(0.5 * self.logvar)
 
     def at(self, e: Float[Tensor, "batch channels frames"]) -> Tensor:
-        """mean + std e."""
+        """The latent at noise e: mean + std e."""
         return self.mean + self.std * e
 
     def sample(self, generator: torch.Generator) -> Tensor:
@@ -336,7 +336,7 @@ class VAE(nn.Module):
         return self
 
     def encode(self, mel: Float[Tensor, "batch bins frames"]) -> LatentGaussian:
-        """Posterior over latents of frames // 2 frames."""
+        """Posterior over latents of a log-mel (B, bins, frames): (B, channels, frames // 2)."""
         if self.encoder is None:
             raise ValueError("this VAE was made without its encoder (part='decoder')")
         if mel.ndim != 3 or mel.shape[1] != self.config.data_dim or mel.shape[2] < 2:
@@ -353,7 +353,7 @@ class VAE(nn.Module):
         return cast(Tensor, self.decoder(z))
 
     def decode(self, z: Float[Tensor, "batch channels frames"]) -> Float[Tensor, "batch bins doubled"]:
-        """Log-mel spectrogram of twice as many frames."""
+        """Log-mel spectrogram (B, bins, 2 frames) of a latent (B, channels, frames)."""
         return self.decode_raw(z) * self.data_std + self.data_mean
 
     def _convolutions(self) -> list[MPConv1d]:

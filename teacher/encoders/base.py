@@ -20,7 +20,7 @@ Frames = UInt8[np.ndarray, "frames 3 height width"] | UInt8[Tensor, "frames 3 he
 
 
 class ImageEncoder(Protocol):
-    """One feature per frame at 8 frames a second, of unit length as CLIP's."""
+    """Encodes frames at 8 a second, (T, 3, height, width) uint8 -> (T, width): one feature of unit length each."""
 
     @property
     def name(self) -> str:
@@ -41,7 +41,10 @@ class ImageEncoder(Protocol):
 
 
 class SyncEncoder(Protocol):
-    """Eight features per segment of 16 frames at 25 frames a second, segments starting every 8 frames."""
+    """Encodes frames at 25 a second: eight features per segment of 16 frames, segments starting every 8 frames.
+
+    (T, 3, height, width) uint8 -> (8 S, width) with S = (T - 16) // 8 + 1.
+    """
 
     @property
     def name(self) -> str:
@@ -62,7 +65,7 @@ class SyncEncoder(Protocol):
 
 
 class TextEncoder(Protocol):
-    """Features of every text position, each of unit length."""
+    """Encodes texts: a feature of unit length for every position, (texts, positions, width)."""
 
     @property
     def name(self) -> str:
@@ -88,7 +91,7 @@ class TextEncoder(Protocol):
 
 
 def checked_frames(frames: Frames, request: FrameRequest) -> UInt8[Tensor, "frames 3 height width"]:
-    """Frames as a tensor; ValueError when they are not what `request` asks for."""
+    """Frames (T, 3, height, width) uint8 as a tensor; ValueError when they have not the size of `request`."""
     tensor = torch.as_tensor(frames)
     if tensor.ndim != 4 or tensor.shape[1:] != (3, request.height, request.width) or tensor.dtype != torch.uint8:
         raise ValueError(

@@ -174,7 +174,7 @@ class AudioLayer(nn.Module):
 
 
 class Patches(nn.Module):
-    """The convolution that makes tokens, one name deeper."""
+    """The convolution that makes tokens of patches, under the name that the published state dict gives it."""
 
     def __init__(self, projection: nn.Module) -> None:
         super().__init__()
@@ -202,7 +202,7 @@ class AudioEmbeddings(nn.Module):
 
 
 class AudioLayers(nn.Module):
-    """The layers of the transformer."""
+    """The layers of the audio transformer, one after the other."""
 
     def __init__(self, config: AudioConfig) -> None:
         super().__init__()
