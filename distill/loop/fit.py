@@ -22,7 +22,7 @@ from distill.engines import choose_engine
 from distill.engines.optim import learning_rate
 from distill.loop.session import Session, TrainingTask, everywhere
 from distill.loop.tracking import Means, Pace, Tracker
-from distill.loop.watchdog import Signals, Skipped, Watchdog, signal_status
+from distill.loop.watchdog import Signals, SkippedSteps, Watchdog, signal_status
 from distill.processes import this_process
 from teacher.features.dataset import Examples, batch_indices
 from teacher.files import FolderLock
@@ -167,7 +167,7 @@ class _Loop:
         self.means = Means()
         self.means.load(session.log, main=self.engine.main, device=self.engine.device)
         self.pace = Pace(session.first, self.loop.steps, self.loop.batch_size)
-        self.skipped = Skipped(
+        self.skipped = SkippedSteps(
             session.run,
             self.loop.max_bad_steps,
             write=self.engine.main,
