@@ -8,9 +8,6 @@ bfloat16, eager and compiled. Prints a Markdown table.
 
 import argparse
 import copy
-import statistics
-import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from eval.ledger import NumberTable, record
+from eval.speed.budget import Roofline
 from eval.speed.cost import count
+from eval.speed.roofline import roofline_of
+from eval.speed.timing import measure, synchroniser
 from teacher.audio.vae import VAE, VAE_16K, VAE_44K
 from teacher.audio.vocoder import BIGVGAN_16K, BIGVGAN_V2_44K, BigVGAN
 from teacher.network.conditions import Conditions
@@ -33,43 +33,6 @@ class Stage:
     name: str
     module: nn.Module
     inputs: tuple[Tensor, ...]
-
-
-@dataclass(frozen=True)
-class Rates:
-    """Measured rates of this machine: products in FLOP/s, streaming reads in bytes/s."""
-
-    flops: dict[torch.dtype, float]
-    bytes: float
-
-
-def seconds(call: Callable[[], object], device: str, repeats: int) -> float:
-    """Median wall time after one untimed call."""
-    times = []
-    for k in range(repeats + 1):
-        _wait(device)
-        began = time.perf_counter()
-        call()
-        _wait(device)
-        if k:
-            times.append(time.perf_counter() - began)
-    return statistics.median(times)
-
-
-def _wait(device: str) -> None:
-    if device == "cuda":
-        torch.cuda.synchronize()
-
-
-def rates(device: str) -> Rates:
-    """A large square product in each precision; a sum over 256 MB."""
-    size = 2048 if device == "cpu" else 8192
-    found = {}
-    for dtype in (torch.float32, torch.bfloat16):
-        a = torch.randn(size, size, device=device, dtype=dtype)
-        found[dtype] = 2 * size**3 / seconds(lambda a=a: a @ a, device, 5)
-    block = torch.ones(64 * 2**20, device=device)
-    return Rates(found, block.numel() * 4 / seconds(lambda: block.sum(), device, 5))
 
 
 @torch.no_grad()
@@ -139,12 +102,13 @@ def main() -> None:
     parser.add_argument("--only", default="", help="stages whose name contains this")
     parser.add_argument("--record", type=Path, help="also write the figures to this file of the ledger")
     args = parser.parse_args()
-    known = rates(args.device)
+    known = {dtype: roofline_of(dtype, args.device) for dtype in (torch.float32, torch.bfloat16)}
     on = torch.cuda.get_device_name() if args.device == "cuda" else f"{torch.get_num_threads()} threads"
     rates_said = (
         f"{args.variant}, {args.duration_s:g} s, batch {args.batch}; products "
-        f"{known.flops[torch.float32] / 1e9:.0f} GFLOP/s float32, {known.flops[torch.bfloat16] / 1e9:.0f} bfloat16; "
-        f"reads {known.bytes / 1e9:.0f} GB/s."
+        f"{known[torch.float32].flops_per_s / 1e9:.0f} GFLOP/s float32, "
+        f"{known[torch.bfloat16].flops_per_s / 1e9:.0f} bfloat16; "
+        f"memory {known[torch.float32].bytes_per_s / 1e9:.0f} GB/s."
     )
     print(f"{rates_said} {on}, torch {torch.__version__}\n")
     forms = ("eager ms",) if args.no_compile else ("eager ms", "compiled ms")
@@ -153,7 +117,7 @@ def main() -> None:
         if args.only not in stage.name:
             continue
         for dtype in (torch.float32, torch.bfloat16):
-            measured.append(_row(stage, dtype, known, args))
+            measured.append(_row(stage, dtype, known[dtype], args))
             print(*measured[-1], flush=True)
     table = NumberTable(
         columns=("stage", "precision", "GFLOP", "weights MB", "floor ms", *forms, "over floor"),
@@ -165,16 +129,20 @@ def main() -> None:
         record(args.record, tables={"stages": table}, text={"rates": rates_said})
 
 
-def _row(stage: Stage, dtype: torch.dtype, known: Rates, args: argparse.Namespace) -> tuple[str | float, ...]:
+def _row(stage: Stage, dtype: torch.dtype, known: Roofline, args: argparse.Namespace) -> tuple[str | float, ...]:
     """Name, precision, GFLOP, MB of weights, floor and times in ms, and the best time over the floor."""
     module = copy.deepcopy(stage.module).to(args.device, dtype)
     inputs = [x.to(args.device, dtype) for x in stage.inputs]
     flops, size = count(lambda: module(*inputs)).cost.flops, sum(p.numel() * p.element_size() for p in _used(module))
-    floor = max(flops / known.flops[dtype], size / known.bytes)
-    times = [seconds(lambda: module(*inputs), args.device, args.repeats)]
+    floor = known.floor_s(flops, size)
+
+    def seconds(call: nn.Module) -> float:
+        timing = measure(lambda: call(*inputs), repeats=args.repeats, synchronise=synchroniser(args.device))
+        return timing.median_s
+
+    times = [seconds(module)]
     if not args.no_compile:
-        compiled = torch.compile(module)
-        times.append(seconds(lambda: compiled(*inputs), args.device, args.repeats))
+        times.append(seconds(torch.compile(module)))
         torch.compiler.reset()
     name = str(dtype).removeprefix("torch.")
     return (stage.name, name, flops / 1e9, size / 1e6, 1e3 * floor, *(1e3 * t for t in times), min(times) / floor)

@@ -22,7 +22,7 @@ class OptimConfig:
     was trained, the first step after it: (step + 1) / (warmup_steps + 1)."""
     schedule: Literal["constant", "cosine", "step"] = "constant"
     milestones: tuple[float, ...] = (0.8, 0.9)
-    """Under `step`, the shares of all steps at which the rate is multiplied by `decay`, counted from the end of the
+    """Under `step`, the fractions of all steps at which the rate is multiplied by `decay`, counted from the end of the
     warm-up: of 300,000 steps with 1,000 of warm-up, steps 241,000 and 271,000."""
     decay: float = 0.1
     """Factor at each milestone."""
@@ -43,7 +43,7 @@ class OptimConfig:
         if not 0 < self.decay <= 1:
             raise ValueError(f"decay must lie in (0, 1], got {self.decay}")
         if list(self.milestones) != sorted(self.milestones) or not all(0 < m < 1 for m in self.milestones):
-            raise ValueError(f"milestones must be rising shares in (0, 1), got {self.milestones}")
+            raise ValueError(f"milestones must be rising fractions in (0, 1), got {self.milestones}")
         if self.reference_fan_in is not None and self.reference_fan_in < 1:
             raise ValueError(f"reference_fan_in must be at least 1 or None, got {self.reference_fan_in}")
 
@@ -93,8 +93,8 @@ class LoopConfig:
     timeout_s: float = 1800.0
     """Seconds without a finished step after which a process gives up instead of waiting for the others for ever."""
     micro_batch: int | None = None
-    """Sounds per process in one forward and backward pass, whose gradients add up to the step's; None = the process's
-    whole share at once."""
+    """Sounds per process in one forward and backward pass, whose gradients add up to the step's; None = all
+    sounds of the process at once."""
     checkpoint_blocks: bool = False
     """Recompute every block in the backward pass instead of keeping its activations: less memory, a third more time."""
     compile_blocks: bool = False

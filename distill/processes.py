@@ -8,7 +8,7 @@ import os
 from typing import NamedTuple
 
 COUNTED = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
-"""How launchers of several processes (torchrun, mpirun, srun) say how many they started."""
+"""How launchers of several processes (torchrun, mpirun, srun) pass on how many they started."""
 
 
 class Process(NamedTuple):

@@ -192,7 +192,7 @@ def _student(config: DistillRun, teacher: MMAudio, codec: AudioCodec, weights_di
 
 
 def time_note(config: DistillRun, task: TrainingTask) -> list[str]:
-    """What became of a time embedding too fast to differentiate: one line, none where there is nothing to say."""
+    """One line on what became of a time embedding too fast to differentiate; none for one that is slow enough."""
     teacher, student = task.frozen[0], task.net
     assert isinstance(teacher, MMAudio)
     if config.student is not None or teacher.t_embed.fastest <= SMOOTH_LIMIT:

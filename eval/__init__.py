@@ -1,6 +1,8 @@
 """Evaluation of generated sound: metrics, comparisons of models, and reports of what they found.
 
-    from eval import METRICS, ComparisonConfig, run_comparison, write_report
+    from eval import METRICS, ComparisonConfig, Results, run_comparison, write_report
+
+    write_report(Results.read(Path("runs/demo/rows.jsonl")))  # report.html and results.md beside the rows
 
 A name is loaded when it is first used: METRICS needs no torch, and a report is made without any network.
 """
@@ -12,12 +14,14 @@ if TYPE_CHECKING:
     from eval.compare.comparison import ComparisonConfig, run_comparison
     from eval.metrics import METRICS
     from eval.report.page import write_report
+    from eval.report.results import Results
 
-__all__ = ["METRICS", "ComparisonConfig", "run_comparison", "write_report"]
+__all__ = ["METRICS", "ComparisonConfig", "Results", "run_comparison", "write_report"]
 
 _MODULES = {
     "METRICS": "eval.metrics",
     "ComparisonConfig": "eval.compare.comparison",
+    "Results": "eval.report.results",
     "run_comparison": "eval.compare.comparison",
     "write_report": "eval.report.page",
 }

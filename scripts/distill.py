@@ -9,9 +9,7 @@ import tyro
 from distill.config import DistillRun
 from distill.presets import STUDENTS, summary
 from distill.processes import this_process
-from distill.tasks import distil
 from scripts.errors import one_line_errors
-from scripts.scores import embedded_scores
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +39,9 @@ def commands() -> dict[str, tuple[str, DistillCommand]]:
 def cli() -> None:
     """Entry point."""
     command = tyro.extras.overridable_config_cli(commands(), description=__doc__)
+    from distill.tasks import distil  # the loop, TensorBoard and scores take seconds, which --help need not wait for
+    from scripts.scores import embedded_scores
+
     made = distil(command.run, command.out, weights_dir=command.weights_dir, scores=embedded_scores())
     if this_process().main:
         print(f"student in {made}")

@@ -1,4 +1,4 @@
-"""Say what sound and video files are, and which model made their sound."""
+"""Show what is in sound and video files, and which model made their sound."""
 
 import json
 import sys
@@ -108,7 +108,7 @@ def as_json(finding: Finding) -> str:
 
 
 def as_text(finding: Finding, run: Path | None = None) -> str:
-    """Lines for people. What a file says is shown without control characters, which could steer a terminal."""
+    """Lines for people. Text from a file is shown without control characters, which could steer a terminal."""
     lines = [f"{visible(str(finding.file))}: " + (f"{finding.duration_s:.3f} s" if finding.streams else "")]
     lines += [INDENT + _stream(stream) for stream in finding.streams]
     if finding.error is not None:
@@ -116,9 +116,9 @@ def as_text(finding: Finding, run: Path | None = None) -> str:
     elif finding.provenance is None:
         lines.append(f"{INDENT}no provenance: made by something else, or stripped")
     else:
-        said = _said(finding.provenance)
-        width = max(len(name) for name, _ in said)
-        lines += [f"{INDENT}{name:{width}}  {visible(text)}" for name, text in said]
+        lines_of = _provenance(finding.provenance)
+        width = max(len(name) for name, _ in lines_of)
+        lines += [f"{INDENT}{name:{width}}  {visible(text)}" for name, text in lines_of]
     if finding.checked:
         answer = f"yes, {finding.weights} of {run}" if finding.weights else f"no, none of the weights in {run}"
         lines.append(f"{INDENT}made by that model? {answer}")
@@ -134,7 +134,7 @@ def _stream(stream: StreamInfo) -> str:
     return ", ".join(parts)
 
 
-def _said(p: Provenance) -> list[tuple[str, str]]:
+def _provenance(p: Provenance) -> list[tuple[str, str]]:
     """Names and texts, in the order people ask."""
     teacher = p.teacher or "unnamed"
     distilled = p.teacher is not None or p.teacher_digest is not None
@@ -142,7 +142,7 @@ def _said(p: Provenance) -> list[tuple[str, str]]:
     solver = p.solver + (f" {_numbers(p.solver_values)}" if p.solver_values else "")
     shift = f", shift {p.shift:g}" if p.shift != 1.0 else ""
     start = f", from {p.start_s:g} s on" if p.start_s else ""
-    said = [
+    facts = [
         ("made by", f"{p.software} {p.version} (torch {p.torch}, {p.precision} on {p.device}) on {p.date}"),
         ("licence", p.licence),
         ("model", f"{p.model}, {p.weights}, SHA-256 {p.model_digest}"),
@@ -156,7 +156,7 @@ def _said(p: Provenance) -> list[tuple[str, str]]:
         ("guidance", p.guidance + numbers),
         ("duration", f"{p.duration_s:g} s"),
     ]
-    return [(name, text) for name, text in said if text]
+    return [(name, text) for name, text in facts if text]
 
 
 def _numbers(values: Mapping[str, object]) -> str:

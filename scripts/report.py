@@ -1,7 +1,6 @@
 """Write the report page, the table of results, and the tables and figures of a paper from rows.jsonl.
 
 python -m scripts.report --rows runs/demo/rows.jsonl
-python -m scripts.report --rows runs/demo/rows.jsonl --figures
 """
 
 from pathlib import Path

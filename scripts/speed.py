@@ -51,6 +51,8 @@ class Speed:
     """Arithmetic of the network, as --precision of mf-sample; encoders and decoders compute in float32."""
     tf32: bool = False
     """Let a GPU round float32 products to TF32, as MMAudio does."""
+    fast: bool = False
+    """With --run: the fast form of its generator, as --fast of mf-sample."""
     weights_dir: Path | None = None
     """Folder of codec and encoder files, where it is not the one the run folder names."""
     device: str = "cuda" if torch.cuda.is_available() else "cpu"
@@ -95,8 +97,11 @@ def _model(args: Speed) -> tuple[StagedGenerator, float]:
     """What is timed, and the duration it is made for."""
     if (args.run is None) == (args.variant is None):
         raise ValueError("give either --run or --variant")
+    if args.fast and args.run is None:
+        raise ValueError("--fast goes with --run")
     if args.run is not None:
         pipeline = Pipeline.load(args.run, weights_dir=args.weights_dir, device=args.device, precision=args.dtype)
+        pipeline = replace(pipeline, fast=args.fast)
         return StagedGenerator.of_pipeline(pipeline, str(args.run)), pipeline.window_s
     name = args.variant or ""
     config = variant(name)

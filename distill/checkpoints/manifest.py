@@ -14,6 +14,7 @@ from typing import Any
 
 from teacher.files import Written, check_regular, read_bytes, read_json
 from teacher.files.components import read_tensors
+from teacher.files.digests import reread_sha256
 from teacher.files.safetensors import Tensors
 
 FORMAT = 1
@@ -126,11 +127,6 @@ def step_of(folder: Path) -> int:
 
 def _check_digests(folder: Path, files: Mapping[str, Written]) -> None:
     with ThreadPoolExecutor(max_workers=HASHERS) as pool:
-        for name, digest in zip(files, pool.map(_sha256, [folder / name for name in files]), strict=True):
+        for name, digest in zip(files, pool.map(reread_sha256, [folder / name for name in files]), strict=True):
             if digest != files[name].sha256:
                 raise DamagedError(f"{name} is damaged: its digest is not the recorded one")
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

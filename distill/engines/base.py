@@ -23,7 +23,7 @@ Tensors: TypeAlias = dict[str, Tensor]
 
 
 class TogetherError(RuntimeError):
-    """What went wrong in one or several processes, raised in all of them."""
+    """An error of one or several processes, raised in all of them."""
 
 
 def precision_name(precision: torch.dtype) -> str:

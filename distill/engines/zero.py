@@ -7,7 +7,7 @@ hook stands in the way of a derivative, for 4 bytes a weight; gradients, moments
 Offloading moves the moments and the float32 weights they act on, in stage 3 also the weights between uses, to the CPU,
 where AdamW then runs; on a machine without GPU it takes another path through DeepSpeed and saves nothing.
 
-A step that must not happen goes down DeepSpeed's own path for an overflow: it is told that the gradient's norm is not
+A step that must not happen goes down DeepSpeed's own path for an overflow, which finds a gradient's norm that is not
 a number. `_refuse_norm` and `_adam_state` are where this module leans on DeepSpeed's internals (0.19).
 """
 

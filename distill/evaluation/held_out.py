@@ -127,7 +127,7 @@ class HeldOut:
             return self._of_student(net, self.clips, engine, self.teacher)
 
     def open(self, engine: Engine) -> None:
-        """Open the clips, once, and say which they are; raises what calling raises. Collective."""
+        """Open the clips, once, and print which they are; raises what calling raises. Collective."""
         if self.opened:
             return
         num_clips = self.config.num_clips
@@ -247,11 +247,12 @@ def _shared(engine: Engine, count: int, make: Callable[[int], T]) -> list[T]:
     return [parts[k % engine.processes][k // engine.processes] for k in range(count)]
 
 
-def _guarded(engine: Engine, work: Callable[[], T]) -> T:
-    """What `work` returns; where it fails in one of several, TogetherError in all, so that none waits. Collective."""
+def _guarded(engine: Engine, call: Callable[[], T]) -> T:
+    """What `call` returns; where it fails in one of several processes, TogetherError in all, so that none waits for the
+    others. Collective."""
     error, made = None, []
     try:
-        made.append(work())
+        made.append(call())
     except (OSError, ValueError) as caught:
         if engine.processes == 1:
             raise

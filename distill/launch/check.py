@@ -24,7 +24,7 @@ LIMIT_S = 600.0
 
 
 def check() -> str:
-    """What the two processes said of their engine. Raises OSError, in one line, where they did not start or answer."""
+    """The engine that two processes started, in words. Raises OSError where they did not start or answer."""
     command = [console_command(), "launch"]
     command += ["--config_file", str(FOLDER / "zero2_8gpu.yaml"), "--num_processes", "2"]
     command += ["-m", "distill.launch.check", ANSWER]
@@ -33,16 +33,16 @@ def check() -> str:
         command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
     )
     try:
-        said, complained = started.communicate(timeout=LIMIT_S)
+        output, errors = started.communicate(timeout=LIMIT_S)
     except subprocess.TimeoutExpired:
         os.killpg(started.pid, signal.SIGKILL)
         started.communicate()
         raise OSError(f"two processes did not start within {LIMIT_S:.0f} s by {shlex.join(command)}") from None
-    found = re.search(r"^(.*); 2 processes answered$", said, re.MULTILINE)
+    found = re.search(r"^(.*); 2 processes answered$", output, re.MULTILINE)
     if started.returncode == 0 and found:
         return found[1]
     raise OSError(
-        f"accelerate launch cannot start two processes ({_reason(complained)}); see all of it by {shlex.join(command)}"
+        f"accelerate launch cannot start two processes ({_reason(errors)}); see all of it by {shlex.join(command)}"
     )
 
 
@@ -51,14 +51,14 @@ def console_command() -> str:
     return str(Path(sysconfig.get_path("scripts")) / "accelerate")
 
 
-def _reason(complained: str) -> str:
-    """The line of a program's complaints that says most: a process's own error, then its exit status."""
-    lines = [line.strip() for line in complained.splitlines() if line.strip()]
+def _reason(errors: str) -> str:
+    """The most telling line of a program's standard error: a process's own error, else its exit status."""
+    lines = [line.strip() for line in errors.splitlines() if line.strip()]
     for wanted in (r"(\[rank\d\]: )?(error: |(?!.*ChildFailedError)[\w.]+(Error|Exception)\b)", r"exitcode"):
         for line in lines:
             if re.match(wanted, line):
                 return line
-    return lines[-1] if lines else "nothing was said"
+    return lines[-1] if lines else "there was no output"
 
 
 def answer() -> None:

@@ -22,7 +22,7 @@ from distill.engines import choose_engine
 from distill.engines.optim import learning_rate
 from distill.loop.session import Session, TrainingTask, everywhere
 from distill.loop.tracking import Means, Pace, Tracker
-from distill.loop.watchdog import Signals, Skipped, Watchdog, signal_status
+from distill.loop.watchdog import Signals, SkippedSteps, Watchdog, signal_status
 from distill.processes import this_process
 from teacher.features.dataset import Examples, batch_indices
 from teacher.files import FolderLock
@@ -167,7 +167,7 @@ class _Loop:
         self.means = Means()
         self.means.load(session.log, main=self.engine.main, device=self.engine.device)
         self.pace = Pace(session.first, self.loop.steps, self.loop.batch_size)
-        self.skipped = Skipped(
+        self.skipped = SkippedSteps(
             session.run,
             self.loop.max_bad_steps,
             write=self.engine.main,
@@ -188,7 +188,7 @@ class _Loop:
         )
         with progress:
             for step in range(session.first, loop.steps):
-                self.watchdog.beat(f"step {step + 1}", checkpoint=self._kept())
+                self.watchdog.beat(f"step {step + 1}", checkpoint=self._last_checkpoint())
                 signal = self._update(step)
                 done = step + 1
                 progress.update()
@@ -290,7 +290,7 @@ class _Loop:
                 self.tracker.preview(done, found.preview)
         return best
 
-    def _kept(self) -> str:
+    def _last_checkpoint(self) -> str:
         saved = self.session.saved
         return "" if saved is None else f"step {saved} in {self.session.run}"
 

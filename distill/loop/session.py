@@ -83,8 +83,9 @@ class TrainingTask:
 
 @contextmanager
 def everywhere(engine: Engine, *, status: int = CANNOT_GO_ON) -> Iterator[None]:
-    """What goes wrong inside in one process (ValueError, OSError) is a TrainingError in all of them, so that none waits
-    for the others; wrong input stays a ValueError in a single one. Collective at its end; nothing inside may be."""
+    """An error inside (ValueError, OSError) in one process becomes a TrainingError in all, so that none of them waits.
+
+    With a single process, wrong input stays a ValueError. Collective at its end; nothing inside may be collective."""
     error: str | None = None
     try:
         yield
@@ -112,7 +113,10 @@ class Session:
     """
 
     def __init__(self, task: TrainingTask, run: Path, engine: Engine) -> None:
-        """Take up the newest checkpoint of `run` that verifies, if there is one: `first` is the step to go on from."""
+        """Write the description of the run into its folder, or compare it with the one that is there.
+
+        `begin` then restores the newest checkpoint that verifies: `first` is the step from which the run goes on.
+        """
         self.task, self.run, self.engine = task, run, engine
         self.first, self.bad_in_a_row = 0, 0
         self.best: tuple[int, float] | None = None
@@ -131,7 +135,7 @@ class Session:
         self.finished = engine.gather(self.finished)[0]
 
     def begin(self, *, micro_batch: int, accumulation: int) -> None:
-        """Everything in its place on the device, as the checkpoint left it."""
+        """Prepare networks, optimiser and averages on the device, as the newest checkpoint has them if there is one."""
         engine, task, loop = self.engine, self.task, self.task.loop
         net = task.net.train()
         for teacher in task.frozen:
@@ -158,11 +162,11 @@ class Session:
         if found:
             engine.load_moments(found.tensors("optimizer"))
             self.averages.load(found.tensors)
-            self._take_up(found)
+            self._restore(found)
         if loop.evaluation.every:
             with ending(WRONG_INPUT):
                 task.evaluate.open(engine)
-        self._greet()
+        self._report_start()
         with everywhere(engine):
             if engine.main and self.first < loop.steps:
                 self._begin_stretch()
@@ -181,8 +185,8 @@ class Session:
                 tensors = {"model": model, "optimizer": moments}
                 for name, average in zip(self.averages.names, averages, strict=True):
                     tensors[name] = model | {n: t.to(model[n].dtype) for n, t in average.items()}
-                keep, kept = self.task.loop.keep_last, None if self.best is None else self.best[0]
-                folder = checkpoint.save(self.run, step, tensors, state, keep_last=keep, best=kept)
+                keep, best_step = self.task.loop.keep_last, None if self.best is None else self.best[0]
+                folder = checkpoint.save(self.run, step, tensors, state, keep_last=keep, best=best_step)
                 self._publish(folder)
         self.saved = step
 
@@ -199,8 +203,9 @@ class Session:
                         write_snapshot(self.run, average, done)
 
     def evaluate(self, done: int) -> tuple[Evaluated | None, bool]:
-        """What held-out clips say of the weights that sampling takes, the narrowest average (in the main process), and
-        whether they are the best so far (in every process)."""
+        """Evaluate the weights that sampling takes, those of the narrowest average, on held-out clips.
+
+        The numbers are returned in the main process alone, whether they are the best so far in every process."""
         net, stds = self.engine.plain, self.task.loop.ema_std
         narrowest: Tensors = {}
         if stds:
@@ -215,7 +220,9 @@ class Session:
         return found, True
 
     def _describe(self) -> None:
-        """config.json and what lies beside the weights, each recorded in digests.json; nothing in a finished run."""
+        """Write config.json, codec and features.json beside the weights and their digests into digests.json.
+
+        A finished run is left as it is. Raises ValueError where the folder holds a run of another configuration."""
         task, run = self.task, self.run
         described = (run, task.kind, task.config, task.net.config, task.digests, task.licence)
         _mend_record(run)
@@ -241,7 +248,8 @@ class Session:
         config = [] if "config.json" in read_digests(run) else ["config.json"]
         write_digests(run, ["codec.safetensors", "features.json", *config])
 
-    def _take_up(self, found: checkpoint.Checkpoint) -> None:
+    def _restore(self, found: checkpoint.Checkpoint) -> None:
+        """Go on from the state of a checkpoint, and publish its weights again."""
         best = found.state["best"]
         self.first = self.saved = found.step
         self.bad_in_a_row, self.log = int(found.state["bad_in_a_row"]), found.state["log"]
@@ -254,7 +262,7 @@ class Session:
                 checkpoint.drop_later(self.run, found.step)
 
     def _first_evaluation(self) -> object:
-        """What a run was evaluated with at its start: checkpoints of earlier versions do not say."""
+        """Settings of the evaluation at the start of the run, which checkpoints of earlier versions do not hold."""
         plain: Any = read_run_config(self.run)["run"]
         return {name: plain["loop"]["evaluation"].get(name) for name in self.measured}
 
@@ -269,14 +277,15 @@ class Session:
             return
         if self.engine.main and self.best is not None:
             print(
-                f"evaluation: {_told(self.measured)} from now on, {_told(measured)} before: they cannot be compared, "
-                f"so the best evaluation so far (step {self.best[0]}) no longer counts, and the best starts anew",
+                f"evaluation: {_listed(self.measured)} from now on, {_listed(measured)} before: they cannot be "
+                f"compared, so the best evaluation so far (step {self.best[0]}) no longer counts, and the best starts "
+                "anew",
                 flush=True,
             )
         self.best = None
 
     def _begin_stretch(self) -> None:
-        """A line in history.jsonl for the steps from here on; what it says of steps that come again is dropped.
+        """Append a line to history.jsonl on the steps from here on; lines on steps that come again are dropped.
 
         Another precision than before is allowed, as another number of processes is: weights, gradients and moments are
         float32 in both (`Engine.precision`), and a training begun on one machine may have to end on another. The result
@@ -297,7 +306,7 @@ class Session:
         }
         if self.task.averaged_targets:
             stretch["targets"] = self._targets()
-            self._say_targets(before)
+            self._report_targets(before)
         append_lines(path, [json.dumps(stretch, ensure_ascii=False)])
         if before is not None and before.get("precision") != precision:
             print(
@@ -313,8 +322,8 @@ class Session:
         average = self.averages.network_average
         return "the present weights" if average is None else average.name
 
-    def _say_targets(self, before: dict[str, Any] | None) -> None:
-        """A line where targets come from other weights than one would think: none are averaged, or they were not."""
+    def _report_targets(self, before: dict[str, Any] | None) -> None:
+        """Print a line where targets come from other weights than expected: none are averaged, or none were before."""
         if self.averages.network_average is None:
             print("targets: from the present weights, since loop.ema_std names no average", flush=True)
         elif before is not None and "targets" not in before:  # a run that an earlier version began
@@ -324,7 +333,8 @@ class Session:
                 flush=True,
             )
 
-    def _greet(self) -> None:
+    def _report_start(self) -> None:
+        """Print how much is trained, on how many clips, and how: one line."""
         if self.engine.main:
             named, task = dict(self.engine.plain.named_parameters()), self.task
             count = sum(named[name].numel() for name in self.trained)
@@ -379,7 +389,7 @@ def _mend_record(run: Path) -> None:
         (run / DIGESTS).unlink()
 
 
-def _told(measured: object) -> str:
+def _listed(measured: object) -> str:
     if not isinstance(measured, dict):
         return "others"
     return ", ".join(f"{name} {value}" for name, value in measured.items())

@@ -56,7 +56,7 @@ class Tracker:
 
     def _uncaught(self, failed: threading.ExceptHookArgs) -> None:
         """What TensorBoard's writing thread could not write, on a full disk, is raised again where the next value is
-        handed over, and said there in one line; its traceback would only hide that."""
+        handed over, and reported there in one line; its traceback would only hide that."""
         if not (isinstance(failed.exc_value, OSError) and type(failed.thread).__module__.startswith("tensorboard.")):
             self._before(failed)
 
@@ -123,17 +123,17 @@ class Means:
 
 
 class Pace:
-    """Sounds per second since the last look, and the time that the remaining steps take at the pace so far."""
+    """Sounds per second since the last line of the log, and the seconds that the remaining steps will take."""
 
     def __init__(self, first: int, steps: int, batch_size: int) -> None:
         self.first, self.steps, self.batch_size = first, steps, batch_size
-        self.began = self.looked = time.perf_counter()
-        self.seen = first
+        self.began = self.logged_at = time.perf_counter()
+        self.logged_step = first
 
     def at(self, done: int) -> dict[str, float]:
         """Numbers for the log after `done` steps."""
         now = time.perf_counter()
-        rate = (done - self.seen) * self.batch_size / max(now - self.looked, 1e-9)
+        rate = (done - self.logged_step) * self.batch_size / max(now - self.logged_at, 1e-9)
         per_step = (now - self.began) / max(done - self.first, 1)
-        self.seen, self.looked = done, now
+        self.logged_step, self.logged_at = done, now
         return {"sounds_per_second": rate, "seconds_remaining": per_step * (self.steps - done)}

@@ -149,7 +149,7 @@ def _to_standard_error(text: str) -> None:
     os.write(2, (text + "\n").encode())  # past sys.stderr, whose lock a stuck thread may hold
 
 
-class Skipped:
+class SkippedSteps:
     """Steps left out because loss or gradient was not finite: lines of run/skipped.jsonl, and an end after too many.
 
     A line is {step, reason: "loss" | "gradient", loss: of each clip or null, ids: the clips whose loss was not finite,

@@ -196,8 +196,8 @@ TEACHERS: dict[str, Callable[[], TeacherRun]] = {
     "finetune": teacher_finetune,
     "lora": teacher_lora,
     **{
-        f"ablate-{name}": _described(f"small-16k as published but for one thing: {says}.", make)
-        for name, (says, make) in ABLATIONS.items()
+        f"ablate-{name}": _described(f"small-16k as published but for one thing: {difference}.", make)
+        for name, (difference, make) in ABLATIONS.items()
     },
 }
 """Presets by the name that `mf-train-teacher` gives them; a docstring's first line is its help. Built when called."""

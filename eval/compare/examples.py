@@ -1,6 +1,4 @@
-"""Pictures of sounds.
-
-The players of the page: a few clips, each as ground truth and as every kept generation, with spectrograms."""
+"""The players of the page: a few clips, each as ground truth and as every saved generation, with spectrograms."""
 
 import json
 from collections.abc import Sequence
@@ -83,7 +81,7 @@ class ExampleWriter:
     def examples(
         self, task: Task, records: Sequence[Record], waves: Tensor, audio: SavedAudio
     ) -> list[dict[str, object]]:
-        """Entries for the first `audio.count` clips; generations that were not kept are left out."""
+        """Entries for the first `audio.count` clips; generations that were not saved are left out."""
         return [
             self._example(task, record, wave, audio)
             for record, wave in list(zip(records, waves, strict=True))[: audio.count]

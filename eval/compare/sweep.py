@@ -21,7 +21,7 @@ from teacher.network.conditions import Conditions
 from teacher.sampling.generator import clip_seed
 
 PART = 32
-"""Clips generated, scored and kept at a time; what a killed run loses at most."""
+"""Clips generated, scored and written at a time; what a killed run loses at most."""
 
 
 class Generate(Protocol):
@@ -58,7 +58,7 @@ class Origin:
 
 @dataclass(frozen=True, kw_only=True)
 class SavedAudio:
-    """Which waves to keep: the first `count` clips of one seed, as WAV files in `folder`."""
+    """The waves that are saved: those of the first `count` clips of one seed, as WAV files in `folder`."""
 
     folder: Path
     count: int
@@ -122,10 +122,10 @@ def sweep(
                 conditions = conditions if task == "vta" else conditions.without_video()
                 waves = _generated(generate, clips.ids[first:last], conditions, count, seed)
                 if audio is not None and audio.seed == seed:
-                    kept = [
+                    files = [
                         audio.path(task, model, count, guidance, i) for i in clips.ids[first : min(last, audio.count)]
                     ]
-                    write_waves(waves, kept, scorer.sample_rate, audio.comment)
+                    write_waves(waves, files, scorer.sample_rate, audio.comment)
                 scorer.features(first, waves, task).write(part_path(folder, first, last))
 
             paths = in_parts(
@@ -174,7 +174,7 @@ def record(
 ) -> Row:
     """Append scores as a row, those of single clips first; also the way floors and ceilings enter (steps 0).
 
-    Features of the generated and of the reference clips are kept in embeddings/. `own`: whose inception score and
+    Features of the generated and of the reference clips go to embeddings/. `own`: whose inception score and
     number of clips it is, if not those of `features` (the row of real sound, whose distances are those of other clips).
     """
     clips = features if own is None else own

@@ -333,7 +333,7 @@ class _Reference:
         records = [self.features.records[k] for k in rows]
         return {
             "clips": [(r.id, self.digests.of(Path(r.path)), r.start_s) for r in records],
-            "listeners": [one.name for one in self.sources],
+            "listeners": [one.name for one in self.sources],  # so called since the first caches were written
             "seconds": self.features.duration_s,
             "unreadable": self.unreadable,
             "rate": self.features.sequence.sample_rate,

@@ -82,7 +82,7 @@ class LoadedFile:
 
 
 class _NotRead:
-    """Stands in for NumPy's classes and functions in a checkpoint: takes what they would get and keeps none of it.
+    """Stands in for NumPy's classes and functions in a checkpoint: takes what they would get and drops it.
 
     The published Cnn14_16k file holds the order of its training clips as an array. With this in its place, NumPy is
     never called by a file, and what is not a tensor is lost.
@@ -221,10 +221,10 @@ def check_waves(waves: Tensor, *, model: str, sample_rate: int, shortest: int) -
 @contextmanager
 def exact_float32() -> Iterator[None]:
     """float32 convolutions and products without TF32, whose 10-bit mantissa would move scores between devices."""
-    kept = torch.get_float32_matmul_precision()
+    before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")
     try:
         with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
             yield
     finally:
-        torch.set_float32_matmul_precision(kept)
+        torch.set_float32_matmul_precision(before)

@@ -1,7 +1,7 @@
 """How a clip's sound reaches an embedding model: one policy for both sides of every comparison.
 
 The order is av-benchmark's: mean over the channels, minus the clip's own mean (DC), resampling, cut to the duration.
-Nothing is padded here; what a model does with a short clip is told by its adapter.
+Nothing is padded here; what a model does with a short clip stands in its adapter.
 
 Differences from av-benchmark, and why:
 - Resampling is soxr's "HQ" (pass band to 0.91 of Nyquist, linear phase) in place of torchaudio's windowed sinc of

@@ -123,7 +123,7 @@ COMPANIONS = {
     "_splits": ("parts", 0, "Parts of the clips that {label} is averaged over; only equal numbers can be compared."),
     "_error": ("error", 3, "Standard error of the intercept that {label} is."),
     "_bias": ("bias", 2, "First-order bias of {label} at this number of clips, as rows of older versions keep it."),
-    "_clips": ("clips", 0, "Clips that {label} could be told of; it is their mean."),
+    "_clips": ("clips", 0, "Clips that have {label}; it is their mean."),
 }
 """What stands in a row beside a metric under its key and a suffix: word after its label, digits, explanation."""
 _BY_KEY = {m.key: m for m in METRICS}

@@ -21,9 +21,6 @@ if TYPE_CHECKING:
 
     from teacher.features.store import Record
 
-    OffsetHead = Callable[[Tensor, Tensor], Tensor]
-    """Features of one window, visual (clips, 14, 8, d) and audio (clips, 14, 6, d) -> logits (clips, 21)."""
-
 WINDOW_SEGMENTS = 14
 """As many as the offset head has positions for."""
 SEGMENT_S = 0.64
@@ -67,21 +64,6 @@ class DeSync:
             raise ValueError(f"first and last must be of the same clips, got {len(first)} and {len(last)}")
         return cls(offsets_s=torch.stack((offset_s(first), offset_s(last)), dim=1).cpu().numpy())
 
-    @classmethod
-    def from_features(cls, visual: Tensor, audio: Tensor, head: OffsetHead) -> Self:
-        """visual (clips, segments, 8, d) and audio (clips, segments, 6, d) of equally many segments.
-
-        Raises:
-            ValueError: unequal numbers of clips or segments, or fewer than 14 segments.
-        """
-        if visual.shape[:2] != audio.shape[:2]:
-            raise ValueError(
-                "visual and audio must have the same clips and segments, "
-                f"got {tuple(visual.shape[:2])} and {tuple(audio.shape[:2])}"
-            )
-        first, last = first_and_last(visual.shape[1])
-        return cls.from_logits(head(visual[:, first], audio[:, first]), head(visual[:, last], audio[:, last]))
-
     @property
     def per_clip_s(self) -> NDArray[np.float64]:
         """(clips,): mean of |offset| over the two windows."""
@@ -102,15 +84,6 @@ def first_and_last(segments: int) -> tuple[slice, slice]:
         length = f"{segments} segments ({SEGMENT_S + (segments - 1) * STEP_S:.2f} s)" if segments > 0 else "none"
         raise ValueError(f"a clip must have at least {WINDOW_SEGMENTS} segments (4.80 s) for DeSync, got {length}")
     return slice(0, WINDOW_SEGMENTS), slice(segments - WINDOW_SEGMENTS, segments)
-
-
-def expected_s(probabilities: Tensor) -> Tensor:
-    """Mean |offset| of a law over the classes, (..., 21) -> (...); 22/21 for the even one. Float64."""
-    from teacher.encoders.synchformer_sync import class_offsets_s
-
-    if probabilities.shape[-1] != CLASSES:
-        raise ValueError(f"probabilities must be over {CLASSES} classes, got {probabilities.shape[-1]}")
-    return probabilities.double() @ class_offsets_s(CLASSES).abs().to(probabilities.device)
 
 
 class OffsetModel(Protocol):

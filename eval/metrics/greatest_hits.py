@@ -51,7 +51,7 @@ AVERAGED_BEFORE, AVERAGED_AFTER, WAIT_FRAMES = 4, 5, 1
 
 @dataclass(frozen=True, kw_only=True)
 class ScriptScores:
-    """Scores of one file, or their mean over files."""
+    """Scores of one file."""
 
     accuracy: float
     average_precision: float
@@ -91,17 +91,6 @@ def script_scores(
         accuracy=hits / len(events) if len(events) else 0.0,
         average_precision=average_precision(truth, values),
         f1=_f1(truth, values > 0),
-    )
-
-
-def mean_scores(scores: Sequence[ScriptScores]) -> ScriptScores:
-    """Plain mean over files. Raises ValueError without files."""
-    if not scores:
-        raise ValueError("scores must hold at least one file, got none")
-    return ScriptScores(
-        accuracy=float(np.mean([s.accuracy for s in scores])),
-        average_precision=float(np.mean([s.average_precision for s in scores])),
-        f1=float(np.mean([s.f1 for s in scores])),
     )
 
 

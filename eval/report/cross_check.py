@@ -1,4 +1,4 @@
-"""cross-check.json: distances and scores computed a second time, by another package, from the same features.
+"""cross-check.json, which `mf-verify --cross-check` writes: metrics computed a second time by another package.
 
 {"package": "torch-fidelity 0.4.0", "rows": [{"task", "model", "steps", "guidance", "seed", "metric",
                                               "ours", "theirs"}, ...]}
@@ -12,7 +12,7 @@ from pathlib import Path
 from eval.compare.rows import Task
 from eval.metrics import metric, metrics_of
 from eval.report.blocks import Cell, Table, TableRow
-from eval.report.settings import Setting
+from eval.report.settings import Setting, SettingKey
 from eval.report.tables import NONE, significant
 
 
@@ -31,14 +31,19 @@ class CheckedValue:
     theirs: float
 
     @property
+    def key(self) -> SettingKey:
+        """Of its setting."""
+        return self.task, self.model, self.steps, self.guidance
+
+    @property
     def difference(self) -> float:
         """|ours - theirs|."""
         return abs(self.ours - self.theirs)
 
 
 @dataclass(frozen=True, kw_only=True)
-class CrossCheck:
-    """Everything that one package was asked to compute again."""
+class CrossChecked:
+    """Everything that one package computed a second time."""
 
     package: str
     """Name and version."""
@@ -46,14 +51,16 @@ class CrossCheck:
 
     def table(self, chosen: Sequence[Setting]) -> Table | None:
         """One line per metric of the settings of one task: how many values were computed twice, and the pair that
-        differs most; None where none of them was."""
-        titles = {s.key: s.title for s in chosen}
-        own = [r for r in self.rows if (r.task, r.model, r.steps, r.guidance) in titles]
+        differs most. Values that are no longer those of the rows are left out; None where nothing remains."""
+        settings = {s.key: s for s in chosen}
+        own = [r for r in self.rows if r.key in settings and _is_current(r, settings[r.key])]
         lines = []
         for found in metrics_of(r.metric for r in own):
             values = [r for r in own if r.metric == found.key]
             worst = max(values, key=lambda r: r.difference)
-            place = f"{titles[worst.task, worst.model, worst.steps, worst.guidance]}, seed {worst.seed}"
+            place = f"{settings[worst.key].title}, seed {worst.seed}"
+            if not settings[worst.key].generated:
+                place = settings[worst.key].name
             texts = (
                 str(len(values)),
                 f"{worst.ours:.6g}",
@@ -68,7 +75,7 @@ class CrossCheck:
         return Table(columns=columns, rows=tuple(lines))
 
 
-def read_cross_check(path: Path) -> CrossCheck | None:
+def read_cross_check(path: Path) -> CrossChecked | None:
     """The file's content; None where there is no such file.
 
     Raises:
@@ -80,6 +87,12 @@ def read_cross_check(path: Path) -> CrossCheck | None:
         plain = json.loads(path.read_text(encoding="utf-8"))
         rows = tuple(CheckedValue(**{**row, "ours": float(row["ours"]), "theirs": float(row["theirs"])})
                      for row in plain["rows"])  # fmt: skip
-        return CrossCheck(package=str(plain["package"]), rows=rows)
+        return CrossChecked(package=str(plain["package"]), rows=rows)
     except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise ValueError(f"{path} is not a cross-check: {error!r}") from error
+
+
+def _is_current(value: CheckedValue, setting: Setting) -> bool:
+    """Whether our value is that of the row today; a comparison that was run again may have replaced it."""
+    row = setting.rows.get(value.seed)
+    return row is not None and row.metrics.get(value.metric) == value.ours

@@ -8,7 +8,7 @@ from typing import Self, get_args
 from eval.compare.hygiene import TestFacts, facts_of
 from eval.compare.rows import Row, Task, read_clip_scores, read_rows
 from eval.report.budgets import ModelBudget, read_budgets
-from eval.report.cross_check import CrossCheck, read_cross_check
+from eval.report.cross_check import CrossChecked, read_cross_check
 from eval.report.players import Example, read_examples
 from eval.report.settings import Setting, settings
 
@@ -23,7 +23,7 @@ class TaskResults:
     """None where the ids of the clips scored are not known."""
     budgets: tuple[ModelBudget, ...] = ()
     examples: tuple[Example, ...] = ()
-    cross_check: CrossCheck | None = None
+    cross_check: CrossChecked | None = None
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

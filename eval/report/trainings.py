@@ -48,15 +48,21 @@ def over_trainings(trainings: Sequence[Sequence[Row]], task: Task) -> NumberTabl
         scale = f"{whole.guidance:g}" if whole.steps else ""
         times = [whole.rtf.get("flow network"), whole.rtf.get(scope)]
         lines.append((model, whole.steps or None, scale, whole.nfe or None, *scores, *times))
-    titles = [t for name in shown for t in ((QUOTED_SCORES[name][0], "FD by training") if name == "frechet" else
-                                            (QUOTED_SCORES[name][0],))]  # fmt: skip
-    digits = [d for name in shown for d in ((QUOTED_SCORES[name][1], "") if name == "frechet" else
-                                            (QUOTED_SCORES[name][1],))]  # fmt: skip
+    columns = [column for name in shown for column in _columns(name)]
     return NumberTable(
-        columns=("model", "steps", "guidance", "evaluations", *titles, "RTF, flow network", f"RTF, {scope}"),
-        formats=("", "d", "", "d", *digits, ".4f", ".4f"),
+        columns=(
+            *("model", "steps", "guidance", "evaluations"),
+            *(title for title, _ in columns),
+            *("RTF, flow network", f"RTF, {scope}"),
+        ),
+        formats=("", "d", "", "d", *(digits for _, digits in columns), ".4f", ".4f"),
         rows=tuple(lines),
     )
+
+
+def _columns(name: str) -> list[tuple[str, str]]:
+    """Title and format of the column of a score; behind FD that of every training by itself."""
+    return [QUOTED_SCORES[name], *([("FD by training", "")] if name == "frechet" else [])]
 
 
 def _renumbered(trainings: Sequence[Sequence[Row]]) -> list[Row]:

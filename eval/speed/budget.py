@@ -30,7 +30,7 @@ TOTALS: Mapping[str, tuple[str, ...]] = {
     "frames to wave": STAGES[1:],
     "video-to-audio": STAGES,
 }
-"""Named sums of stages. Published figures differ in scope; these say what they include."""
+"""Named sums of stages. Published figures differ in scope; the names here state theirs."""
 
 SCOPES: Mapping[str, str] = {
     "generator only": "the flow network with its features given, latents out, no sound yet",

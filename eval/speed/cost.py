@@ -44,7 +44,7 @@ class Counted:
 
 
 def count(call: Callable[[], Any]) -> Counted:
-    """Run `call` once and count. Only torch operators are seen, of this thread and not those of compiled code."""
+    """Run `call` once and count. Counts operators of torch alone, in this thread, and none of compiled code."""
     moved = _Operands()
     with FlopCounterMode(display=False, custom_mapping={_CPU_ATTENTION: _attention_flops}) as flops, moved:
         result = call()

@@ -74,7 +74,7 @@ def machine_facts(device: torch.device | str = "cpu", dtype: torch.dtype = torch
 
 
 def _cpu_name() -> str:
-    """Model name where Linux tells it, else the architecture."""
+    """Model name from /proc/cpuinfo, else the architecture."""
     try:
         with open("/proc/cpuinfo", encoding="utf-8") as file:
             names = [line.partition(":")[2].strip() for line in file if line.startswith("model name")]

@@ -13,7 +13,7 @@ from typing import Any, Self
 import torch
 import tyro
 
-from scripts.app.studio import Limits, Model, Setting, Studio
+from scripts.app.studio import Limits, Model, ModelSetting, Studio
 from scripts.app.workspace import Workspace
 from scripts.errors import one_line_errors
 from teacher.network.sequence import MIN_DURATION_S
@@ -30,7 +30,7 @@ class App:
     run: Path = Path("runs/demo/student")
     """Run folder of the student, or of any one network."""
     teacher: Path | None = Path("runs/demo/teacher")
-    """Run folder of the teacher to be heard beside it; None for a page with one model."""
+    """Run folder of the teacher beside it; None for a page with one model."""
     host: str = "127.0.0.1"
     """Address to listen at; 0.0.0.0 lets other machines in, and there is no password."""
     port: int = 7860
@@ -73,12 +73,12 @@ class App:
         return Limits(seconds=self.max_seconds, pixels=1e9 * self.max_gigapixels, evaluated_s=self.max_work)
 
     @property
-    def settings(self) -> tuple[Setting, ...]:
+    def settings(self) -> tuple[ModelSetting, ...]:
         """What the sliders start with. Raises ValueError."""
-        student = Setting(model="student", steps=1, guidance=self.guidance)
+        student = ModelSetting(model="student", steps=1, guidance=self.guidance)
         if self.teacher is None:
             return (student,)
-        return (student, Setting(model="teacher", steps=self.teacher_steps, guidance=self.teacher_guidance))
+        return (student, ModelSetting(model="teacher", steps=self.teacher_steps, guidance=self.teacher_guidance))
 
 
 @one_line_errors

@@ -209,7 +209,7 @@ class Guard:
 
 
 class GuardedApp(App):
-    """gradio's application behind a guard that comes before all of its own middleware, of which one would tell a
+    """gradio's application behind a guard that comes before all of its own middleware, of which one would let a
     browser that pages of other hosts may read the answers."""
 
     guard: Guard
@@ -229,7 +229,7 @@ async def _drained(receive: Receive) -> None:
 
 
 def _bounded(receive: Receive, longest: int) -> Receive:
-    """The same stream of a request's body, which ends in an error beyond so many bytes, whatever it said before."""
+    """The same stream of a request's body, which ends in an error beyond so many bytes, whatever length it stated."""
     taken = 0
 
     async def counted() -> Message:

@@ -8,7 +8,7 @@ from pathlib import Path
 from eval.report.blocks import Table
 from eval.report.budgets import READING, budget_table, circumstances, totals_table
 from eval.speed.budget import Budget
-from scripts.app.studio import Limits, Made, Take
+from scripts.app.studio import ClickResult, Limits, Take
 from teacher.media import MediaInfo
 from teacher.sampling.stages import ENCODING, STAGES
 
@@ -80,20 +80,20 @@ def preview(video: Path, info: MediaInfo, address: Address) -> str:
     )
 
 
-def comparison(made: Made, address: Address) -> str:
+def comparison(made: ClickResult, address: Address) -> str:
     """One card per model, then where the time went."""
     cards = "".join(_card(take, take.model.capitalize(), address) for take in made.takes)
     return f'<div class="mf-cards">{cards}</div>{latency(made)}'
 
 
-def grid(made: Made, address: Address) -> str:
+def grid(made: ClickResult, address: Address) -> str:
     """One small card per seed, then where the time went."""
     cards = "".join(_card(take, f"Seed {take.sound.seed}", address, seed=False) for take in made.takes)
     note = "All in one call of the pipeline. The film with one of them: set its seed above and make sound."
     return f'<div class="mf-cards mf-grid">{cards}</div><p class="mf-soft">{note}</p>{latency(made)}'
 
 
-def latency(made: Made) -> str:
+def latency(made: ClickResult) -> str:
     """Milliseconds of this click by stage and model, and its real-time factor; writing the files is not in it."""
     names = list(made.seconds)
     wholes = {name: sum(made.seconds[name].values()) for name in names}

@@ -12,7 +12,7 @@ from gradio.routes import ORJSONResponse
 
 from scripts.app import html
 from scripts.app.guard import Guard, GuardedApp, Hosts, Visitors
-from scripts.app.studio import GRIDS, MAX_SEED, Ask, Check, Setting, Studio
+from scripts.app.studio import GRIDS, MAX_SEED, Check, ModelSetting, SoundRequest, Studio
 from teacher.media import VIDEO_SUFFIXES
 from teacher.network.sequence import MIN_DURATION_S
 
@@ -22,7 +22,7 @@ SUFFIXES = sorted({*VIDEO_SUFFIXES, ".webm", ".avi", ".ts", ".mpg", ".wmv"})
 STEPS, GUIDANCE = 50, 8.0
 """Ends of the sliders."""
 QUEUE = 16
-"""Clicks that wait; further ones are told that the queue is full."""
+"""Clicks that wait; further ones get an error, the queue is full."""
 
 
 def address(path: Path) -> str:
@@ -72,27 +72,27 @@ def actions(studio: Studio, visitors: Visitors) -> dict[str, Callable[..., str]]
     """What events call: functions from a request and the values of the form to HTML."""
     names = [model.name for model in studio.models]
 
-    def ask(video: object, prompt: Any, negative: Any, duration_s: Any) -> Ask:
+    def ask(video: object, prompt: Any, negative: Any, duration_s: Any) -> SoundRequest:
         path = studio.workspace.upload(video)
         studio.workspace.sweep(keep=path)
-        return Ask(video=path, prompt=prompt, negative_prompt=negative, duration_s=duration_s)
+        return SoundRequest(video=path, prompt=prompt, negative_prompt=negative, duration_s=duration_s)
 
     def look(check: Check, video: object) -> str:
         path = studio.workspace.upload(video)
         studio.workspace.sweep(keep=path)
-        return "" if path is None else html.preview(path, studio.look(path), address)
+        return "" if path is None else html.preview(path, studio.check_video(path), address)
 
     def make(check: Check, video: object, prompt: Any, negative: Any, duration_s: Any, seed: Any, *numbers: Any) -> str:
         wanted = ask(video, prompt, negative, duration_s)
         pairs = zip(names, numbers[::2], numbers[1::2], strict=True)
-        settings = [Setting(model=name, steps=steps, guidance=guidance) for name, steps, guidance in pairs]
+        settings = [ModelSetting(model=name, steps=steps, guidance=guidance) for name, steps, guidance in pairs]
         return html.comparison(studio.compare(wanted, settings, seed, check), address)
 
-    def chosen(model: Any, numbers: Sequence[Any]) -> Setting:
+    def chosen(model: Any, numbers: Sequence[Any]) -> ModelSetting:
         if model not in names:
             raise ValueError(f"the model must be one of {', '.join(names)}")
         k = 2 * names.index(model)
-        return Setting(model=model, steps=numbers[k], guidance=numbers[k + 1])
+        return ModelSetting(model=model, steps=numbers[k], guidance=numbers[k + 1])
 
     def grid(
         check: Check, video: object, prompt: Any, negative: Any, duration_s: Any, seed: Any, model: Any, count: Any,

@@ -1,4 +1,5 @@
-"""What the buttons of the web page do, without the page: requests checked, scenes kept, sounds made and timed."""
+"""What the buttons of the web page do, without the page: requests are checked, scenes are encoded once and held, sounds
+are made, written and timed."""
 
 import hashlib
 import math
@@ -39,7 +40,7 @@ class StoppedError(ValueError):
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """What one click may ask for, so that the others do not wait for ever."""
+    """What one click may ask for, so that other visitors are served too."""
 
     seconds: float = 60.0
     """Longest video and longest sound."""
@@ -51,8 +52,8 @@ class Limits:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Setting:
-    """How one model is to draw. Raises ValueError naming what is wrong."""
+class ModelSetting:
+    """Steps and guidance of one model. Raises ValueError with the name and the value that is wrong."""
 
     model: str
     steps: int
@@ -64,8 +65,8 @@ class Setting:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Ask:
-    """What is to be heard. Raises ValueError in words for the visitor."""
+class SoundRequest:
+    """What a visitor asks sound for. Raises ValueError in words that the page shows."""
 
     video: Path | None
     prompt: str | None
@@ -101,7 +102,7 @@ class Take:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Made:
+class ClickResult:
     """What one click made."""
 
     takes: tuple[Take, ...]
@@ -124,8 +125,8 @@ class Studio:
     _scenes: OrderedDict[Key, Scene] = field(default_factory=OrderedDict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def look(self, video: Path) -> MediaInfo:
-        """What the video is. Raises MediaError where no sound can be made for it."""
+    def check_video(self, video: Path) -> MediaInfo:
+        """Facts about the video. Raises MediaError where no sound can be made for it here."""
         info = probe(video)
         if not info.has_video:
             raise MediaError(f"{video}: has no picture to make sound for; type what is to be heard instead")
@@ -140,21 +141,25 @@ class Studio:
             )
         return info
 
-    def compare(self, ask: Ask, settings: Sequence[Setting], seed: int, check: Check = never_stop) -> Made:
+    def compare(
+        self, ask: SoundRequest, settings: Sequence[ModelSetting], seed: int, check: Check = never_stop
+    ) -> ClickResult:
         """One sound of every model from the same seed, and the video again with each."""
         return self._make(ask, settings, [_whole("seed", seed, 0, MAX_SEED)], check, films=True)
 
-    def grid(self, ask: Ask, setting: Setting, seed: int, count: int, check: Check = never_stop) -> Made:
+    def grid(
+        self, ask: SoundRequest, setting: ModelSetting, seed: int, count: int, check: Check = never_stop
+    ) -> ClickResult:
         """`count` sounds of one model from consecutive seeds, asked of the pipeline in a single call."""
         if count not in GRIDS:
             raise ValueError(f"a grid has {' or '.join(map(str, GRIDS))} sounds, got {count}")
         first = _whole("seed", seed, 0, MAX_SEED)
         return self._make(ask, [setting], list(range(first, first + count)), check, films=False)
 
-    def budget(self, ask: Ask, setting: Setting, check: Check = never_stop) -> Budget:
+    def budget(self, ask: SoundRequest, setting: ModelSetting, check: Check = never_stop) -> Budget:
         """Every stage of one window counted and timed on its own, a few times over (eval/speed/measure.py)."""
         pipeline = self._model(setting.model).pipeline
-        total_s = self._length_s(ask, pipeline)
+        total_s = self._length_s(ask, pipeline, self._video_s(ask))
         self._check_work(min(total_s, pipeline.window_s), [setting], BUDGET_RUNS)
         workload = Workload(
             duration_s=min(total_s, pipeline.window_s),
@@ -177,7 +182,7 @@ class Studio:
         if self._lock.acquire(timeout=timeout_s):
             self._lock.release()
 
-    def _check_work(self, length_s: float, settings: Sequence[Setting], runs: int) -> None:
+    def _check_work(self, length_s: float, settings: Sequence[ModelSetting], runs: int) -> None:
         """Raise ValueError where that many runs of so long a sound are more than one click may ask for."""
         asked = sum(length_s * runs * s.steps * (1 if s.guidance == 1.0 else 2) for s in settings)
         if asked > self.limits.evaluated_s:
@@ -186,20 +191,24 @@ class Studio:
                 f"a click may have {self.limits.evaluated_s:.0f}: ask for fewer steps, fewer sounds or less time"
             )
 
-    def _make(self, ask: Ask, settings: Sequence[Setting], seeds: list[int], check: Check, *, films: bool) -> Made:
+    def _make(
+        self, ask: SoundRequest, settings: Sequence[ModelSetting], seeds: list[int], check: Check, *, films: bool
+    ) -> ClickResult:
         seconds: dict[str, dict[str, float]] = {}
         encoded: dict[Key, dict[str, float]] = {}
         drawn: list[tuple[str, list[Sound]]] = []
         shared = False
-        lengths = {self._length_s(ask, self._model(setting.model).pipeline) for setting in settings}
-        self._check_work(max(lengths), settings, len(seeds))
+        video_s = self._video_s(ask)
+        lengths = {s.model: self._length_s(ask, self._model(s.model).pipeline, video_s) for s in settings}
+        self._check_work(max(lengths.values()), settings, len(seeds))
+        digest = None if ask.video is None else file_sha256(ask.video)
         with self._lock:
             clock = StageClock(check=check)
             for setting in settings:
                 check()
                 pipeline = self._model(setting.model).pipeline
-                key = self._key(ask, pipeline)
-                scene, encoding = self._scene(ask, pipeline, key, clock)
+                key = self._key(ask, digest, lengths[setting.model], pipeline)
+                scene, encoding = self._scene(ask, lengths[setting.model], pipeline, key, clock)
                 shared |= bool(encoded.get(key))
                 encoding = encoded.setdefault(key, encoding)
                 sounds, generation = self._draw(scene, setting, seeds, clock)
@@ -207,7 +216,7 @@ class Studio:
                 drawn.append((setting.model, sounds))
             takes = self._written(drawn, check, films=films)
         audio_s = sum(sound.duration_s for sound in drawn[0][1])
-        return Made(takes=tuple(takes), seconds=seconds, shared=shared, audio_s=audio_s)
+        return ClickResult(takes=tuple(takes), seconds=seconds, shared=shared, audio_s=audio_s)
 
     def _written(self, drawn: Sequence[tuple[str, list[Sound]]], check: Check, *, films: bool) -> list[Take]:
         folder = self.workspace.new_result()
@@ -223,27 +232,28 @@ class Studio:
         return takes
 
     def _draw(
-        self, scene: Scene, setting: Setting, seeds: list[int], clock: StageClock
+        self, scene: Scene, setting: ModelSetting, seeds: list[int], clock: StageClock
     ) -> tuple[list[Sound], dict[str, float]]:
         pipeline = self._model(setting.model).pipeline
         sounds = pipeline(scene, seeds=seeds, steps=setting.steps, guidance=setting.guidance, clock=clock)
         return sounds, clock.take()
 
-    def _key(self, ask: Ask, pipeline: Pipeline) -> Key:
-        """By which a scene is known: what is seen and said, and all that makes features of it. Raises ValueError for
-        what is too long, MediaError for an unusable video."""
+    def _key(self, ask: SoundRequest, digest: str | None, length_s: float, pipeline: Pipeline) -> Key:
+        """What an encoded scene depends on: the digest of the video, words, length, encoders and codec."""
         return (
-            None if ask.video is None else file_sha256(ask.video),
+            digest,
             ask.prompt,
             ask.negative_prompt,
-            self._length_s(ask, pipeline),
+            length_s,
             tuple(sorted(pipeline.encoders.names.items())) if ask.video else pipeline.encoders.text.name,
             pipeline.codec.sequence,
             pipeline.window_s,
         )
 
-    def _scene(self, ask: Ask, pipeline: Pipeline, key: Key, clock: StageClock) -> tuple[Scene, dict[str, float]]:
-        """The encoded scene and the seconds that took now, by stage: none where it was encoded before."""
+    def _scene(
+        self, ask: SoundRequest, length_s: float, pipeline: Pipeline, key: Key, clock: StageClock
+    ) -> tuple[Scene, dict[str, float]]:
+        """The encoded scene, and the seconds that its encoding took now by stage: none where a click before did it."""
         if key in self._scenes:
             self._scenes.move_to_end(key)
             # The same pictures may have come again under another name; the film is made from the file at hand.
@@ -252,7 +262,7 @@ class Studio:
             video=ask.video,
             prompt=ask.prompt,
             negative_prompt=ask.negative_prompt,
-            duration_s=self._length_s(ask, pipeline) if ask.video is None else None,
+            duration_s=length_s if ask.video is None else None,
             clock=clock,
         )
         self._scenes[key] = scene
@@ -260,9 +270,14 @@ class Studio:
             self._scenes.popitem(last=False)
         return scene, clock.take()
 
-    def _length_s(self, ask: Ask, pipeline: Pipeline) -> float:
-        if ask.video is not None:
-            return self.look(ask.video).duration_s
+    def _video_s(self, ask: SoundRequest) -> float | None:
+        """Duration of the video, None without one. Raises MediaError for a video that cannot be used here."""
+        return None if ask.video is None else self.check_video(ask.video).duration_s
+
+    def _length_s(self, ask: SoundRequest, pipeline: Pipeline, video_s: float | None) -> float:
+        """Seconds of sound. Raises ValueError for too many."""
+        if video_s is not None:
+            return video_s
         length_s = ask.duration_s or pipeline.window_s
         if length_s > self.limits.seconds:
             raise ValueError(f"{length_s:g} s of sound is too long, this page makes up to {self.limits.seconds:g} s")

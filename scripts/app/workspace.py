@@ -17,7 +17,7 @@ from teacher.files.locks import LOCK
 
 PREFIX = "mf-app-"
 KEEP_RESULTS = 24
-"""Clicks whose files can still be heard; older ones are removed."""
+"""Clicks whose files stay; older ones are removed."""
 KEEP_RESULTS_BYTES = 2 * 2**30
 KEEP_UPLOADS_S = 3600.0
 KEEP_UPLOADS_BYTES = 2 * 2**30
@@ -29,9 +29,9 @@ class Workspace:
 
     root: Path
     _made: list[Path] = field(default_factory=list)
-    """Folders of results in the order in which they were made, which no clock tells."""
+    """Folders of results in the order in which they were made, so that no clock is needed."""
     _used: dict[Path, float] = field(default_factory=dict)
-    """When an upload was last used, or first seen, by a clock that is never set."""
+    """When an upload was last used, or first found, by a clock that is never set."""
     _lock: threading.RLock = field(default_factory=threading.RLock)
     _closed: threading.Event = field(default_factory=threading.Event)
 

@@ -48,7 +48,7 @@ def kaiser_sinc_filter() -> Float[Tensor, "taps"]:
 
 @functools.lru_cache(maxsize=16)
 def resamplers(dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Matrices (BLOCK + 2 UP_MARGIN, 2 BLOCK) and (2 BLOCK + 2 DOWN_MARGIN, BLOCK) that make one block."""
+    """Matrices that resample one block: up (BLOCK + 2 UP_MARGIN, 2 BLOCK), down (2 BLOCK + 2 DOWN_MARGIN, BLOCK)."""
     with torch.inference_mode(False):
         taps = kaiser_sinc_filter().double()
         up = torch.zeros(BLOCK + 2 * UP_MARGIN, 2 * BLOCK, dtype=torch.float64, device="cpu")
@@ -81,14 +81,14 @@ def _blockwise(x: Float[Tensor, "rows padded"], matrix: Float[Tensor, "window ma
 
 
 def upsample(x: Float[Tensor, "rows time"]) -> Float[Tensor, "rows doubled"]:
-    """Twice the rate, gain 1, edges held."""
+    """Upsample rows by 2 with the lowpass filter h: gain 1, edges held."""
     length, tail = x.shape[1], -x.shape[1] % BLOCK
     matrix, _ = resamplers(x.dtype, x.device)
     return _blockwise(_hold(x, UP_MARGIN, tail + BLOCK - UP_MARGIN), matrix, BLOCK)[:, : 2 * length]
 
 
 def downsample(u: Float[Tensor, "rows doubled"]) -> Float[Tensor, "rows time"]:
-    """Half the rate after the lowpass filter, edges held; the length must be even."""
+    """Downsample rows by 2 after the lowpass filter h: edges held; the length must be even."""
     length = u.shape[1] // 2
     tail = -length % BLOCK
     _, matrix = resamplers(u.dtype, u.device)
@@ -108,7 +108,10 @@ def _activate(x: Tensor, frequency: Tensor, height: Tensor) -> Tensor:
 def anti_aliased_snake(
     x: Float[Tensor, "batch channels time"], alpha: Float[Tensor, "channels"], beta: Float[Tensor, "channels"]
 ) -> Float[Tensor, "batch channels time"]:
-    """The whole activation; alpha and beta are logarithms. Rows are independent of each other and of their number."""
+    """Snake-beta between upsampling and downsampling by 2; alpha and beta are logarithms.
+
+    Rows are independent of each other and of their number.
+    """
     batch, channels, length = x.shape
     frequency = alpha.exp().repeat(batch)[:, None]
     height = beta.exp().add(SNAKE_EPS).reciprocal().repeat(batch)[:, None]
@@ -124,7 +127,7 @@ def anti_aliased_snake(
 
 
 class SnakeBeta(nn.Module):
-    """The parameters of the activation, as logarithms."""
+    """The parameters alpha and beta of snake-beta, one each per channel, as logarithms."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()

@@ -55,7 +55,7 @@ class AudioCodec(Protocol):
 
     @property
     def latent_std(self) -> Float[Tensor, "channels"]:
-        """Their standard deviation."""
+        """Standard deviation of the posterior means over the training sounds; float32, on the CPU."""
         ...
 
     @property
@@ -69,7 +69,7 @@ class AudioCodec(Protocol):
         ...
 
     def posterior(self, wave: Float[Tensor, "batch samples"]) -> Posterior:
-        """Of ceil(samples / samples_per_latent) frames; the tail is padded with silence."""
+        """Distribution of the latent of a sound, ceil(samples / samples_per_latent) frames; the tail is silence."""
         ...
 
     def encode(self, wave: Float[Tensor, "batch samples"]) -> Float[Tensor, "batch frames channels"]:
@@ -98,7 +98,7 @@ class AudioCodec(Protocol):
 
 
 def check_statistics(mean: Tensor, std: Tensor, channels: int) -> tuple[Tensor, Tensor]:
-    """Both as float32 on the CPU; ValueError unless they are finite, one number per channel, std positive."""
+    """Mean and std of latents as float32 on the CPU; ValueError unless finite, one per channel, std positive."""
     for name, value in (("latent_mean", mean), ("latent_std", std)):
         if tuple(value.shape) != (channels,) or not bool(torch.isfinite(value).all()):
             raise ValueError(f"{name} must hold {channels} finite numbers, one per channel, got {tuple(value.shape)}")

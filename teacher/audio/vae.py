@@ -1,12 +1,4 @@
-"""Magnitude-preserving layers (Karras et al., EDM2, arXiv 2312.02696, equations 47, 66, 81 and 88), one-dimensional.
-
-    pixel_norm(x) = x / (1e-4 + rms over channels)          mp_silu(x) = silu(x) / 0.596
-    mp_sum(a, b)  = (0.7 a + 0.3 b) / sqrt(0.7^2 + 0.3^2)   weights: rows of norm one, no bias
-
-so that inputs of unit variance give outputs of unit variance. Everything is (B, channels, frames).
-
-
-MMAudio's latent codec: a magnitude-preserving convolutional VAE between log-mels and latents of half the frame rate.
+"""MMAudio's latent codec: a magnitude-preserving convolutional VAE between log-mels and latents of half the frame rate.
 
     encode  x = (mel - data_mean) / data_std;  encoder(x) = [mean, logvar], logvar in [-30, 20], std = exp(logvar / 2)
     decode  mel = decoder(z) data_std + data_mean
@@ -15,6 +7,12 @@ Layout is channels-first: mel (B, bins, frames), latent (B, channels, frames // 
 Names and shapes of the state dict are those of the published files, which hold raw weights. They are normalised once,
 in float32, after loading (`VAE.from_raw`, `load_vae`); a VAE with raw weights refuses to run, and one whose weights are
 normalised already refuses to normalise them again. After that it may be cast to bfloat16.
+
+Its layers preserve magnitudes (Karras et al., EDM2, arXiv 2312.02696, equations 47, 66, 81 and 88), here along one
+dimension, so that inputs of unit variance give outputs of unit variance:
+
+    pixel_norm(x) = x / (1e-4 + rms over channels)          mp_silu(x) = silu(x) / 0.596
+    mp_sum(a, b)  = (0.7 a + 0.3 b) / sqrt(0.7^2 + 0.3^2)   weights: rows of norm one, no bias
 """
 
 import math
@@ -35,7 +33,7 @@ from teacher.files.safetensors import read_content
 
 EPS = 1e-4
 MIX = 0.3
-"""Share of the residual branch."""
+"""Weight of the residual branch."""
 LIMIT = 256.0
 """Activations are clamped to +- this after every block; with normalised weights they never get there."""
 _MIXED = math.hypot(1 - MIX, MIX)
@@ -95,7 +93,7 @@ class MPConv1d(nn.Module):
         return functional.conv1d(x, self.weight, padding=self.weight.shape[2] // 2)
 
 
-class ResBlock(nn.Module):
+class MPResBlock(nn.Module):
     """mp_sum(shortcut(n), conv2(s(conv1(s(n))))) with n = pixel_norm(x): the shortcut sees the normalised x too."""
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
@@ -112,7 +110,7 @@ class ResBlock(nn.Module):
         return mp_sum(self.nin_shortcut(x) if self.changes_width else x, y)
 
 
-class Attention(nn.Module):
+class MPAttention(nn.Module):
     """Single-head self-attention over frames; q, k and v are pixel-normalised, the skip path is not."""
 
     def __init__(self, channels: int) -> None:
@@ -133,9 +131,9 @@ class Middle(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.block_1 = ResBlock(channels, channels)
-        self.attn_1 = Attention(channels)
-        self.block_2 = ResBlock(channels, channels)
+        self.block_1 = MPResBlock(channels, channels)
+        self.attn_1 = MPAttention(channels)
+        self.block_2 = MPResBlock(channels, channels)
 
     def forward(self, x: Float[Tensor, "batch channels frames"]) -> Float[Tensor, "batch channels frames"]:
         return cast(Tensor, self.block_2(self.attn_1(self.block_1(x)))).clamp(-LIMIT, LIMIT)
@@ -169,7 +167,7 @@ class Level(nn.Module):
 
     def __init__(self, widths: tuple[int, ...], resample: Downsample | Upsample | None = None) -> None:
         super().__init__()
-        self.block = nn.ModuleList(ResBlock(a, b) for a, b in pairwise(widths))
+        self.block = nn.ModuleList(MPResBlock(a, b) for a, b in pairwise(widths))
         self.downsample = resample if isinstance(resample, Downsample) else None
         self.upsample = resample if isinstance(resample, Upsample) else None
 
@@ -189,7 +187,7 @@ STATISTICS = ("data_mean", "data_std")
 
 @dataclass(frozen=True, kw_only=True)
 class VAEConfig:
-    """Sizes of one VAE; its three levels have width, 2 width and 4 width channels."""
+    """Sizes of one VAE of log-mel spectrograms; its three levels have width, 2 width and 4 width channels."""
 
     data_dim: int
     """Mel bins."""
@@ -232,7 +230,7 @@ class LatentGaussian(NamedTuple):
         return torch.exp(0.5 * self.logvar)
 
     def at(self, e: Float[Tensor, "batch channels frames"]) -> Tensor:
-        """mean + std e."""
+        """The latent at noise e: mean + std e."""
         return self.mean + self.std * e
 
     def sample(self, generator: torch.Generator) -> Tensor:
@@ -338,7 +336,7 @@ class VAE(nn.Module):
         return self
 
     def encode(self, mel: Float[Tensor, "batch bins frames"]) -> LatentGaussian:
-        """Posterior over latents of frames // 2 frames."""
+        """Posterior over latents of a log-mel (B, bins, frames): (B, channels, frames // 2)."""
         if self.encoder is None:
             raise ValueError("this VAE was made without its encoder (part='decoder')")
         if mel.ndim != 3 or mel.shape[1] != self.config.data_dim or mel.shape[2] < 2:
@@ -355,7 +353,7 @@ class VAE(nn.Module):
         return cast(Tensor, self.decoder(z))
 
     def decode(self, z: Float[Tensor, "batch channels frames"]) -> Float[Tensor, "batch bins doubled"]:
-        """Log-mel spectrogram of twice as many frames."""
+        """Log-mel spectrogram (B, bins, 2 frames) of a latent (B, channels, frames)."""
         return self.decode_raw(z) * self.data_std + self.data_mean
 
     def _convolutions(self) -> list[MPConv1d]:

@@ -34,7 +34,7 @@ EDGE_KERNEL = 7
 
 @dataclass(frozen=True, kw_only=True)
 class VocoderConfig:
-    """Sizes of one generator."""
+    """Sizes of one BigVGAN generator."""
 
     num_mels: int
     upsample_rates: tuple[int, ...]

@@ -1,10 +1,9 @@
 """What every feature encoder of this project offers, and what their adapters share.
 
-`embedded.py` holds encoders without weights, `clip.py` and `synchformer.py` those that MMAudio was trained with. An
-adapter reads the sizes of its model off the tensors of a file, and names the model after what they hold.
+`embedded.py` holds encoders without weights, `clip.py` and `synchformer.py` those that MMAudio was trained with.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -21,7 +20,7 @@ Frames = UInt8[np.ndarray, "frames 3 height width"] | UInt8[Tensor, "frames 3 he
 
 
 class ImageEncoder(Protocol):
-    """One feature per frame at 8 frames a second, of unit length as CLIP's."""
+    """Encodes frames at 8 a second, (T, 3, height, width) uint8 -> (T, width): one feature of unit length each."""
 
     @property
     def name(self) -> str:
@@ -42,7 +41,10 @@ class ImageEncoder(Protocol):
 
 
 class SyncEncoder(Protocol):
-    """Eight features per segment of 16 frames at 25 frames a second, segments starting every 8 frames."""
+    """Encodes frames at 25 a second: eight features per segment of 16 frames, segments starting every 8 frames.
+
+    (T, 3, height, width) uint8 -> (8 S, width) with S = (T - 16) // 8 + 1.
+    """
 
     @property
     def name(self) -> str:
@@ -63,7 +65,7 @@ class SyncEncoder(Protocol):
 
 
 class TextEncoder(Protocol):
-    """Features of every text position, each of unit length."""
+    """Encodes texts: a feature of unit length for every position, (texts, positions, width)."""
 
     @property
     def name(self) -> str:
@@ -89,7 +91,7 @@ class TextEncoder(Protocol):
 
 
 def checked_frames(frames: Frames, request: FrameRequest) -> UInt8[Tensor, "frames 3 height width"]:
-    """Frames as a tensor; ValueError when they are not what `request` asks for."""
+    """Frames (T, 3, height, width) uint8 as a tensor; ValueError when they have not the size of `request`."""
     tensor = torch.as_tensor(frames)
     if tensor.ndim != 4 or tensor.shape[1:] != (3, request.height, request.width) or tensor.dtype != torch.uint8:
         raise ValueError(
@@ -107,22 +109,3 @@ def require_files(weights_dir: Path, *files: str) -> None:
             f"{weights_dir} lacks {' and '.join(missing)}; fetch the official files with mf-fetch and convert them "
             "with mf-convert"
         )
-
-
-def shape_of(tensors: Mapping[str, Tensor], name: str, dims: int) -> tuple[int, ...]:
-    """Shape of a tensor that must be there with `dims` dimensions; WeightsError otherwise."""
-    if name not in tensors:
-        raise WeightsError(f"lacks the tensor {name}")
-    shape = tuple(tensors[name].shape)
-    if len(shape) != dims:
-        raise WeightsError(f"holds {name} of shape {shape}, which should have {dims} dimensions")
-    return shape
-
-
-def count_blocks(tensors: Mapping[str, Tensor], prefix: str) -> int:
-    """One more than the largest n of the names `prefix` n `.`...; WeightsError when there is none."""
-    places = {name.removeprefix(prefix).split(".")[0] for name in tensors if name.startswith(prefix)}
-    numbers = [int(place) for place in places if place.isdecimal()]
-    if not numbers:
-        raise WeightsError(f"lacks the tensors {prefix}0.*")
-    return 1 + max(numbers)

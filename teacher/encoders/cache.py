@@ -22,7 +22,7 @@ Pictures = tuple[Tensor, Tensor]
 
 @dataclass(frozen=True, kw_only=True)
 class EncodedCache:
-    """A folder of such files; delete it at any time."""
+    """Encoded pictures of films in the files of a folder, which may be deleted at any time."""
 
     folder: Path
 

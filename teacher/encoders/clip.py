@@ -17,9 +17,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from mf_mjt_torchvision import guard_torchvision
-from teacher.encoders.base import Frames, checked_frames, count_blocks, shape_of
+from teacher.encoders.base import Frames, checked_frames
 from teacher.files import tensors_digest
-from teacher.files.components import load_strictly, read_tensors
+from teacher.files.components import count_blocks, load_strictly, read_tensors, shape_of
 from teacher.files.errors import WeightsError
 from teacher.media import FrameRequest
 from teacher.network.sequence import IMAGE_FPS
@@ -90,7 +90,7 @@ class ClipConfig:
         )
 
     def open_clip(self) -> dict[str, Any]:
-        """The same as arguments of `open_clip.CLIP`."""
+        """The sizes as keyword arguments of `open_clip.CLIP`."""
         return {
             "embed_dim": self.embed_dim,
             "quick_gelu": True,
@@ -130,7 +130,10 @@ def clip_tokenizer(positions: int = 77) -> "SimpleTokenizer":
 
 
 def image_features(net: "CLIP", frames: UInt8[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch channels"]:
-    """Projected class token, scaled to length 1. Rows and columns behind the last whole patch are left out."""
+    """CLIP's image feature of uint8 frames: the projected class token, scaled to length 1.
+
+    Rows and columns behind the last whole patch are left out.
+    """
     weight = net.visual.conv1.weight
     mean, std = (weight.new_tensor(x)[:, None, None] for x in (PIXEL_MEAN, PIXEL_STD))
     pixels = frames.to(weight.device, weight.dtype) / 255.0
@@ -138,14 +141,17 @@ def image_features(net: "CLIP", frames: UInt8[Tensor, "batch 3 height width"]) -
 
 
 def text_features(net: "CLIP", tokens: Int[Tensor, "batch positions"]) -> Float[Tensor, "batch positions width"]:
-    """Every position after the last LayerNorm, scaled to length 1. A position sees itself and those before it."""
+    """Features of tokens as MMAudio takes them: every position after the last LayerNorm, scaled to length 1.
+
+    A position attends to itself and to those before it.
+    """
     table = net.positional_embedding
     x = net.token_embedding(tokens.to(table.device)) + table
     return functional.normalize(net.ln_final(net.transformer(x, attn_mask=causal_mask(table))), dim=-1)
 
 
 def causal_mask(table: Float[Tensor, "positions width"]) -> Float[Tensor, "positions positions"]:
-    """0 on and below the diagonal, minus infinity above."""
+    """Additive attention mask of a causal text tower: 0 on and below the diagonal, minus infinity above."""
     count = len(table)
     return torch.full((count, count), float("-inf"), dtype=table.dtype, device=table.device).triu(1)
 

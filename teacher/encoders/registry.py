@@ -43,7 +43,7 @@ class Encoders:
 
     @property
     def widths(self) -> ConditionWidths:
-        """Widths of the features, which a network must take."""
+        """Widths of the features, which are those that a network for them must take."""
         return ConditionWidths(
             image=self.image.width, sync=self.sync.width, text=self.text.width, text_tokens=self.text.positions
         )
@@ -84,7 +84,7 @@ ENCODERS: dict[str, EncoderSet] = {
 
 
 def encoder_set(name: str) -> EncoderSet:
-    """The entry of a set; ValueError lists the known names."""
+    """The entry of `ENCODERS` called `name`; ValueError lists the known names otherwise."""
     if name not in ENCODERS:
         raise ValueError(f"encoders must be one of {', '.join(ENCODERS)}, got {name!r}")
     return ENCODERS[name]

@@ -18,9 +18,9 @@ from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 from torch.nn import functional
 
-from teacher.encoders.base import Frames, checked_frames, count_blocks, require_files, shape_of
+from teacher.encoders.base import Frames, checked_frames, require_files
 from teacher.files import tensors_digest
-from teacher.files.components import load_strictly, read_tensors
+from teacher.files.components import count_blocks, load_strictly, read_tensors, shape_of
 from teacher.files.errors import WeightsError
 from teacher.media import FrameRequest
 from teacher.network.sequence import MMAUDIO_WIDTHS, SEGMENT_FRAMES, SEGMENT_STRIDE, SYNC_FPS
@@ -201,7 +201,7 @@ class VisualConfig:
 
 
 class PatchEmbedding(nn.Module):
-    """A convolution whose stride is its kernel."""
+    """A convolution that makes tokens of patches, under the name `proj` that the published state dict gives it."""
 
     def __init__(self, proj: nn.Module) -> None:
         super().__init__()
@@ -244,7 +244,7 @@ class VisualEncoder(nn.Module):
 
 
 class SynchformerVisual(nn.Module):
-    """The visual encoder under the name it has in the complete model."""
+    """The visual encoder alone, under the name `vfeat_extractor` that it has in the complete model."""
 
     def __init__(self, config: VisualConfig) -> None:
         super().__init__()
@@ -253,7 +253,7 @@ class SynchformerVisual(nn.Module):
     def forward(
         self, segments: Float[Tensor, "batch segments frames 3 height width"], *, chunk: int = SEGMENTS_AT_ONCE
     ) -> Float[Tensor, "batch segments slots channels"]:
-        """`encode_segments` with this encoder."""
+        """Features of segments in [-1, 1] or uint8; see `encode_segments`."""
         return encode_segments(self.vfeat_extractor, segments, chunk=chunk)
 
 
@@ -290,7 +290,7 @@ def cut_segments(
 
 
 def normalised(pixels: Shaped[Tensor, "*shape"], dtype: torch.dtype) -> Float[Tensor, "*shape"]:
-    """uint8 -> (x / 255 - 1/2) / (1/2) in [-1, 1]; floating point passes as it is."""
+    """Pixels as Synchformer takes them: uint8 -> (x / 255 - 1/2) / (1/2) in [-1, 1]; floating point passes as it is."""
     return pixels if pixels.is_floating_point() else (pixels.to(dtype) / 255.0 - 0.5) / 0.5
 
 

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from teacher.audio.mel import hann_window
-from teacher.encoders.base import count_blocks, shape_of
 from teacher.encoders.synchformer import TokenPool, attend
+from teacher.files.components import count_blocks, shape_of
 
 SAMPLE_RATE = 16_000
 SEGMENT_SAMPLES = 10_240
@@ -174,7 +174,7 @@ class AudioLayer(nn.Module):
 
 
 class Patches(nn.Module):
-    """The convolution that makes tokens, one name deeper."""
+    """The convolution that makes tokens of patches, under the name that the published state dict gives it."""
 
     def __init__(self, projection: nn.Module) -> None:
         super().__init__()
@@ -201,8 +201,8 @@ class AudioEmbeddings(nn.Module):
         return torch.cat((*fronts, patches), dim=1) + self.position_embeddings
 
 
-class AudioStack(nn.Module):
-    """The layers of the transformer."""
+class AudioLayers(nn.Module):
+    """The layers of the audio transformer, one after the other."""
 
     def __init__(self, config: AudioConfig) -> None:
         super().__init__()
@@ -220,7 +220,7 @@ class SpectrogramTransformer(nn.Module):
     def __init__(self, config: AudioConfig) -> None:
         super().__init__()
         self.embeddings = AudioEmbeddings(config)
-        self.encoder = AudioStack(config)
+        self.encoder = AudioLayers(config)
         self.layernorm = nn.LayerNorm(config.width, eps=config.eps)
 
     def forward(self, spectrogram: Float[Tensor, "batch mels frames"]) -> Float[Tensor, "batch tokens width"]:

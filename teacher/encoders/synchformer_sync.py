@@ -12,9 +12,9 @@ import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 
-from teacher.encoders.base import count_blocks, shape_of
 from teacher.encoders.synchformer import SEGMENTS_AT_ONCE, VisualConfig, VisualEncoder, attend, encode_segments
 from teacher.encoders.synchformer_audio import AudioConfig, AudioEncoder, cut_wave, sync_spectrogram
+from teacher.files.components import count_blocks, shape_of
 
 HEAD = "transformer."
 LARGEST_OFFSET_S = 2.0
@@ -54,7 +54,7 @@ class OffsetConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class SynchformerConfig:
-    """Sizes of the three parts."""
+    """Sizes of the three parts of Synchformer: visual encoder, audio encoder, offset head."""
 
     visual: VisualConfig = field(default_factory=VisualConfig)
     audio: AudioConfig = field(default_factory=AudioConfig)
@@ -102,7 +102,7 @@ class OffsetBlock(nn.Module):
 
 
 class PositionTable(nn.Module):
-    """A learned vector for every place in the sequence, one name deeper."""
+    """A learned vector for every place in the sequence, under the name that the published state dict gives it."""
 
     def __init__(self, tokens: int, width: int) -> None:
         super().__init__()
@@ -142,7 +142,7 @@ class OffsetTransformer(nn.Module):
 
 
 class Synchformer(nn.Module):
-    """Everything in the published file."""
+    """The complete model of the published file: both encoders, their projections and the offset head."""
 
     def __init__(self, config: SynchformerConfig) -> None:
         super().__init__()
@@ -179,6 +179,6 @@ def class_offsets_s(classes: int = 21) -> Float[Tensor, "classes"]:
 
 
 def offset_s(logits: Float[Tensor, "*batch classes"]) -> Float[Tensor, "*batch"]:
-    """Seconds of the most likely class."""
+    """Offset in seconds between sound and picture that the most likely class stands for."""
     best: Int[Tensor, "*batch"] = logits.argmax(dim=-1)
     return class_offsets_s(logits.shape[-1]).to(logits.device)[best]

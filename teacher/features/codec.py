@@ -11,7 +11,7 @@ from teacher.audio.codec import AudioCodec
 from teacher.audio.registry import CODECS, Fit, open_codec
 from teacher.features import store
 from teacher.features.config import ExtractConfig, count_reasons
-from teacher.features.store import ShardFile, Skipped
+from teacher.features.store import ShardFile, SkippedItem
 from teacher.features.windows import Progress, Window
 from teacher.features.workers import DIED, WorkerPool
 from teacher.files.errors import FeatureError
@@ -35,7 +35,8 @@ def load_codec(folder: Path, *, weights_dir: Path | None = None, device: str = "
 
 
 def given_codec(config: ExtractConfig, device: str) -> AudioCodec | None:
-    """The codec of another feature folder or a published one (statistics 0 and 1); None where one is to be fitted."""
+    """The codec that the configuration names: that of another feature folder, or a published one with latent_mean 0 and
+    latent_std 1; None where the extraction fits one. FeatureError where it does not fit the configuration."""
     if config.codec_from is not None:
         made = store.read_json(config.codec_from / "features.json").get("config", {}).get("codec")
         if made != config.codec:
@@ -52,13 +53,13 @@ def given_codec(config: ExtractConfig, device: str) -> AudioCodec | None:
 def fitted_codec(
     out: Path,
     training: Sequence[Window],
-    skipped: Sequence[Skipped],
+    skipped: Sequence[SkippedItem],
     config: ExtractConfig,
     pool: WorkerPool,
     processes: Processes,
     progress: Progress,
 ) -> AudioCodec:
-    """The codec of an interrupted run, or one that the lead fits on evenly chosen training windows."""
+    """The codec that an interrupted run fitted, or one that the lead process fits on evenly chosen training windows."""
     path = out / "codec.safetensors"
     if processes.lead and not path.is_file():
         if not training:
@@ -105,7 +106,7 @@ def latent_statistics(shards: Sequence[ShardFile], splits: Sequence[str]) -> tup
     for chosen, kinds in ((train, (0,)), (train, (0, 1)), (shards, (0,)), (shards, (0, 1))):
         count, mean, squares = 0, torch.zeros(()), torch.zeros(())
         for shard in chosen:
-            frames, moments = shard.file.entries["mean"].shape[1], shard.file.small("moments")
+            frames, moments = shard.file.entries["mean"].shape[1], shard.file.tensor("moments")
             video = int((shard.indices["video_index"] >= 0).sum())
             for kind in kinds:
                 more = frames * (video if kind == 0 else len(shard) - video)

@@ -8,18 +8,17 @@ from typing import Any
 
 from teacher.audio.registry import CODECS
 from teacher.encoders.registry import encoder_set
-from teacher.features.store import Skipped
+from teacher.features.store import SkippedItem
 from teacher.features.windows import WindowReader
 from teacher.network.sequence import check_window
 
-SPLITS = ("train", "val", "test")
 OPERATIONAL = ("workers", "device", "weights_dir", "codec_from")
 """Settings that do not change what is extracted; the digests of codec and encoders do."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ExtractConfig:
-    """What is extracted. Features of one folder share one configuration."""
+    """What an extraction makes of media files; all features of one folder have one configuration."""
 
     duration_s: float = 2.0
     """Length of every example in seconds."""
@@ -67,16 +66,16 @@ class ExtractConfig:
             raise ValueError(f"workers must be at least 0, got {self.workers}")
 
     def settings(self) -> dict[str, Any]:
-        """What a rerun must repeat; where and how fast the work is done may change."""
+        """The settings that a rerun must repeat; where and how fast it computes may change."""
         return {name: value for name, value in asdict(self).items() if name not in OPERATIONAL}
 
     @property
     def fitted(self) -> bool:
-        """Whether the codec is fitted on the training sounds: deterministic, its latents normalised by themselves."""
+        """Whether the codec is fitted on the training sounds; such latents have no std and are normalised."""
         return CODECS[self.codec].fitted
 
     def reader(self, *, frames_only: bool = False) -> WindowReader:
-        """The part of the configuration that worker processes need."""
+        """Reads windows of files by this configuration; worker processes receive it with every job."""
         return WindowReader(
             encoders=self.encoders,
             duration_s=self.duration_s,
@@ -91,17 +90,17 @@ class ExtractConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ExtractReport:
-    """What became of the items: windows per split, what was left out and why, and how many windows were padded."""
+    """What an extraction made of its items: windows per split, items left out with their reasons, padded windows."""
 
     counts: dict[str, int]
-    skipped: list[Skipped]
+    skipped: list[SkippedItem]
     padded: int
     made_again: list[str] = field(default_factory=list)
     """Files of an earlier run that were damaged or missing, and are new now."""
 
     @classmethod
     def of(cls, info: dict[str, Any]) -> "ExtractReport":
-        """From the content of features.json."""
+        """The report of a finished folder, from the content of its features.json."""
         skipped = [(entry["id"], entry["reason"]) for entry in info["skipped"]]
         return cls(counts=info["counts"], skipped=skipped, padded=info["padded"])
 
@@ -119,7 +118,7 @@ class ExtractReport:
         return "\n".join(lines)
 
 
-def count_reasons(skipped: Sequence[Skipped]) -> str:
+def count_reasons(skipped: Sequence[SkippedItem]) -> str:
     """Reasons with their numbers, the most frequent first; what follows a colon differs from file to file."""
     kinds = Counter(reason.split(":")[0] for _, reason in skipped)
     return ", ".join(f"{count} x {kind}" for kind, count in kinds.most_common())

@@ -104,7 +104,7 @@ class FeatureSet:
 
     @property
     def records(self) -> Sequence[Record]:
-        """One per row, decoded when asked for."""
+        """What is known about each row besides its features; a record is decoded when it is asked for."""
         return Records(len(self.rows), self.rows.record)
 
     @property
@@ -113,12 +113,12 @@ class FeatureSet:
 
     @property
     def sequence(self) -> SequenceConfig:
-        """Rates of the latents."""
+        """Sample rate, hop length and downsampling of the latents."""
         return SequenceConfig(**self.info["sequence"])
 
     @property
     def has_video(self) -> Tensor:
-        """Which rows have a picture, (rows,) bool."""
+        """Whether each row has a picture, (rows,) bool."""
         return self.rows.has_video
 
     def gone(self, record: Record, reason: str) -> str:
@@ -164,7 +164,7 @@ class FeatureSet:
 
 @dataclass(frozen=True, kw_only=True)
 class Masking:
-    """What a choice of `Modalities` hides."""
+    """Hides modalities of training rows: one choice of `Modalities`."""
 
     hide_video_text: bool = False
     """AV: rows with picture lose their text."""
@@ -175,7 +175,7 @@ class Masking:
 
     @classmethod
     def parse(cls, modalities: str) -> "Masking":
-        """From one of `Modalities`; ValueError otherwise."""
+        """The masking that one of `Modalities` stands for; ValueError for another text."""
         if modalities not in get_args(Modalities):
             raise ValueError(f"modalities must be one of {', '.join(get_args(Modalities))}, got {modalities!r}")
         video, _, sound = modalities.partition("+")
@@ -247,7 +247,7 @@ class JointSet:
 
     @property
     def records(self) -> Sequence[Record]:
-        """One per row, repeats included; a masked caption is still the record's."""
+        """What is known about each row, repeats included; a record has its caption even where the text is masked."""
 
         def get(index: int) -> Record:
             which, row = (int(found) for found in self.locate(torch.tensor([index])))
@@ -261,7 +261,7 @@ class JointSet:
 
     @property
     def sequence(self) -> SequenceConfig:
-        """Rates of the latents."""
+        """Sample rate, hop length and downsampling of the latents."""
         return self.parts[0][0].sequence
 
     def batch(
@@ -286,7 +286,7 @@ class JointSet:
         return replace(batch, conditions=self.masking(batch.conditions, batch.conditions.has_clip))
 
     def locate(self, indices: Tensor) -> tuple[Tensor, Tensor]:
-        """Set number and row within that set of joint rows, both int64."""
+        """Of joint rows `indices` (B,): the number of the set of each, and its row in that set, both int64 (B,)."""
         which = torch.bucketize(indices, torch.tensor(self._ends), right=True)
         rows = torch.empty_like(indices)
         for k, used in enumerate(self._rows):

@@ -20,7 +20,7 @@ from teacher.audio.codec import AudioCodec
 from teacher.encoders.registry import Encoders, load_encoders
 from teacher.features import store
 from teacher.features.codec import fitted_codec, given_codec, latent_statistics
-from teacher.features.config import SPLITS, ExtractConfig, ExtractReport, count_reasons
+from teacher.features.config import ExtractConfig, ExtractReport, count_reasons
 from teacher.features.resume import (
     BEATS,
     check_folder,
@@ -30,8 +30,8 @@ from teacher.features.resume import (
     prepare_folder,
     remove_leftovers,
 )
-from teacher.features.shards import CODEC_DIGITS, ShardWindows, Written, shard_windows, write_shards, write_texts
-from teacher.features.store import Layout, ShardFile, Skipped
+from teacher.features.shards import CODEC_DIGITS, ShardWindows, WrittenFiles, shard_windows, write_shards, write_texts
+from teacher.features.store import ShardFile, ShardLayout, SkippedItem
 from teacher.features.windows import Progress, blocks_of, probe_files
 from teacher.features.workers import WorkerPool
 from teacher.files import (
@@ -47,7 +47,7 @@ from teacher.files import (
 from teacher.files.errors import FeatureError
 from teacher.files.processes import PATIENCE_S, Processes
 from teacher.files.version import package_version
-from teacher.lists.manifest import Item
+from teacher.lists.manifest import SPLITS, Item
 
 
 def extract(
@@ -56,7 +56,7 @@ def extract(
     config: ExtractConfig,
     *,
     overwrite: bool = False,
-    left_out: Sequence[Skipped] = (),
+    left_out: Sequence[SkippedItem] = (),
     progress: Progress | None = None,
     part: tuple[int, int] = (0, 1),
     run: str = "",
@@ -108,7 +108,7 @@ def extract(
 
 def _extract(
     items: Sequence[Item],
-    left_out: Sequence[Skipped],
+    left_out: Sequence[SkippedItem],
     out: Path,
     config: ExtractConfig,
     plan: dict[str, Any],
@@ -125,7 +125,7 @@ def _extract(
         if codec is None:
             training = [window for window in windows if window.item.split == "train"]
             codec = fitted_codec(out, training, skipped, config, pool, processes, progress)
-        written: Written = {}
+        written: WrittenFiles = {}
         texts = write_texts(out, captions, encoders, config.shard_size, processes, written)
         shards = shard_windows(out, windows, config.shard_size)
         write_shards(shards, captions, codec, encoders, config, pool, processes, progress, written)
@@ -144,7 +144,7 @@ def _finish(
     plan: dict[str, Any],
     codec: AudioCodec,
     shards: Sequence[ShardWindows],
-    skipped: Sequence[Skipped],
+    skipped: Sequence[SkippedItem],
     captions: int,
 ) -> dict[str, Any]:
     """Check every shard, take the statistics of the latents and save the codec; the content of features.json."""
@@ -160,7 +160,7 @@ def _finish(
         "texts": {"count": captions, "per_file": config.shard_size},
         "shards": {split: per_split[split] for split in SPLITS},
     }
-    layout = Layout.of(info)
+    layout = ShardLayout.of(info)
     opened = [ShardFile.open(shard.path, layout) for shard in shards]
     for made in opened:
         if made.file.metadata.get("codec", codec.digest[:CODEC_DIGITS]) != codec.digest[:CODEC_DIGITS]:
@@ -197,7 +197,7 @@ def _finish(
     return info
 
 
-def _publish(out: Path, info: dict[str, Any], paths: Sequence[Path], written: Written) -> None:
+def _publish(out: Path, info: dict[str, Any], paths: Sequence[Path], written: WrittenFiles) -> None:
     """Record the digests of all files, then write features.json, whose presence means that the folder is complete."""
     remove_leftovers(out)
     text = as_json(info, indent=1) + "\n"

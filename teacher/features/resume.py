@@ -12,13 +12,13 @@ import torch
 
 from teacher.audio.codec import read_codec_file
 from teacher.features import store
-from teacher.features.config import SPLITS, ExtractConfig
-from teacher.features.store import Layout, ShardFile, Skipped, read_captions, shard_path
+from teacher.features.config import ExtractConfig
+from teacher.features.store import ShardFile, ShardLayout, SkippedItem, read_captions, shard_path
 from teacher.features.windows import Progress, blocks_of, read_block
 from teacher.files import DIGESTS, LOCK, check_digests, json_digest, read_digests, remove_temporaries, write_json
 from teacher.files.errors import FeatureError, WeightsError
 from teacher.files.tensor_file import BY_ROW, TensorFile
-from teacher.lists.manifest import Item
+from teacher.lists.manifest import SPLITS, Item
 
 BEATS = ".processes"
 """Folder in which the processes of one extraction see each other; gone when they are done."""
@@ -44,9 +44,11 @@ def make_plan(
     encoders: dict[str, str],
     codec: str | None,
     stamps: bool,
-    left_out: Sequence[Skipped] = (),
+    left_out: Sequence[SkippedItem] = (),
 ) -> dict[str, Any]:
-    """What a rerun must match: configuration, encoders, digest of a given codec, and digests of items and files.
+    """The content of plan.json, which a rerun must match: configuration, encoders, codec, digests of items and files.
+
+    `codec` is the digest of a given codec, None for one that is fitted.
 
     Without `stamps`, sizes and times of the files are not read and "files" is left out.
     """
@@ -75,7 +77,7 @@ def make_plan(
 
 
 def plan_digest(plan: dict[str, Any]) -> str:
-    """What the files of an extraction note of its plan."""
+    """SHA-256 of the content of plan.json, which the blocks of an extraction note."""
     return json_digest(plan)
 
 
@@ -191,7 +193,7 @@ def _remove_damaged(out: Path, items: Sequence[Item], progress: Progress) -> lis
     except ValueError:
         (out / DIGESTS).unlink()
         found.append(f"{DIGESTS}: damaged")
-    layout = None if info is None else Layout.of(info)
+    layout = None if info is None else ShardLayout.of(info)
     blocks = {path: len(block) for path, block in blocks_of(out, items)}
     codec, finished = out / "codec.safetensors", out / "features.json"
     tensors = [*sorted(out.glob("texts/*.safetensors")), *sorted(out.glob("shards/*.safetensors"))]
@@ -232,7 +234,7 @@ def _remove_damaged(out: Path, items: Sequence[Item], progress: Progress) -> lis
     return found
 
 
-def _verify(path: Path, layout: Layout | None) -> None:
+def _verify(path: Path, layout: ShardLayout | None) -> None:
     """FeatureError where a shard or text file is damaged, as far as it shows: those of older versions carry no checks,
     so that their content must make sense at least."""
     file = TensorFile.open(path)
@@ -244,7 +246,7 @@ def _verify(path: Path, layout: Layout | None) -> None:
     elif layout is not None:
         ShardFile.open(path, layout).lines()
     for name in (name for name in BY_ROW if name in file.entries):
-        if not bool(torch.isfinite(file.small(name)).all()):
+        if not bool(torch.isfinite(file.tensor(name)).all()):
             raise FeatureError(f"{path}: {name} holds NaN or infinity")
 
 

@@ -16,9 +16,9 @@ from torch import Tensor
 
 from teacher.features.store import (
     INDICES,
-    Layout,
     Record,
     ShardFile,
+    ShardLayout,
     open_texts,
     read_captions,
     shard_path,
@@ -26,7 +26,7 @@ from teacher.features.store import (
 )
 from teacher.files import Moved
 from teacher.files.errors import FeatureError
-from teacher.files.tensor_file import AGAIN, RESTORE, DamagedRow, Files, TensorFile, widen
+from teacher.files.tensor_file import AGAIN, RESTORE, DamagedRow, OpenFiles, TensorFile, widen
 from teacher.network.conditions import Conditions
 from teacher.network.sequence import ConditionWidths, image_frames, sync_frames
 
@@ -35,7 +35,10 @@ KEPT = 2
 
 
 class Buffers:
-    """Float32 arrays by shape; an array returns here when the last tensor or view of it is gone. Pickles empty."""
+    """Memory for batches: float32 arrays by shape, which return when the last tensor or view of them is gone.
+
+    In another process a copy starts empty.
+    """
 
     def __init__(self) -> None:
         self._free: dict[tuple[int, ...], deque[np.ndarray]] = {}
@@ -86,8 +89,8 @@ class Gathered:
     has_text: np.ndarray
 
     @classmethod
-    def blank(cls, layout: Layout, widths: ConditionWidths, has_video: np.ndarray, buffers: Buffers) -> "Gathered":
-        """For rows with picture where `has_video` (B,); zeros stand in for the others' pictures."""
+    def blank(cls, layout: ShardLayout, widths: ConditionWidths, has_video: np.ndarray, buffers: Buffers) -> "Gathered":
+        """Memory for B rows. Where `has_video` (B,) is False, zeros stand in for the features of the picture."""
         count = len(has_video)
         latents = (count, layout.latent_frames, layout.latent_channels)
         clip = (count, image_frames(layout.duration_s), widths.image)
@@ -104,7 +107,7 @@ class Gathered:
 
     @property
     def conditions(self) -> Conditions:
-        """The same memory as tensors. An empty caption counts as no text."""
+        """The conditions as tensors of the same memory; an empty caption counts as no text."""
         return Conditions(
             clip=torch.from_numpy(self.clip),
             sync=torch.from_numpy(self.sync),
@@ -116,10 +119,13 @@ class Gathered:
 
 
 class Rows:
-    """Opening reads headers and indices, in time proportional to the number of files and rows, not of bytes."""
+    """All rows of one split of a feature folder.
+
+    Opening reads headers and indices, in time proportional to the number of files and rows, not of bytes.
+    """
 
     def __init__(self, folder: Path, split: str, info: dict[str, Any]) -> None:
-        self.layout = layout = Layout.of(info)
+        self.layout = layout = ShardLayout.of(info)
         shards = [ShardFile.open(shard_path(folder, split, k), layout) for k in range(int(info["shards"][split]))]
         lengths = torch.tensor([len(shard) for shard in shards], dtype=torch.int64)
         found, expected = int(lengths.sum()), int(info["counts"][split])
@@ -134,9 +140,9 @@ class Rows:
             torch.cat([shard.indices[name] for shard in shards]) for name in INDICES
         )
         self.has_video = self.video_index >= 0
-        self.has_text = torch.cat([file.small("filled") for file in self.texts])[self.text_index]
+        self.has_text = torch.cat([file.tensor("filled") for file in self.texts])[self.text_index]
         self.buffers = Buffers()
-        self._files = Files()
+        self._files = OpenFiles()
         self._media = Moved(folder)
         self._lines: dict[int, list[dict[str, Any]]] = {}
         self._captions: dict[int, list[str]] = {}
@@ -152,26 +158,18 @@ class Rows:
         """Ask the kernel for all of the rows at once, so that a cold disk serves them side by side."""
         for file, row in self._sounds(rows):
             opened = self._files(file)
-            opened.ask("mean", row)
+            opened.prefetch("mean", row)
             if self.layout.has_std:
-                opened.ask("std", row)
+                opened.prefetch("std", row)
         for file, row in self._pictures(rows[self.has_video[rows]]):
             opened = self._files(file)
-            opened.ask("clip", row)
-            opened.ask("sync", row)
+            opened.prefetch("clip", row)
+            opened.prefetch("sync", row)
         for file, row in self._words(rows):
-            self._files(file).ask("text", row)
-
-    def latents(self, rows: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Posterior mean and std (B, N, C) in raw latent units, float32; std is None for a deterministic codec."""
-        shape = (len(rows), self.layout.latent_frames, self.layout.latent_channels)
-        mean = np.empty(shape, np.float32)
-        std = np.empty(shape, np.float32) if self.layout.has_std else None
-        self._fill_latents(rows, np.arange(len(rows)), mean, std)
-        return torch.from_numpy(mean), None if std is None else torch.from_numpy(std)
+            self._files(file).prefetch("text", row)
 
     def fill(self, rows: Tensor, places: np.ndarray, out: Gathered) -> None:
-        """Row rows[i] to place places[i] of a batch; `places` rise.
+        """Read row rows[i] into place places[i] of a batch, for all i; `places` rise.
 
         Raises FeatureError naming the file that is gone, was cut short or holds NaN or infinity in one of the rows, and
         the clip whose row is not what was written.
@@ -198,7 +196,7 @@ class Rows:
         out.has_text[places] = self.has_text[rows].numpy()
 
     def record(self, row: int) -> Record:
-        """What is known about a row."""
+        """What is known about a row besides its features: file, time, caption, events."""
         k = int(self.shard_index[row])
         line = _cached(self._lines, k, lambda: self.shards[k].lines())[row - int(self.starts[k])]
         file, within = divmod(int(self.text_index[row]), self.layout.captions_per_file)
@@ -286,7 +284,7 @@ def _zero_where(absent: np.ndarray, shape: tuple[int, ...], buffers: Buffers) ->
 
 
 class Records(Sequence[Record]):
-    """Records by row, made by `get` when asked for."""
+    """A sequence of records, each made by `get(row)` when it is asked for."""
 
     def __init__(self, length: int, get: Callable[[int], Record]) -> None:
         self._length, self._get = length, get
@@ -318,5 +316,5 @@ def _cached(cache: dict[int, list[T]], key: int, make: Callable[[], list[T]]) ->
 
 
 def _check_finite(file: TensorFile, name: str) -> None:
-    if not bool(torch.isfinite(file.small(name)).all()):
+    if not bool(torch.isfinite(file.tensor(name)).all()):
         raise FeatureError(f"{file.path}: {name} holds NaN or infinity; {AGAIN}")

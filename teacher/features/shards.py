@@ -1,4 +1,4 @@
-"""Pass 2 of an extraction: windows -> shards, captions -> text files."""
+"""The last pass of an extraction: windows are encoded into shards, captions into text files."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -11,25 +11,26 @@ from torch import Tensor
 from teacher.audio.codec import AudioCodec
 from teacher.encoders.registry import Encoders
 from teacher.features import store
-from teacher.features.config import SPLITS, ExtractConfig
+from teacher.features.config import ExtractConfig
 from teacher.features.store import Record, Shard, shard_path, text_path
 from teacher.features.windows import Progress, Skip, Window, WindowContent, window_events
 from teacher.features.workers import AHEAD_LARGE, AHEAD_PER_WORKER, DIED, WorkerPool
 from teacher.files.errors import FeatureError
 from teacher.files.processes import Processes
+from teacher.lists.manifest import SPLITS
 from teacher.network.sequence import ConditionWidths, image_frames, sync_frames
 
 TEXTS_AT_ONCE = 64
 """Captions encoded in one call; fixed, so that results do not depend on how the work is shared."""
 CODEC_DIGITS = 16
 """Digits of the codec's digest that a shard notes."""
-Written = dict[Path, tuple[int, str]]
+WrittenFiles = dict[Path, tuple[int, str]]
 """Length and SHA-256 of the files that this process wrote."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ShardWindows:
-    """The windows of one shard."""
+    """The windows that one shard file holds, in the order of its rows."""
 
     path: Path
     split: str
@@ -53,7 +54,7 @@ class EncodedWindow:
 
 
 def shard_windows(out: Path, windows: Sequence[Window], size: int) -> list[ShardWindows]:
-    """All shards, in order."""
+    """The windows of every shard of a folder: split by split, `size` windows a file, in their order."""
     found = []
     for split in SPLITS:
         chosen = [window for window in windows if window.item.split == split]
@@ -64,9 +65,9 @@ def shard_windows(out: Path, windows: Sequence[Window], size: int) -> list[Shard
 
 
 def write_texts(
-    out: Path, captions: Sequence[str], encoders: Encoders, size: int, processes: Processes, written: Written
+    out: Path, captions: Sequence[str], encoders: Encoders, size: int, processes: Processes, written: WrittenFiles
 ) -> list[Path]:
-    """Write this process's missing text files and note them in `written`; the paths of all."""
+    """Write this process's missing text files and note them in `written`; returns the paths of all text files."""
     paths = []
     for k, begin in enumerate(range(0, len(captions), size)):
         path = text_path(out, k)
@@ -88,7 +89,7 @@ def write_shards(
     pool: WorkerPool,
     processes: Processes,
     progress: Progress,
-    written: Written,
+    written: WrittenFiles,
 ) -> None:
     """Write this process's missing shards and note them in `written`.
 

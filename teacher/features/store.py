@@ -42,7 +42,7 @@ FORMAT_VERSION = 2
 SHARED_TOLERANCE = 2e-2
 """Largest difference between captions at a shared position; features have unit length and bfloat16 keeps 8 bits."""
 
-Skipped = tuple[str, str]
+SkippedItem = tuple[str, str]
 """Id of an item or window that was left out, and the reason."""
 
 
@@ -81,19 +81,19 @@ class Shard:
     std: Tensor | None
     clip: Tensor
     sync: Tensor
-    skipped: Sequence[Skipped]
+    skipped: Sequence[SkippedItem]
     padded: int
     codec: str = ""
     """Digest of the fitted codec that made the latents; '' where features.json alone records it."""
 
 
 def shard_path(folder: Path, split: str, number: int) -> Path:
-    """File of a shard."""
+    """The file of shard `number` of a split."""
     return folder / "shards" / f"{split}-{number:05d}.safetensors"
 
 
 def text_path(folder: Path, number: int) -> Path:
-    """File of a block of captions."""
+    """The file of block `number` of the captions."""
     return folder / "texts" / f"{number:05d}.safetensors"
 
 
@@ -190,8 +190,8 @@ INDICES = ("sound_index", "video_index", "text_index")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Layout:
-    """What every shard of a folder must look like, from features.json."""
+class ShardLayout:
+    """What every shard of a folder must hold, by its features.json; the widths of conditions are the files' own."""
 
     duration_s: float
     latent_frames: int
@@ -202,7 +202,7 @@ class Layout:
 
     @classmethod
     def of(cls, info: dict[str, Any]) -> "Layout":
-        """From the content of features.json."""
+        """The layout that the content of features.json describes."""
         duration_s = float(info["duration_s"])
         return cls(
             duration_s=duration_s,
@@ -222,8 +222,8 @@ class ShardFile:
     indices: dict[str, Tensor]
 
     @classmethod
-    def open(cls, path: Path, layout: Layout) -> "ShardFile":
-        """Read header and indices. FeatureError naming the file for wrong counts, shapes, dtypes or indices."""
+    def open(cls, path: Path, layout: ShardLayout) -> "ShardFile":
+        """Read header and indices; raises FeatureError naming the file for wrong counts, shapes, dtypes or indices."""
         file = TensorFile.open(path).intact()
         rows = file.expect("text_index", torch.int64, (None,))
         for name in INDICES:
@@ -237,7 +237,7 @@ class ShardFile:
         pictures = file.expect("clip", torch.bfloat16, (None, image_frames(layout.duration_s), None))
         file.expect("sync", torch.bfloat16, (pictures, sync_frames(layout.duration_s), None))
         file.expect("records", torch.uint8, (None,))
-        indices = {name: file.small(name) for name in INDICES}
+        indices = {name: file.tensor(name) for name in INDICES}
         for name, least, count in zip(INDICES, (0, -1, 0), (sounds, pictures, layout.captions), strict=True):
             if rows and not (int(indices[name].min()) >= least and int(indices[name].max()) < count):
                 raise FeatureError(f"{path}: {name} reaches outside {least}..{count - 1}; {AGAIN}")
@@ -247,7 +247,7 @@ class ShardFile:
         return len(self.indices["text_index"])
 
     @property
-    def skipped(self) -> list[Skipped]:
+    def skipped(self) -> list[SkippedItem]:
         """Windows left out while the shard was made."""
         return [(str(id_), str(reason)) for id_, reason in self.file.metadata.get("skipped", [])]
 
@@ -259,7 +259,7 @@ class ShardFile:
     def lines(self) -> list[dict[str, Any]]:
         """The records as stored; FeatureError when they do not fit the rows."""
         try:
-            text = self.file.small("records").numpy().tobytes().decode("utf-8")
+            text = self.file.tensor("records").numpy().tobytes().decode("utf-8")
             found = [json.loads(line) for line in split_lines(text)]
         except FeatureError:
             raise
@@ -270,7 +270,7 @@ class ShardFile:
         return found
 
 
-def open_texts(folder: Path, layout: Layout) -> list[TensorFile]:
+def open_texts(folder: Path, layout: ShardLayout) -> list[TensorFile]:
     """Headers of all text files; FeatureError when they hold another number of captions than features.json says."""
     files, count = [], 0
     for k in range(-(-layout.captions // layout.captions_per_file)):
@@ -301,16 +301,16 @@ def stored_widths(shards: Sequence[ShardFile], texts: Sequence[TensorFile]) -> C
 def folder_widths(folder: Path) -> ConditionWidths:
     """Widths of the condition features of a finished folder, from the headers of two of its files."""
     info = read_info(folder)
-    layout = Layout.of(info)
+    layout = ShardLayout.of(info)
     split = next(name for name, count in info["shards"].items() if count)
     return stored_widths([ShardFile.open(shard_path(folder, split, 0), layout)], open_texts(folder, layout)[:1])
 
 
 def read_captions(file: TensorFile) -> list[str]:
-    """The captions of a text file."""
+    """The captions of an opened text file, in the order of its features."""
     try:
-        found = json.loads(file.small("captions").numpy().tobytes())
-        if not isinstance(found, list) or len(found) != len(file.small("filled")):
+        found = json.loads(file.tensor("captions").numpy().tobytes())
+        if not isinstance(found, list) or len(found) != len(file.tensor("filled")):
             raise ValueError("not one caption for each feature")
     except FeatureError:
         raise

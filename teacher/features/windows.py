@@ -15,7 +15,7 @@ import numpy as np
 
 from teacher.encoders.registry import SHORTEST_FRACTION, encoder_set, load_encoders, read_window_frames
 from teacher.features import store
-from teacher.features.store import Skipped
+from teacher.features.store import SkippedItem
 from teacher.features.workers import DIED, WorkerPool
 from teacher.files import json_digest, write_json
 from teacher.files.errors import FeatureError
@@ -219,7 +219,7 @@ def probe_files(
     pool: WorkerPool,
     processes: Processes,
     progress: Progress,
-) -> tuple[list[Window], list[Skipped]]:
+) -> tuple[list[Window], list[SkippedItem]]:
     """Windows of all items, in order, and the items without any. Files noted in a block on disk are not probed again.
 
     plan: digest of what the extraction is made from, noted in each block. Raises FeatureError naming the items when
@@ -248,7 +248,7 @@ def probe_files(
         progress("probe", done, total)
     processes.wait(lambda: all(path.is_file() for path in paths), what="the probing of all files", on=processes.others)
     windows: list[Window] = []
-    skipped: list[Skipped] = []
+    skipped: list[SkippedItem] = []
     for path, block in blocks:
         for item, noted in zip(block, read_block(path, len(block)), strict=True):
             if isinstance(noted, FileWindows):
@@ -276,7 +276,10 @@ def _described(found: FileWindows | str) -> dict[str, Any]:
 
 
 def read_block(path: Path, count: int, plan: str | None = None) -> list[FileWindows | str]:
-    """What was found of `count` items; FeatureError naming a damaged file, or one of another plan than `plan`."""
+    """The windows that a block notes of each of its `count` items, or the reason why it has none.
+
+    Raises FeatureError naming a damaged file, or one of another plan than `plan`.
+    """
     block = store.read_json(path)
     if plan is not None and block.get("plan", plan) != plan:
         raise FeatureError(f"{path}: belongs to another extraction")

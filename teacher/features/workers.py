@@ -41,10 +41,10 @@ def _leave_with_parent() -> None:
 
 
 class WorkerPool:
-    """A context manager whose `ordered` maps a picklable function over jobs; workers=0 works in this process.
+    """Worker processes that map a picklable function over jobs; a context manager. workers=0: all in this process.
 
-    A job on which a worker dies is found by trying those that were under way one by one, and left out; the work goes
-    on with new workers.
+    A job on which a worker dies is found by trying the jobs that were running one by one, and left out; new workers do
+    the others.
     """
 
     def __init__(self, workers: int) -> None:

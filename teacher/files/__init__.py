@@ -1,7 +1,8 @@
 """Bytes on disk, once for everybody: replacing files whole, locks of folders, digests, JSON.
 
-Reading and writing tensors is `teacher.files.safetensors`, `components` and `tensor_file`, which are imported by these
-names: they need torch, and what stands here does not.
+What is imported here needs no torch. The other modules are imported by their names: `safetensors`, `components` and
+`tensor_file` read and write tensors, `lines` are files of one value a line, `errors` are errors and exit statuses,
+`processes` lets several processes work on one folder.
 """
 
 from teacher.files.digests import (
@@ -21,7 +22,6 @@ from teacher.files.digests import (
     write_digests,
 )
 from teacher.files.json_files import as_json, read_json, write_json, write_text
-from teacher.files.lines import append_lines, read_lines
 from teacher.files.locks import LOCK, FolderLock, LockedError, wait_for_lock
 from teacher.files.moved import Moved
 from teacher.files.replace import (
@@ -34,18 +34,16 @@ from teacher.files.replace import (
     replacing,
     write_new,
 )
-from teacher.files.text import JSON_LIMIT, check_regular, read_bytes, split_lines, visible
+from teacher.files.text import check_regular, read_bytes, split_lines, visible
 
 __all__ = [
     "DIGEST",
     "DIGESTS",
     "FolderLock",
-    "JSON_LIMIT",
     "LOCK",
     "LockedError",
     "Moved",
     "Written",
-    "append_lines",
     "as_json",
     "check_digests",
     "check_regular",
@@ -61,7 +59,6 @@ __all__ = [
     "read_bytes",
     "read_digests",
     "read_json",
-    "read_lines",
     "recorded_steps",
     "remove_temporaries",
     "replacing",

@@ -58,11 +58,6 @@ def compare_weights(path: Path, *, folder: Path | None = None) -> None:
         raise WeightsError(f"cannot read weights: {error}") from error
 
 
-def read_component(path: Path) -> tuple[dict[str, Tensor], ComponentInfo]:
-    """Tensors and description of a converted component; WeightsError if it is absent, damaged or not one."""
-    return read_tensors(path), read_component_info(path)
-
-
 def read_component_info(path: Path) -> ComponentInfo:
     """The description alone, without the tensors."""
     try:
@@ -151,11 +146,30 @@ def check_fit(expected: Mapping[str, Sequence[int]], found: Mapping[str, Sequenc
         ),
     ]
     if any(names for _, names in misfits):
-        told = "; ".join(f"{len(names)} {what} ({few(names)})" for what, names in misfits if names)
-        raise WeightsError(f"{where} does not fit: {told}")
+        misfit = "; ".join(f"{len(names)} {what} ({few(names)})" for what, names in misfits if names)
+        raise WeightsError(f"{where} does not fit: {misfit}")
 
 
 def few(names: Sequence[str]) -> str:
     """The first names, and how many more there are."""
     more = len(names) - LISTED
     return ", ".join(names[:LISTED]) + (f" and {more} more" if more > 0 else "")
+
+
+def shape_of(tensors: Mapping[str, Tensor], name: str, dims: int) -> tuple[int, ...]:
+    """Shape of a tensor that must be there with `dims` dimensions; WeightsError otherwise."""
+    if name not in tensors:
+        raise WeightsError(f"lacks the tensor {name}")
+    shape = tuple(tensors[name].shape)
+    if len(shape) != dims:
+        raise WeightsError(f"holds {name} of shape {shape}, which should have {dims} dimensions")
+    return shape
+
+
+def count_blocks(tensors: Mapping[str, Tensor], prefix: str) -> int:
+    """One more than the largest n of the names `prefix` n `.`...; WeightsError when there is none."""
+    places = {name.removeprefix(prefix).split(".")[0] for name in tensors if name.startswith(prefix)}
+    numbers = [int(place) for place in places if place.isdecimal()]
+    if not numbers:
+        raise WeightsError(f"lacks the tensors {prefix}0.*")
+    return 1 + max(numbers)

@@ -40,6 +40,11 @@ def file_sha256(path: Path) -> str:
 @functools.lru_cache(maxsize=1024)
 def _sha256(path: Path, *stamp: int) -> str:
     del stamp  # part of the key only
+    return reread_sha256(path)
+
+
+def reread_sha256(path: Path) -> str:
+    """SHA-256 of a file that is read now, also where `file_sha256` knows it: damage on the disk changes no times."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 

@@ -65,7 +65,7 @@ class Processes:
 
     @property
     def lead(self) -> bool:
-        """Whether this is the process that decides and finishes."""
+        """Whether this is process 0, which checks the folder first and finishes it last."""
         return self.rank == 0
 
     @property

@@ -106,7 +106,7 @@ class TensorFile:
     entries: dict[str, Entry]
     metadata: dict[str, Any]
     head: bytes
-    """The first bytes of the file, for `small`."""
+    """The first bytes of the file, for `tensor`."""
     mtime_ns: int
     """When the file was last written to."""
 
@@ -145,7 +145,7 @@ class TensorFile:
         self.intact()
         for name in (*BY_ROW, *WHOLE):
             if name in self.entries:
-                self.small(name)
+                self.tensor(name)
 
     def expect(self, name: str, dtype: torch.dtype, shape: tuple[int | None, ...]) -> int:
         """Check a tensor's dtype and shape, None standing for any length; returns its first length."""
@@ -159,7 +159,7 @@ class TensorFile:
             raise FeatureError(f"{self.path}: {name} is {entry.dtype}, expected {dtype}; {AGAIN}")
         return entry.shape[0]
 
-    def small(self, name: str) -> Tensor:
+    def tensor(self, name: str) -> Tensor:
         """A whole tensor by value, compared with its checks; FeatureError where the file is gone, ends early or is
         damaged."""
         entry, data = self.entries[name], bytearray(self._bytes(name))
@@ -169,7 +169,7 @@ class TensorFile:
             else torch.zeros(entry.shape, dtype=entry.dtype)
         )
         if name + CHECKS in self.entries and (checks := row_checks(name, found)) is not None:
-            differing = torch.nonzero(checks != self.small(name + CHECKS)).flatten().tolist()
+            differing = torch.nonzero(checks != self.tensor(name + CHECKS)).flatten().tolist()
             if differing:
                 raise DamagedRow(self, name, differing[0])
         return found
@@ -189,7 +189,7 @@ class TensorFile:
         return data
 
     def without_head(self) -> "TensorFile":
-        """The same without the bytes kept for `small`, which then reads the file."""
+        """The same without the bytes kept for `tensor`, which then reads the file."""
         return TensorFile(self.path, self.size, self.entries, self.metadata, b"", self.mtime_ns)
 
 
@@ -217,7 +217,7 @@ Pending = dict[str, np.ndarray]
 """By tensor, what the CRC-32 of each row must be, uint32 (rows,); 0 where the row was compared already."""
 
 
-class Opened:
+class OpenFile:
     """A file open for reading rows, checked to be the one whose header was read. Closes when nobody holds it."""
 
     def __init__(self, file: TensorFile) -> None:
@@ -244,7 +244,7 @@ class Opened:
         found = os.fstat(self._descriptor)
         return found.st_nlink > 0 and (found.st_mtime_ns, found.st_size) == self.stamp
 
-    def ask(self, name: str, row: int) -> None:
+    def prefetch(self, name: str, row: int) -> None:
         """Tell the kernel that a row will be read, so that it fetches many rows from the disk at a time."""
         if hasattr(os, "posix_fadvise"):
             place = self._places[name]
@@ -307,26 +307,26 @@ class Opened:
             done += count
 
 
-class Files:
+class OpenFiles:
     """Files opened when first read, the last `limit` of them kept open. Pickles as an empty one."""
 
     def __init__(self, limit: int = MAX_OPEN) -> None:
         self._limit = limit
-        self._open: OrderedDict[int, Opened] = OrderedDict()
+        self._open: OrderedDict[int, OpenFile] = OrderedDict()
         self._pending: dict[int, tuple[TensorFile, tuple[int, int], Pending]] = {}
 
     def __len__(self) -> int:
         return len(self._open)
 
-    def __reduce__(self) -> tuple[type["Files"], tuple[int]]:
-        return Files, (self._limit,)
+    def __reduce__(self) -> tuple[type["OpenFiles"], tuple[int]]:
+        return OpenFiles, (self._limit,)
 
-    def __call__(self, file: TensorFile) -> Opened:
+    def __call__(self, file: TensorFile) -> OpenFile:
         """The open file; FeatureError when it is gone or is not what it was when its folder was opened."""
         found = self._open.get(id(file))  # an opened file keeps its TensorFile, so no other takes its id
         if found is None or not found.current:
             try:
-                found = self._open[id(file)] = Opened(file)
+                found = self._open[id(file)] = OpenFile(file)
                 _, stamp, pending = self._pending.get(id(file), (file, None, {}))
                 if stamp == found.stamp:  # what was compared need not be again; another file is another matter
                     found.pending = pending

@@ -27,7 +27,7 @@ MAX_PHRASES = 3
 
 @dataclass(frozen=True, kw_only=True)
 class Hit:
-    """One event: its time in seconds, and words that are '' where nobody knows them."""
+    """One event of a video: its time in seconds, and its material and action, '' where they are not known."""
 
     time_s: float
     material: str = ""
@@ -47,7 +47,7 @@ def video_name(text: str) -> str | None:
 
 
 def recording_of(name: str) -> str:
-    """The second in a video's name: what pieces of one recording share."""
+    """The second in a video's name, which is the same for all pieces of one recording."""
     found = NAME.fullmatch(name)
     if found is None:
         raise ValueError(f"name must be like 2015-02-16-16-49-06 or 2015-09-29-15-44-54-838, got {name!r}")

@@ -42,7 +42,7 @@ SPLIT_WORDS = {
     "evaluation": "test",
     "eval": "test",
 }
-Row = dict[str, str]
+Cells = dict[str, str]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,7 +78,7 @@ FORMATS: dict[str, ListFormat] = {}
 def list_format(
     kind: str, *, annotate: Callable[[list[Item], Path], list[Item]] | None = None
 ) -> Callable[[Reader], Reader]:
-    """Decorator that enters a reader under the name of its kind."""
+    """Decorator that enters a reader of rows in `FORMATS` under the name of its kind; `annotate` as in `ListFormat`."""
 
     def entered(rows: Reader) -> Reader:
         FORMATS[kind] = ListFormat(rows=rows, annotate=annotate)
@@ -212,7 +212,7 @@ def _plain_rows(path: Path, delimiter: str) -> list[list[str]]:
         raise ValueError(f"{path}: {error}") from error
 
 
-def _table(path: Path, delimiter: str, needed: tuple[str, ...]) -> list[Row]:
+def _table(path: Path, delimiter: str, needed: tuple[str, ...]) -> list[Cells]:
     """Rows by column name in lower case; ValueError when a needed column is missing, or a needed cell."""
     rows = _plain_rows(path, delimiter)
     if not rows:

@@ -26,7 +26,7 @@ MAX_TABLE = 256 * 2**20
 
 
 class BoxError(ValueError):
-    """A header that claims what cannot be."""
+    """The header of a media file claims more than the file can hold."""
 
 
 @dataclass

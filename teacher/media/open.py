@@ -181,7 +181,7 @@ def _usable_rate(sample_rate: int) -> bool:
 
 
 def without_picture(container: InputContainer, path: Path) -> MediaError:
-    """Why `video_stream` finds nothing."""
+    """The error for a file without usable picture: it has none, or there is no decoder for it."""
     if pictures := _pictures(container):
         codec = codec_name(container, pictures[0])
         return MediaError(f"{path}: there is no decoder for its picture: codec {codec}; convert it to H.264")
@@ -189,7 +189,7 @@ def without_picture(container: InputContainer, path: Path) -> MediaError:
 
 
 def without_sound(container: InputContainer, path: Path) -> MediaError:
-    """Why `audio_stream` finds nothing."""
+    """The error for a file without usable sound: it has none, no decoder knows it, or its rate is out of bounds."""
     for stream in container.streams.audio:
         if stream.codec_context is None:
             codec = codec_name(container, stream)

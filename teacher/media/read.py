@@ -64,7 +64,7 @@ class FrameRequest:
             raise ValueError(f"fit must be 'stretch' or 'crop', got {self.fit!r}")
 
     def num_frames(self, duration_s: float) -> int:
-        """int(fps D); 1e-9 guards against binary fractions."""
+        """Frames of a window of D seconds: int(fps D), with 1e-9 against binary fractions."""
         return int(self.fps * duration_s + 1e-9)
 
 

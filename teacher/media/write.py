@@ -133,13 +133,13 @@ def _write_mp3(path: Path, wave: np.ndarray, sample_rate: int, comment: str | No
 
 
 def set_comment(output: OutputContainer, comment: str | None) -> None:
-    """Must come before the first packet, with which the header is written."""
+    """Put a comment into the tags of a container; before its first packet, with which the header is written."""
     if comment is not None:
         output.metadata["comment"] = comment
 
 
 def next_rate(sample_rate: int, rates: tuple[int, ...]) -> int:
-    """The rate itself if a coding knows it, else the next higher one, else 48 kHz."""
+    """The sample rate in Hz at which a coding holds a sound: its own, else the next higher one, else 48 kHz."""
     return next((r for r in rates if r >= sample_rate), 48_000)
 
 

@@ -15,7 +15,7 @@ from teacher.network.conditions import Conditions
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
-    """Normalised latents (B, N, C), their conditions, both float32, and the rows they came from (B,)."""
+    """Normalised latents (B, N, C) and their conditions, both float32, and the rows of the data set they are (B,)."""
 
     latents: Float[Tensor, "batch frames channels"]
     conditions: Conditions
@@ -30,7 +30,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class BatchSlice:
-    """Positions begin .. end - 1 of a batch of `total` rows."""
+    """Which rows of a batch of `total` rows one forward pass holds: positions begin .. end - 1."""
 
     begin: int
     end: int
@@ -44,7 +44,7 @@ class BatchSlice:
 
     @classmethod
     def whole(cls, total: int) -> "BatchSlice":
-        """All rows."""
+        """The slice that holds all `total` rows."""
         return cls(0, total, total)
 
     def __len__(self) -> int:

@@ -42,14 +42,14 @@ class Conditions:
         return self.clip.shape[0]
 
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> Self:
-        """Features to `device` and `dtype`, masks to `device`."""
+        """The same conditions with features on `device` in `dtype`, and masks on `device`."""
         moved = {
             f.name: getattr(self, f.name).to(device, None if f.name.startswith("has_") else dtype) for f in fields(self)
         }
         return type(self)(**moved)
 
     def rows(self, index: Tensor | slice) -> Self:
-        """The rows selected by a slice, an index or a bool mask."""
+        """The conditions of the rows that a slice, an index or a bool mask selects."""
         return type(self)(**{f.name: getattr(self, f.name)[index] for f in fields(self)})
 
     def unconditional(self, negative_text: Tensor | None = None) -> Self:
@@ -71,11 +71,11 @@ class Conditions:
         return replace(absent, text=text, has_text=torch.ones_like(self.has_text))
 
     def without_video(self) -> Self:
-        """Text only, as text-to-audio uses it."""
+        """The same conditions with image and synchronisation marked absent, as text-to-audio uses them."""
         none = torch.zeros_like(self.has_clip)
         return replace(self, has_clip=none, has_sync=none)
 
     @classmethod
     def cat(cls, parts: list[Self]) -> Self:
-        """Concatenate along the batch."""
+        """Conditions of several batches, one after the other."""
         return cls(**{f.name: torch.cat([getattr(p, f.name) for p in parts]) for f in fields(cls)})

@@ -58,13 +58,13 @@ class TimestepEmbedder(nn.Module):
         return fastest
 
     def frequencies(self, t: Tensor) -> Tensor:
-        """w, (features / 2,), float32 or wider."""
+        """Frequencies w of the embedding, (features / 2,), float32 or wider."""
         wide = torch.float64 if t.dtype == torch.float64 else torch.float32
         i = torch.arange(2 * self.skipped, self.table, 2, dtype=wide, device=t.device)
         return self.scale / 10_000.0 ** (i / self.table)
 
     def phases(self, t: Tensor) -> Tensor:
-        """t w, (B, features / 2), float32 or wider."""
+        """Phases t w of times t (B,): (B, features / 2), float32 or wider."""
         freqs = self.frequencies(t)
         t = t.to(freqs.dtype)
         if self.precision == "bfloat16":

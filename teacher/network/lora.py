@@ -110,7 +110,7 @@ def add_lora(net: nn.Module, config: LoRAConfig, *, generator: torch.Generator |
 
 
 def lora_parameters(net: nn.Module) -> list[nn.Parameter]:
-    """A and B of every adapted layer."""
+    """The factors A and B of every adapted layer of a network, layer by layer."""
     return [p for layer in _adapted(net).values() for p in (layer.lora_a, layer.lora_b)]
 
 

@@ -38,7 +38,7 @@ class Encoded(NamedTuple):
     pooled: Tensor
 
     def rows(self, index: Tensor) -> "Encoded":
-        """The selected rows."""
+        """Encoded conditions of the rows that `index` selects."""
         return Encoded(*(part[index] for part in self))
 
     @staticmethod

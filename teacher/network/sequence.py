@@ -27,14 +27,14 @@ MAX_LATENT_RATE = 1000.0
 
 
 def check_whole(name: str, value: object, least: int, most: int) -> None:
-    """A whole number from `least` to `most`, else ValueError. True is no number."""
+    """Check that `value` is a whole number from `least` to `most`; ValueError otherwise. True is no number."""
     if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
         rule = f"at least {least}" if isinstance(value, int) and value < least else f"from {least} to {most}"
         raise ValueError(f"{name} must be a whole number, {rule}, got {str(value)[:40]}")
 
 
 def check_window(name: str, seconds: float) -> None:
-    """A duration that a network's window may have, else ValueError."""
+    """Check that a network's window may last `seconds`; ValueError otherwise."""
     if not seconds >= MIN_DURATION_S:
         raise ValueError(f"{name} must be at least {MIN_DURATION_S} s, got {seconds:g}")
     if seconds > MAX_WINDOW_S:

@@ -151,7 +151,7 @@ class MMAudioConfig:
 
     @property
     def mlp_dim(self) -> int:
-        """m = multiple * ceil(int(2 * 4 h / 3) / multiple)."""
+        """Inner width of the gated MLPs: m = multiple * ceil(int(2 * 4 h / 3) / multiple) with h = hidden_dim."""
         return -(-(2 * 4 * self.hidden_dim // 3) // self.mlp_multiple_of) * self.mlp_multiple_of
 
 

@@ -1,6 +1,6 @@
-"""What an exported generator is held against: the eager network on random inputs, in numbers and in seconds.
+"""The one-step generator as files for other programs: an ONNX file, and an archive of torch.export.
 
-The one-step generator as files for other programs, each checked against the network: ONNX, torch.export's archive.
+Each file is loaded again and compared on random inputs with what the pipeline's own generator makes of them.
 
     generator.onnx   (generator.onnx.data beside it where the weights pass 2 GB)   the format for exchange: data only
     generator.pt2    torch.export's archive. Loading one is loading code: never load one that you did not make yourself
@@ -191,7 +191,7 @@ def export_generator(pipeline: Pipeline, out: Path, config: ExportConfig | None 
     result = "latents" if decoder is None else "wave"
     tolerance = config.tolerance or TOLERANCE[result]
 
-    def as_it_is(inputs: Sequence[Tensor]) -> Tensor:
+    def eager_result(inputs: Sequence[Tensor]) -> Tensor:
         latents = eager(pipeline, config.guidance, inputs)
         return latents if decoder is None else torch.cat([pipeline.codec.decode(row[None]) for row in latents])
 
@@ -201,7 +201,7 @@ def export_generator(pipeline: Pipeline, out: Path, config: ExportConfig | None 
     about = describe(pipeline, config, duration_s, batches[-1], result)
     with _whole(out) as folder, torch.no_grad():
         runners = _write(module, batches[-1], config, folder, about)
-        wanted = [as_it_is(inputs) for inputs in batches]
+        wanted = [eager_result(inputs) for inputs in batches]
         about["parity"] = {"tolerance": tolerance}
         for kind, run in runners.items():
             found = parity(run, batches, wanted)
@@ -211,7 +211,7 @@ def export_generator(pipeline: Pipeline, out: Path, config: ExportConfig | None 
             print(f"{line} of rms {found.rms:.3g}, {sum(counts)} rows")
             about["parity"][kind] = found._asdict()
         if config.repeats:
-            timed = take_turns({"eager": as_it_is} | runners, batches[0], config.repeats)
+            timed = take_turns({"eager": eager_result} | runners, batches[0], config.repeats)
             print(", ".join(f"{name} {seconds:.3f} s" for name, seconds in timed.items()))
             about["seconds"] = timed
         (folder / ABOUT).write_text(json.dumps(about, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
@@ -221,7 +221,7 @@ def export_generator(pipeline: Pipeline, out: Path, config: ExportConfig | None 
 def describe(
     pipeline: Pipeline, config: ExportConfig, duration_s: float, inputs: Sequence[Tensor], result: str
 ) -> dict[str, Any]:
-    """What export.json says before the check; a shape holds "batch" where it is free."""
+    """The content of export.json but for the results of the check; a shape holds "batch" where the batch is free."""
     rows: list[int | str] = ["batch" if config.batch is None else config.batch]
     sequence = pipeline.codec.sequence
     made = (sequence.latent_frames(duration_s), pipeline.codec.latent_channels)

@@ -61,9 +61,9 @@ def jobs(inputs: Iterable[str], prompt: str | None) -> tuple[Job, ...]:
         if prompt is None:
             raise ValueError("give --video, --prompt or both")
         return (Job(name=name_of(prompt), video=None, prompt=prompt),)
-    seen: dict[str, Job] = {}
+    by_name: dict[str, Job] = {}
     for job in found:
-        other = seen.setdefault(job.name, job)
+        other = by_name.setdefault(job.name, job)
         if other is not job:
             raise ValueError(
                 f"{other.video} and {job.video} share a file name, and so would their results; sample them into "
@@ -105,10 +105,10 @@ def _of(text: str, prompt: str | None) -> list[Job]:
     path = Path(text)
     if path.is_file() and path.suffix.lower() in TABLES:
         items = read_manifest(path)
-        shared = Counter(item.path.stem for item in items)
+        stems = Counter(item.path.stem for item in items)
         return [
             Job(
-                name=fitting(item.path.stem if shared[item.path.stem] == 1 else _as_file_name(item.id)),
+                name=fitting(item.path.stem if stems[item.path.stem] == 1 else _as_file_name(item.id)),
                 video=item.path,
                 prompt=item.caption if prompt is None else prompt,
             )
@@ -168,7 +168,7 @@ class Result:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class JobRunner:
-    """Makes the sounds of jobs and writes them; the fields are what all jobs of a command share."""
+    """Makes the sounds of jobs and writes them; the fields hold for all jobs of a command."""
 
     pipeline: Pipeline
     sampling: SamplingConfig
@@ -176,7 +176,7 @@ class JobRunner:
     negative_prompt: str | None
     duration_s: float | None
     count: int
-    """Sounds of which the best is kept."""
+    """Number of sounds that are made, of which the best one is written."""
     rank: Callable[[Scene], Rank] | None
     """Gives what compares the sounds of a scene; needed above a count of 1. Called before a sound is made, so that
     whatever it needs is found missing in time."""
@@ -228,7 +228,7 @@ class JobRunner:
         """That results of these names, the first with a film, can be written and take the place of nothing but results.
 
         Raises:
-            ValueError: one of them is a film that was given, or a file that says nothing of this program.
+            ValueError: one of them is a film that was given, or a file that this program did not make.
             OSError: the folder cannot be written to.
         """
         files = [self.folder / f"{name}.{self.suffix}" for name in names]

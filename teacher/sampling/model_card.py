@@ -36,14 +36,14 @@ PARTS = "weights"
 
 @dataclass(frozen=True, kw_only=True)
 class ModelCard:
-    """What a model card says beside what is known from the weights."""
+    """The part of a model card that only its author knows; the rest comes from the weights and their run."""
 
     name: str
     description: str = ""
     data: str = "not stated"
     """What it was trained on, with the licence of that."""
     metrics: Mapping[str, float] = field(default_factory=dict)
-    """Scores by name; say in `measured` on what."""
+    """Values by the name of the metric; `measured` states on which clips."""
     measured: str = ""
 
     def __post_init__(self) -> None:
@@ -180,9 +180,9 @@ class SharedModel:
         if self.source is not None and self.identity is not None and not self.rounded:
             file = weight_file(self.source, self.identity.weights)
             state = self.net.state_dict()
-            with opened(file) as kept:
-                same = set(kept.keys()) == set(state) and all(
-                    t.cpu().equal(kept.get_tensor(n)) for n, t in state.items()
+            with opened(file) as file_tensors:
+                same = set(file_tensors.keys()) == set(state) and all(
+                    t.cpu().equal(file_tensors.get_tensor(n)) for n, t in state.items()
                 )
             if same and file_sha256(file) == self.identity.digest:  # not where the network was changed or replaced
                 shutil.copyfile(file, path)

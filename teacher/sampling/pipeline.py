@@ -4,7 +4,7 @@
     sounds = pipe(video="holiday.mov", prompt="waves on a beach", seeds=(0, 1, 2), guidance=1.4)
     sounds[0].save("holiday.flac")
 
-What is seen and said is encoded once by `encode`; new seeds, steps and guidance then cost only the generator.
+`encode` encodes the video and the words once; new seeds, steps and guidance then cost only the generator.
 """
 
 import sys
@@ -64,7 +64,7 @@ class Pipeline:
     fast: bool = False
     """Whether sounds are made by the fast form of the generator (`teacher.sampling.fast`); MMAudio's codec alone."""
     cache: EncodedCache | None = None
-    """Where encoded pictures are kept, by the digest of the film; not, unless set with `dataclasses.replace`."""
+    """Folder of encoded pictures by the digest of their film; none unless set with `dataclasses.replace`."""
 
     def __post_init__(self) -> None:
         if self.precision not in get_args(Precision):
@@ -159,7 +159,7 @@ class Pipeline:
         duration_s: float | None = None,
         clock: StageClock | None = None,
     ) -> Scene:
-        """Pictures and words of one sound, encoded window by window and kept.
+        """Pictures and words of one sound, encoded now, window by window, and held in memory.
 
         The sound will last as long as the video (or `duration_s` of it), or `duration_s` for words alone, by default
         one window. Raises MediaError (unreadable or too short video) and ValueError (neither video nor prompt).
@@ -167,7 +167,7 @@ class Pipeline:
         scene = self.scene(
             video=video, prompt=prompt, negative_prompt=negative_prompt, duration_s=duration_s, clock=clock
         )
-        return scene.kept(at_once=BATCH)
+        return scene.encoded(at_once=BATCH)
 
     def scene(
         self,
@@ -178,7 +178,7 @@ class Pipeline:
         duration_s: float | None = None,
         clock: StageClock | None = None,
     ) -> Scene:
-        """As `encode`, but windows are encoded when they are asked for and not kept: constant memory for long ones."""
+        """As `encode`, but windows are encoded when they are asked for and not held: memory stays that of a few."""
         return make_scene(
             self.encoders,
             self.codec.sequence,
@@ -213,7 +213,7 @@ class Pipeline:
         stage and may end the work between them (`teacher.sampling.stages`).
 
         A sound does not depend on the other seeds: each is made in batches of its own windows, `BATCH` at a time, and
-        is bit by bit the one that its seed gives alone on the same machine. In a batch shared with other seeds, latents
+        is bit by bit the one that its seed gives alone on the same machine. In a batch with other seeds, latents
         would be rounded otherwise (by 2e-7 in float32, at unit size), of which Griffin-Lim, where peaks and rises
         decide how a phase goes on, makes up to 0.03 in a wave within [-1, 1].
 
@@ -241,15 +241,15 @@ class Pipeline:
             sampling = SamplingConfig(steps=steps, guidance=rule)
         pieces: list[list[Tensor]] = [[] for _ in chosen]
         for made in self.stream(scene, chosen, sampling, observe, clock):
-            for kept, piece in zip(pieces, made, strict=True):
-                kept.append(piece)
+            for before, piece in zip(pieces, made, strict=True):
+                before.append(piece)
         return [
-            self.sound(scene, replace(sampling, seed=seed), torch.cat(kept))
-            for seed, kept in zip(chosen, pieces, strict=True)
+            self.sound(scene, replace(sampling, seed=seed), torch.cat(parts))
+            for seed, parts in zip(chosen, pieces, strict=True)
         ]
 
     def sound(self, scene: Scene, sampling: SamplingConfig, wave: Float[Tensor, "samples"]) -> Sound:
-        """A wave with what this pipeline says of it; `sampling` holds its seed."""
+        """A wave together with how it was made; `sampling` holds its seed."""
         return Sound(
             wave=wave,
             sample_rate=self.codec.sequence.sample_rate,

@@ -1,4 +1,4 @@
-"""What a sound is made for, and the sound."""
+"""A scene (the video and the words that a sound is made for, window by window) and the sound that was made for it."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -48,7 +48,7 @@ class Scene:
         """Number of windows."""
         return len(self.starts)
 
-    def kept(self, *, at_once: int) -> Self:
+    def encoded(self, *, at_once: int) -> Self:
         """The same with all windows encoded now, `at_once` at a time, and held in memory (1.2 MB for 8 s)."""
         parts = [self.conditions(k, min(k + at_once, len(self))) for k in range(0, len(self), at_once)]
         whole = Conditions.cat(parts)

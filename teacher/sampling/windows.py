@@ -1,8 +1,8 @@
 """Long sounds in overlapping windows: where they start, their noise, and how they are faded into one another.
 
-Windows start on latent frames, so that neighbours share the noise of the times they share: noise is a function of
-(seed, latent frame), and what two windows say of their overlap is alike. Fades keep the energy whatever the two have in
-common: where they are weighted w and 1 - w and correlated by c, the sum is divided by
+Windows start on latent frames, so that neighbours have the same noise where they overlap: noise is a function of
+(seed, latent frame), and two windows make similar sound where they overlap. Fades keep the energy whatever the two
+have in common: where they are weighted w and 1 - w and correlated by c, the sum is divided by
 sqrt(w^2 + (1 - w)^2 + 2 w (1 - w) c), which is 1 for equal sounds and makes up for 3 dB amid unrelated ones.
 c is bounded at -0.9: of sounds that cancel, nothing is left to be made louder.
 """
@@ -81,13 +81,13 @@ class Joiner:
         Raises ValueError where a window leaves a gap to the one before it.
         """
         wave = wave[: max(0, self._total - start)]
-        shared = self._done + len(self._tail) - start
-        if shared < 0:
-            raise ValueError(f"a window must begin where the one before it ends or earlier, got a gap of {-shared}")
-        before, old = self._tail[: len(self._tail) - shared], self._tail[len(self._tail) - shared :]
+        overlap = self._done + len(self._tail) - start
+        if overlap < 0:
+            raise ValueError(f"a window must begin where the one before it ends or earlier, got a gap of {-overlap}")
+        before, old = self._tail[: len(self._tail) - overlap], self._tail[len(self._tail) - overlap :]
         # Of a longer overlap the middle is faded, away from both windows' edges.
-        fade = min(self._fade, shared, len(wave))
-        first = (min(shared, len(wave)) - fade) // 2
+        fade = min(self._fade, overlap, len(wave))
+        first = (min(overlap, len(wave)) - fade) // 2
         between = _faded(old[first : first + fade], wave[first : first + fade])
         mixed = torch.cat([before, old[:first], between, wave[first + fade :]])
         count = len(mixed) if then is None else min(len(mixed), then - self._done)

@@ -36,7 +36,7 @@ class Canvas:
         self._pixels = self._background.copy()
 
     def clear(self) -> None:
-        """Back to the background, a muted gradient that is random per canvas."""
+        """Paint the whole picture with the background, a muted gradient that is random per canvas."""
         self._pixels[:] = self._background
 
     def image(self) -> np.ndarray:

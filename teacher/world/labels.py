@@ -62,7 +62,7 @@ TEMPLATES: dict[str, tuple[str, ...]] = {
 
 
 def clip_label(index: int) -> tuple[str, str]:
-    """(kind, material) of a clip."""
+    """(kind, material) of clip number `index`."""
     return LABELS[index * LABEL_STRIDE % len(LABELS)]
 
 
@@ -74,7 +74,7 @@ def clip_split(index: int) -> Split:
 
 
 def fill_caption(clip: WorldClip, rng: np.random.Generator) -> str:
-    """One of the kind's templates, filled in."""
+    """A caption for a clip: one of the templates of its kind, drawn by `rng` and filled in."""
     templates = TEMPLATES[clip.kind]
     template = templates[int(rng.integers(len(templates)))]
     number = len(clip.events)

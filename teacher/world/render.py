@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from teacher.files import replacing
+from teacher.files import write_json
 from teacher.lists.manifest import Item, write_manifest
 from teacher.media import write_video
 from teacher.network.sequence import MIN_DURATION_S
@@ -159,12 +159,7 @@ def _claim(out: Path, config: WorldConfig) -> None:
         if differing:
             changes = ", ".join(f"{k} {found.get(k)} there, {wanted[k]} asked" for k in differing)
             raise ValueError(f"{out}: holds a world with other settings ({changes}); choose another folder")
-    _write_json(path, wanted)
-
-
-def _write_json(path: Path, value: object) -> None:
-    with replacing(path) as temporary:
-        temporary.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
+    write_json(path, wanted)
 
 
 def _read_facts(out: Path, index: int) -> dict | None:
@@ -194,7 +189,7 @@ def _render_clips(out: Path, config: WorldConfig, indices: list[int]) -> int:
             "caption": fill_caption(clip, _generator(config, index, RNG_WORDS)),
             "events": [{"time_s": round(e.time_s, 5), "strength": round(e.strength, 4)} for e in clip.events],
         }
-        _write_json(path.with_suffix(".json"), facts)
+        write_json(path.with_suffix(".json"), facts)
     return len(indices)
 
 

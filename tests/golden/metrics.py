@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from eval.metrics.alignment import paired_cosines
-from eval.metrics.desync import DeSync
+from eval.metrics.desync import DeSync, first_and_last
 from eval.metrics.inception import inception_score
 from eval.metrics.kl import kl_divergence, kl_sigmoid_positive_part
 from eval.metrics.moments.distance import frechet_distance
@@ -116,6 +116,8 @@ def metric_evaluate(recording: Recording) -> Iterator[Deviation]:
     def head(visual: Tensor, audio: Tensor) -> Tensor:
         return visual.mean(dim=(1, 2)) @ every("offset_head.A") + audio.mean(dim=(1, 2)) @ every("offset_head.B")
 
+    visual, audio = paired("gt.synchformer_video"), paired("pr.synchformer_audio")
+    windows = [head(visual[:, window], audio[:, window]) for window in first_and_last(visual.shape[1])]
     distances = {
         "FD-VGG": (every("pr.vggish_features").flatten(0, 1), every("gt.vggish_features").flatten(0, 1)),
         "FD-PANN": (every("pr.pann_features"), every("gt.pann_features")),
@@ -127,7 +129,7 @@ def metric_evaluate(recording: Recording) -> Iterator[Deviation]:
         ).mean(),
         "KL-PASST-softmax": kl_divergence(paired("gt.passt_logits"), paired("pr.passt_logits")).mean(),
         "IB-Score": paired_cosines(paired("gt.imagebind_video"), paired("pr.imagebind_audio")).mean(),
-        "DeSync": DeSync.from_features(paired("gt.synchformer_video"), paired("pr.synchformer_audio"), head).mean_s,
+        "DeSync": DeSync.from_logits(*windows).mean_s,
         "LAION-CLAP-Score": paired_cosines(paired("gt.clap_laion_text"), paired("pr.clap_laion_audio")).mean(),
         "MS-CLAP-Score": paired_cosines(paired("gt.clap_ms_text"), paired("pr.clap_ms_audio")).mean(),
     }

@@ -23,7 +23,7 @@ import torch
 from scripts.app import workspace as workspace_module
 from scripts.app.command import App, Stop, serve
 from scripts.app.html import alert, comparison, grid, latency
-from scripts.app.studio import Ask, Limits, Model, Setting, StoppedError, Studio
+from scripts.app.studio import Limits, Model, ModelSetting, SoundRequest, StoppedError, Studio
 from scripts.app.workspace import Workspace
 from teacher.audio.embedded_codec import EmbeddedCodec
 from teacher.encoders.registry import load_encoders
@@ -37,14 +37,17 @@ from teacher.sampling.stages import DECODE, ENCODING, FLOW, TEXT
 from tests.scripts.chromium import Chromium, executable
 
 ROOT = Path(__file__).resolve().parents[2]
-STUDENT, TEACHER = Setting(model="student", steps=1, guidance=1.4), Setting(model="teacher", steps=2, guidance=1.0)
+STUDENT, TEACHER = (
+    ModelSetting(model="student", steps=1, guidance=1.4),
+    ModelSetting(model="teacher", steps=2, guidance=1.0),
+)
 needs_gradio = pytest.mark.skipif(
     importlib.util.find_spec("gradio") is None, reason="gradio is not installed (pip install 'mf-mjt[app]')"
 )
 
 
 def words(prompt="a bell", negative=None, duration_s=1.0):
-    return Ask(video=None, prompt=prompt, negative_prompt=negative, duration_s=duration_s)
+    return SoundRequest(video=None, prompt=prompt, negative_prompt=negative, duration_s=duration_s)
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +95,7 @@ def sent(studio, film, name="holiday.mp4"):
 
 def test_both_models_sound_as_the_pipeline_does_and_files_say_where_they_come_from(studio, models, film):
     video = sent(studio, film)
-    ask = Ask(video=video, prompt=" a  bell ", negative_prompt="", duration_s=1.0)
+    ask = SoundRequest(video=video, prompt=" a  bell ", negative_prompt="", duration_s=1.0)
     made = studio.compare(ask, [STUDENT, TEACHER], 7)
     for take, model, setting in zip(made.takes, models, (STUDENT, TEACHER), strict=True):
         wanted = model.pipeline(video=video, prompt="a bell", seeds=7, steps=setting.steps, guidance=setting.guidance)
@@ -107,15 +110,17 @@ def test_both_models_sound_as_the_pipeline_does_and_files_say_where_they_come_fr
 
 
 def test_a_scene_is_encoded_once_for_both_models_and_for_later_clicks(studio, film):
-    ask = Ask(video=sent(studio, film), prompt="a bell", negative_prompt=None, duration_s=1.0)
+    ask = SoundRequest(video=sent(studio, film), prompt="a bell", negative_prompt=None, duration_s=1.0)
     first = studio.compare(ask, [STUDENT, TEACHER], 0)
     assert first.shared
     for seconds in first.seconds.values():
         assert set(seconds) == {*ENCODING, FLOW, DECODE}
         assert all(value > 0 for value in seconds.values())
     assert first.seconds["student"][TEXT] == first.seconds["teacher"][TEXT]
-    again = Ask(video=sent(studio, film, "other name.mp4"), prompt="a bell", negative_prompt=None, duration_s=1.0)
-    later = studio.compare(again, [Setting(model="student", steps=3, guidance=2.0), TEACHER], 5)
+    again = SoundRequest(
+        video=sent(studio, film, "other name.mp4"), prompt="a bell", negative_prompt=None, duration_s=1.0
+    )
+    later = studio.compare(again, [ModelSetting(model="student", steps=3, guidance=2.0), TEACHER], 5)
     assert not later.shared
     assert set(later.seconds["student"]) == set(later.seconds["teacher"]) == {FLOW, DECODE}
     assert later.takes[0].sound.scene.video == again.video
@@ -154,7 +159,7 @@ def test_a_grid_is_one_call_and_equals_single_sounds(studio, monkeypatch):
 
 
 def test_the_budget_has_every_stage_of_a_video(studio, film):
-    ask = Ask(video=sent(studio, film), prompt="a bell", negative_prompt=None, duration_s=1.0)
+    ask = SoundRequest(video=sent(studio, film), prompt="a bell", negative_prompt=None, duration_s=1.0)
     found = studio.budget(ask, STUDENT)
     assert [stage.stage for stage in found.stages] == [*ENCODING, FLOW, "latent decode", "vocoder"]
     assert found.duration_s == 1.0
@@ -174,10 +179,10 @@ def test_the_budget_has_every_stage_of_a_video(studio, film):
         (lambda s: s.compare(words(), [STUDENT], 1.5), "seed must be a whole number"),
         (lambda s: s.compare(words(negative="music"), [TEACHER], 0), "negative prompt acts through guidance"),
         (lambda s: s.grid(words(), STUDENT, 0, 400), "4 or 8"),
-        (lambda s: s.grid(words(), Setting(model="x", steps=1, guidance=1.0), 0, 4), "student, teacher"),
-        (lambda s: Setting(model="student", steps=10**6, guidance=1.0), "steps of the student"),
-        (lambda s: Setting(model="student", steps=1, guidance=float("nan")), "guidance of the student"),
-        (lambda s: Setting(model="student", steps=True, guidance=1.0), "steps of the student"),
+        (lambda s: s.grid(words(), ModelSetting(model="x", steps=1, guidance=1.0), 0, 4), "student, teacher"),
+        (lambda s: ModelSetting(model="student", steps=10**6, guidance=1.0), "steps of the student"),
+        (lambda s: ModelSetting(model="student", steps=1, guidance=float("nan")), "guidance of the student"),
+        (lambda s: ModelSetting(model="student", steps=True, guidance=1.0), "steps of the student"),
     ],
 )
 def test_wrong_wishes_are_refused_in_one_line(studio, wrong, said):
@@ -191,10 +196,10 @@ def test_videos_that_are_too_long_or_no_videos_are_refused(studio, film):
     video = sent(studio, film)
     studio.limits = Limits(seconds=1.0)
     with pytest.raises(MediaError, match=r"lasts 1\.5 s, this page takes up to 1 s"):
-        studio.compare(Ask(video=video, prompt=None, negative_prompt=None, duration_s=1.0), [STUDENT], 0)
+        studio.compare(SoundRequest(video=video, prompt=None, negative_prompt=None, duration_s=1.0), [STUDENT], 0)
     video.write_text("not a film")
     with pytest.raises(MediaError, match="not a media file"):
-        studio.look(video)
+        studio.check_video(video)
 
 
 def test_only_uploads_are_opened(studio, film, tmp_path):
@@ -322,14 +327,14 @@ def test_what_a_click_may_ask_for_is_bounded(studio, film):
     video = sent(studio, film)
     studio.limits = Limits(pixels=0.9 * pixels)
     with pytest.raises(MediaError, match="billion pixels, this page takes up to"):
-        studio.look(video)
+        studio.check_video(video)
     studio.limits = Limits(pixels=1.1 * pixels, evaluated_s=3.0)
-    assert studio.look(video).width == info.width
-    guided = Setting(model="teacher", steps=2, guidance=2.0)
+    assert studio.check_video(video).width == info.width
+    guided = ModelSetting(model="teacher", steps=2, guidance=2.0)
     for refused in (
         lambda: studio.compare(words(), [guided], 0),  # 1 s x 2 steps x 2
         lambda: studio.compare(words(), [STUDENT, TEACHER], 0),  # 2 + 2
-        lambda: studio.grid(words(), Setting(model="student", steps=1, guidance=1.0), 0, 4),
+        lambda: studio.grid(words(), ModelSetting(model="student", steps=1, guidance=1.0), 0, 4),
         lambda: studio.budget(words(), TEACHER),
     ):
         with pytest.raises(ValueError, match=r"seconds x evaluations; a click may have 3"):
@@ -410,7 +415,9 @@ def test_the_page_answers_under_its_own_names_only(hosts, headers, answered):
 
 def test_what_comes_from_outside_is_escaped(studio, film):
     made = studio.compare(
-        Ask(video=sent(studio, film, "<b>x.mp4"), prompt="<script>", negative_prompt=None, duration_s=1.0), [STUDENT], 0
+        SoundRequest(video=sent(studio, film, "<b>x.mp4"), prompt="<script>", negative_prompt=None, duration_s=1.0),
+        [STUDENT],
+        0,
     )
     page = comparison(made, str)
     assert "<script>" not in page
@@ -425,7 +432,9 @@ def test_the_command_refuses_wrong_numbers_and_a_missing_gradio(monkeypatch):
             App(**wrong)
     assert App(max_gigapixels=2, max_work=7).limits == Limits(seconds=60.0, pixels=2e9, evaluated_s=7)
     assert [s.model for s in App(teacher=None).settings] == ["student"]
-    assert App(teacher_steps=9, teacher_guidance=4.5).settings[1] == Setting(model="teacher", steps=9, guidance=4.5)
+    assert App(teacher_steps=9, teacher_guidance=4.5).settings[1] == ModelSetting(
+        model="teacher", steps=9, guidance=4.5
+    )
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ValueError, match=r"mf-mjt\[app\]"):
         serve(App())

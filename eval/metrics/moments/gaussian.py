@@ -1,6 +1,5 @@
 """Mean and covariance of feature vectors, in float64."""
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Self
 
@@ -72,49 +71,6 @@ class GaussianStats:
             raise ValueError(f"features must have at least 2 rows (a covariance needs two clips), got {len(matrix)}")
         mean = matrix.mean(axis=0)
         return cls(mean=mean, covariance=scatter_about(matrix, mean) / (len(matrix) - 1), count=len(matrix))
-
-    @classmethod
-    def from_batches(cls, batches: Iterable[Features]) -> Self:
-        """Moments of all rows of a stream of (rows, d) batches; only one batch and one (d, d) matrix are in memory.
-
-        Sums are taken about the mean of the first batch, so a mean far from zero costs no digits.
-
-        Raises:
-            ValueError: no batch, fewer than two rows in all, or batches of different dimensions.
-        """
-        origin, total, scatter, count = np.zeros(0), np.zeros(0), np.zeros((0, 0)), 0
-        for batch in batches:
-            matrix = as_matrix(batch)
-            if len(matrix) == 0:
-                continue
-            if count == 0:
-                origin = matrix.mean(axis=0)
-                total, scatter = np.zeros_like(origin), np.zeros((origin.size, origin.size))
-            if matrix.shape[1] != origin.size:
-                raise ValueError(f"batches must have equal dimensions, got {origin.size} and {matrix.shape[1]}")
-            total += (matrix - origin).sum(axis=0)
-            scatter += scatter_about(matrix, origin)
-            count += len(matrix)
-        if count < 2:
-            raise ValueError(f"batches must hold at least 2 rows (a covariance needs two clips), got {count}")
-        scatter -= np.outer(total, total) / count
-        return cls(mean=origin + total / count, covariance=(scatter + scatter.T) / (2 * (count - 1)), count=count)
-
-    def merge(self, other: Self) -> Self:
-        """Moments of both sets together.
-
-        With d = mean_b - mean_a: scatter = scatter_a + scatter_b + d d^T n_a n_b / (n_a + n_b).
-        """
-        if self.mean.shape != other.mean.shape:
-            raise ValueError(f"merge needs equal dimensions, got {self.mean.size} and {other.mean.size}")
-        total = self.count + other.count
-        shift = other.mean - self.mean
-        scatter = (
-            self.covariance * (self.count - 1)
-            + other.covariance * (other.count - 1)
-            + np.outer(shift, shift) * (self.count * other.count / total)
-        )
-        return type(self)(mean=self.mean + shift * (other.count / total), covariance=scatter / (total - 1), count=total)
 
 
 def scatter_about(matrix: NDArray[np.float64], origin: NDArray[np.float64]) -> NDArray[np.float64]:

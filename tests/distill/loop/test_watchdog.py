@@ -13,7 +13,7 @@ from datetime import timedelta
 import pytest
 
 from distill.loop import watchdog as watchdog_module
-from distill.loop.watchdog import Signals, Skipped, Watchdog, is_broken_collective, signal_status
+from distill.loop.watchdog import Signals, SkippedSteps, Watchdog, is_broken_collective, signal_status
 from scripts.errors import one_line_errors
 from teacher.files.errors import TrainingError
 from tests.distill.processes import ROOT, Processes
@@ -179,7 +179,7 @@ def lines_of(run):
 
 
 def test_skipped_steps_are_written_down_and_too_many_in_a_row_end_the_run(tmp_path):
-    skipped = Skipped(tmp_path, 3)
+    skipped = SkippedSteps(tmp_path, 3)
     skipped.add(1, reason="loss", ids=["a", "ü"], losses=[float("nan"), float("-inf")])
     skipped.add(2, reason="gradient", ids=["b"], losses=[0.5])
     skipped.fine()
@@ -200,13 +200,13 @@ def test_skipped_steps_are_written_down_and_too_many_in_a_row_end_the_run(tmp_pa
 
 def test_a_resumed_run_counts_on_and_forgets_steps_that_come_again(tmp_path):
     """Killed after step 6 while writing, with a checkpoint of step 4: the file is that of an uninterrupted run."""
-    skipped = Skipped(tmp_path, 3)
+    skipped = SkippedSteps(tmp_path, 3)
     for step in (2, 4, 5):
         skipped.fine()
         skipped.add(step, reason="loss", ids=["a"])
     with (tmp_path / "skipped.jsonl").open("a") as stream:
         stream.write('{"step": 6, "rea')
-    again = Skipped(tmp_path, 3, in_a_row=1, first=4)
+    again = SkippedSteps(tmp_path, 3, in_a_row=1, first=4)
     assert [line["step"] for line in lines_of(tmp_path)] == [2, 4]
     assert (again.in_a_row, again.total) == (1, 2)
     again.add(5, reason="loss", ids=["a"])
@@ -217,12 +217,12 @@ def test_a_resumed_run_counts_on_and_forgets_steps_that_come_again(tmp_path):
 def test_a_line_that_was_cut_off_at_its_end_is_kept_if_it_is_whole(tmp_path):
     for end, steps in (("", [1, 2]), (',"ids', [2])):
         (tmp_path / "skipped.jsonl").write_text('{"step": 1}' + end)
-        Skipped(tmp_path, 3).add(2, reason="loss", ids=[])
+        SkippedSteps(tmp_path, 3).add(2, reason="loss", ids=[])
         assert [line["step"] for line in lines_of(tmp_path)] == steps
 
 
 def test_other_processes_count_and_do_not_write(tmp_path):
-    skipped = Skipped(tmp_path, 2, write=False, in_a_row=1)
+    skipped = SkippedSteps(tmp_path, 2, write=False, in_a_row=1)
     with pytest.raises(TrainingError, match="2 steps in a row"):
         skipped.add(9, reason="gradient", ids=["a"])
     assert not list(tmp_path.iterdir())
@@ -230,7 +230,7 @@ def test_other_processes_count_and_do_not_write(tmp_path):
 
 def test_a_file_that_cannot_be_written_ends_the_run(tmp_path):
     (tmp_path / "gone").write_text("a file where the run folder was")
-    skipped = Skipped(tmp_path / "gone", 5)
+    skipped = SkippedSteps(tmp_path / "gone", 5)
     with pytest.raises(TrainingError, match=r"skipped\.jsonl cannot be written: .*File exists"):
         skipped.add(1, reason="loss", ids=["a"])
 

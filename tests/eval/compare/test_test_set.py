@@ -1,13 +1,26 @@
-"""Lists of test clips: every form that is read, and which extracted clips they name."""
+"""The clips a comparison is made on: every form of list that is read, and clips that are named, left out and never
+replaced."""
 
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
 from eval.compare.hygiene import TestFacts, write_facts
-from eval.compare.test_set import match_ids, read_test_ids
+from eval.compare.test_set import TestSet, match_ids, read_test_ids
+from eval.compare.training_sounds import TrainingSounds, read_waves
+from eval.features.embedded import EmbeddedAudioFeatures, EmbeddedClassifier
+from eval.features.sources import EmbeddedSource
+from eval.metrics.onsets import OnsetScorer
+from teacher.features.config import ExtractConfig
+from teacher.features.dataset import FeatureSet
+from teacher.features.extract import extract
 from teacher.features.store import Record
+from teacher.lists.manifest import Item
+from teacher.media import write_audio
+from tests.eval.compare.sounds import RATE, TEST, sound
 
 
 def write(path: Path, text: str) -> Path:
@@ -152,3 +165,135 @@ def test_a_json_list_and_the_lines_of_a_text_give_the_same(tmp_path):
     ids = ["b", "a b", "2015-02-16-16-49-06"]
     lines = write(tmp_path / "a.txt", "\n".join(ids))
     assert read_test_ids(lines) == read_test_ids(write(tmp_path / "a.json", json.dumps(ids))) == tuple(ids)
+
+
+@pytest.fixture
+def media(original):
+    """The folder; its media are as they were again after the test."""
+    kept = {path: path.read_bytes() for path in original.glob("*.wav")}
+    yield original
+    for path, content in kept.items():
+        path.write_bytes(content)
+
+
+@pytest.fixture(scope="module")
+def embedded_source(original):
+    features = FeatureSet.open(original / "features", "train")
+    extractor = EmbeddedAudioFeatures(sample_rate=RATE)
+    embedded = extractor(read_waves(features, features.records))
+    return EmbeddedSource(
+        extractor=extractor, classifier=EmbeddedClassifier.fit(embedded, ["a", "b"] * 4), labels="labels"
+    )
+
+
+@pytest.fixture
+def build(tmp_path, embedded_source):
+    """The test set of a folder of media; features of real sound go to the test's own cache."""
+
+    def built(folder, **changes):
+        options = {
+            "video": False,
+            "max_clips": 99,
+            "clip_scorers": (OnsetScorer(),),
+            "cache": tmp_path / "cache",
+        } | changes
+        return TestSet.build(folder / "features", sources=(embedded_source,), **options)
+
+    return built
+
+
+def test_an_unreadable_clip_fails_the_run_and_is_named(media, build):
+    (media / "test2.wav").write_bytes(b"not a sound")
+    with pytest.raises(ValueError, match=r"test2\.wav: cannot be read any more"):
+        build(media)
+
+
+@pytest.mark.parametrize("fault", ["gone", "broken", "silent"])
+def test_an_excluded_clip_is_listed_and_in_nothing_that_is_scored(media, build, fault):
+    whole = build(media)
+    real = whole.waves(0, 5)
+    path = media / "test2.wav"
+    if fault == "gone":
+        path.unlink()
+    elif fault == "broken":
+        path.write_bytes(b"not a sound")
+    else:
+        write_audio(path, np.zeros(RATE, np.float32), RATE)
+    test = build(media, unreadable="exclude")
+    left = tuple(i for i in TEST if i != "test2")
+    assert [clip_id for clip_id, _ in test.excluded] == ["test2"]
+    assert test.excluded[0][1]
+    # Conditions (what both models are given), scorer and reference all hold the same four, in one order.
+    assert test.clips.ids == test.scorer.ids == tuple(r.id for r in test.records) == left
+    conditions, waves = test.clips.conditions(0, 4), test.waves(0, 4)
+    assert len(conditions) == len(waves) == len(test.scorer.reference) == 4
+    keep = [k for k, i in enumerate(TEST) if i != "test2"]
+    assert waves.equal(real[keep])
+    assert conditions.text.equal(whole.clips.conditions(0, 5).text[keep])
+    for name, tensor in whole.scorer.reference.tensors.items():
+        torch.testing.assert_close(test.scorer.reference.tensors[name], tensor[keep], rtol=1e-5, atol=1e-5)
+
+
+def test_a_file_that_is_back_is_heard_again(media, build):
+    """Parts of one clip: the reference is cached by what is in the files, not by their names."""
+    whole = build(media, part_size=1)
+    content = (media / "test2.wav").read_bytes()
+    (media / "test2.wav").write_bytes(b"not a sound")
+    assert len(build(media, part_size=1, unreadable="exclude").scorer.reference) == 4
+    (media / "test2.wav").write_bytes(content)
+    again = build(media, part_size=1, unreadable="exclude")
+    assert again.excluded == ()
+    for name, tensor in whole.scorer.reference.tensors.items():
+        assert again.scorer.reference.tensors[name].equal(tensor)
+    write_audio(media / "test2.wav", sound(77), RATE)
+    other = build(media, part_size=1).scorer.reference.tensors["embedded.features"]
+    changed = (other != whole.scorer.reference.tensors["embedded.features"]).any(dim=1)
+    assert changed.tolist() == [False, False, True, False, False]
+
+
+def test_other_labels_or_sounds_of_the_same_ids_are_another_classifier(media, build, tmp_path):
+    """Features of real sound by the old one are not taken for those by the new one."""
+
+    def name(labels: str) -> str:
+        items = [
+            Item(id=f"train{k}", path=media / f"train{k}.wav", caption="", label=labels[k % len(labels)], split="train")
+            for k in range(8)
+        ]
+        folder = tmp_path / f"features{len(list(tmp_path.iterdir()))}"
+        extract(items, folder, ExtractConfig(duration_s=1.0, shard_size=4, workers=0))
+        return TrainingSounds.read(folder).source.name
+
+    first = name("ab")
+    assert name("ab") == first
+    assert name("aabb") != first
+    write_audio(media / "train3.wav", sound(99), RATE)
+    assert name("ab") != first
+
+
+def test_a_damaged_cache_file_is_named(media, build, tmp_path):
+    build(media, part_size=2)
+    for path in (tmp_path / "cache").rglob("*.safetensors"):
+        path.write_bytes(path.read_bytes()[:-8])
+    with pytest.raises(ValueError, match=r"cache/\w\w/\w+\.safetensors cannot be read .* delete it and run again"):
+        build(media, part_size=2)
+
+
+def test_a_clip_left_out_is_not_replaced_by_another(media, build):
+    chosen = build(media, max_clips=3).clips.ids
+    (media / f"{chosen[1]}.wav").unlink()
+    assert build(media, max_clips=3, unreadable="exclude").clips.ids == (chosen[0], chosen[2])
+
+
+def test_too_few_clips_left_and_wrong_choices_are_refused(media, build):
+    with pytest.raises(ValueError, match="unreadable must be one of fail, exclude, got 'skip'"):
+        build(media, unreadable="skip")
+    for name in TEST[1:]:
+        (media / f"{name}.wav").unlink()
+    with pytest.raises(ValueError, match="1 of 5 test clips can be read; 2 are needed"):
+        build(media, unreadable="exclude")
+
+
+def test_a_list_of_ids_gives_exactly_those_clips(original, build):
+    assert build(original, only=["test4", "test1"], max_clips=1).clips.ids == ("test1", "test4")
+    with pytest.raises(ValueError, match="has no test clips train0; 1 of 2 missing"):
+        build(original, only=["test4", "train0"])

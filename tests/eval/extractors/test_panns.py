@@ -8,12 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from eval.extractors.base import LoadedFile, OfficialFile, read_official
+from eval.extractors.base import LoadedFile
 from eval.extractors.panns import (
-    CNN14_16K,
     HOP,
     SAMPLE_RATE,
     SHORTEST,
@@ -108,70 +106,6 @@ def test_loads_the_published_file_as_it_is(tmp_path):
     assert (given.rows.shape, given.logits.shape) == ((1, 2048), (1, 527))
 
 
-def test_key_prefix_and_safetensors_hold_the_same(tmp_path):
-    weights = {"a.weight": torch.arange(6.0).reshape(2, 3), "a.bias": torch.tensor([1, 2])}
-    prefixed = {f"module.{name}": tensor for name, tensor in weights.items()}
-    torch.save(weights, tmp_path / "flat.pth")
-    torch.save({"epoch": 15, "state_dict": prefixed}, tmp_path / "training.pt")
-    torch.save({"model": prefixed}, tmp_path / "model.pth")
-    save_file(prefixed, tmp_path / "other.safetensors")
-    for file in ("flat.pth", "training.pt", "model.pth", "other.safetensors"):
-        read = read_official(tmp_path / file)
-        assert set(read) == set(weights)
-        assert all(torch.equal(read[name], weights[name]) for name in weights)
-    torch.save(weights | prefixed, tmp_path / "both.pth")  # a prefix that not all names share stays
-    assert set(read_official(tmp_path / "both.pth")) == set(weights) | set(prefixed)
-
-
-class Attack:
-    """Runs a function when it is unpickled, if the reader lets it."""
-
-    def __init__(self, path: str) -> None:
-        self.path = path
-
-    def __reduce__(self):
-        return Path.touch, (Path(self.path),)
-
-
-@pytest.mark.parametrize("zipped", [True, False])
-def test_runs_nothing_that_a_file_holds(tmp_path, zipped):
-    trace = tmp_path / "was-here"
-    path = tmp_path / "attack.pth"
-    torch.save({"model": published(), "x": Attack(str(trace))}, path, _use_new_zipfile_serialization=zipped)
-    with pytest.raises(WeightsError, match="asks for code"):
-        read_official(path)
-    assert not trace.exists()
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        ([torch.zeros(1)], "holds a list"),
-        ({"model": {}}, "holds no tensors"),
-        ({"model": {"a": torch.zeros(1), "step": 3}}, "something else than tensors: step"),
-        ({"model": {"a": np.zeros(3)}}, "something else than tensors: a"),
-        ({"a": torch.tensor([1.0, math.inf])}, "NaN or infinite"),
-    ],
-)
-def test_refuses_files_of_another_kind(tmp_path, content, message):
-    torch.save(content, tmp_path / "other.pth")
-    with pytest.raises(WeightsError, match=message):
-        read_official(tmp_path / "other.pth")
-
-
-def test_refuses_files_that_are_not_there_or_not_whole(tmp_path):
-    path = tmp_path / "x.pth"
-    with pytest.raises(WeightsError, match="is not there"):
-        read_official(path)
-    path.touch()
-    with pytest.raises(WeightsError, match="is empty"):
-        read_official(path)
-    torch.save(published(), path)
-    path.write_bytes(path.read_bytes()[:5000])
-    with pytest.raises(WeightsError, match=r"x\.pth is"):
-        read_official(path)
-
-
 def test_refuses_another_layout_and_names_the_file_it_wants(tmp_path):
     state = published()
     del state["fc1.bias"]
@@ -185,15 +119,6 @@ def test_refuses_another_layout_and_names_the_file_it_wants(tmp_path):
         WeightsError, match=r"x\.pth was trained on another front end: logmel_extractor.melW .* by 0.01 "
     ):
         Panns.load(tmp_path / "x.pth")
-
-
-def test_published_digest_is_told_from_others():
-    digest = "e2ee543a2791"
-    assert CNN14_16K.is_published(digest) is True
-    assert CNN14_16K.is_published("0" * 12) is False
-    short = OfficialFile(file="f", url="u", licence="l", sha256="e2ee")
-    assert (short.is_published(digest), short.is_published("e2ef" + "0" * 8)) == (True, False)
-    assert OfficialFile(file="f", url="u", licence="l").is_published(digest) is None
 
 
 # 1 + samples // 160 frames, centred.
@@ -344,13 +269,3 @@ def test_clips_too_short_to_halve_five_times_are_refused_in_a_line(small):
         small.embed(noise(1, SHORTEST - 1))
     with pytest.raises(RuntimeError), warnings.catch_warnings(action="ignore"):
         small.network(log_mel(noise(1, SHORTEST - 1)))  # the network itself could not
-
-
-def test_a_callers_precision_is_left_as_it_was(small):
-    kept = torch.get_float32_matmul_precision()
-    try:
-        torch.set_float32_matmul_precision("medium")
-        small.embed(noise(1, SHORTEST))
-        assert torch.get_float32_matmul_precision() == "medium"
-    finally:
-        torch.set_float32_matmul_precision(kept)

@@ -29,7 +29,7 @@ from eval.metrics.onsets import OnsetScorer, detect_onsets, match_onsets
 from eval.metrics.pam import PROMPTS, Pam, PamScorer, pam_windows
 from teacher.features.store import Record
 from teacher.media import read_frames, write_audio, write_video
-from tests.eval.extractors import test_clap, test_desync_extractor, test_imagebind
+from tests.eval.extractors import test_clap, test_imagebind, test_synchformer
 from tests.eval.extractors.test_clap_text import vocabulary_folder
 
 DURATION_S = 4.8
@@ -78,7 +78,7 @@ def files(tmp_path_factory) -> dict[str, Path]:
     root = tmp_path_factory.mktemp("files")
     return {
         "imagebind": test_imagebind.written(root, test_imagebind.small_tensors() | test_imagebind.others()),
-        "synchformer": test_desync_extractor.written(root, test_desync_extractor.small_tensors()),
+        "synchformer": test_synchformer.written(root, test_synchformer.small_tensors()),
         "clap_laion": test_clap.laion_file(root, test_clap.tensors_of("laion")),
         "clap_ms": test_clap.ms_file(root, test_clap.tensors_of("ms")),
         "roberta_tokens": vocabulary_folder(root / "roberta", ROBERTA.first, ROBERTA.last),
@@ -95,8 +95,8 @@ def small(monkeypatch):
     whole = synchformer.DesyncExtractor.load
 
     def desync(path: Path, *, device: str) -> synchformer.DesyncExtractor:
-        loaded = whole(path, device=device, config=test_desync_extractor.SMALL)
-        return replace(loaded, request=test_desync_extractor.PIXELS)
+        loaded = whole(path, device=device, config=test_synchformer.SMALL)
+        return replace(loaded, request=test_synchformer.PIXELS)
 
     monkeypatch.setattr(synchformer.DesyncExtractor, "load", desync)
 
@@ -156,11 +156,11 @@ def test_desync_is_of_the_first_and_the_last_window(files, small, media, tmp_pat
     assert found[2] == {}
     for entry, path, wave in zip(found, media[:2], waves, strict=False):
         frames = read_frames(path, [model.request], duration_s=DURATION_S)[0]
-        heard = wave.double().numpy()  # the offset stays in
+        sound = wave.double().numpy()  # the offset stays in
         if rate != RATE:
-            heard = soxr.resample(heard, rate, RATE, quality="HQ")
-        sound = model.audio_features(torch.from_numpy(heard).float()[None])
-        logits = model.logits(model.visual_features(torch.from_numpy(frames))[None], sound)
+            sound = soxr.resample(sound, rate, RATE, quality="HQ")
+        features = model.audio_features(torch.from_numpy(sound).float()[None])
+        logits = model.logits(model.visual_features(torch.from_numpy(frames))[None], features)
         assert entry == {"desync": DeSync.from_logits(logits[:, 0], logits[:, 1]).per_clip_s[0]}
     assert {entry["desync"] for entry in found[:2]} != {0.0}
 

@@ -15,7 +15,7 @@ from eval.metrics.kernel import kernel_distance, kernel_jackknife, reference_ban
 from eval.metrics.kl import kl_bernoulli, kl_divergence, kl_sigmoid_positive_part
 from eval.metrics.manifold import manifold_scores
 from eval.metrics.moments import pairwise
-from eval.metrics.moments.distance import frechet_bias, frechet_distance, nuclear_norm
+from eval.metrics.moments.distance import frechet_distance, nuclear_norm
 from eval.metrics.moments.extrapolation import frechet_infinity
 from eval.metrics.moments.gaussian import GaussianStats
 
@@ -93,26 +93,6 @@ def test_nuclear_norm_keeps_small_singular_values():
     rotation = torch.linalg.qr(torch.randn(2, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0)))[0]
     product = rotation @ torch.diag(torch.tensor([1.0, 1e-9], dtype=torch.float64)) @ rotation
     assert nuclear_norm(product) - 1.0 == pytest.approx(1e-9, rel=1e-5)
-
-
-def test_streamed_moments_are_those_of_all_rows():
-    x = drawn(5, 103, 7, shift=1e4)
-    streamed = GaussianStats.from_batches([x[:1], x[1:1], x[1:50], torch.from_numpy(x[50:])])
-    whole = GaussianStats.from_features(x)
-    assert streamed.count == 103
-    np.testing.assert_allclose(streamed.mean, whole.mean, rtol=1e-13)
-    np.testing.assert_allclose(streamed.covariance, whole.covariance, atol=1e-9)  # 1e4^2 x 1e-16, a few times
-    with pytest.raises(ValueError, match="at least 2 rows"):
-        GaussianStats.from_batches([x[:1]])
-    with pytest.raises(ValueError, match="equal dimensions, got 7 and 3"):
-        GaussianStats.from_batches([x, x[:, :3]])
-
-
-def test_bias_is_the_distance_of_two_samples_of_one_law():
-    # d = 6, N = 400: 80 draws, standard error about 3 %, next order d / N = 1.5 %.
-    found = [frechet_distance(drawn(10 + k, 400, 6), drawn(500 + k, 300, 6)) for k in range(80)]
-    biases = [frechet_bias(GaussianStats.from_features(drawn(10 + k, 400, 6)), 400, 300) for k in range(80)]
-    assert np.mean(found) == pytest.approx(np.mean(biases), rel=0.12)
 
 
 def test_extrapolation_of_one_law_is_zero_and_of_two_laws_their_distance():

@@ -9,7 +9,6 @@ from eval.metrics.greatest_hits import (
     SAMPLE_RATE,
     ScriptScores,
     average_precision,
-    mean_scores,
     script_onsets,
     script_scores,
     thin_out,
@@ -154,14 +153,6 @@ def test_only_eight_seconds_are_scored():
     wave, _ = pulses([1.0, 9.0], [1.0, 1.0], seconds=10.0)
     onsets = np.array([SAMPLE_RATE])
     assert script_scores((1.0, 8.0, 9.0), wave, onsets) == script_scores((1.0,), wave[: 8 * SAMPLE_RATE], onsets)
-
-
-def test_files_are_averaged_after_the_ratio():
-    one, other = (ScriptScores(accuracy=a, average_precision=p, f1=f) for a, p, f in ((1.0, 0.5, 0.2), (0.0, 1.0, 0.4)))
-    mean = mean_scores([one, other])
-    assert (mean.accuracy, mean.average_precision, mean.f1) == (0.5, 0.75, pytest.approx(0.3))
-    with pytest.raises(ValueError, match="at least one file, got none"):
-        mean_scores([])
 
 
 @pytest.mark.parametrize(

@@ -15,9 +15,10 @@ def checked(model, steps, ours, theirs):
 
 def test_the_pair_that_differs_most_is_shown_for_each_metric(tmp_path):
     rows = [checked("teacher", 25, 10.0, 10.0), checked("student", 1, 4.0, 5), checked("gone", 1, 1.0, 9.0)]
+    rows += [checked("student", 1, 3.0, 9.0)]  # of a row that was made again since
     plain = {"package": "torch-fidelity 0.4.0", "rows": rows}
     (tmp_path / "cross-check.json").write_text(json.dumps(plain))
-    page, markdown = page_of(tmp_path, [row(), row("student", 1)])
+    page, markdown = page_of(tmp_path, [row(), row("student", 1, metrics={"frechet": 4.0})])
     assert "| Score | Values | Ours | torch-fidelity 0.4.0 | Largest difference | In |" in markdown
     assert "| FD (embedded) | 2 | 4 | 5 | 1.00 | Student, 1 step, seed 0 |" in markdown
     assert "Cross-check by torch-fidelity 0.4.0</summary>" in page

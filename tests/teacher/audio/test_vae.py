@@ -13,10 +13,10 @@ from teacher.audio.vae import (
     VAE,
     VAE_16K,
     VAE_44K,
-    Attention,
     LatentGaussian,
+    MPAttention,
     MPConv1d,
-    ResBlock,
+    MPResBlock,
     VAEConfig,
     load_vae,
     mp_silu,
@@ -122,7 +122,7 @@ def test_casting_comes_after_normalisation():
 
 def test_layers_preserve_magnitude(generator):
     x = torch.randn(4, 256, 200, generator=generator)
-    block, attention = ResBlock(256, 128), Attention(256)
+    block, attention = MPResBlock(256, 128), MPAttention(256)
     for module in (block, attention):
         for conv in module.modules():
             if isinstance(conv, MPConv1d):
@@ -139,7 +139,7 @@ def test_layers_preserve_magnitude(generator):
 
 
 def test_attention_is_permutation_equivariant(generator):
-    attention = Attention(16).double()
+    attention = MPAttention(16).double()
     attention.qkv.normalise_()
     attention.proj_out.normalise_()
     x, order = torch.randn(2, 16, 9, generator=generator, dtype=torch.float64), torch.randperm(9, generator=generator)

@@ -77,7 +77,7 @@ def test_a_file_cut_short_between_the_check_and_the_read(tmp_path, monkeypatch):
     features = FeatureSet.open(tmp_path, "train")
     features.batch(range(7))
     path = path_of(tmp_path, SHARD[0])
-    monkeypatch.setattr("teacher.files.tensor_file.Opened.current", True)
+    monkeypatch.setattr("teacher.files.tensor_file.OpenFile.current", True)
     os.truncate(path, 8192)
     refused(features, SHARD[1], r"train-00001\.safetensors: cannot be read \(it ends before byte \d+, to")
 
@@ -112,7 +112,7 @@ def test_numbers_that_are_not_finite_never_reach_a_batch(tmp_path, name, value):
     write(tmp_path, shared=3)
     file, row = TEXT if name in ("text", "shared") else SHARD
     path = path_of(tmp_path, file)
-    stored = TensorFile.open(path).small(name)
+    stored = TensorFile.open(path).tensor(name)
     stored[0 if "texts" in file else -1].view(-1)[3] = value
     rewrite(path, **{name: stored})
     features = FeatureSet.open(tmp_path, "train")

@@ -252,7 +252,7 @@ def test_half_of_the_checks_is_damage(features):
     (features / "digests.json").unlink()
     path = store.shard_path(features, "train", 0)
     file = TensorFile.open(path)
-    tensors = {name: file.small(name) for name in file.entries if name != f"mean{CHECKS}"}
+    tensors = {name: file.tensor(name) for name in file.entries if name != f"mean{CHECKS}"}
     save_file(tensors, path, metadata={"json": json.dumps(file.metadata)})
     with pytest.raises(FeatureError, match="its checks are incomplete"):
         FeatureSet.open(features, "train")

@@ -1,6 +1,5 @@
 """Extraction in several processes, killed at any point, with a posterior codec and with heavy encoders."""
 
-import contextlib
 import hashlib
 import json
 import multiprocessing
@@ -9,7 +8,6 @@ import random
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -33,7 +31,6 @@ from teacher.features.dataset import FeatureSet, JointSet
 from teacher.features.extract import extract
 from teacher.features.windows import FileWindows
 from teacher.files.errors import FeatureError
-from teacher.files.processes import Processes
 from teacher.lists.manifest import Item, Split, write_manifest
 from teacher.media import write_audio, write_video
 from teacher.network.sequence import SEQUENCE_16K, SequenceConfig
@@ -209,35 +206,6 @@ def test_a_lost_process_ends_the_others_with_its_name(items, processes, tmp_path
     assert "run the same command again" in said
 
 
-def test_a_process_that_fails_tells_the_others_why(tmp_path):
-    def fail() -> None:
-        with contextlib.suppress(ValueError), Processes(tmp_path / "beats", 1, 2):
-            time.sleep(0.3)
-            raise ValueError("the disk\nis full")
-
-    def lead() -> None:
-        with Processes(tmp_path / "beats", 0, 2) as processes:
-            processes.meet()
-            processes.wait(lambda: False, what="something", on=[1])
-
-    failing = threading.Thread(target=fail)
-    failing.start()
-    with pytest.raises(FeatureError, match="process 1 of 2 failed: the disk is full"):
-        lead()
-    failing.join()
-
-
-def test_a_process_that_never_starts_is_named(tmp_path):
-    def lead() -> None:
-        with Processes(tmp_path / "beats", 0, 2, patience_s=0.2) as processes:
-            processes.meet()
-
-    with pytest.raises(FeatureError, match=r"process 1 of 2 gives no sign of life .* the start of all processes"):
-        lead()
-    with pytest.raises(ValueError, match=r"part must be \(rank, world\)"):
-        Processes(tmp_path, 2, 2)
-
-
 @pytest.mark.slow
 def test_two_launched_commands_share_the_work(items, tmp_path):
     write_manifest(items, tmp_path / "manifest.jsonl")
@@ -341,6 +309,13 @@ class Reads:
         return features
 
 
+def raw_latents(features: FeatureSet, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Posterior mean and std of rows as stored, before anything is drawn or normalised."""
+    gathered = features.rows.blank(features.has_video[rows].numpy())
+    features.rows.fill(rows, np.arange(len(rows)), gathered)
+    return torch.from_numpy(gathered.mean), torch.from_numpy(gathered.std)
+
+
 @pytest.fixture
 def heavy(monkeypatch):
     """The names "mmaudio" and "mmaudio_16k" stand for the classes above."""
@@ -362,7 +337,7 @@ def test_posterior_and_frames_encoded_here(items, heavy, tmp_path):
     report = extract(items, tmp_path, heavy)
     assert report.counts == {"train": 15, "val": 0, "test": 3}
     train = FeatureSet.open(tmp_path, "train")
-    mean, std = train.rows.latents(torch.arange(len(train)))
+    mean, std = raw_latents(train, torch.arange(len(train)))
     assert std is not None
     video = train.has_video
     assert int(video.sum()) == 3
@@ -396,7 +371,7 @@ def test_sets_of_one_codec_can_be_joined_whatever_their_statistics(items, heavy,
     assert not torch.equal(av.latent_mean, at.latent_mean)
     joint = JointSet([(av, 3), (at, 1)])
     assert len(joint) == 3 * 3 + 9
-    expected = (at.rows.latents(torch.tensor([4]))[0] - av.latent_mean) / av.latent_std
+    expected = (raw_latents(at, torch.tensor([4]))[0] - av.latent_mean) / av.latent_std
     torch.testing.assert_close(joint.batch([9 + 4]).latents, expected)
 
 

@@ -14,10 +14,10 @@ from teacher.features import store
 from teacher.features.codec import latent_statistics
 from teacher.features.dataset import FeatureSet
 from teacher.features.rows import Buffers
-from teacher.features.store import Layout, Record, Shard, ShardFile
+from teacher.features.store import Record, Shard, ShardFile, ShardLayout
 from teacher.files import write_json
 from teacher.files.errors import FeatureError
-from teacher.files.tensor_file import Files, TensorFile, write_checked
+from teacher.files.tensor_file import OpenFiles, TensorFile, write_checked
 from teacher.network.mmaudio import MMAudio
 from teacher.network.sequence import MMAUDIO_WIDTHS, ConditionWidths, image_frames, sync_frames
 from teacher.network.variants import variant
@@ -201,7 +201,7 @@ def test_records_come_back(tmp_path):
 
 def test_statistics_of_shards_are_those_of_all_rows_with_picture(tmp_path):
     shards = write(tmp_path)
-    layout = Layout.of(store.read_info(tmp_path))
+    layout = ShardLayout.of(store.read_info(tmp_path))
     opened = [ShardFile.open(store.shard_path(tmp_path, "train", k), layout) for k in range(2)]
     assert opened[0].skipped == [("lost", "silent")]
     assert opened[0].padded == 1
@@ -223,7 +223,7 @@ def test_statistics_without_pictures_are_those_of_all_rows(tmp_path):
     write(tmp_path)
     for k, one in enumerate(made):
         store.write_shard(store.shard_path(tmp_path, "train", k), one)
-    layout = Layout.of(store.read_info(tmp_path))
+    layout = ShardLayout.of(store.read_info(tmp_path))
     opened = [ShardFile.open(store.shard_path(tmp_path, "train", k), layout) for k in range(2)]
     mean, std = latent_statistics(opened, ["train", "train"])
     values = torch.cat([one.mean for one in made]).double().flatten(0, 1)
@@ -271,7 +271,7 @@ def test_opening_reads_headers_only_and_few_files_stay_open(tmp_path):
     assert descriptors() == before
     expected = opened.batch(range(7)).latents
     assert len(opened.rows._files) == 5  # two shards, three text files
-    opened.rows._files = Files(limit=2)
+    opened.rows._files = OpenFiles(limit=2)
     assert descriptors() == before  # and those let go are closed
     torch.testing.assert_close(opened.batch(range(7)).latents, expected)
     assert len(opened.rows._files) == 2
@@ -288,7 +288,7 @@ def test_shared_positions_that_differ_are_refused(tmp_path):
 def rewrite(path: Path, **changes: torch.Tensor) -> None:
     """The same file with some tensors replaced."""
     file = TensorFile.open(path)
-    write_checked(path, {name: file.small(name) for name in file.entries} | changes, file.metadata)
+    write_checked(path, {name: file.tensor(name) for name in file.entries} | changes, file.metadata)
 
 
 def damage_short(folder: Path) -> None:

@@ -11,8 +11,8 @@ from meanflow.config import dumps, loads
 from teacher.flow_matching import FlowMatching, flow_matching_step
 from teacher.network.lora import LoRAConfig, adapter_state, add_lora, load_adapter, lora_parameters, merge_lora
 from teacher.network.mmaudio import MMAudio
-from tests.distill.presets.test_ablations import synthetic
 from tests.teacher.network.test_network import conditions, opened, small
+from tests.teacher.network.test_variants import synthetic
 
 
 def state(config, batch=2):

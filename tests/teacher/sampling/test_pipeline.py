@@ -2,7 +2,6 @@
 
 import json
 from dataclasses import replace
-from functools import partial
 
 import pytest
 import torch
@@ -11,7 +10,7 @@ from safetensors.torch import save_file
 from eval.compare import entries
 from meanflow import Adaptive, Guidance
 from meanflow.config import to_plain
-from scripts import sample
+from scripts import sample, speed
 from teacher.audio.mmaudio_codec import mmaudio_codec
 from teacher.audio.vocoder import with_toom_cook
 from teacher.media import read_audio, write_video
@@ -213,13 +212,19 @@ def test_what_cannot_be_asked_together_is_named(pipeline):
 
 
 def test_the_fast_command_makes_the_same_sound_to_rounding(pipeline, tmp_path, monkeypatch):
-    made = []
+    made, vocoders = [], []
     for flags in ([], ["--fast"]):
         out = tmp_path / f"made{len(made)}"
         asked = ["--run", str(pipeline.source), "--prompt", "a bell", "--duration-s", "2.3", "--device", "cpu"]
         monkeypatch.setattr("sys.argv", ["mf-sample", *asked, "--out", str(out), "--format", "wav", *flags])
-        monkeypatch.setattr(fast, "with_toom_cook", partial(with_toom_cook, least_depth=1))
+        monkeypatch.setattr(fast, "with_toom_cook", lambda v: vocoders.append(v) or with_toom_cook(v, least_depth=1))
         sample.cli()
         made.append(torch.from_numpy(read_audio(out / "a_bell.wav", sample_rate=16_000)))
     assert float(made[0].abs().max()) > 0.01
     torch.testing.assert_close(made[1], made[0], rtol=0, atol=2 / 32768)  # 16 bits a sample, and a step of rounding
+    assert len(vocoders) == 1
+    model, window_s = speed._model(speed.Speed(run=pipeline.source, fast=True, device="cpu"))
+    assert (len(model.generator.decoder), window_s) == (2, 1.0)
+    assert len(vocoders) == 2
+    with pytest.raises(ValueError, match="--fast goes with --run"):
+        speed._model(speed.Speed(variant="small_16k", fast=True))

@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 import teacher.audio.vocoder as vocoder
 from teacher.audio.vocoder import BigVGAN, VocoderConfig
 from teacher.files import FolderLock, LockedError, check_digests, read_digests
-from teacher.files.components import read_component, write_component
+from teacher.files.components import read_component_info, read_tensors, write_component
 from teacher.files.errors import WeightsError
 from teacher.weights import layouts
 from teacher.weights.cards import COMPONENTS, card
@@ -48,7 +48,7 @@ def weights(tmp_path):
 
 def converted(source, weights, **options):
     path = convert_file(source, weights, **options)
-    return read_component(path)
+    return read_tensors(path), read_component_info(path)
 
 
 # --- layouts ---------------------------------------------------------------------------------------------------------
@@ -153,9 +153,9 @@ def test_clip_is_found_under_either_of_its_published_names(weights, monkeypatch)
     monkeypatch.setattr(layouts, "_clip", lambda: {"logit_scale": ()})
     layouts.layouts.cache_clear()
     save_file({"logit_scale": torch.tensor(1.0)}, weights / "open_clip_model.safetensors")
-    assert float(read_component(ensure_component("clip_dfn5b_h14_378", weights))[0]["logit_scale"]) == 1.0
+    assert float(read_tensors(ensure_component("clip_dfn5b_h14_378", weights))["logit_scale"]) == 1.0
     torch.save({"logit_scale": torch.tensor(2.0)}, weights / "open_clip_pytorch_model.bin")
-    assert float(read_component(ensure_component("clip_dfn5b_h14_378", weights))[0]["logit_scale"]) == 2.0
+    assert float(read_tensors(ensure_component("clip_dfn5b_h14_378", weights))["logit_scale"]) == 2.0
     layouts.layouts.cache_clear()
 
 
@@ -168,7 +168,7 @@ def test_the_same_bytes_are_not_converted_twice(tiny, tmp_path, weights):
     assert path.stat().st_mtime_ns == before
     torch.save(official.network_tensors(seed=1), source)
     ensure_component("mmaudio_small_16k", weights)
-    assert read_component(path)[1].sha256 == Digests.of(source).sha256
+    assert read_component_info(path).sha256 == Digests.of(source).sha256
     source.unlink()
     assert ensure_component("mmaudio_small_16k", weights) == path
     assert ensure_component("vae_16k", weights) is None
@@ -369,9 +369,9 @@ def test_components_are_what_safetensors_itself_would_write(tiny, tmp_path, weig
         "c": torch.zeros(0, 3),
         "ü": torch.ones(1),
     }
-    info = read_component(convert_file(_network(tmp_path), weights))[1]
+    info = read_component_info(convert_file(_network(tmp_path), weights))
     write_component(weights / "x.safetensors", tensors, info)
-    made, kept = read_component(weights / "x.safetensors")
+    made, kept = read_tensors(weights / "x.safetensors"), read_component_info(weights / "x.safetensors")
     assert kept == info
     assert {name: tuple(t.shape) for name, t in made.items()} == {n: tuple(t.shape) for n, t in tensors.items()}
     assert all(torch.equal(made[name], tensors[name]) for name in tensors)
@@ -478,7 +478,7 @@ def test_the_converted_file_is_recorded_and_damage_is_noticed(tiny, tmp_path, we
     content[-2] ^= 4
     made.write_bytes(content)
     with pytest.raises(WeightsError, match=r"is damaged: its SHA-256 is not the recorded one: restore the file"):
-        read_component(made)
+        read_tensors(made)
 
 
 def test_of_two_conversions_at_once_the_second_is_refused(tiny, tmp_path, weights):

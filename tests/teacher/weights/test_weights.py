@@ -16,7 +16,7 @@ from meanflow.config import to_plain
 from teacher.audio.registry import open_codec
 from teacher.encoders.registry import load_encoders
 from teacher.files import LOCK, FolderLock, LockedError, file_digest
-from teacher.files.components import ComponentInfo, load_strictly, read_component, read_tensors
+from teacher.files.components import ComponentInfo, load_strictly, read_component_info, read_tensors
 from teacher.files.errors import WeightsError
 from teacher.network.mmaudio import MMAudio
 from teacher.network.variants import VARIANTS
@@ -114,13 +114,13 @@ def test_damaged_and_absent_files_are_named(tmp_path):
 def test_components_carry_where_they_came_from(tmp_path):
     path = tmp_path / "vae_16k.safetensors"
     save_file({"a": torch.ones(2)}, path, metadata=INFO.metadata())
-    tensors, info = read_component(path)
+    tensors, info = read_tensors(path), read_component_info(path)
     assert info == INFO
     assert torch.equal(tensors["a"], torch.ones(2))
     for metadata in (None, {"json": "{}"}, {"json": "["}, {"json": "[]"}):
         save_file({"a": torch.ones(2)}, path, metadata=metadata)
         with pytest.raises(WeightsError, match="is not a component made by mf-convert"):
-            read_component(path)
+            read_component_info(path)
 
 
 # --- run folders -----------------------------------------------------------------------------------------------------
@@ -212,7 +212,7 @@ def test_a_published_network_becomes_a_run_folder(tiny, tmp_path):
     assert config["kind"] == "official"
     assert read_licence(run) == bundle_licence("small_16k")
     assert read_licence(run).startswith("MMAudio weights: CC BY-NC 4.0 (non-commercial); ")
-    digest = read_component(weights / "mmaudio_small_16k.safetensors")[1].sha256
+    digest = read_component_info(weights / "mmaudio_small_16k.safetensors").sha256
     assert config["digests"] == {"mmaudio_small_16k": digest}
     codec = load_file(run / "codec.safetensors")
     assert torch.equal(codec["latent_mean"], tensors["latent_mean"].flatten())

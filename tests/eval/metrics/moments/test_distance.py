@@ -86,13 +86,13 @@ def test_bias_formula_predicts_the_mean_over_many_draws():
     assert mean == pytest.approx(frechet_bias(law, 800, 800), rel=0.08)
 
 
-def test_merged_moments_are_those_of_the_joined_rows():
+def test_moments_of_fewer_and_of_more_rows_than_dimensions():
     features = torch.randn(30, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    merged = GaussianStats.from_features(features[:11]).merge(GaussianStats.from_features(features[11:]))
-    whole = GaussianStats.from_features(features)
-    assert merged.count == 30
-    np.testing.assert_allclose(merged.mean, whole.mean, atol=1e-14)
-    np.testing.assert_allclose(merged.covariance, np.cov(features.numpy().T), atol=1e-13)
+    for rows in (features, features[:4]):
+        found = GaussianStats.from_features(rows)
+        assert found.count == len(rows)
+        np.testing.assert_allclose(found.mean, rows.mean(dim=0), atol=1e-14)
+        np.testing.assert_allclose(found.covariance, np.cov(rows.numpy().T), atol=1e-13)
 
 
 def test_bad_moments_are_refused_with_the_reason():

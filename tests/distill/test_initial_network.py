@@ -1,44 +1,29 @@
-"""Training from weights starts at the checkpoint's function and keeps its statistics; adapters; resuming; recipes."""
+"""Training from weights starts at the checkpoint's function and keeps its statistics; adapters; resuming; data."""
 
 import json
 import os
 import shutil
 import signal
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
-import tyro
 from safetensors.torch import load_file
 
 from distill.checkpoints.posthoc import reconstruct
-from distill.checkpoints.publish import write_config
 from distill.config import DistillRun, Fresh, FromWeights, TeacherRun
 from distill.initial_network import fresh_or_loaded
 from distill.loop import fit as train
 from distill.loop.fit import generator
 from distill.presets.students import student_debug
-from distill.presets.teachers import (
-    ABLATIONS,
-    PUBLISHED,
-    teacher_debug,
-    teacher_demo,
-    teacher_finetune,
-    teacher_lora,
-    teacher_published,
-)
 from distill.tasks import distil, open_sets, train_teacher
-from meanflow.config import from_plain, to_plain
 from scripts import ema
-from scripts.train_teacher import commands
 from teacher.audio.registry import open_codec
 from teacher.features.codec import load_codec
 from teacher.features.dataset import JointSet, batch_indices
 from teacher.files.safetensors import write_tensors
 from teacher.flow_matching import flow_matching_step
 from teacher.network.lora import LoRAConfig, load_adapter, merge_lora
-from teacher.network.mmaudio import MMAudio
 from teacher.network.variants import variant
 from teacher.weights.loading import load_network
 from teacher.weights.run_folder import read_licence
@@ -222,47 +207,6 @@ def test_averages_afterwards(data, base, tmp_path, lora):
     assert all(torch.equal(other[n], kept[n]) for n in ("latent_mean", "latent_std", "empty_string_feat"))
 
 
-@pytest.mark.parametrize("name", ABLATIONS)
-def test_ablations_build_at_full_size_and_train_when_small(data, tmp_path, name):
-    run = ABLATIONS[name][1]()
-    assert replace(run, start=Fresh(), modalities="AVT+AT") == teacher_published("small_16k")
-    with torch.device("meta"):
-        MMAudio(run.start.network)
-    small = replace(run.start.network, num_heads=1, head_dim=16, joint_depth=1, fused_depth=1, mlp_multiple_of=16)
-    config = replace(run, data=(data,), start=Fresh(network=small), loop=tiny.LOOP)
-    assert len(tiny.losses(train_teacher(config, tmp_path / "run"))) == 3
-
-
-@pytest.mark.parametrize("name", PUBLISHED)
-def test_published_presets_have_the_published_networks(name):
-    run = teacher_published(name)
-    assert run.start == Fresh(network=variant(name), init="published")
-    assert run.modalities == "AVT+AT"
-
-
-CONFIGS = [teacher_demo(), teacher_debug(), teacher_finetune(), teacher_lora(), teacher_published("large_44k_v2")]
-
-
-@pytest.mark.parametrize("config", [*CONFIGS, *(make() for _, make in ABLATIONS.values()), student_debug()])
-def test_configuration_survives_json(config, tmp_path):
-    assert from_plain(type(config), json.loads(json.dumps(to_plain(config)))) == config
-    for _ in range(2):  # the second time, the file is compared
-        write_config(tmp_path, "teacher", config, tiny.NETWORK, {"features": "0"})
-    other = replace(config, loop=replace(config.loop, seed=config.loop.seed + 1))
-    with pytest.raises(ValueError, match=r"another configuration \(run\."):
-        write_config(tmp_path, "teacher", other, tiny.NETWORK, {"features": "0"})
-
-
-def test_configuration_written_before_a_field_existed_still_fits(tmp_path):
-    config = teacher_debug()
-    write_config(tmp_path, "teacher", config, tiny.NETWORK, {})
-    document = json.loads((tmp_path / "config.json").read_text())
-    del document["run"]["loop"]["ema_snapshot_every"]
-    del document["network"]["sync"]
-    (tmp_path / "config.json").write_text(json.dumps(document))
-    write_config(tmp_path, "teacher", config, tiny.NETWORK, {})
-
-
 def test_another_start_in_the_same_folder_is_refused(data, base, tmp_path):
     run = train_teacher(tuned(data, base, loop=replace(tiny.LOOP, steps=1)), tmp_path / "run")
     other = tuned(data, base, loop=replace(tiny.LOOP, steps=1), lora=LORA)
@@ -296,20 +240,6 @@ def _posing(features, weights, tmp_path):
     return folder
 
 
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"lora": LORA}, "lora adapts trained weights"),
-        ({"data": ()}, "at least one feature folder"),
-        ({"repeat": (2, 1)}, r"one number per folder of data \(1\)"),
-        ({"repeat": (0,)}, "at least 1 everywhere"),
-    ],
-)
-def test_contradictory_runs_are_refused(changes, message):
-    with pytest.raises(ValueError, match=message):
-        replace(teacher_debug(), **changes)
-
-
 def test_folders_are_learnt_from_together(data, tmp_path):
     """Two folders with repeats make one epoch of all rows; the run is reproducible."""
     config = TeacherRun(
@@ -319,17 +249,6 @@ def test_folders_are_learnt_from_together(data, tmp_path):
     assert len(clips) == 3 * len(open_sets((data,), (), load_codec(data)))
     a, b = (tiny.losses(train_teacher(config, tmp_path / name)) for name in "ab")
     assert a == b
-
-
-def test_recipes_take_flags_as_documented():
-    arguments = "lora --start.run runs/a --data b c --repeat 5 1 --lora.rank 4 --modalities AV+AT --out d"
-    command = tyro.extras.overridable_config_cli(commands(), args=arguments.split())
-    assert command.run.start == FromWeights(run=Path("runs/a"))
-    assert (command.run.data, command.run.repeat) == ((Path("b"), Path("c")), (5, 1))
-    assert (command.run.lora, command.run.modalities) == (LoRAConfig(rank=4), "AV+AT")
-    small = tyro.extras.overridable_config_cli(commands(), args=["small-16k", "--data", "b"])
-    assert small.run == replace(teacher_published("small_16k"), data=(Path("b"),))
-    assert small.out == Path("runs/small-16k")
 
 
 def test_command_for_averages(data, tmp_path, monkeypatch, capsys):

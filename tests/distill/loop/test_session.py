@@ -184,7 +184,7 @@ def test_compiled_gradients_agree(checkpoint):
 
     In a process of its own, in which shape annotations are not checked, since those checks cannot be traced.
     """
-    target = "tests.distill.loop.test_memory:compiled_gradients"
+    target = "tests.distill.loop.test_session:compiled_gradients"
     assert launch(target, {"checkpoint": checkpoint}, count=None) == [2]
 
 
@@ -217,7 +217,7 @@ def test_blocks_of_a_kind_share_a_compilation_and_none_is_refused():
     """Five blocks of three kinds: joint, the last joint one, fused. Each kind is traced once for gradients, once for
     one size without, once for all further sizes, and twice under autocast. The joint ones' ten versions are above
     torch's limit of eight, beyond which they would silently run as written."""
-    (graphs,) = launch("tests.distill.loop.test_memory:traced_graphs", count=None)
+    (graphs,) = launch("tests.distill.loop.test_session:traced_graphs", count=None)
     assert graphs["with a graph"] == 3
     assert graphs[f"{ROWS} rows"] == 6
     assert graphs[f"{2 * ROWS} rows"] == graphs[f"{7 * ROWS} rows"] == 9
@@ -253,6 +253,6 @@ def ddp_gradients() -> dict[str, float]:
 
 def test_checkpointed_blocks_under_ddp():
     """Against one process: float32 sums of two halves in another order."""
-    for measured in launch("tests.distill.loop.test_memory:ddp_gradients"):
+    for measured in launch("tests.distill.loop.test_session:ddp_gradients"):
         assert measured["error"] < 1e-6
         assert measured["apart"] == 0.0
