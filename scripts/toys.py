@@ -34,7 +34,7 @@ from scripts.errors import one_line_errors
 class Toys:
     """Every objective gets the same steps, batch, network, learning rate and, per seed, the same draws."""
 
-    objectives: tuple[str, ...] = tuple(RECIPES)
+    objectives: tuple[str, ...] = tuple(name for name, made in RECIPES.items() if not made.objective.needs.teacher)
     """Names of recipes; none with --objective-import to train the imported one alone."""
     problems: tuple[str, ...] = tuple(PROBLEMS)
     seeds: tuple[int, ...] = (0, 1, 2)
@@ -94,6 +94,9 @@ def jobs(args: Toys) -> list[Job]:
     recipes |= {name: recipe(name) for name in args.objectives}
     if not recipes or not args.problems or not args.seeds:
         raise ValueError("name at least one objective, one problem and one seed")
+    for name, chosen in recipes.items():
+        if chosen.objective.needs.teacher and args.velocity == "data":
+            raise ValueError(f"{name} needs a teacher: use --velocity exact, which stands for a perfect one")
     if args.workers < 1:
         raise ValueError(f"workers must be at least 1, got {args.workers}")
     if not args.sampling_steps or min(args.sampling_steps) < 1:

@@ -97,9 +97,9 @@ def newest(run: Path, *, report: Callable[[str], None] = print) -> Checkpoint | 
             report(f"checkpoint {damaged} is passed over: {fault}; going on from {folder.name} instead")
         return found
     if faults:
-        told = "; ".join(f"{folder.name}: {fault}" for folder, fault in faults)
+        listed = "; ".join(f"{folder.name}: {fault}" for folder, fault in faults)
         raise ValueError(
-            f"no checkpoint in {run / 'trainer'} can be gone on from ({told}); restore one of them, or start again "
+            f"no checkpoint in {run / 'trainer'} can be gone on from ({listed}); restore one of them, or start again "
             "with another --out"
         )
     return None
@@ -172,9 +172,9 @@ def drop_later(run: Path, step: int) -> None:
 def _prune(run: Path, step: int, *, keep_last: int, best: int | None) -> None:
     """Keep the newest up to `step`, counting only those of which no part is lost, and that of step `best`."""
     complete = [f for f in _folders(run) if step_of(f) <= step and verifies(f, digests=False)]
-    kept = set(complete[-keep_last:])
+    stay = set(complete[-keep_last:])
     for folder in _folders(run):
-        if folder not in kept and step_of(folder) != best:
+        if folder not in stay and step_of(folder) != best:
             _remove(folder)
 
 

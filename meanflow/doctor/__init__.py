@@ -1,9 +1,7 @@
 """The doctor: examines any module u(x_t, r, t, *conditions) before a training is spent on it."""
 
-from meanflow.doctor.advice import RULES, Rule, recommend
 from meanflow.doctor.patient import ImportPath, Patient, admit
-from meanflow.doctor.report import Report, examine, to_json
-from meanflow.doctor.text import to_text
+from meanflow.doctor.report import RULES, Report, Rule, examine, recommend, to_json, to_text
 from meanflow.doctor.verdict import Failed, Verdict
 
 __all__ = [

@@ -13,8 +13,7 @@ from typing import Literal, TypeAlias
 import torch
 from torch import Tensor
 
-from meanflow.doctor.patient import Patient
-from meanflow.doctor.tensors import relative, rms
+from meanflow.doctor.patient import Patient, relative, rms
 from meanflow.doctor.verdict import Verdict, figure
 
 Part: TypeAlias = Literal["x_t", "r", "t"]
@@ -88,7 +87,7 @@ def examine_accuracy(patient: Patient) -> Accuracy:
     return Accuracy(
         reference=str(fine.x_t.dtype).removeprefix("torch."), error_float32=errors[0], error_float64=errors[1],
         reference_error=doubt, partials=partials, forgotten=forgotten, ignored=ignored,
-        verdict=_judge(errors, doubt, partials, forgotten, ignored),
+        verdict=_verdict(errors, doubt, partials, forgotten, ignored),
     )  # fmt: skip
 
 
@@ -120,7 +119,7 @@ def _forgotten(
     return lost
 
 
-def _judge(
+def _verdict(
     errors: tuple[float, float],
     doubt: float,
     partials: tuple[Partial, ...],

@@ -15,8 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from meanflow.doctor.patient import Patient, plain_attention
-from meanflow.doctor.tensors import tensors_in
+from meanflow.doctor.patient import Patient, plain_attention, tensors_in
 from meanflow.doctor.verdict import Verdict, figure, one_line
 
 Way: TypeAlias = Literal["forward and backward", "ForwardAD", "CentralDifference", "double backward"]
@@ -88,7 +87,7 @@ def examine_cost(patient: Patient, *, repeats: int = 5, limit_s: float = 60.0) -
         for way in ways
     )  # fmt: skip
     bench.module.zero_grad(set_to_none=True)
-    return Cost(prices=prices, verdict=_judge(prices))
+    return Cost(prices=prices, verdict=_verdict(prices))
 
 
 class _Live(TorchDispatchMode):
@@ -148,7 +147,7 @@ def _seconds(
     return taken
 
 
-def _judge(prices: tuple[Price, ...]) -> Verdict:
+def _verdict(prices: tuple[Price, ...]) -> Verdict:
     """The price of a training step whose derivative runs on a quarter of the rows follows from that on all of them."""
     base, exact = prices[0], next(p for p in prices if p.way == "ForwardAD")
     if base.error:

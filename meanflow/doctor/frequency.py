@@ -12,8 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from meanflow.doctor.patient import Patient, interval_times
-from meanflow.doctor.tensors import rms
+from meanflow.doctor.patient import Patient, interval_times, rms
 from meanflow.doctor.verdict import Verdict, figure
 
 LIMIT_RAD = 1e2
@@ -76,7 +75,7 @@ def examine_frequency(patient: Patient, *, forward_mode: bool = True, limit_s: f
         local=local, spectral=spectral, resolution=2 * math.pi / window, u=level, v=rms(fine.v), d_t=first,
         correction=correction, verdict=Verdict(level="unknown", line=""),
     )  # fmt: skip
-    return Frequency(**(vars(found) | {"verdict": _judge(found)}))
+    return Frequency(**(vars(found) | {"verdict": _verdict(found)}))
 
 
 def _spectral(fine: Patient, window: float, deadline: float) -> float | None:
@@ -101,7 +100,7 @@ def _spectral(fine: Patient, window: float, deadline: float) -> float | None:
     return float(omega[torch.searchsorted(share, 0.99 * share[-1])]) if float(share[-1]) > 0 else 0.0
 
 
-def _judge(found: Frequency) -> Verdict:
+def _verdict(found: Frequency) -> Verdict:
     ratio = found.correction / found.v
     size = f"(t - r) du/dt is {figure(ratio)} of v"
     if found.highest > LIMIT_RAD:

@@ -15,8 +15,7 @@ from torch.autograd import forward_ad
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from meanflow.doctor.patient import Patient, where_called
-from meanflow.doctor.tensors import map_tensors, tensors_in
+from meanflow.doctor.patient import Patient, map_tensors, tensors_in, where_called
 from meanflow.doctor.verdict import Verdict, one_line
 
 NO_VALUE = ("_like", "new_", "empty", "zeros", "ones", "full", "sign", "floor", "ceil", "fill_", "zero_")

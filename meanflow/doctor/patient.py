@@ -1,4 +1,5 @@
-"""The module under examination: u(x_t, r, t, *conditions) with example inputs, always handled through copies."""
+"""The module under examination, u(x_t, r, t, *conditions), with example inputs, always handled through copies; and the
+tensors in its arguments and results, wherever they stand."""
 
 import copy
 import importlib
@@ -14,7 +15,6 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from meanflow.derivative import CentralDifference, ForwardAD
-from meanflow.doctor.tensors import first_tensor, map_tensors, relative, told
 from meanflow.doctor.verdict import one_line
 from meanflow.shapes import expand_right
 
@@ -69,10 +69,10 @@ class Patient:
     def __post_init__(self) -> None:
         batch = len(self.x_t) if self.x_t.ndim else 0
         if not self.x_t.is_floating_point() or self.x_t.ndim < 2 or batch < 1:
-            raise ValueError(f"x_t must be floating, (B, ...), got {told(self.x_t)}")
+            raise ValueError(f"x_t must be floating, (B, ...), got {described(self.x_t)}")
         for name, time in (("r", self.r), ("t", self.t)):
             if not time.is_floating_point() or time.shape != (batch,):
-                raise ValueError(f"{name} must be floating of shape ({batch},) like x_t, got {told(time)}")
+                raise ValueError(f"{name} must be floating of shape ({batch},) like x_t, got {described(time)}")
         if not bool(((self.r >= 0) & (self.r <= self.t) & (self.t <= 1)).all()):
             raise ValueError(f"times must fulfil 0 <= r <= t <= 1, got r {self.r.tolist()}, t {self.t.tolist()}")
 
@@ -181,7 +181,7 @@ def _admitted(
     generator = torch.Generator().manual_seed(seed + 1)
     v = torch.randn(x_t.shape, generator=generator).to(x_t)
     if x_t.ndim < 2 or len(x_t) < 2 or not bool((r < t).any()):
-        raise ValueError(f"inputs need at least two rows, and one with r < t; got x_t {told(x_t)}, r {r}, t {t}")
+        raise ValueError(f"inputs need at least two rows, and one with r < t; got x_t {described(x_t)}, r {r}, t {t}")
     try:
         whole = copy.deepcopy(module).to(device)
     except Exception as error:  # tensors that are results of operators, handles, whatever a module holds
@@ -195,7 +195,7 @@ def _admitted(
     except Exception as error:  # whatever the user's module raises
         raise ValueError(f"the module failed on inputs of shapes {shapes}: {one_line(error)}") from error
     if u.shape != x_t.shape or not u.is_floating_point():
-        raise ValueError(f"u must be floating and shaped like x_t {tuple(x_t.shape)}, got {told(u)}")
+        raise ValueError(f"u must be floating and shaped like x_t {tuple(x_t.shape)}, got {described(u)}")
     if not bool(torch.isfinite(u).all()):
         raise ValueError("u is not finite on the example inputs")
     return patient
@@ -257,3 +257,52 @@ def where_called(module: nn.Module) -> Iterator[list[str]]:
     finally:
         for handle in handles:
             handle.remove()
+
+
+def map_tensors(change: Callable[[Tensor], Tensor], value: Any) -> Any:
+    """`change` applied to every tensor in nested tuples, lists and dicts; other values stay as they are."""
+    if isinstance(value, Tensor):
+        return change(value)
+    if isinstance(value, tuple) and hasattr(value, "_fields"):  # a named tuple takes its fields one by one
+        return type(value)(*(map_tensors(change, a) for a in value))
+    if isinstance(value, tuple | list):
+        return type(value)(map_tensors(change, a) for a in value)
+    if isinstance(value, dict):
+        return {key: map_tensors(change, a) for key, a in value.items()}
+    return value
+
+
+def tensors_in(value: Any) -> Iterator[Tensor]:
+    """Every tensor in nested tuples, lists and dicts."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, tuple | list):
+        for a in value:
+            yield from tensors_in(a)
+    elif isinstance(value, dict):
+        yield from tensors_in(list(value.values()))
+
+
+def first_tensor(value: Any) -> Tensor:
+    """The tensor itself, or the first one of a tuple (a network with a velocity head returns (u, v))."""
+    found = next(tensors_in(value), None)
+    if found is None:
+        raise ValueError(f"the module must return a tensor, got {type(value).__name__}")
+    return found
+
+
+def relative(a: Tensor, b: Tensor) -> float:
+    """||a - b|| / ||b||; 0 where both vanish, infinite where only b does."""
+    a, b = a.detach().double(), b.detach().double()
+    gap, size = float((a - b).norm()), float(b.norm())
+    return 0.0 if gap == 0.0 else float("inf") if size == 0.0 else gap / size
+
+
+def rms(a: Tensor) -> float:
+    """Root mean square over everything."""
+    return float(a.detach().double().pow(2).mean().sqrt())
+
+
+def described(a: Tensor) -> str:
+    """Type and shape, for messages."""
+    return f"{a.dtype} of shape {tuple(a.shape)}"

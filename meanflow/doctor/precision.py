@@ -15,8 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
-from meanflow.doctor.patient import Patient, plain_attention
-from meanflow.doctor.tensors import map_tensors, relative, tensors_in
+from meanflow.doctor.patient import Patient, map_tensors, plain_attention, relative, tensors_in
 from meanflow.doctor.verdict import Verdict, figure
 
 Mode: TypeAlias = Literal["autocast", "weights"]
@@ -108,7 +107,7 @@ def examine_precision(patient: Patient, *, tangents: bool = True, limit_s: float
         autocast_u=whole["autocast"][0] if whole["autocast"][0] is not None else float("nan"),
         autocast_dudt=whole["autocast"][1], weights_u=whole["weights"][0], weights_dudt=whole["weights"][1],
         layers=tuple(shown), complete=time.monotonic() <= deadline or len(own) == 2 * called,
-        verdict=_judge(whole, shown),
+        verdict=_verdict(whole, shown),
     )  # fmt: skip
 
 
@@ -195,11 +194,11 @@ def _without_containers(layers: list[Layer]) -> list[Layer]:
     return kept
 
 
-def _judge(whole: dict[Mode, tuple[float | None, float | None]], layers: list[Layer]) -> Verdict:
+def _verdict(whole: dict[Mode, tuple[float | None, float | None]], layers: list[Layer]) -> Verdict:
     """The published study finds 0.6 to 1 % for du/dt under autocast; 5 % is where something is out of the ordinary."""
     u, dudt = whole["autocast"]
     cast = whole["weights"]
-    told = (
+    line = (
         f"autocast: u {figure(u)}, du/dt {figure(dudt)}; bfloat16 weights: u {figure(cast[0])}, du/dt {figure(cast[1])}"
     )
     sick = [layer for layer in layers if layer.mode == "autocast" and layer.worst > 0.05]
@@ -207,4 +206,4 @@ def _judge(whole: dict[Mode, tuple[float | None, float | None]], layers: list[La
     if u is None:
         return Verdict(level="unknown", line="does not run under bfloat16 autocast")
     error = max(u, dudt or 0.0)
-    return Verdict(level="bad" if error > 0.3 else "warn" if error > 0.05 else "ok", line=told + worst)
+    return Verdict(level="bad" if error > 0.3 else "warn" if error > 0.05 else "ok", line=line + worst)

@@ -21,8 +21,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from meanflow.doctor.patient import Made, Patient, interval_times
-from meanflow.doctor.tensors import map_tensors, relative, tensors_in
+from meanflow.doctor.patient import Made, Patient, interval_times, map_tensors, relative, tensors_in
 from meanflow.doctor.verdict import Verdict, figure, one_line
 
 SMALL = 1e-4
@@ -87,7 +86,7 @@ def examine_processes(patient: Patient, *, forward_mode: bool = True, limit_s: f
         dtype=str(fine.x_t.dtype).removeprefix("torch."), gradient=gradient, parameter=name, ranks=ranks,
         random=random, rows=rows, unused=unused, error=error, verdict=Verdict(level="unknown", line=error),
     )  # fmt: skip
-    return found if error else replace(found, verdict=_judge(found))
+    return found if error else replace(found, verdict=_verdict(found))
 
 
 def gradients(patient: Patient, wrapped: nn.Module, forward_mode: bool) -> tuple[dict[str, Tensor], tuple[str, ...]]:
@@ -136,9 +135,9 @@ def _two(job: _Job, fine: Patient, weights: dict[str, Tensor], limit_s: float) -
                 child.join(5)
         if late:  # first: a process that lost its ended partner may have said so
             return [], f"two processes gave no answer within {limit_s:g} s"
-        told = [(folder / f"error-{rank}").read_text() for rank in range(2) if (folder / f"error-{rank}").exists()]
-        if told:
-            return [], f"a second process failed: {told[0]}"
+        failures = [(folder / f"error-{rank}").read_text() for rank in range(2) if (folder / f"error-{rank}").exists()]
+        if failures:
+            return [], f"a second process failed: {failures[0]}"
         if any(child.exitcode != 0 for child in children):
             codes = [child.exitcode for child in children]
             return [], f"two processes ended with codes {codes}; call the doctor under `if __name__ == '__main__'`"
@@ -193,7 +192,7 @@ def _on_cpu(patient: Patient) -> Patient:
     return replace(patient, module=patient.module.cpu(), x_t=x_t, r=r, t=t, v=v, conditions=conditions)
 
 
-def _judge(found: Processes) -> Verdict:
+def _verdict(found: Processes) -> Verdict:
     """Rounding alone gives 1e-15 in float64 and, after cancellation, up to 1e-3 in float32."""
     gradient, ranks = found.gradient or 0.0, found.ranks or 0.0
     limit = 1e-6 if found.dtype == "float64" else 1e-3

@@ -1,4 +1,4 @@
-"""How a finding is judged: one of four levels and one line of plain words."""
+"""What an examination comes to: one of four levels and one line of plain words."""
 
 import math
 from dataclasses import dataclass

@@ -167,10 +167,10 @@ def _compare_digest(source: Path, component: str, digests: Digests, strict: bool
     published = card(component).md5
     if published is None or published == digests.md5:
         return
-    told = f"{source.name} is not the published {component}: its md5 is {digests.md5}, published is {published}"
+    difference = f"{source.name} is not the published {component}: its md5 is {digests.md5}, published is {published}"
     if strict:
-        raise WeightsError(f"{told}; without --strict-digest it is converted all the same")
-    report(f"warning: {told}")
+        raise WeightsError(f"{difference}; without --strict-digest it is converted all the same")
+    report(f"warning: {difference}")
 
 
 def _converted_from(target: Path, digests: Digests) -> bool:

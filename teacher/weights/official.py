@@ -114,10 +114,10 @@ def _check_free(run: Path, variant: str) -> None:
         if run.is_dir() and any(run.glob("*.safetensors")):
             raise WeightsError(f"{run} holds weights without a config.json; choose another --out")
         return
-    kept = read_run_config(run)
-    made_of = kept.get("run")
-    if kept.get("kind") != KIND or not isinstance(made_of, dict) or made_of.get("variant") != variant:
-        raise WeightsError(f"{run} holds another run ({kept.get('kind')}); choose another --out")
+    recorded = read_run_config(run)
+    made_of = recorded.get("run")
+    if recorded.get("kind") != KIND or not isinstance(made_of, dict) or made_of.get("variant") != variant:
+        raise WeightsError(f"{run} holds another run ({recorded.get('kind')}); choose another --out")
 
 
 def _codec_name(variant: str) -> str:

@@ -77,8 +77,8 @@ def read_run_config(run: Path) -> dict[str, object]:
 
 def read_licence(run: Path) -> str:
     """The line in config.json that says under which licence the weights are; "unspecified" where there is none."""
-    said = " ".join(str(read_run_config(run).get("licence") or UNSPECIFIED)[: 2 * LONGEST_LICENCE].split())
-    return "".join(c for c in said if c.isprintable())[:LONGEST_LICENCE]
+    text = " ".join(str(read_run_config(run).get("licence") or UNSPECIFIED)[: 2 * LONGEST_LICENCE].split())
+    return "".join(c for c in text if c.isprintable())[:LONGEST_LICENCE]
 
 
 @dataclass(frozen=True)
@@ -116,5 +116,5 @@ def read_features_info(run: Path) -> FeaturesInfo:
 def _codec_digests(stated: object) -> tuple[str, ...]:
     if not isinstance(stated, dict):
         return ()
-    said = (stated.get("digest"), stated.get("latent_space"))
-    return tuple(one for one in said if isinstance(one, str) and DIGEST.fullmatch(one))
+    digests = (stated.get("digest"), stated.get("latent_space"))
+    return tuple(one for one in digests if isinstance(one, str) and DIGEST.fullmatch(one))

@@ -54,7 +54,7 @@ def _batch(flow, n, generator):
 @pytest.mark.parametrize("kind", OBJECTIVES)
 def test_exact_average_velocity_is_a_fixed_point_of_every_objective(flow, generator, kind):
     x_t, r, t, _ = _batch(flow, 256, generator)
-    residual = kind()(StudentCalls.of(flow.u), x_t, r, t, flow.v(x_t, t))
+    residual = kind()(StudentCalls.of(flow.u, flow.v), x_t, r, t, flow.v(x_t, t))
     assert residual.delta.abs().max() < TOLERANCE.get(kind, 1e-9)
     if residual.extra is not None:
         assert residual.extra.abs().max() < 1e-9
@@ -77,7 +77,7 @@ def test_conditional_velocity_is_unbiased_for_every_objective(flow, kind):
     t = torch.full((n,), 0.8, dtype=torch.float64)
     r = torch.where(torch.arange(n) % 2 == 0, 0.8, 0.2).to(t.dtype)
     x_t = interpolate(x, e, t)
-    residual = kind()(StudentCalls.of(flow.u), x_t, r, t, velocity(x, e))
+    residual = kind()(StudentCalls.of(flow.u, flow.v), x_t, r, t, velocity(x, e))
     if kind is not ConsistencyTraining:
         assert residual.delta[::2].std() > 0.3  # the scatter of e - x around its mean is there
     for error in (residual.delta, residual.extra):
@@ -146,7 +146,11 @@ def test_one_trained_call_and_no_other_work_on_resting_rows(flow, generator, kin
         others.append(rows)
         return u_only(flow.u)
 
-    kind()(StudentCalls(train=train, plain=plain), x_t, r, t, v, progress=progress)
+    def teacher(rows):
+        others.append(rows)
+        return flow.v
+
+    kind()(StudentCalls(train=train, plain=plain, teacher=teacher), x_t, r, t, v, progress=progress)
     assert calls["train"] == 1
     if kind().needs.learns_boundary and kind().needs.learns_intervals:
         assert others
@@ -161,10 +165,11 @@ def test_on_resting_rows_every_objective_is_flow_matching(flow, generator, kind,
     but the trained call."""
     x_t, r, t, v = _batch(flow, 16, generator)
     u = Shifted(flow, 0.3)
-    mixed = kind()(StudentCalls.of(u), x_t, r, t, v, progress=progress)
+    mixed = kind()(StudentCalls.of(u, flow.v), x_t, r, t, v, progress=progress)
     expected = (u(x_t, t, t) - v).detach()
     torch.testing.assert_close(mixed.delta[::2].detach(), expected[::2])
-    trained_only = StudentCalls(train=lambda rows: u_only(u), plain=lambda rows: pytest.fail("asked"))
+    fail = lambda rows: pytest.fail("asked")  # noqa: E731
+    trained_only = StudentCalls(train=lambda rows: u_only(u), plain=fail, averaged=fail, teacher=fail)
     alone = kind()(trained_only, x_t, t, t, v, progress=progress)
     torch.testing.assert_close(alone.delta.detach(), expected)
     torch.testing.assert_close(
@@ -176,7 +181,7 @@ def test_on_resting_rows_every_objective_is_flow_matching(flow, generator, kind,
 def test_arguments_are_left_as_they_were(flow, generator, kind):
     batch = _batch(flow, 16, generator)
     before = [part.clone() for part in batch]
-    kind()(StudentCalls.of(flow.u), *batch, progress=0.5)
+    kind()(StudentCalls.of(flow.u, flow.v), *batch, progress=0.5)
     for part, kept in zip(batch, before, strict=True):
         torch.testing.assert_close(part, kept, rtol=0, atol=0)
 
@@ -236,13 +241,13 @@ class Net(nn.Module):
 @pytest.mark.parametrize("kind", OBJECTIVES)
 def test_every_objective_trains_under_autocast_or_says_why_not(flow, generator, kind):
     x_t, r, t, v = (part.float() for part in _batch(flow, 16, generator))
-    net = Net()
+    net, teacher = Net(), lambda x, t: x.cos()
     with torch.autocast("cpu", dtype=torch.bfloat16):
         if kind().needs.derivative == "difference":
             with pytest.raises(ValueError, match="float32 or float64 without autocast"):
-                kind()(StudentCalls.of(net), x_t, r, t, v, progress=0.5)
+                kind()(StudentCalls.of(net, teacher), x_t, r, t, v, progress=0.5)
             return
-        loss = kind()(StudentCalls.of(net), x_t, r, t, v, progress=0.5).loss(AdaptiveL2())
+        loss = kind()(StudentCalls.of(net, teacher), x_t, r, t, v, progress=0.5).loss(AdaptiveL2())
     assert loss.dtype == torch.float32
     loss.mean().backward()
     assert all(p.grad is not None and bool(p.grad.isfinite().all()) for p in net.parameters())
