@@ -149,9 +149,9 @@ class SharedAverages:
     def load(self, read: Callable[[str], Tensors]) -> None:
         """Take each process's part, and all of the network's, out of whole averages by name, such as ema-0.05."""
         for part in self._all:
-            kept = read(part.name)
+            average = read(part.name)
             for name, tensor in part.shadow.items():
-                tensor.copy_(kept[name])
+                tensor.copy_(average[name])
 
     def whole(self, index: int, *, everywhere: bool = False) -> Tensors:
         """All tensors of one average, on the CPU, in the main process or everywhere; empty elsewhere. Collective."""

@@ -174,7 +174,7 @@ def reconstruct(run: Path, std: float, *, step: int | None = None) -> tuple[dict
     return merged(adapted, network, alpha, str(checkpoint.folder)), combination
 
 
-def _replaced(kept: dict[str, Tensor], trained: dict[str, Tensor], run: Path) -> dict[str, Tensor]:
-    if unknown := sorted(set(trained) - set(kept)):
+def _replaced(tensors: dict[str, Tensor], trained: dict[str, Tensor], run: Path) -> dict[str, Tensor]:
+    if unknown := sorted(set(trained) - set(tensors)):
         raise WeightsError(f"the snapshots of {run} hold tensors its weights do not know, such as {unknown[0]}")
-    return kept | {name: tensor.to(kept[name].dtype) for name, tensor in trained.items()}
+    return tensors | {name: tensor.to(tensors[name].dtype) for name, tensor in trained.items()}

@@ -159,7 +159,7 @@ class Studio:
     def budget(self, ask: SoundRequest, setting: ModelSetting, check: Check = never_stop) -> Budget:
         """Every stage of one window counted and timed on its own, a few times over (eval/speed/measure.py)."""
         pipeline = self._model(setting.model).pipeline
-        total_s = self._length_s(ask, pipeline)
+        total_s = self._length_s(ask, pipeline, self._video_s(ask))
         self._check_work(min(total_s, pipeline.window_s), [setting], BUDGET_RUNS)
         workload = Workload(
             duration_s=min(total_s, pipeline.window_s),
@@ -198,15 +198,17 @@ class Studio:
         encoded: dict[Key, dict[str, float]] = {}
         drawn: list[tuple[str, list[Sound]]] = []
         shared = False
-        lengths = {self._length_s(ask, self._model(setting.model).pipeline) for setting in settings}
-        self._check_work(max(lengths), settings, len(seeds))
+        video_s = self._video_s(ask)
+        lengths = {s.model: self._length_s(ask, self._model(s.model).pipeline, video_s) for s in settings}
+        self._check_work(max(lengths.values()), settings, len(seeds))
+        digest = None if ask.video is None else file_sha256(ask.video)
         with self._lock:
             clock = StageClock(check=check)
             for setting in settings:
                 check()
                 pipeline = self._model(setting.model).pipeline
-                key = self._key(ask, pipeline)
-                scene, encoding = self._scene(ask, pipeline, key, clock)
+                key = self._key(ask, digest, lengths[setting.model], pipeline)
+                scene, encoding = self._scene(ask, lengths[setting.model], pipeline, key, clock)
                 shared |= bool(encoded.get(key))
                 encoding = encoded.setdefault(key, encoding)
                 sounds, generation = self._draw(scene, setting, seeds, clock)
@@ -236,23 +238,22 @@ class Studio:
         sounds = pipeline(scene, seeds=seeds, steps=setting.steps, guidance=setting.guidance, clock=clock)
         return sounds, clock.take()
 
-    def _key(self, ask: SoundRequest, pipeline: Pipeline) -> Key:
-        """What an encoded scene depends on: video, words, length, encoders and codec. Raises ValueError for
-        what is too long, MediaError for an unusable video."""
+    def _key(self, ask: SoundRequest, digest: str | None, length_s: float, pipeline: Pipeline) -> Key:
+        """What an encoded scene depends on: the digest of the video, words, length, encoders and codec."""
         return (
-            None if ask.video is None else file_sha256(ask.video),
+            digest,
             ask.prompt,
             ask.negative_prompt,
-            self._length_s(ask, pipeline),
+            length_s,
             tuple(sorted(pipeline.encoders.names.items())) if ask.video else pipeline.encoders.text.name,
             pipeline.codec.sequence,
             pipeline.window_s,
         )
 
     def _scene(
-        self, ask: SoundRequest, pipeline: Pipeline, key: Key, clock: StageClock
+        self, ask: SoundRequest, length_s: float, pipeline: Pipeline, key: Key, clock: StageClock
     ) -> tuple[Scene, dict[str, float]]:
-        """The encoded scene and the seconds that took now, by stage: none where it was encoded before."""
+        """The encoded scene, and the seconds that its encoding took now by stage: none where a click before did it."""
         if key in self._scenes:
             self._scenes.move_to_end(key)
             # The same pictures may have come again under another name; the film is made from the file at hand.
@@ -261,7 +262,7 @@ class Studio:
             video=ask.video,
             prompt=ask.prompt,
             negative_prompt=ask.negative_prompt,
-            duration_s=self._length_s(ask, pipeline) if ask.video is None else None,
+            duration_s=length_s if ask.video is None else None,
             clock=clock,
         )
         self._scenes[key] = scene
@@ -269,9 +270,14 @@ class Studio:
             self._scenes.popitem(last=False)
         return scene, clock.take()
 
-    def _length_s(self, ask: SoundRequest, pipeline: Pipeline) -> float:
-        if ask.video is not None:
-            return self.check_video(ask.video).duration_s
+    def _video_s(self, ask: SoundRequest) -> float | None:
+        """Duration of the video, None without one. Raises MediaError for a video that cannot be used here."""
+        return None if ask.video is None else self.check_video(ask.video).duration_s
+
+    def _length_s(self, ask: SoundRequest, pipeline: Pipeline, video_s: float | None) -> float:
+        """Seconds of sound. Raises ValueError for too many."""
+        if video_s is not None:
+            return video_s
         length_s = ask.duration_s or pipeline.window_s
         if length_s > self.limits.seconds:
             raise ValueError(f"{length_s:g} s of sound is too long, this page makes up to {self.limits.seconds:g} s")

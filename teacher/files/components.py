@@ -146,8 +146,8 @@ def check_fit(expected: Mapping[str, Sequence[int]], found: Mapping[str, Sequenc
         ),
     ]
     if any(names for _, names in misfits):
-        told = "; ".join(f"{len(names)} {what} ({few(names)})" for what, names in misfits if names)
-        raise WeightsError(f"{where} does not fit: {told}")
+        misfit = "; ".join(f"{len(names)} {what} ({few(names)})" for what, names in misfits if names)
+        raise WeightsError(f"{where} does not fit: {misfit}")
 
 
 def few(names: Sequence[str]) -> str:

@@ -109,8 +109,8 @@ class FolderLock:
         except PermissionError as error:
             if not os.path.lexists(self.path):
                 raise  # nobody writes here, and we may not either
-            told = self._refusal("a process of another account")
-            raise LockedError(f"{told}; if that process has ended, have {self.path} removed") from error
+            refusal = self._refusal("a process of another account")
+            raise LockedError(f"{refusal}; if that process has ended, have {self.path} removed") from error
         except OSError as error:
             if error.errno not in (errno.ELOOP, errno.EISDIR, errno.ENXIO):
                 raise

@@ -113,8 +113,8 @@ class Fetcher:
             _check_space(part, (total or card.size or 0) - have)
             _tag(part).write_text(_version(response))
             with part.open("ab" if have else "wb") as out:
-                told = total or card.size
-                done = _copy(response, out, have, card.largest, lambda done: report(done, told or done))
+                expected = total or card.size
+                done = _copy(response, out, have, card.largest, lambda done: report(done, expected or done))
             if done > card.largest:
                 _discard(part)
                 raise WeightsError(

@@ -106,8 +106,8 @@ def _notes(run: Path, weights: str) -> list[str]:
         faults = check_digests(run, ("config.json", "features.json"))
     except ValueError as error:
         raise WeightsError(str(error)) from error
-    told = "if you did not edit it, restore it; if you did, remove its entry from digests.json"
-    return notes + [f"{fault}; {told}" for fault in faults]
+    advice = "if you did not edit it, restore it; if you did, remove its entry from digests.json"
+    return notes + [f"{fault}; {advice}" for fault in faults]
 
 
 def weight_file(run: Path, weights: str) -> Path:
@@ -130,13 +130,13 @@ def automatic_weights(run: Path) -> tuple[Path, str | None]:
     config = read_run_config(run) if (run / "config.json").exists() else {}
     if model.is_file() and WHOLE & set(config):
         return model, None
-    kept = _kept_averages(config)
-    if kept is None:
+    widths = _configured_averages(config)
+    if widths is None:
         there = [path for path in run.glob("ema-*.safetensors") if made_afterwards(path) is None]
         return min(there, key=width, default=model), None
-    if not kept:
+    if not widths:
         return model, None
-    path = run / f"{average_name(min(kept))}.safetensors"
+    path = run / f"{average_name(min(widths))}.safetensors"
     fault = _fault(path, model)
     if fault is None or not model.is_file():
         return path, None
@@ -187,7 +187,7 @@ def _fault(path: Path, model: Path) -> str | None:
     return None
 
 
-def _kept_averages(config: dict[str, object]) -> list[float] | None:
+def _configured_averages(config: dict[str, object]) -> list[float] | None:
     """Widths of the averages that a run keeps; None where its configuration does not say."""
     plain: object = config
     for name in ("run", "loop", "ema_std"):

@@ -14,7 +14,7 @@
     features.json        that of the features it was trained on (`read_features_info`)
     digests.json         length and SHA-256 of all of these, and the step of weights (`teacher.files.digests`)
     trainer/step-NNNNNNN checkpoints, all that resuming needs: model, optimizer and averages, state.json, and
-                         manifest.json with the SHA-256 of each (`distill.checkpoints.manifest`)
+                         manifest.json with the SHA-256 of each (`distill.checkpoints.store`)
     ema_ckpts/           snapshots of averages, of which `mf-ema` makes others (`distill.checkpoints.posthoc`)
     held_out.safetensors the teacher's latents of held-out clips, with which a student is compared while it trains
     metrics.jsonl        logged numbers, a line for every `log_every` steps
@@ -77,8 +77,8 @@ def read_run_config(run: Path) -> dict[str, object]:
 
 def read_licence(run: Path) -> str:
     """The line in config.json that says under which licence the weights are; "unspecified" where there is none."""
-    said = " ".join(str(read_run_config(run).get("licence") or UNSPECIFIED)[: 2 * LONGEST_LICENCE].split())
-    return "".join(c for c in said if c.isprintable())[:LONGEST_LICENCE]
+    text = " ".join(str(read_run_config(run).get("licence") or UNSPECIFIED)[: 2 * LONGEST_LICENCE].split())
+    return "".join(c for c in text if c.isprintable())[:LONGEST_LICENCE]
 
 
 @dataclass(frozen=True)
@@ -116,5 +116,5 @@ def read_features_info(run: Path) -> FeaturesInfo:
 def _codec_digests(stated: object) -> tuple[str, ...]:
     if not isinstance(stated, dict):
         return ()
-    said = (stated.get("digest"), stated.get("latent_space"))
-    return tuple(one for one in said if isinstance(one, str) and DIGEST.fullmatch(one))
+    digests = (stated.get("digest"), stated.get("latent_space"))
+    return tuple(one for one in digests if isinstance(one, str) and DIGEST.fullmatch(one))
