@@ -40,6 +40,7 @@ from teacher.audio.vocoder import BIGVGAN_16K, BIGVGAN_V2_44K, BigVGAN, with_too
 from teacher.network.conditions import Conditions
 from teacher.network.mmaudio import MMAudio
 from teacher.network.variants import variant
+from teacher.sampling.config import SamplingConfig
 from teacher.sampling.generator import generate, noise
 
 SLOW = "25 guided steps, straightforward"
@@ -133,7 +134,7 @@ def flow_forms(net: MMAudio, duration_s: float) -> list[Form]:
         n = net if dtype == torch.float32 else copy.deepcopy(net).to(dtype)
 
         def one(n: MMAudio = n, omega: float = 1.0) -> Tensor:
-            return generate(n, given, e, num_steps=1, guidance=Guidance(omega=omega))
+            return generate(n, given, e, SamplingConfig(guidance=Guidance(omega=omega)))
 
         def many(n: MMAudio = n) -> Tensor:
             return straightforward(n, given, e)
