@@ -188,7 +188,7 @@ class _Loop:
         )
         with progress:
             for step in range(session.first, loop.steps):
-                self.watchdog.beat(f"step {step + 1}", checkpoint=self._kept())
+                self.watchdog.beat(f"step {step + 1}", checkpoint=self._last_checkpoint())
                 signal = self._update(step)
                 done = step + 1
                 progress.update()
@@ -290,7 +290,7 @@ class _Loop:
                 self.tracker.preview(done, found.preview)
         return best
 
-    def _kept(self) -> str:
+    def _last_checkpoint(self) -> str:
         saved = self.session.saved
         return "" if saved is None else f"step {saved} in {self.session.run}"
 

@@ -4,8 +4,8 @@ The package is the field's reference implementation; what it computes here share
 
 - FD: `fid_statistics_to_metric`, the eigenvalues of the product of both covariances.
 - KAD: `kid_features_to_metric`, 100 times the kernel distance with our Gaussian kernel (not KID's polynomial one, which
-  would be another number), all clips as one subset. The package takes subsets of one size, so that it cannot be asked
-  where the two sets differ in their number of clips.
+  would be another number), all clips as one subset. The package takes subsets of one size and holds whole kernel
+  matrices, so that sets of different sizes, and large ones, are left out.
 - IS: `isc_features_to_metric` with the same parts and the same shuffle.
 
 Only its arithmetic on features is used: no image network of it is built, and nothing is downloaded.
@@ -23,7 +23,6 @@ import torch
 
 from eval.compare.rows import Row
 from eval.compare.verify import features_of_row
-from eval.features.clip_features import FEATURES, LOGITS
 from eval.metrics import set_metrics
 from eval.metrics.base import Formula, SetMetric
 from eval.metrics.embeddings import Embeddings
@@ -39,6 +38,8 @@ FRECHET_RELATIVE = 1e-6
 """Share of FD by which both may differ: of large sets ours takes products in float32, where they cost a tenth of it."""
 INCEPTION_RELATIVE = 1e-9
 """Share of IS by which both may differ: sums in float64 over clips and classes, taken in another order."""
+MOST_FOR_KERNEL = 5000
+"""Clips up to which the package computes KAD: three matrices of as many rows and columns in float64, 0.6 GB."""
 UNIT = float(np.finfo(np.float64).eps)
 
 
@@ -81,8 +82,11 @@ class CrossCheck:
         }
 
 
-def cross_checks(rows_path: Path, rows: Sequence[Row]) -> Iterator[CrossCheck]:
-    """Every FD, KAD and IS of the rows whose features were kept, in the order of the rows and of `METRICS`.
+def cross_checks(
+    rows_path: Path, rows: Sequence[Row], *, report: Callable[[str], None] = lambda line: None
+) -> Iterator[CrossCheck]:
+    """Every FD, KAD and IS of the rows whose features were kept, in the order of the rows and of `METRICS`. `report`
+    takes a line about each that is left out.
 
     Raises:
         ValueError: kept features that cannot be read or belong to other rows.
@@ -92,19 +96,16 @@ def cross_checks(rows_path: Path, rows: Sequence[Row]) -> Iterator[CrossCheck]:
         if kept is None:
             continue
         for metric in set_metrics():
-            if metric.formula is None or metric.key not in row.metrics:
+            sides = kept.sides(metric)
+            if metric.formula is None or metric.key not in row.metrics or sides is None:
                 continue
-            generated = kept.generated if metric.uses_reference or not kept.of_reference else kept.reference
-            needed = metric.source + (FEATURES if metric.needs == "features" else LOGITS)
-            if needed not in generated.tensors or (metric.uses_reference and needed not in kept.reference.tensors):
+            found = COMPUTED[metric.formula](*sides, metric, row.metrics)
+            if isinstance(found, str):
+                report(f"{row.title}: {metric.key} left out: {found}")
                 continue
-            sides = (kept.reference if metric.uses_reference else generated), generated
-            reference, made = (side.embeddings(metric.source) for side in sides)
-            found = COMPUTED[metric.formula](reference, made, metric, row.metrics)
-            if found is not None:
-                theirs, tolerance = found
-                ours = row.metrics[metric.key]
-                yield CrossCheck(row=row, metric=metric.key, ours=ours, theirs=theirs, tolerance=tolerance)
+            theirs, tolerance = found
+            ours = row.metrics[metric.key]
+            yield CrossCheck(row=row, metric=metric.key, ours=ours, theirs=theirs, tolerance=tolerance)
 
 
 def write_cross_checks(rows_path: Path, checks: Iterable[CrossCheck]) -> Path:
@@ -118,16 +119,17 @@ def write_cross_checks(rows_path: Path, checks: Iterable[CrossCheck]) -> Path:
     return path
 
 
-Found = tuple[float, float] | None
-"""Their value and the tolerance; None where the package cannot be asked."""
+Found = tuple[float, float] | str
+"""The package's value and the tolerance, or the reason why it is not asked."""
 
 
 def frechet(reference: Embeddings, generated: Embeddings, metric: SetMetric, values: Mapping[str, float]) -> Found:
     """||mu_a - mu_b||^2 + Tr(S_a + S_b) - 2 sum_i sqrt(l_i), l the eigenvalues of S_a S_b as a general matrix.
 
-    Each l comes out with an error of about e = d u ||S_a|| ||S_b||, d dimensions and u the unit of float64, and its
-    root with e / sqrt(l), or sqrt(e) where l is no larger than e. With fewer clips than dimensions most l are zero,
-    and sqrt(e) is what each of them may add.
+    Each l comes out with an error of about e = u ||S_a|| ||S_b||, u the unit of float64 (LAPACK Users' Guide, section
+    4.8, with the growth factor it leaves to practice taken as 1), and its root with e / sqrt(l), or sqrt(e) where l is
+    no larger than e. With fewer clips than dimensions most l are zero, and sqrt(e) is what each of them may add; over
+    features of 84, 768 and 2048 dimensions that sum was seven times the difference or more.
     """
     guard_torchvision()
     from torch_fidelity.metric_fid import KEY_METRIC_FID, fid_features_to_statistics, fid_statistics_to_metric
@@ -138,7 +140,7 @@ def frechet(reference: Embeddings, generated: Embeddings, metric: SetMetric, val
     values_of_first, vectors = np.linalg.eigh(first)
     root = vectors * np.sqrt(values_of_first.clip(min=0.0))
     eigenvalues = np.linalg.eigvalsh(root.T @ second @ root)  # those of S_a S_b, from a symmetric matrix
-    error = len(first) * UNIT * float(values_of_first[-1] * np.linalg.norm(second, 2))
+    error = UNIT * float(values_of_first[-1] * np.linalg.norm(second, 2))
     roots = float((error / np.sqrt(eigenvalues.clip(min=error))).sum()) if error > 0.0 else 0.0
     return theirs, FRECHET_RELATIVE * abs(theirs) + 2.0 * roots
 
@@ -155,7 +157,9 @@ def kernel(reference: Embeddings, generated: Embeddings, metric: SetMetric, valu
 
     x, y = reference.means, generated.means
     if len(x) != len(y):
-        return None
+        return f"{PACKAGE} takes sets of one size, these have {len(x)} and {len(y)} clips"
+    if len(x) > MOST_FOR_KERNEL:
+        return f"{PACKAGE} holds whole kernel matrices, too large for more than {MOST_FOR_KERNEL} clips"
     bandwidth = reference_bandwidth(x)
     theirs = kid_features_to_metric(
         torch.from_numpy(x),

@@ -14,7 +14,7 @@
     features.json        that of the features it was trained on (`read_features_info`)
     digests.json         length and SHA-256 of all of these, and the step of weights (`teacher.files.digests`)
     trainer/step-NNNNNNN checkpoints, all that resuming needs: model, optimizer and averages, state.json, and
-                         manifest.json with the SHA-256 of each (`distill.checkpoints.manifest`)
+                         manifest.json with the SHA-256 of each (`distill.checkpoints.store`)
     ema_ckpts/           snapshots of averages, of which `mf-ema` makes others (`distill.checkpoints.posthoc`)
     held_out.safetensors the teacher's latents of held-out clips, with which a student is compared while it trains
     metrics.jsonl        logged numbers, a line for every `log_every` steps

@@ -113,10 +113,19 @@ def test_a_changed_value_differs(tmp_path, monkeypatch, capsys, key):
     assert "3 agree, 1 differ" in out
 
 
-def test_sets_of_different_sizes_have_no_kernel_distance_of_theirs(tmp_path):
-    path = written(tmp_path, features(1, 40), features(2, 30))
-    found = [check.metric for check in cross_checks(path, read_rows(path))]
+@pytest.mark.parametrize(
+    ("clips", "most", "reason"),
+    [(30, 5000, "sets of one size, these have 40 and 30 clips"), (40, 39, "too large for more than 39 clips")],
+)
+def test_kernel_distances_that_the_package_cannot_compute_are_left_out(tmp_path, monkeypatch, clips, most, reason):
+    monkeypatch.setattr("eval.compare.cross_check.MOST_FOR_KERNEL", most)
+    path = written(tmp_path, features(1, 40), features(2, clips))
+    lines: list[str] = []
+    found = [check.metric for check in cross_checks(path, read_rows(path), report=lines.append)]
     assert found == ["fd_vggish", "frechet", "inception_score"]
+    assert len(lines) == 1
+    assert lines[0].startswith("tta student, 1 step, seed 0: kad left out: torch-fidelity ")
+    assert reason in lines[0]
 
 
 def test_values_that_are_no_numbers_are_not_written(tmp_path, monkeypatch):

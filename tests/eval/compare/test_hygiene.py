@@ -35,9 +35,9 @@ def test_facts_survive_the_file_and_changed_ids_are_noticed(tmp_path):
         read_facts(path)
     with pytest.raises(ValueError, match=r"must not be scored, got \['c'\]"):
         TestFacts(task="vta", ids=("c",), excluded=(("c", "silent"),))
-    told = " ".join(facts.sentences())
+    printed = " ".join(facts.sentences())
     for part in ("2 clips", facts.digest, "c (silent)", "1 by id (a)", "1 files are not here", "run (why)"):
-        assert part in told
+        assert part in printed
 
 
 def test_models_scored_on_other_clips_are_no_comparison(tmp_path):

@@ -53,9 +53,9 @@ def scorer():
     extractor = EmbeddedAudioFeatures(sample_rate=RATE)
     labels = ["low" if f < 1000 else "high" for f in FREQUENCY]
     classifier = EmbeddedClassifier.fit(extractor(REAL), labels)
-    listener = EmbeddedSource(extractor=extractor, classifier=classifier, labels="labels")
+    source = EmbeddedSource(extractor=extractor, classifier=classifier, labels="labels")
     return Scorer.build(
-        reference=REAL, records=RECORDS, sources=[listener], clip_scorers=[OnsetScorer()], sample_rate=RATE
+        reference=REAL, records=RECORDS, sources=[source], clip_scorers=[OnsetScorer()], sample_rate=RATE
     )
 
 

@@ -47,11 +47,11 @@ def make_scorer(order=range(COUNT)) -> Scorer:
         )
         for k in order
     ]  # fmt: skip
-    listener = EmbeddedSource(extractor=extractor, classifier=classifier, labels="labels")
+    embedded_source = EmbeddedSource(extractor=extractor, classifier=classifier, labels="labels")
     return Scorer.build(
         reference=real()[list(order)],
         records=records,
-        sources=[listener],
+        sources=[embedded_source],
         clip_scorers=[OnsetScorer()],
         sample_rate=RATE,
     )

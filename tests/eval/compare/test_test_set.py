@@ -177,7 +177,7 @@ def media(original):
 
 
 @pytest.fixture(scope="module")
-def listener(original):
+def embedded_source(original):
     features = FeatureSet.open(original / "features", "train")
     extractor = EmbeddedAudioFeatures(sample_rate=RATE)
     embedded = extractor(read_waves(features, features.records))
@@ -187,8 +187,8 @@ def listener(original):
 
 
 @pytest.fixture
-def build(tmp_path, listener):
-    """The test set of a folder of media; what was heard of real sound is kept in the test's own cache."""
+def build(tmp_path, embedded_source):
+    """The test set of a folder of media; features of real sound go to the test's own cache."""
 
     def built(folder, **changes):
         options = {
@@ -197,7 +197,7 @@ def build(tmp_path, listener):
             "clip_scorers": (OnsetScorer(),),
             "cache": tmp_path / "cache",
         } | changes
-        return TestSet.build(folder / "features", sources=(listener,), **options)
+        return TestSet.build(folder / "features", sources=(embedded_source,), **options)
 
     return built
 
@@ -252,7 +252,7 @@ def test_a_file_that_is_back_is_heard_again(media, build):
 
 
 def test_other_labels_or_sounds_of_the_same_ids_are_another_classifier(media, build, tmp_path):
-    """What was heard of real sound with the old one is not taken for what the new one says."""
+    """Features of real sound by the old one are not taken for those by the new one."""
 
     def name(labels: str) -> str:
         items = [

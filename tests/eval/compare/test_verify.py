@@ -70,15 +70,15 @@ def scorer():
 
 @pytest.fixture(scope="module")
 def scored(scorer):
-    """What was heard of the waves of teacher and student, and their scores."""
-    heard = {model: scorer.features(0, waves(seed), "vta") for model, seed in (("teacher", 1), ("student", 2))}
-    return {model: (said, scorer.score(said)) for model, said in heard.items()}
+    """Features of the waves of teacher and student, and their scores."""
+    made_features = {model: scorer.features(0, waves(seed), "vta") for model, seed in (("teacher", 1), ("student", 2))}
+    return {model: (by_source, scorer.score(by_source)) for model, by_source in made_features.items()}
 
 
 def written(path, scorer, scored, model, *, guidance=1.0, origin=ORIGIN):
-    heard, scores = scored[model]
+    made, scores = scored[model]
     return record(
-        heard, scores, rows_path=path, task="vta", model=model, steps=1, nfe=2, guidance=guidance, origin=origin,
+        made, scores, rows_path=path, task="vta", model=model, steps=1, nfe=2, guidance=guidance, origin=origin,
         reference=scorer.reference,
         rtf=with_totals({stage: 0.1 * (k + 1) for k, stage in enumerate(STAGES)}),
     )  # fmt: skip
@@ -112,14 +112,14 @@ def edit(folder, change):
 
 def test_every_cell_is_computed_again_and_agrees(folder, monkeypatch, capsys):
     assert command(monkeypatch, "--rows", folder / "rows.jsonl", "--all", "--verbose") == 0
-    told = capsys.readouterr().out
-    assert "0 differ" in told
-    assert "not computed" not in told
+    printed = capsys.readouterr().out
+    assert "0 differ" in printed
+    assert "not computed" not in printed
     for name in (*SETS, *CLIPS, *ENDS):
-        assert f"student, 1 step, seed 0: {name} expected" in told
-    assert told.count(": kl expected") == 4  # two rows, from the clips and from the features
-    assert told.count(": kl low expected") == 2  # an interval over clips is of the clips alone
-    assert told.count(": rtf ") == 2 * len(TOTALS)
+        assert f"student, 1 step, seed 0: {name} expected" in printed
+    assert printed.count(": kl expected") == 4  # two rows, from the clips and from the features
+    assert printed.count(": kl low expected") == 2  # an interval over clips is of the clips alone
+    assert printed.count(": rtf ") == 2 * len(TOTALS)
 
 
 def changed(row, name):
@@ -133,10 +133,10 @@ def changed(row, name):
 def test_a_changed_cell_is_found(folder, monkeypatch, capsys, name):
     edit(folder, lambda row: changed(row, name))
     assert command(monkeypatch, "--rows", folder / "rows.jsonl", "--all") == 1
-    told = capsys.readouterr().out
-    assert f"vta student, 1 step, seed 0: {name} expected" in told
-    assert "difference -0.0001" in told
-    assert told.count("DIFFERS") == (2 if name == "kl" else 1)
+    printed = capsys.readouterr().out
+    assert f"vta student, 1 step, seed 0: {name} expected" in printed
+    assert "difference -0.0001" in printed
+    assert printed.count("DIFFERS") == (2 if name == "kl" else 1)
     assert command(monkeypatch, "--rows", folder / "rows.jsonl", "--cell", "vta", "student", 1, 0, name) == 1
     assert command(monkeypatch, "--rows", folder / "rows.jsonl", "--cell", "vta", "teacher", 1, 0, name) == 0
 
@@ -180,10 +180,10 @@ def test_a_changed_score_of_a_clip_or_feature_is_found(folder, monkeypatch, caps
     tensors["embedded.features"][3, 5] += 0.5
     with_facts(kept, tensors)
     assert command(monkeypatch, "--rows", path, "--all") == 1
-    told = capsys.readouterr().out
-    assert "frechet expected" in told
-    assert "kad expected" in told
-    assert "kl expected" not in told
+    printed = capsys.readouterr().out
+    assert "frechet expected" in printed
+    assert "kad expected" in printed
+    assert "kl expected" not in printed
 
 
 def with_facts(path, tensors):
@@ -269,13 +269,13 @@ def test_cells_nothing_was_kept_for_are_counted_and_refused_by_name(folder, monk
     for path in (folder / "embeddings").iterdir():
         path.unlink()
     assert command(monkeypatch, "--rows", folder / "rows.jsonl", "--all") == 0
-    told = capsys.readouterr().out
+    printed = capsys.readouterr().out
     row = read_rows(folder / "rows.jsonl")[0]
     gone = {n for n in (*row.metrics, *row.estimates) if not n.startswith(("kl", "onset"))}
     cells = len(gone & set(row.metrics)) + 3 * len(gone & set(row.estimates))
     assert {"frechet", "kad", "inception_score"} <= gone & set(row.estimates)
-    assert f"{2 * cells} cells were not computed" in told
-    assert "frechet, frechet bias, frechet high, frechet low, inception_score, " in told
+    assert f"{2 * cells} cells were not computed" in printed
+    assert "frechet, frechet bias, frechet high, frechet low, inception_score, " in printed
     assert command(monkeypatch, "--rows", folder / "rows.jsonl", "--cell", "vta", "student", 1, 0, "kad") == 2
     assert "features were not kept" in capsys.readouterr().err
 
@@ -332,9 +332,9 @@ def test_evaluations_and_parameters_are_those_of_the_other_rows(tmp_path, field,
     assert wrong == [(field, float(value), 8.0 if field == "nfe" else 100.0)]
 
 
-def heard(ids, **said):
+def made_features(ids, **by_source):
     """Features of each source, with logits where a pair is given; one row per clip."""
-    pairs = {source: found if isinstance(found, tuple) else (found, None) for source, found in said.items()}
+    pairs = {source: found if isinstance(found, tuple) else (found, None) for source, found in by_source.items()}
     return ClipFeatures.of(
         ids, {s: Embeddings(rows=rows, counts=(1,) * len(rows), logits=logits) for s, (rows, logits) in pairs.items()}
     )
@@ -349,8 +349,8 @@ def test_metrics_of_other_networks_have_recipes_of_their_own(folder):
     write_features(
         path,
         row,
-        heard(IDS, passt=(rows, logits), panns=(rows + 2.0, logits)),
-        heard(IDS, passt=(rows, logits), panns=(rows, logits), vggish=rows),
+        made_features(IDS, passt=(rows, logits), panns=(rows + 2.0, logits)),
+        made_features(IDS, passt=(rows, logits), panns=(rows, logits), vggish=rows),
     )
     kept = features_of_row(path, row)
     found = kept.metrics(["fd_passt", "fd_panns", "fd_vggish", "kl_passt", "is_panns", "frechet", "onset_f1"])
@@ -366,7 +366,7 @@ def test_the_row_of_real_sound_has_its_own_inception_score(folder, scorer):
     path = folder / "rows.jsonl"
     row = replace(read_rows(path)[0], model="reference", kind="reference", steps=0)
     real = scorer.reference.embeddings("embedded")
-    write_features(path, row, heard(IDS, embedded=(real.rows + 1, 0 * real.logits)), scorer.reference)
+    write_features(path, row, made_features(IDS, embedded=(real.rows + 1, 0 * real.logits)), scorer.reference)
     kept = features_of_row(path, row)
     found = kept.metrics(["inception_score", "frechet", "kl"])
     assert found["inception_score"] > 1.01  # that of constant logits would be 1

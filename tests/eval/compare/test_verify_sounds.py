@@ -50,9 +50,9 @@ def compared(tmp_path_factory) -> Path:
         items.append(Item(id=f"clip{k}", path=path, caption=f"{k}", label="ab"[k % 2], split=split, events_s=EVENTS))
     extract(items, root / "data", ExtractConfig(duration_s=1.0, shard_size=4, workers=0))
     training = TrainingSounds.read(root / "data")
-    listeners, judges = PublishedModels(greatest_hits=True).load(duration_s=1.0, device="cpu", cache=root / "cache")
+    sources, clip_scorers = PublishedModels(greatest_hits=True).load(duration_s=1.0, device="cpu", cache=root / "cache")
     test = TestSet.build(
-        root / "data", video=True, max_clips=4, sources=(training.source, *listeners), clip_scorers=judges,
+        root / "data", video=True, max_clips=4, sources=(training.source, *sources), clip_scorers=clip_scorers,
         cache=root / "cache", part_size=3,
     )  # fmt: skip
     real = test.waves(0, 4)
@@ -117,16 +117,16 @@ def test_rows_are_those_of_a_comparison(compared):
 def test_everything_agrees_from_the_sounds_too(compared, copy, monkeypatch, capsys):
     arguments = ("--rows", copy, "--all", "--data", compared / "data", "--verbose")
     assert verify(monkeypatch, *arguments, "--judges.greatest-hits") == 0
-    told = capsys.readouterr().out
-    assert "0 differ" in told
-    assert "not computed" not in told
+    printed = capsys.readouterr().out
+    assert "0 differ" in printed
+    assert "not computed" not in printed
     for cell in ("frechet", "frechet low", "frechet bias", "inception_score", "onset_f1", "gh_accuracy", "gh_ap high"):
         for model in ("reference", "codec"):
-            assert f"vta {model}, 0 steps, seed 0: {cell} expected" in told
-    lines = [line for line in told.splitlines() if "the real sounds of the data" in line]
+            assert f"vta {model}, 0 steps, seed 0: {cell} expected" in printed
+    lines = [line for line in printed.splitlines() if "the real sounds of the data" in line]
     assert len(lines) == len(set(lines)) > 40
     for score in ("kl", "hits", "gh_accuracy"):
-        assert told.count(f": {score} of clip8 expected") == 2  # of both guidance scales, the first seed's files
+        assert printed.count(f": {score} of clip8 expected") == 2  # of both guidance scales, the first seed's files
     assert verify(monkeypatch, *arguments) == 0  # without the script its cells are those kept alone
     assert ": gh_accuracy of clip8 expected" not in capsys.readouterr().out
 
@@ -149,9 +149,9 @@ def test_a_changed_floor_is_found_though_what_was_kept_agrees(compared, copy, mo
     data = ("--data", compared / "data", "--judges.greatest-hits")
     assert verify(monkeypatch, "--rows", copy, "--all") == 0
     assert verify(monkeypatch, "--rows", copy, "--all", *data) == 1
-    told = capsys.readouterr().out
-    assert "vta codec, 0 steps, seed 0: gh_ap expected" in told
-    assert "difference -0.25 (the real sounds of the data): DIFFERS" in told
+    printed = capsys.readouterr().out
+    assert "vta codec, 0 steps, seed 0: gh_ap expected" in printed
+    assert "difference -0.25 (the real sounds of the data): DIFFERS" in printed
     cell = ("--cell", "vta", "codec", 0, 0)
     assert verify(monkeypatch, "--rows", copy, *cell, "gh_ap") == 0
     assert verify(monkeypatch, "--rows", copy, *cell, "gh_ap", *data) == 1
@@ -163,10 +163,10 @@ def test_an_exchanged_file_is_found(compared, copy, monkeypatch, capsys):
     path = next(copy.parent.glob("media/vta-student-1-g1.4-s0-clip8.wav"))
     write_audio(path, 0.1 * np.random.default_rng(0).standard_normal(RATE).astype(np.float32), RATE)
     assert verify(monkeypatch, "--rows", copy, "--all", "--data", compared / "data") == 1
-    told = capsys.readouterr().out
-    assert "vta student, 1 step, guidance 1.4, seed 0: kl of clip8 expected" in told
-    assert "student, 1 step, seed 0: kl of clip8" not in told
-    assert "hits of clip8 expected 2, found 0, difference -2 (vta-student-1-g1.4-s0-clip8.wav): DIFFERS" in told
+    printed = capsys.readouterr().out
+    assert "vta student, 1 step, guidance 1.4, seed 0: kl of clip8 expected" in printed
+    assert "student, 1 step, seed 0: kl of clip8" not in printed
+    assert "hits of clip8 expected 2, found 0, difference -2 (vta-student-1-g1.4-s0-clip8.wav): DIFFERS" in printed
     write_audio(path, np.ones(RATE // 2, np.float32), RATE)
     assert verify(monkeypatch, "--rows", copy, "--all", "--data", compared / "data") == 2
     assert "has 8000 samples at 16000 Hz, which is not what was scored" in capsys.readouterr().err

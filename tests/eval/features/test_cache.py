@@ -1,4 +1,4 @@
-"""What is heard and seen on disk: round trips, what a file is named after, damage; and parts dealt to processes."""
+"""Features on disk: round trips, what a file is named after, damage; and parts dealt to processes."""
 
 import os
 from collections.abc import Callable
@@ -16,19 +16,19 @@ from eval.extractors.base import Embeddings
 from eval.features.cache import FeatureCache, FileDigests, in_parts
 from eval.features.clip_features import ClipFeatures
 
-# What was heard
+# Features of clips
 
 
-def heard(counts=(2, 1, 3), *, start=0.0, scores=True) -> ClipFeatures:
+def some_features(counts=(2, 1, 3), *, start=0.0, scores=True) -> ClipFeatures:
     """Clips c0, c1, ... with counted rows of "many", one row and three logits of "one"."""
     rows = torch.arange(sum(counts) * 2.0).view(-1, 2) + start
     clips = len(counts)
-    said = {
+    by_source = {
         "many": Embeddings(rows=rows, counts=tuple(counts)),
         "one": Embeddings(rows=torch.ones(clips, 4), counts=(1,) * clips, logits=torch.eye(3)[:clips]),
     }
     per_clip = [{"kl": 0.1 * k + start, "desync": 1 / 3} for k in range(clips)] if scores else []
-    return ClipFeatures.of([f"c{k}" for k in range(clips)], said, per_clip)
+    return ClipFeatures.of([f"c{k}" for k in range(clips)], by_source, per_clip)
 
 
 def same(a: ClipFeatures, b: ClipFeatures) -> bool:
@@ -37,7 +37,7 @@ def same(a: ClipFeatures, b: ClipFeatures) -> bool:
 
 
 def test_parts_joined_are_the_whole_and_clips_are_cut_by_their_counts():
-    whole = heard()
+    whole = some_features()
     assert [len(whole.clips(k, k + 1).embeddings("many").rows) for k in range(3)] == [2, 1, 3]
     assert whole.clips(1, 3).embeddings("many").rows[:, 0].tolist() == [4.0, 6.0, 8.0, 10.0]
     assert whole.clips(1, 3).embeddings("many").of_clip(1)[:, 0].tolist() == [6.0, 8.0, 10.0]
@@ -53,21 +53,21 @@ def test_parts_joined_are_the_whole_and_clips_are_cut_by_their_counts():
 
 def test_parts_that_do_not_belong_together_are_refused():
     lacking = ClipFeatures.of(["a"], {"many": Embeddings(rows=torch.ones(1, 2), counts=(1,))})
-    for parts in ([], [heard(), lacking]):
+    for parts in ([], [some_features(), lacking]):
         with pytest.raises(ValueError, match="parts must be there and hold the same tensors"):
             ClipFeatures.join(parts)
     with pytest.raises(ValueError, match="per_clip must be empty or one per clip, got 3 of 6"):
-        ClipFeatures.join([heard(), heard(scores=False)])
+        ClipFeatures.join([some_features(), some_features(scores=False)])
     with pytest.raises(ValueError, match="many must have rows of all 2 clips"):
-        ClipFeatures(ids=("a", "b"), tensors=heard().tensors)
-    whole = heard()
+        ClipFeatures(ids=("a", "b"), tensors=some_features().tensors)
+    whole = some_features()
     with pytest.raises(ValueError, match=r"many must have rows of all 3 clips, counted in many\.counts"):
         replace(whole, tensors={**whole.tensors, "many.features": torch.ones(5, 2)})
 
 
 def test_what_is_written_is_read_again_bit_for_bit(tmp_path):
-    whole = heard(start=1 / 7)
-    path = whole.write(tmp_path / "deep" / "heard.safetensors", {"excluded": "[]"})
+    whole = some_features(start=1 / 7)
+    path = whole.write(tmp_path / "deep" / "features.safetensors", {"excluded": "[]"})
     read, facts = ClipFeatures.read(path)
     assert same(read, whole)
     assert facts == {"excluded": "[]"}
@@ -80,14 +80,14 @@ def test_what_is_written_is_read_again_bit_for_bit(tmp_path):
 
 @pytest.mark.parametrize("fault", ["cut", "other", "text", "empty"])
 def test_a_file_that_is_not_what_was_written_is_named_in_one_line(tmp_path, fault):
-    path = heard().write(tmp_path / "heard.safetensors")
+    path = some_features().write(tmp_path / "features.safetensors")
     if fault == "cut":
         path.write_bytes(path.read_bytes()[:-1])
     elif fault == "other":
         save_file({"x": torch.ones(1)}, path)
     else:
         path.write_text("not tensors" if fault == "text" else "")
-    with pytest.raises(ValueError, match=r"heard\.safetensors cannot be read .*; delete it and run again") as caught:
+    with pytest.raises(ValueError, match=r"features\.safetensors cannot be read .*; delete it and run again") as caught:
         ClipFeatures.read(path)
     assert "\n" not in str(caught.value)
 
@@ -100,14 +100,14 @@ def test_a_file_of_the_cache_is_made_once_for_what_decides_it(tmp_path):
 
     def make():
         made.append(1)
-        return heard(start=float(len(made))), {"number": str(len(made))}
+        return some_features(start=float(len(made))), {"number": str(len(made))}
 
     what = {"file": "abc", "model": "m-1", "start": 0.5}
     for _ in range(3):
         cache.get(what, make)
     cache.get(dict(reversed(what.items())), make)  # the order of the names does not matter
     assert len(made) == 1
-    assert same(cache.read(what)[0], heard(start=1.0))
+    assert same(cache.read(what)[0], some_features(start=1.0))
     assert cache.read(what)[1] == {"number": "1"}
     others = [what | {"start": 0.25}, what | {"model": "m-2"}, what | {"file": "abd"}, what | {"seconds": 8.0}]
     assert len({cache.path(one) for one in [what, *others]}) == 5

@@ -156,11 +156,11 @@ def test_desync_is_of_the_first_and_the_last_window(files, small, media, tmp_pat
     assert found[2] == {}
     for entry, path, wave in zip(found, media[:2], waves, strict=False):
         frames = read_frames(path, [model.request], duration_s=DURATION_S)[0]
-        heard = wave.double().numpy()  # the offset stays in
+        sound = wave.double().numpy()  # the offset stays in
         if rate != RATE:
-            heard = soxr.resample(heard, rate, RATE, quality="HQ")
-        sound = model.audio_features(torch.from_numpy(heard).float()[None])
-        logits = model.logits(model.visual_features(torch.from_numpy(frames))[None], sound)
+            sound = soxr.resample(sound, rate, RATE, quality="HQ")
+        features = model.audio_features(torch.from_numpy(sound).float()[None])
+        logits = model.logits(model.visual_features(torch.from_numpy(frames))[None], features)
         assert entry == {"desync": DeSync.from_logits(logits[:, 0], logits[:, 1]).per_clip_s[0]}
     assert {entry["desync"] for entry in found[:2]} != {0.0}
 

@@ -1,17 +1,25 @@
 """digests.json: what differs is named, and files are compared with their record when they are opened."""
 
+import hashlib
 import json
+import subprocess
+import sys
 
 import pytest
+import torch
 
 from teacher.files import (
     check_digests,
     compare_recorded,
     file_sha256,
+    json_digest,
+    parts_digest,
     read_digests,
     recorded_steps,
+    tensors_digest,
     write_digests,
 )
+from teacher.files.digests import tensor_parts
 
 
 def test_damage_is_named_and_nothing_else(tmp_path):
@@ -52,3 +60,22 @@ def test_a_record_that_leaves_its_folder_is_refused(tmp_path, name):
     (tmp_path / "digests.json").write_text(json.dumps({"format": 1, "files": {name: {"bytes": 1, "sha256": "0" * 64}}}))
     with pytest.raises(ValueError, match="outside the folder"):
         check_digests(tmp_path)
+
+
+def test_the_front_of_the_package_needs_no_torch():
+    """A report from rows, and every command that fails early, would wait for it."""
+    code = "import sys, teacher.files, teacher.files.lines, teacher.files.errors; print('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"
+
+
+def test_digests_of_plain_values_and_tensors_are_what_they_always_were():
+    """Kept features, caches and rows are found by them: computed here from their definitions alone."""
+    plain = {"b": [1, "é"], "a": None}
+    assert json_digest(plain) == hashlib.sha256(b'{"a": null, "b": [1, "\\u00e9"]}').hexdigest()
+    assert json_digest(plain, sort_keys=False) == hashlib.sha256(b'{"b": [1, "\\u00e9"], "a": null}').hexdigest()
+    assert json_digest([1], [b"x", b"y"]) == hashlib.sha256(b"[1]xy").hexdigest()
+    tensors = {"b": torch.tensor([1, 2], dtype=torch.bfloat16), "a": torch.tensor(1, dtype=torch.int8)}
+    content = b"a torch.int8 ()\n\x01" + b"b torch.bfloat16 (2,)\n\x80\x3f\x00\x40"
+    assert tensors_digest(tensors) == hashlib.sha256(content).hexdigest()[:12]
+    parts = b'["a torch.int8 []", 1]\x01["b torch.bfloat16 [2]", 4]\x80\x3f\x00\x40'
+    assert parts_digest(tensor_parts(tensors)) == hashlib.sha256(parts).hexdigest()

@@ -21,7 +21,7 @@ from teacher.sampling import fast
 from teacher.sampling.generator import clip_seed, generate, noise
 from teacher.sampling.pipeline import Pipeline, SamplingConfig, as_in_the_demo
 from teacher.sampling.provenance import read_provenance
-from teacher.weights.official import KIND
+from teacher.weights.convert import KIND
 from tests.saved_student import tiny_pipeline
 from tests.teacher.network.test_network import conditions, opened, small
 from tests.teacher.tiny_codec import write_tiny_codec
