@@ -40,6 +40,7 @@ from teacher.audio.vocoder import BIGVGAN_16K, BIGVGAN_V2_44K, BigVGAN, with_too
 from teacher.network.conditions import Conditions
 from teacher.network.mmaudio import MMAudio
 from teacher.network.variants import variant
+from teacher.network.velocity import student_velocity
 from teacher.sampling.generator import generate, noise
 
 SLOW = "25 guided steps, straightforward"
@@ -114,8 +115,10 @@ def straightforward(net: MMAudio, conditions: Conditions, e: Tensor) -> Tensor:
     x, nothing = e, conditions.unconditional()
     for k in range(STEPS):
         t = e.new_full((len(e),), 1 - k / STEPS)
-        c, u = (-net.predict(x, 1 - t, net.encode_conditions(g, x.shape[1]), 0 * t) for g in (conditions, nothing))
-        x = x - (u + TEACHER_OMEGA * (c - u)) / STEPS
+        v_cond, v_uncond = (
+            student_velocity(net, x, t, t, net.encode_conditions(given, x.shape[1])) for given in (conditions, nothing)
+        )
+        x = x - (v_uncond + TEACHER_OMEGA * (v_cond - v_uncond)) / STEPS
     return x
 
 
