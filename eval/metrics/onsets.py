@@ -133,17 +133,21 @@ class OnsetCounts:
     @property
     def precision(self) -> float:
         """hits / (hits + false alarms); 1 when nothing was claimed and nothing was there, 0 when only claims fail."""
-        return _ratio(self.hits, self.hits + self.false_alarms, empty=self.misses == 0)
+        return float(precision_of(self._row)[0])
 
     @property
     def recall(self) -> float:
         """hits / (hits + misses); 1 when nothing was there and nothing was claimed."""
-        return _ratio(self.hits, self.hits + self.misses, empty=self.false_alarms == 0)
+        return float(recall_of(self._row)[0])
 
     @property
     def f1(self) -> float:
         """2 hits / (2 hits + misses + false alarms); 1 when both sets are empty."""
-        return _ratio(2 * self.hits, 2 * self.hits + self.misses + self.false_alarms, empty=True)
+        return float(f1_of(self._row)[0])
+
+    @property
+    def _row(self) -> NDArray[np.float64]:
+        return np.array([[self.hits, self.misses, self.false_alarms]], dtype=np.float64)
 
 
 def match_onsets(
@@ -224,12 +228,6 @@ def _sorted_times(times: Sequence[float] | NDArray[np.float64], name: str) -> ND
     return array
 
 
-def _ratio(part: int, whole: int, *, empty: bool) -> float:
-    if whole == 0:
-        return 1.0 if empty else 0.0
-    return part / whole
-
-
 COUNTS = ("hits", "misses", "false_alarms")
 """Counts of a clip, which are summed over clips before any ratio is taken."""
 
@@ -266,19 +264,19 @@ def _ratio_of(hits: NDArray[np.float64], wrong: NDArray[np.float64], other: NDAr
 
 
 def precision_of(counts: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Precision of rows (rows, 3) of hits, misses and false alarms, as `OnsetCounts` has it."""
+    """`OnsetCounts.precision` of rows (rows, 3) of hits, misses and false alarms."""
     hits, misses, false_alarms = counts.T
     return _ratio_of(hits, false_alarms, misses)
 
 
 def recall_of(counts: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Recall of rows (rows, 3) of hits, misses and false alarms, as `OnsetCounts` has it."""
+    """`OnsetCounts.recall` of rows (rows, 3) of hits, misses and false alarms."""
     hits, misses, false_alarms = counts.T
     return _ratio_of(hits, misses, false_alarms)
 
 
 def f1_of(counts: NDArray[np.float64]) -> NDArray[np.float64]:
-    """F1 of rows (rows, 3) of hits, misses and false alarms, as `OnsetCounts` has it."""
+    """`OnsetCounts.f1` of rows (rows, 3) of hits, misses and false alarms."""
     hits, misses, false_alarms = counts.T
     return _ratio_of(hits, (misses + false_alarms) / 2.0, np.zeros_like(hits))
 
