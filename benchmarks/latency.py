@@ -41,6 +41,7 @@ from teacher.network.conditions import Conditions
 from teacher.network.mmaudio import MMAudio
 from teacher.network.variants import variant
 from teacher.network.velocity import student_velocity
+from teacher.sampling.config import SamplingConfig
 from teacher.sampling.generator import generate, noise
 
 SLOW = "25 guided steps, straightforward"
@@ -136,7 +137,7 @@ def flow_forms(net: MMAudio, duration_s: float) -> list[Form]:
         n = net if dtype == torch.float32 else copy.deepcopy(net).to(dtype)
 
         def one(n: MMAudio = n, omega: float = 1.0) -> Tensor:
-            return generate(n, given, e, num_steps=1, guidance=Guidance(omega=omega))
+            return generate(n, given, e, SamplingConfig(guidance=Guidance(omega=omega)))
 
         def many(n: MMAudio = n) -> Tensor:
             return straightforward(n, given, e)

@@ -22,7 +22,7 @@
                          before it, "precision", "engine", "processes", "device", "save_every", ...}
     skipped.jsonl        steps left out because loss or gradient was not finite (`distill.loop.watchdog`)
     tensorboard/         the same numbers, with sounds and pictures, for TensorBoard
-    .lock                while a training writes here (`teacher.files.locks`)
+    .lock                while a training writes here (`teacher.files.folders`)
 
 Sampling needs config.json, one file of weights, codec.safetensors and features.json. Folders of one model hold just
 these and digests.json: those that `mf-consolidate` takes out of a run (its config.json has "consolidated"), those that
