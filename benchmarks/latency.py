@@ -30,8 +30,8 @@ from torch.nn import functional
 from eval.ledger import NumberTable, record
 from eval.speed.budget import StageCost, with_totals
 from eval.speed.cost import count
-from eval.speed.random_stages import random_stages
 from eval.speed.roofline import roofline_of
+from eval.speed.stages import random_stages
 from eval.speed.timing import machine
 from meanflow import Guidance
 from teacher.audio.alias_free import SNAKE_EPS, SnakeBeta, kaiser_sinc_filter
