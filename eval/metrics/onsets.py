@@ -8,7 +8,7 @@ script's scores, where they do not.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
 
@@ -281,52 +281,53 @@ def f1_of(counts: NDArray[np.float64]) -> NDArray[np.float64]:
     return _ratio_of(hits, (misses + false_alarms) / 2.0, np.zeros_like(hits))
 
 
-ONSET_F1 = ClipMetric(
-    key="onset_f1",
-    label="Onset F1",
-    better="higher",
-    digits=3,
-    explanation="Whether sounds begin when something happens in the picture: detected onsets matched one to one "
-    "with the known events within 50 ms, counts pooled over clips. The row of real sound is what the detector reaches "
-    "on the truth. Video-to-audio only.",
-    source=EVENTS,
-    main=True,
-    aspect="events",
-    paper=PaperColumn(name="Onset-F1", digits=3),
-    tasks=("vta",),
-    scorer=OnsetScorer,
-    columns=COUNTS,
+def onset_metric(
+    key: str,
+    label: str,
+    explanation: str,
+    *,
+    ratio: Callable[[NDArray[np.float64]], NDArray[np.float64]],
+    main: bool = False,
+    paper: PaperColumn | None = None,
+) -> ClipMetric:
+    """One ratio of the counts."""
+    return ClipMetric(
+        key=key,
+        label=label,
+        better="higher",
+        digits=3,
+        explanation=explanation,
+        source=EVENTS,
+        main=main,
+        aspect="events" if main else None,
+        paper=paper,
+        tasks=("vta",),
+        scorer=OnsetScorer,
+        columns=COUNTS,
+        ratio=ratio,
+        count_key="onset_clips",
+        tolerance=(0.0, 0.0),
+    )
+
+
+ONSET_F1 = onset_metric(
+    "onset_f1",
+    "Onset F1",
+    "Whether sounds begin when something happens in the picture: detected onsets matched one to one with the known "
+    "events within 50 ms, counts pooled over clips. The row of real sound is what the detector reaches on the truth. "
+    "Video-to-audio only.",
     ratio=f1_of,
-    count_key="onset_clips",
-    tolerance=(0.0, 0.0),
+    main=True,
+    paper=PaperColumn(name="Onset-F1", digits=3),
 )
-ONSET_PRECISION = ClipMetric(
-    key="onset_precision",
-    label="Onset precision",
-    better="higher",
-    digits=3,
-    explanation="Share of the detected onsets that belong to a known event.",
-    source=EVENTS,
-    tasks=("vta",),
-    scorer=OnsetScorer,
-    columns=COUNTS,
+ONSET_PRECISION = onset_metric(
+    "onset_precision",
+    "Onset precision",
+    "Share of the detected onsets that belong to a known event.",
     ratio=precision_of,
-    count_key="onset_clips",
-    tolerance=(0.0, 0.0),
 )
-ONSET_RECALL = ClipMetric(
-    key="onset_recall",
-    label="Onset recall",
-    better="higher",
-    digits=3,
-    explanation="Share of the known events with a detected onset.",
-    source=EVENTS,
-    tasks=("vta",),
-    scorer=OnsetScorer,
-    columns=COUNTS,
-    ratio=recall_of,
-    count_key="onset_clips",
-    tolerance=(0.0, 0.0),
+ONSET_RECALL = onset_metric(
+    "onset_recall", "Onset recall", "Share of the known events with a detected onset.", ratio=recall_of
 )
 ONSET_CLIPS = Metric(
     key="onset_clips",

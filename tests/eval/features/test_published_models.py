@@ -14,7 +14,6 @@ import torch
 
 from eval.extractors import aesthetics, clap, imagebind, panns, passt, synchformer
 from eval.extractors import vggish as vggish_file
-from eval.extractors.base import Embeddings
 from eval.extractors.clap_text import GPT2, ROBERTA
 from eval.extractors.clip_audio import ClipAudio
 from eval.extractors.imagebind import imagebind_frames
@@ -24,6 +23,7 @@ from eval.metrics import clip_scores
 from eval.metrics.aesthetics import AESTHETICS, AestheticsScorer
 from eval.metrics.alignment import CosineScorer, paired_cosines
 from eval.metrics.desync import DeSync
+from eval.metrics.embeddings import Embeddings
 from eval.metrics.greatest_hits import ScriptScorer, script_scores
 from eval.metrics.onsets import OnsetScorer, detect_onsets, match_onsets
 from eval.metrics.pam import PROMPTS, Pam, PamScorer, pam_windows
