@@ -30,8 +30,8 @@ from torch.nn import functional
 from eval.ledger import NumberTable, record
 from eval.speed.budget import StageCost, with_totals
 from eval.speed.cost import count
-from eval.speed.random_stages import random_stages
 from eval.speed.roofline import roofline_of
+from eval.speed.stages import random_stages
 from eval.speed.timing import machine
 from meanflow import Guidance
 from teacher.audio.alias_free import SNAKE_EPS, SnakeBeta, kaiser_sinc_filter
@@ -40,6 +40,8 @@ from teacher.audio.vocoder import BIGVGAN_16K, BIGVGAN_V2_44K, BigVGAN, with_too
 from teacher.network.conditions import Conditions
 from teacher.network.mmaudio import MMAudio
 from teacher.network.variants import variant
+from teacher.network.velocity import student_velocity
+from teacher.sampling.config import SamplingConfig
 from teacher.sampling.generator import generate, noise
 
 SLOW = "25 guided steps, straightforward"
@@ -114,8 +116,10 @@ def straightforward(net: MMAudio, conditions: Conditions, e: Tensor) -> Tensor:
     x, nothing = e, conditions.unconditional()
     for k in range(STEPS):
         t = e.new_full((len(e),), 1 - k / STEPS)
-        c, u = (-net.predict(x, 1 - t, net.encode_conditions(g, x.shape[1]), 0 * t) for g in (conditions, nothing))
-        x = x - (u + TEACHER_OMEGA * (c - u)) / STEPS
+        v_cond, v_uncond = (
+            student_velocity(net, x, t, t, net.encode_conditions(given, x.shape[1])) for given in (conditions, nothing)
+        )
+        x = x - (v_uncond + TEACHER_OMEGA * (v_cond - v_uncond)) / STEPS
     return x
 
 
@@ -133,7 +137,7 @@ def flow_forms(net: MMAudio, duration_s: float) -> list[Form]:
         n = net if dtype == torch.float32 else copy.deepcopy(net).to(dtype)
 
         def one(n: MMAudio = n, omega: float = 1.0) -> Tensor:
-            return generate(n, given, e, num_steps=1, guidance=Guidance(omega=omega))
+            return generate(n, given, e, SamplingConfig(guidance=Guidance(omega=omega)))
 
         def many(n: MMAudio = n) -> Tensor:
             return straightforward(n, given, e)

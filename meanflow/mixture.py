@@ -189,10 +189,10 @@ class MixtureFlow:
         """Average velocity over [r, t]; v where r = t."""
         return self.quadrature.u(self.v, x_t, r, t)
 
-    def sample(self, n: int, *, generator: torch.Generator) -> Latent:
-        """n draws of data, (n, N, C), float64."""
+    def sample(self, n: int, frames: int, channels: int, *, generator: torch.Generator) -> Latent:
+        """n draws of data, (n, frames, channels), float64; frames and channels are those of mu, or mu has 1 there."""
         k = torch.multinomial(self.weights.double(), n, replacement=True, generator=generator)
-        z = torch.randn(n, *self.mu.shape[1:], generator=generator, dtype=torch.float64)
+        z = torch.randn(n, frames, channels, generator=generator, dtype=torch.float64)
         return self.mu.double()[k] + self._s[k] * z
 
     @property

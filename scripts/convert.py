@@ -10,8 +10,7 @@ import tyro
 from tqdm import tqdm
 
 from scripts.errors import one_line_errors
-from teacher.weights.convert import convert_file
-from teacher.weights.official import make_run
+from teacher.weights.convert import convert_file, make_run
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,7 +18,7 @@ from scripts.errors import one_line_errors
 from teacher.features import store
 from teacher.features.config import ExtractConfig
 from teacher.features.extract import extract
-from teacher.lists.manifest import Item, LeftOut, Split, read_manifest
+from teacher.lists.manifest import Item, SkippedItem, Split, read_manifest
 from teacher.lists.published import ListKind, read_list
 
 
@@ -66,7 +66,7 @@ def run(arguments: Arguments) -> None:
         config = replace(config, device=f"cuda:{process.local_rank}")
     begin, bars = time.perf_counter(), _Bars()
     try:
-        left_out: LeftOut = []
+        left_out: list[SkippedItem] = []
         items = _items(arguments, left_out, talk=process.main)
         report = extract(
             items,
@@ -89,7 +89,7 @@ def run(arguments: Arguments) -> None:
     print(f"features in {arguments.out}, {time.perf_counter() - begin:.1f} s")
 
 
-def _items(arguments: Arguments, left_out: LeftOut, *, talk: bool) -> list[Item]:
+def _items(arguments: Arguments, left_out: list[SkippedItem], *, talk: bool) -> list[Item]:
     if arguments.list_kind is None:
         if arguments.media is not None or arguments.split is not None:
             raise ValueError("--media and --split belong to a list of a known data set: give --list-kind too")

@@ -116,9 +116,9 @@ def as_text(finding: Finding, run: Path | None = None) -> str:
     elif finding.provenance is None:
         lines.append(f"{INDENT}no provenance: made by something else, or stripped")
     else:
-        lines_of = _provenance(finding.provenance)
-        width = max(len(name) for name, _ in lines_of)
-        lines += [f"{INDENT}{name:{width}}  {visible(text)}" for name, text in lines_of]
+        facts = _provenance(finding.provenance)
+        width = max(len(name) for name, _ in facts)
+        lines += [f"{INDENT}{name:{width}}  {visible(text)}" for name, text in facts]
     if finding.checked:
         answer = f"yes, {finding.weights} of {run}" if finding.weights else f"no, none of the weights in {run}"
         lines.append(f"{INDENT}made by that model? {answer}")

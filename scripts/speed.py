@@ -11,8 +11,7 @@ import tyro
 from eval.ledger import record
 from eval.report.budgets import batch_markdown, budget_markdown
 from eval.speed.measure import measure_budget
-from eval.speed.random_stages import EncoderSet, random_stages
-from eval.speed.stages import StagedGenerator, Workload
+from eval.speed.stages import EncoderSet, StagedGenerator, Workload, random_stages
 from meanflow import Guidance
 from scripts.errors import one_line_errors
 from teacher.features.dataset import FeatureSet

@@ -94,7 +94,8 @@ def _cross_checked(files: ComparisonFiles) -> bool:
 def _cell(args: Verify, files: ComparisonFiles, cell: tuple[Task, str, int, int, str]) -> list[Check]:
     task, model, steps, seed, name = cell
     row = files.row(task, model, steps, seed, args.guidance)
-    done = [c for c in (*files.check(row), *_floors_of(args, files, row)) if c.name == name and c.found is not None]
+    floors = [check for check in _floors_of(args, files, row) if check.name == name]
+    done = [check for check in (*files.check(row, only=name), *floors) if check.found is not None]
     return done or files.cell(row, name)
 
 

@@ -27,7 +27,7 @@ _MODULES = {
     "SamplingConfig": "teacher.sampling.config",
     "Scene": "teacher.sampling.scene",
     "Sound": "teacher.sampling.scene",
-    "load_network": "teacher.weights",
+    "load_network": "teacher.weights.loading",
 }
 
 

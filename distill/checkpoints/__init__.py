@@ -1,0 +1,9 @@
+"""What a training leaves on disk, in the order in which it is written and used.
+
+store        the checkpoints of a run: saved, pruned, verified against their manifests, and the newest
+ema          power-function averages of the weights while training
+publish      config.json and the weights for use in the run folder
+posthoc      averages of any width afterwards, from snapshots (mf-ema)
+consolidate  weights taken out of a run into a folder of their own (mf-consolidate)
+check        everything that folders record of themselves, compared (mf-check)
+"""

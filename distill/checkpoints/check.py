@@ -11,7 +11,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from distill.checkpoints.manifest import DamagedError, verified
+from distill.checkpoints.store import DamagedError, verified
 from teacher.files import (
     DIGEST,
     DIGESTS,

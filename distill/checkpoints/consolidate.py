@@ -8,8 +8,7 @@ from typing import Any, Literal, TypeAlias, cast
 
 import torch
 
-from distill.checkpoints.manifest import Checkpoint, read_manifest
-from distill.checkpoints.store import at, newest
+from distill.checkpoints.store import Checkpoint, at, newest, read_manifest
 from distill.method.adapters import merged
 from meanflow.config import from_plain
 from teacher.files import Written, copy_file, new_folder, write_digests, write_new

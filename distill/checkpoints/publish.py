@@ -8,7 +8,7 @@ from itertools import chain
 from pathlib import Path
 from typing import TypeAlias
 
-from distill.checkpoints.manifest import read_manifest, step_of
+from distill.checkpoints.store import read_manifest, step_of
 from distill.config import DistillRun, TeacherRun, with_current_names
 from distill.loop_config import OPERATIONAL
 from meanflow.config import from_plain, to_plain

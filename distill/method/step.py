@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from distill.method.config import Method
-from distill.method.velocity_source import Networks, State, Target
+from distill.method.velocity_source import Networks, State, Target, VelocitySourceLike
 from meanflow import Prediction, Residual, StudentCalls, interpolate, velocity
 from meanflow.loss import squared_error
 from meanflow.shapes import OnRows, Predict, VelocityOnRows
@@ -36,7 +36,7 @@ def train_step(
 
     `student` is the possibly wrapped network and is called exactly once, with gradients; `plain` is the same network
     without a wrapper, on which derivatives and targets are taken without a graph; `teacher` is frozen. `progress` in
-    [0, 1] is the share of training that is done, for schedules of the objective, of the times and of the guidance.
+    [0, 1] is the fraction of training that is done, for schedules of the objective, of the times and of the guidance.
     `batch_slice` says which rows of a larger batch these are. `averaged` is the student with averaged weights, for
     objectives that declare to need them (`Needs.averaged`).
     """
@@ -47,7 +47,7 @@ def train_step(
     x_t = interpolate(x, e, t)
     conditions = config.dropout(batch.conditions, generator=generator, batch_slice=batch_slice)
     nets = Networks(teacher, plain, conditions, x.shape[1], averaged)
-    source = config.velocity if progress >= config.guided_from else config.velocity.unguided()
+    source: VelocitySourceLike = config.velocity if progress >= config.guided_from else config.velocity.unguided()
     target = source.target(nets, State(x_t, t, velocity(x, e), generator, batch_slice))
 
     calls = _calls(student, nets, target, source.teaching(nets, target))
@@ -91,14 +91,14 @@ def _calls(student: nn.Module, nets: Networks, target: Target, teaching: Velocit
             # Casts of the weights that a pass without a graph left in autocast's cache carry none; torch before 2.13
             # would use them here, and the weights would get no gradient.
             torch.clear_autocast_cache()
-            return forward_prediction(student, x_t, r, t, nets.chosen(rows), omega(rows))
+            return forward_prediction(student, x_t, r, t, nets.conditions_of(rows), omega(rows))
 
         return predict
 
     def without_graph(net: MMAudio) -> OnRows:
         def on_rows(rows: Tensor | None) -> Predict:
             with torch.no_grad():
-                encoded = net.encode_conditions(nets.chosen(rows), nets.frames)
+                encoded = net.encode_conditions(nets.conditions_of(rows), nets.frames)
             scale = omega(rows)
             shown = 1.0 if scale is None else scale
             return torch.no_grad()(lambda x_t, r, t: student_prediction(net, x_t, r, t, encoded, shown))

@@ -66,7 +66,7 @@ class Networks:
     averaged: MMAudio | None = None
     """The student with averaged weights, where the objective needs one."""
 
-    def chosen(self, rows: Tensor | None) -> Conditions:
+    def conditions_of(self, rows: Tensor | None) -> Conditions:
         """The conditions of some rows; None = all."""
         return self.conditions if rows is None else self.conditions.rows(rows)
 
@@ -86,7 +86,7 @@ class Networks:
 
         A student's are its own u(x_t, t, t), or its velocity head's; shown `omega` with the conditions and 1 without.
         """
-        conditions = self.chosen(rows)
+        conditions = self.conditions_of(rows)
         both = Conditions.cat([conditions, conditions.unconditional()])
         x_t, t = torch.cat([x_t, x_t]), torch.cat([t, t])
         if of == "teacher":
@@ -106,7 +106,7 @@ class Networks:
 
         def of(rows: Tensor | None) -> Velocity:
             with torch.no_grad():
-                guide = Guide.of(self.teacher, self.chosen(rows), self.frames, guidance, observe)
+                guide = Guide.of(self.teacher, self.conditions_of(rows), self.frames, guidance, observe)
             return torch.no_grad()(lambda x_t, t: guide(predict, x_t, t, t))
 
         return of

@@ -193,7 +193,11 @@ def run_comparison(
     features = FeatureSet.open(config.data, "test")
     tasks = tasks_of(config, features.records, report=report if processes.lead else lambda line: None)
     sources, clip_scorers = config.judges.load(
-        duration_s=features.duration_s, device=device, cache=cache, process=processes.rank
+        duration_s=features.duration_s,
+        device=device,
+        cache=cache,
+        process=processes.rank,
+        report=report if processes.lead else lambda line: None,
     )
     codec = load_codec(config.data)
     pipelines = {named: named.load(device) for named in networks}

@@ -23,7 +23,6 @@ import torch
 
 from eval.compare.rows import Row
 from eval.compare.verify import features_of_row
-from eval.features.clip_features import FEATURES, LOGITS
 from eval.metrics import set_metrics
 from eval.metrics.base import Formula, SetMetric
 from eval.metrics.embeddings import Embeddings
@@ -97,15 +96,10 @@ def cross_checks(
         if kept is None:
             continue
         for metric in set_metrics():
-            if metric.formula is None or metric.key not in row.metrics:
+            sides = kept.sides(metric)
+            if metric.formula is None or metric.key not in row.metrics or sides is None:
                 continue
-            generated = kept.generated if metric.uses_reference or not kept.of_reference else kept.reference
-            needed = metric.source + (FEATURES if metric.needs == "features" else LOGITS)
-            if needed not in generated.tensors or (metric.uses_reference and needed not in kept.reference.tensors):
-                continue
-            sides = (kept.reference if metric.uses_reference else generated), generated
-            reference, made = (side.embeddings(metric.source) for side in sides)
-            found = COMPUTED[metric.formula](reference, made, metric, row.metrics)
+            found = COMPUTED[metric.formula](*sides, metric, row.metrics)
             if isinstance(found, str):
                 report(f"{row.title}: {metric.key} left out: {found}")
                 continue

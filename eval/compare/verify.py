@@ -33,7 +33,16 @@ from eval.compare.test_set import TestSet
 from eval.compare.training_sounds import TrainingSounds
 from eval.features.cache import RowFeatures
 from eval.features.sources import FeatureSource
-from eval.metrics import ClipMetric, ClipScorer, clip_metrics, metric, model_free_scorers, pooled, pooled_intervals
+from eval.metrics import (
+    COMPANIONS,
+    ClipMetric,
+    ClipScorer,
+    clip_metrics,
+    metric,
+    model_free_scorers,
+    pooled,
+    pooled_intervals,
+)
 from eval.metrics.uncertainty import Estimate
 from eval.speed.budget import TOTALS
 from teacher.features.codec import load_codec
@@ -116,24 +125,37 @@ class ComparisonFiles:
             + ("; say which with --guidance" if guidance is None and len(found) > 1 else "")
         )
 
-    def check(self, row: Row) -> Iterator[Check]:
-        """Every cell of a row by every way there is; one that cannot be computed comes once, without a found value."""
+    def check(self, row: Row, only: str | None = None) -> Iterator[Check]:
+        """Every cell of a row by every way there is; one that cannot be computed comes once, without a found value.
+
+        `only`: the cell of this name alone, and no other is computed.
+        """
+        yield from (check for check in self._facts(row) if only in (None, check.name))
+        features = features_of_row(self.rows_path, row)
+        entries = list(self.clips.get(row.scores_key, {}).values())
+        keys = set(row.metrics) if only is None else _keys_of(only)
+        names = [name for name in row.metrics if only in (None, name)]
+        if names:
+            ways = {CLIPS: pooled(entries, keys), FEATURES: features.metrics(keys) if features else {}}
+            for name in names:
+                found = {way: values.get(name) for way, values in ways.items()}
+                yield from _checks(row, name, float(row.metrics[name]), found)
+        parts = [(name, part) for name in row.estimates for part in PARTS if only in (None, f"{name} {part}")]
+        if parts:
+            again = {CLIPS: pooled_intervals(entries, keys), FEATURES: features.estimates(keys) if features else {}}
+            for name, part in parts:
+                of = PARTS[part]
+                found = {way: of(values[name]) if name in values else None for way, values in again.items()}
+                yield from _checks(row, f"{name} {part}", of(row.estimates[name]), found)
+
+    def _facts(self, row: Row) -> Iterator[Check]:
+        """The clips, the network and the totals of the times of a row."""
         clips = self.clips.get(row.scores_key, {})
         if clips:
             yield Check(row=row, name="num_clips", expected=float(row.num_clips), found=float(len(clips)), source=CLIPS)
         if clips and row.clips_digest is not None:
             yield Check(row=row, name="clips_digest", expected=row.clips_digest, found=ids_digest(clips), source=CLIPS)
         yield from self._network(row)
-        embedded = features_of_row(self.rows_path, row)
-        entries = list(clips.values())
-        ways = {CLIPS: pooled(entries), FEATURES: embedded.metrics(row.metrics) if embedded else {}}
-        for name, expected in row.metrics.items():
-            yield from _checks(row, name, float(expected), {way: values.get(name) for way, values in ways.items()})
-        again = {CLIPS: pooled_intervals(entries), FEATURES: embedded.estimates(row.metrics) if embedded else {}}
-        for name, estimate in row.estimates.items():
-            for part, of in PARTS.items():
-                found = {way: of(values[name]) if name in values else None for way, values in again.items()}
-                yield from _checks(row, f"{name} {part}", of(estimate), found)
         for name, stages in TOTALS.items():
             if name in row.rtf and all(stage in row.rtf for stage in stages):
                 total = float(sum(row.rtf[stage] for stage in stages))
@@ -158,10 +180,10 @@ class ComparisonFiles:
         Raises:
             ValueError: the row has no such cell, or there is nothing that it could be computed from.
         """
-        checks = list(self.check(row))
-        chosen = [c for c in checks if c.name == name]
+        chosen = list(self.check(row, only=name))
         if not chosen:
-            raise ValueError(f"the row has no {name}; it has {', '.join(dict.fromkeys(c.name for c in checks))}")
+            names = dict.fromkeys(check.name for check in self.check(row))
+            raise ValueError(f"the row has no {name}; it has {', '.join(names)}")
         if chosen[0].found is None:
             raise ValueError(str(chosen[0]))
         return chosen
@@ -171,6 +193,12 @@ def features_of_row(rows_path: Path, row: Row) -> RowFeatures | None:
     """The features that a row was computed from; None where they are not there. Raises what `RowFeatures.read` does."""
     path = embeddings_path(rows_path, row)
     return RowFeatures.read(path, config_digest=row.config_digest, of_reference=row.kind == "reference")
+
+
+def _keys_of(cell: str) -> set[str]:
+    """Keys of the metric of a cell: its own name without "low" and the like, and that of the metric it belongs to."""
+    key = next((cell.removesuffix(f" {part}") for part in PARTS if cell.endswith(f" {part}")), cell)
+    return {key, *(key.removesuffix(suffix) for suffix in COMPANIONS)}
 
 
 def _checks(row: Row, name: str, expected: float, found: Mapping[str, float | None]) -> list[Check]:

@@ -45,6 +45,11 @@ class EmbeddingModel(Protocol):
         """Length of a row."""
         ...
 
+    @property
+    def loaded(self) -> "LoadedFile":
+        """The file it was loaded from."""
+        ...
+
     def embed(self, waves: Tensor) -> Embeddings:
         """waves (batch, samples) of one length. A clip's rows and logits do not depend on the batch it is in."""
         ...

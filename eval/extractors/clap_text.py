@@ -81,6 +81,10 @@ class CaptionTokenizer:
     published: bool
     """Whether both are the published files."""
 
+    def __str__(self) -> str:
+        known = "the published files" if self.published else "NOT the published files"
+        return f"{VOCABULARY} and {MERGES} (sha256 {self.digest}..., {known})"
+
     @classmethod
     def roberta(cls, folder: Path, *, size: int) -> Self:
         """roberta-base's two files for LAION-CLAP; `size` is the number of tokens that the text tower knows.

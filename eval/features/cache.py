@@ -15,8 +15,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from weakref import WeakKeyDictionary
 
-from eval.features.clip_features import ClipFeatures, set_estimates, set_values
+from eval.features.clip_features import ClipFeatures, metric_sides, set_estimates, set_values
 from eval.metrics import SetMetric, clip_metrics, set_metrics
+from eval.metrics.embeddings import Embeddings
 from eval.metrics.uncertainty import Estimate
 from teacher.files import file_sha256, json_digest
 from teacher.files.lines import append_lines, read_lines
@@ -166,6 +167,10 @@ class RowFeatures:
         for uses_reference, generated in self._sides():
             found |= set_estimates(self._wanted(wanted, uses_reference), self.reference, generated)
         return found
+
+    def sides(self, metric: SetMetric) -> tuple[Embeddings, Embeddings] | None:
+        """What a metric of the row is made of, as `metric_sides`."""
+        return metric_sides(metric, self.reference, dict(self._sides())[metric.uses_reference])
 
     def _sides(self) -> tuple[tuple[bool, ClipFeatures], ...]:
         """The clips whose metrics with, and those whose metrics without the reference stand in the row."""

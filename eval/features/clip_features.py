@@ -133,8 +133,8 @@ def set_values(metrics: Iterable[SetMetric], reference: ClipFeatures, generated:
     """Values of those metrics for which both sides hold the features, by key; each computation is done once."""
     found: dict[str, float] = {}
     for metric in metrics:
-        if metric.key not in found and _possible(metric, reference, generated):
-            found |= metric.value(*_sides(metric, reference, generated))
+        if metric.key not in found and (sides := metric_sides(metric, reference, generated)) is not None:
+            found |= metric.value(*sides)
     return found
 
 
@@ -144,17 +144,19 @@ def set_estimates(
     """Their intervals and biases."""
     found: dict[str, Estimate] = {}
     for metric in metrics:
-        if metric.key not in found and _possible(metric, reference, generated):
-            found |= metric.estimate(*_sides(metric, reference, generated))
+        if metric.key not in found and (sides := metric_sides(metric, reference, generated)) is not None:
+            found |= metric.estimate(*sides)
     return found
 
 
-def _possible(metric: SetMetric, reference: ClipFeatures, generated: ClipFeatures) -> bool:
+def metric_sides(
+    metric: SetMetric, reference: ClipFeatures, generated: ClipFeatures
+) -> tuple[Embeddings, Embeddings] | None:
+    """Embeddings of the real and of the generated clips that a metric is made of, twice those of the generated ones for
+    a metric without reference; None where its source is missing."""
     name = metric.source + (FEATURES if metric.needs == "features" else LOGITS)
-    return name in generated.tensors and (not metric.uses_reference or name in reference.tensors)
-
-
-def _sides(metric: SetMetric, reference: ClipFeatures, generated: ClipFeatures) -> tuple[Embeddings, Embeddings]:
+    if name not in generated.tensors or (metric.uses_reference and name not in reference.tensors):
+        return None
     made = generated.embeddings(metric.source)
     return (reference.embeddings(metric.source) if metric.uses_reference else made), made
 

@@ -76,10 +76,17 @@ class PublishedModels:
                 raise ValueError(f"{one.name}: {path} is not there")
 
     def load(
-        self, *, duration_s: float, device: str, cache: Path, process: int = 0
+        self,
+        *,
+        duration_s: float,
+        device: str,
+        cache: Path,
+        process: int = 0,
+        report: Callable[[str], None] = lambda line: None,
     ) -> tuple[tuple[FeatureSource, ...], tuple[ClipScorer, ...]]:
         """Sources of features and scorers of single clips, beside the scorers that need no model. Adapters are imported
-        only where their file is given.
+        only where their file is given. `report` takes a line about each file: its digest, and whether it is the
+        published one.
 
         Raises:
             ValueError: clips of `duration_s` are too short for a model.
@@ -93,23 +100,25 @@ class PublishedModels:
             if ADAPTER in one.metadata and getattr(self, one.name) is not None:
                 model = resolve_name(one.metadata[ADAPTER]).load(getattr(self, one.name), device=device)
                 sources.append(ModelSource(source=one.name, model=model, duration_s=duration_s))
+                report(f"{one.name}: {model.loaded}")
         scorers = [*model_free_scorers()]
         sides = _Sides(cache=FeatureCache(folder=cache), digests=FileDigests(folder=cache, process=process))
         if self.imagebind is not None:
-            scorers.append(self._imagebind(duration_s, device, sides))
+            scorers.append(self._imagebind(duration_s, device, sides, report))
         if self.synchformer is not None:
-            scorers.append(self._desync(duration_s, device, sides))
-        scorers += self._clap(duration_s, device)
+            scorers.append(self._desync(duration_s, device, sides, report))
+        scorers += self._clap(duration_s, device, report)
         if self.aesthetics is not None:
-            scorers.append(_aesthetics(self.aesthetics, duration_s, device))
+            scorers.append(_aesthetics(self.aesthetics, duration_s, device, report))
         if self.greatest_hits:
             scorers.append(ScriptScorer())
         return tuple(sources), tuple(scorers)
 
-    def _imagebind(self, duration_s: float, device: str, sides: "_Sides") -> ClipScorer:
+    def _imagebind(self, duration_s: float, device: str, sides: "_Sides", report: Callable[[str], None]) -> ClipScorer:
         from eval.extractors.imagebind import ImageBind, imagebind_frames
 
         model = ImageBind.load(_given(self.imagebind), device=device)
+        report(f"imagebind: {model.loaded}")
 
         def picture(record: Record) -> Tensor:
             frames = imagebind_frames(Path(record.path), start_s=record.start_s, duration_s=duration_s)
@@ -123,10 +132,11 @@ class PublishedModels:
             against="picture",
         )
 
-    def _desync(self, duration_s: float, device: str, sides: "_Sides") -> ClipScorer:
+    def _desync(self, duration_s: float, device: str, sides: "_Sides", report: Callable[[str], None]) -> ClipScorer:
         from eval.extractors.synchformer import DesyncExtractor, as_segments
 
         model = DesyncExtractor.load(_given(self.synchformer), device=device)
+        report(f"synchformer: {model.loaded}")
 
         def picture(record: Record) -> Tensor:
             info = probe(Path(record.path))
@@ -135,13 +145,14 @@ class PublishedModels:
 
         return DesyncScorer(model=model, side=sides.of(model.visual_name, duration_s, picture, as_segments))
 
-    def _clap(self, duration_s: float, device: str) -> list[ClipScorer]:
+    def _clap(self, duration_s: float, device: str, report: Callable[[str], None]) -> list[ClipScorer]:
         scorers: list[ClipScorer] = []
         if self.clap_laion is not None:
             from eval.extractors import clap
 
             tokenizer = _given(self.roberta_tokens)
             laion = clap.Clap.load(self.clap_laion, clap.CLAP_LAION, tokenizer=tokenizer, device=device)
+            report(f"clap_laion: {laion.loaded}; {laion.tokens}")
             sound = ModelSource(source="clap_laion", model=laion, duration_s=duration_s)
             scorers.append(_captioned(CLAP_LAION, sound, laion.embed_text))
         if self.clap_ms is not None:
@@ -149,6 +160,7 @@ class PublishedModels:
 
             tokenizer = _given(self.gpt2_tokens)
             ms = clap.Clap.load(self.clap_ms, clap.CLAP_MS_2023, tokenizer=tokenizer, device=device)
+            report(f"clap_ms: {ms.loaded}; {ms.tokens}")
             sound = ModelSource(source="clap_ms", model=ms, duration_s=duration_s)
             scorers.append(_captioned(CLAP_MS, sound, ms.embed_text))
             prompts = ms.embed_text(PROMPTS)
@@ -192,10 +204,11 @@ def _captioned(metric: ClipMetric, sound: ModelSource, embed_text: Callable[[Seq
     return CosineScorer(key=metric.key, model=sound, side=side, tasks=metric.tasks, against="caption")
 
 
-def _aesthetics(path: Path, duration_s: float, device: str) -> ClipScorer:
+def _aesthetics(path: Path, duration_s: float, device: str, report: Callable[[str], None]) -> ClipScorer:
     from eval.extractors.aesthetics import Aesthetics
 
     model = Aesthetics.load(path, device=device)
+    report(f"aesthetics: {model.loaded}")
     policy = ClipAudio(sample_rate=model.sample_rate, duration_s=duration_s, remove_dc=False)
     return AestheticsScorer(name=f"{model.name}, {policy.name}", prepare=partial(prepare_all, policy), model=model)
 

@@ -3,7 +3,7 @@
 A new metric is a file that declares it and its name in METRICS. Importing this loads no network and not torch.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import get_args
 
 from eval.metrics.aesthetics import AESTHETICS
@@ -42,6 +42,7 @@ from eval.metrics.pam import PAM
 from eval.metrics.uncertainty import Estimate
 
 __all__ = [
+    "COMPANIONS",
     "EMBEDDED",
     "EMBEDDED_NOTE",
     "EVENTS",
@@ -173,26 +174,26 @@ def leading(keys: Iterable[str]) -> list[str]:
     return found
 
 
-def pooled(per_clip: Sequence[Mapping[str, float]]) -> dict[str, float]:
+def pooled(per_clip: Sequence[Mapping[str, float]], keys: Collection[str] | None = None) -> dict[str, float]:
     """Metrics of a set from the values of its clips: means, ratios of sums, and of how many clips each is where not
-    all have it."""
-    return {key: value for one in _of_clips(per_clip) for key, value in one.pooled(per_clip).items()}
+    all have it. `keys`: those of the metrics wanted; all unless given."""
+    return {key: value for one in _of_clips(per_clip, keys) for key, value in one.pooled(per_clip).items()}
 
 
-def pooled_intervals(per_clip: Sequence[Mapping[str, float]]) -> dict[str, Estimate]:
+def pooled_intervals(
+    per_clip: Sequence[Mapping[str, float]], keys: Collection[str] | None = None
+) -> dict[str, Estimate]:
     """Their percentile bootstraps over the clips that have a value; none for a single clip."""
-    return {key: found for one in _of_clips(per_clip) for key, found in one.interval(per_clip).items()}
+    return {key: found for one in _of_clips(per_clip, keys) for key, found in one.interval(per_clip).items()}
 
 
-def _of_clips(per_clip: Sequence[Mapping[str, float]]) -> list[ClipMetric]:
+def _of_clips(per_clip: Sequence[Mapping[str, float]], keys: Collection[str] | None) -> list[ClipMetric]:
     """The metrics that some clips have; a value that no metric is made of is one of its own."""
-    keys = {key for entry in per_clip for key in entry}
-    known = [one for one in clip_metrics() if keys & set(one.names)]
-    strangers = sorted(keys - {key for one in known for key in one.names})
-    return [
-        *known,
-        *(ClipMetric(key=key, label=key, better=None, digits=3, explanation="") for key in strangers),
-    ]
+    there = {key for entry in per_clip for key in entry}
+    known = [one for one in clip_metrics() if there & set(one.names)]
+    strangers = sorted(there - {key for one in known for key in one.names})
+    found = [*known, *(ClipMetric(key=key, label=key, better=None, digits=3, explanation="") for key in strangers)]
+    return [one for one in found if keys is None or one.key in keys or one.count_key in keys]
 
 
 def set_metrics() -> Iterator[SetMetric]:

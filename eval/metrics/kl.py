@@ -1,8 +1,8 @@
-"""Kullback-Leibler divergences between the class posteriors of a clip and of its reference, one value per clip.
+"""Kullback-Leibler divergences (KL) between the class posteriors of a clip and of its reference, one value per clip.
 
-All take (clips, classes) logits, row i of one paired with row i of the other, and return (clips,) in float64. The
+Both take (clips, classes) logits, row i of one paired with row i of the other, and return (clips,) in float64. The
 reference comes first: probability the reference has and the generated clip lacks is what counts. No epsilon is added.
-All raise ValueError for unequal shapes and for logits that are not finite.
+Both raise ValueError for unequal shapes and for logits that are not finite.
 """
 
 from __future__ import annotations
@@ -30,19 +30,10 @@ def kl_sigmoid_positive_part(reference_logits: Tensor, generated_logits: Tensor)
     """sum_y p log(p / q), p and q sigmoids: av-benchmark's kl_sigmoid.
 
     It leaves out the terms (1 - p) log((1 - p) / (1 - q)), so it is no divergence: it may be negative, and equals zero
-    for unlike posteriors. Kept for comparison with numbers published so; `kl_bernoulli` is the divergence.
+    for unlike posteriors. It is here for comparison with numbers published so, and in no row.
     """
     reference, generated = _checked(reference_logits, generated_logits)
     return _weighted_log_ratio(reference, generated).sum(dim=1)
-
-
-def kl_bernoulli(reference_logits: Tensor, generated_logits: Tensor) -> Tensor:
-    """sum_y p log(p / q) + (1 - p) log((1 - p) / (1 - q)), p and q sigmoids: classes as independent yes or no.
-
-    The divergence that fits a tagger trained with sigmoids (PANNs, PaSST). Never negative.
-    """
-    reference, generated = _checked(reference_logits, generated_logits)
-    return (_weighted_log_ratio(reference, generated) + _weighted_log_ratio(-reference, -generated)).sum(dim=1)
 
 
 def _weighted_log_ratio(reference: Tensor, generated: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ script's scores, where they do not.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
 
@@ -133,17 +133,21 @@ class OnsetCounts:
     @property
     def precision(self) -> float:
         """hits / (hits + false alarms); 1 when nothing was claimed and nothing was there, 0 when only claims fail."""
-        return _ratio(self.hits, self.hits + self.false_alarms, empty=self.misses == 0)
+        return float(precision_of(self._row)[0])
 
     @property
     def recall(self) -> float:
         """hits / (hits + misses); 1 when nothing was there and nothing was claimed."""
-        return _ratio(self.hits, self.hits + self.misses, empty=self.false_alarms == 0)
+        return float(recall_of(self._row)[0])
 
     @property
     def f1(self) -> float:
         """2 hits / (2 hits + misses + false alarms); 1 when both sets are empty."""
-        return _ratio(2 * self.hits, 2 * self.hits + self.misses + self.false_alarms, empty=True)
+        return float(f1_of(self._row)[0])
+
+    @property
+    def _row(self) -> NDArray[np.float64]:
+        return np.array([[self.hits, self.misses, self.false_alarms]], dtype=np.float64)
 
 
 def match_onsets(
@@ -224,12 +228,6 @@ def _sorted_times(times: Sequence[float] | NDArray[np.float64], name: str) -> ND
     return array
 
 
-def _ratio(part: int, whole: int, *, empty: bool) -> float:
-    if whole == 0:
-        return 1.0 if empty else 0.0
-    return part / whole
-
-
 COUNTS = ("hits", "misses", "false_alarms")
 """Counts of a clip, which are summed over clips before any ratio is taken."""
 
@@ -266,69 +264,70 @@ def _ratio_of(hits: NDArray[np.float64], wrong: NDArray[np.float64], other: NDAr
 
 
 def precision_of(counts: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Precision of rows (rows, 3) of hits, misses and false alarms, as `OnsetCounts` has it."""
+    """`OnsetCounts.precision` of rows (rows, 3) of hits, misses and false alarms."""
     hits, misses, false_alarms = counts.T
     return _ratio_of(hits, false_alarms, misses)
 
 
 def recall_of(counts: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Recall of rows (rows, 3) of hits, misses and false alarms, as `OnsetCounts` has it."""
+    """`OnsetCounts.recall` of rows (rows, 3) of hits, misses and false alarms."""
     hits, misses, false_alarms = counts.T
     return _ratio_of(hits, misses, false_alarms)
 
 
 def f1_of(counts: NDArray[np.float64]) -> NDArray[np.float64]:
-    """F1 of rows (rows, 3) of hits, misses and false alarms, as `OnsetCounts` has it."""
+    """`OnsetCounts.f1` of rows (rows, 3) of hits, misses and false alarms."""
     hits, misses, false_alarms = counts.T
     return _ratio_of(hits, (misses + false_alarms) / 2.0, np.zeros_like(hits))
 
 
-ONSET_F1 = ClipMetric(
-    key="onset_f1",
-    label="Onset F1",
-    better="higher",
-    digits=3,
-    explanation="Whether sounds begin when something happens in the picture: detected onsets matched one to one "
-    "with the known events within 50 ms, counts pooled over clips. The row of real sound is what the detector reaches "
-    "on the truth. Video-to-audio only.",
-    source=EVENTS,
-    main=True,
-    aspect="events",
-    paper=PaperColumn(name="Onset-F1", digits=3),
-    tasks=("vta",),
-    scorer=OnsetScorer,
-    columns=COUNTS,
+def onset_metric(
+    key: str,
+    label: str,
+    explanation: str,
+    *,
+    ratio: Callable[[NDArray[np.float64]], NDArray[np.float64]],
+    main: bool = False,
+    paper: PaperColumn | None = None,
+) -> ClipMetric:
+    """One ratio of the counts."""
+    return ClipMetric(
+        key=key,
+        label=label,
+        better="higher",
+        digits=3,
+        explanation=explanation,
+        source=EVENTS,
+        main=main,
+        aspect="events" if main else None,
+        paper=paper,
+        tasks=("vta",),
+        scorer=OnsetScorer,
+        columns=COUNTS,
+        ratio=ratio,
+        count_key="onset_clips",
+        tolerance=(0.0, 0.0),
+    )
+
+
+ONSET_F1 = onset_metric(
+    "onset_f1",
+    "Onset F1",
+    "Whether sounds begin when something happens in the picture: detected onsets matched one to one with the known "
+    "events within 50 ms, counts pooled over clips. The row of real sound is what the detector reaches on the truth. "
+    "Video-to-audio only.",
     ratio=f1_of,
-    count_key="onset_clips",
-    tolerance=(0.0, 0.0),
+    main=True,
+    paper=PaperColumn(name="Onset-F1", digits=3),
 )
-ONSET_PRECISION = ClipMetric(
-    key="onset_precision",
-    label="Onset precision",
-    better="higher",
-    digits=3,
-    explanation="Share of the detected onsets that belong to a known event.",
-    source=EVENTS,
-    tasks=("vta",),
-    scorer=OnsetScorer,
-    columns=COUNTS,
+ONSET_PRECISION = onset_metric(
+    "onset_precision",
+    "Onset precision",
+    "Share of the detected onsets that belong to a known event.",
     ratio=precision_of,
-    count_key="onset_clips",
-    tolerance=(0.0, 0.0),
 )
-ONSET_RECALL = ClipMetric(
-    key="onset_recall",
-    label="Onset recall",
-    better="higher",
-    digits=3,
-    explanation="Share of the known events with a detected onset.",
-    source=EVENTS,
-    tasks=("vta",),
-    scorer=OnsetScorer,
-    columns=COUNTS,
-    ratio=recall_of,
-    count_key="onset_clips",
-    tolerance=(0.0, 0.0),
+ONSET_RECALL = onset_metric(
+    "onset_recall", "Onset recall", "Share of the known events with a detected onset.", ratio=recall_of
 )
 ONSET_CLIPS = Metric(
     key="onset_clips",

@@ -1,25 +1,38 @@
-"""A generator and its encoders cut where they are timed, and what they are given to do."""
+"""Generators and encoders cut where they are timed, and what they are given to do.
+
+Of a pipeline, or of a published size with random weights, so that a time can be taken without any files: the values do
+not change it.
+"""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from itertools import cycle, islice
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self, TypeAlias
 
 import numpy as np
 import torch
+from torch import Tensor, nn
 from torch.nn import functional
 
 from meanflow import Guidance
+from teacher.audio.codec import Stage
+from teacher.audio.mmaudio_codec import MMAUDIO_16K, MMAUDIO_44K, AudioStack
+from teacher.audio.vae import VAE
+from teacher.audio.vocoder import BigVGAN
 from teacher.encoders.base import ImageEncoder, SyncEncoder, TextEncoder
+from teacher.encoders.clip import ClipConfig, ClipImage, ClipText, build_clip, clip_tokenizer
 from teacher.encoders.registry import read_window_frames
+from teacher.encoders.synchformer import SynchformerEncoder, SynchformerVisual, VisualConfig
 from teacher.media import FrameRequest, probe
 from teacher.network.conditions import Conditions
+from teacher.network.mmaudio import MMAudio
 from teacher.network.sequence import ConditionWidths, SequenceConfig
+from teacher.network.variants import MMAudioConfig
 from teacher.sampling.config import Precision, SamplingConfig
 from teacher.sampling.generator import Generator, network_evaluations, noise
-from teacher.sampling.pipeline import Pipeline
+from teacher.sampling.pipeline import Pipeline, as_in_the_demo
 from teacher.sampling.stages import IMAGE, MOTION, READ, TEXT
 
 Frames = tuple[np.ndarray, np.ndarray]
@@ -160,3 +173,80 @@ def _pictures(image: ImageEncoder, sync: SyncEncoder, workload: Workload, batch:
 def _frames(request: FrameRequest, duration_s: float) -> np.ndarray:
     shape = (request.num_frames(duration_s), 3, request.height, request.width)
     return np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+
+
+EncoderSet: TypeAlias = Literal["none", "text", "all"]
+NAME = "random weights"
+
+
+def published_stack(config: MMAudioConfig) -> AudioStack:
+    """VAE and vocoder of the network's sample rate."""
+    return MMAUDIO_16K if config.sequence == MMAUDIO_16K.sequence else MMAUDIO_44K
+
+
+@torch.no_grad()
+def random_stages(
+    config: MMAudioConfig,
+    *,
+    name: str,
+    stack: AudioStack | None = None,
+    encoders: EncoderSet = "text",
+    clip: ClipConfig | None = None,
+    visual: VisualConfig | None = None,
+    device: str = "cpu",
+    precision: Precision = "float32",
+) -> StagedGenerator:
+    """Network, VAE decoder and vocoder with random weights, and CLIP's text tower or all encoders on request.
+
+    `stack`, `clip` and `visual` replace the published sizes. The whole of CLIP takes 4 GB, its text tower 1.4 GB. The
+    network has the published initialisation but for its zero layers, which are random too.
+    """
+    stack, torch_device = stack or published_stack(config), torch.device(device)
+    with torch_device:
+        net = MMAudio(config).eval().requires_grad_(False)
+        vae = VAE(stack.vae, part="decoder").normalise_().eval().requires_grad_(False)
+        vocoder = BigVGAN(stack.vocoder).eval().requires_grad_(False)
+    for parameter in net.parameters():
+        if not bool(parameter.any()):  # a closed branch of zeros
+            nn.init.normal_(parameter, std=0.02)
+
+    def mel(latent: Tensor) -> Tensor:
+        return vae.decode(latent.to(torch_device).transpose(1, 2))
+
+    image, text = None, None
+    if encoders != "none":
+        image, text = _clip(clip or ClipConfig(), torch_device, with_image=encoders == "all")
+    return StagedGenerator(
+        name=f"{name}, random weights",
+        generator=Generator.of(
+            as_in_the_demo(net).to(device) if precision == "demo" else net,
+            (Stage("latent decode", mel), Stage("vocoder", lambda spectrogram: vocoder(spectrogram)[:, 0].cpu())),
+            device=device,
+            precision=precision,
+        ),
+        sequence=config.sequence,
+        text=text,
+        image=image,
+        sync=_synchformer(visual or VisualConfig(), torch_device) if encoders == "all" else None,
+        precision=precision,
+    )
+
+
+def _clip(config: ClipConfig, device: torch.device, *, with_image: bool) -> tuple[ClipImage | None, ClipText]:
+    """Made on the meta device; only the towers that are wanted get memory."""
+    with torch.device("meta"):
+        net = build_clip(config)
+    for name, parameter in list(net.named_parameters()):
+        if with_image or not name.startswith("visual."):
+            owner, _, leaf = name.rpartition(".")
+            values = 0.02 * torch.randn(parameter.shape, device=device)
+            net.get_submodule(owner).register_parameter(leaf, nn.Parameter(values, requires_grad=False))
+    net.eval()
+    text = ClipText(name=NAME, net=net, tokenizer=clip_tokenizer(config.positions))
+    return (ClipImage(name=NAME, net=net) if with_image else None), text
+
+
+def _synchformer(config: VisualConfig, device: torch.device) -> SynchformerEncoder:
+    with device:
+        network = SynchformerVisual(config).eval().requires_grad_(False)
+    return SynchformerEncoder(name=NAME, network=network)

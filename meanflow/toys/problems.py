@@ -54,11 +54,7 @@ class Problem:
 
     def sample(self, n: int, *, generator: torch.Generator) -> Latent:
         """n draws of data, (n, frames, channels), float32."""
-        if isinstance(self.base, GaussianFlow):
-            y = self.base.sample(n, self.frames, self.channels, generator=generator)
-        else:
-            y = self.base.sample(n, generator=generator)
-        return self._out(y, torch.empty(0))
+        return self._out(self.base.sample(n, self.frames, self.channels, generator=generator), torch.empty(0))
 
     def _in(self, x: Tensor) -> Tensor:
         return x.double() if self.rotation is None else (x.double().flatten(1) @ self.rotation).view_as(x)

@@ -59,11 +59,11 @@ def alert(text: str) -> str:
 
 def heading(licences: Mapping[str, str], limits: Limits) -> str:
     """Title, the licence of every model, and what one click may ask for."""
-    said = "; ".join(f"{escape(name)}: {escape(text)}" for name, text in licences.items())
+    each = "; ".join(f"{escape(name)}: {escape(text)}" for name, text in licences.items())
     return (
         '<header class="mf-head"><h1>Sound from video and from words, in one step</h1>'
         '<p class="mf-soft">Every sound and film made here carries model, seed, steps, guidance and licence in its '
-        f"metadata (<code>mf-inspect FILE</code> shows them). Licence of the weights: {said}.</p>"
+        f"metadata (<code>mf-inspect FILE</code> shows them). Licence of the weights: {each}.</p>"
         f'<p class="mf-soft">One click may ask for {limits.seconds:g} s of sound, for a video of '
         f"{limits.pixels / 1e9:g} billion pixels in all its frames, and for {limits.evaluated_s:g} seconds of sound "
         "times evaluations (seeds x steps, twice that under guidance). One click is served at a time; Stop, or leaving "
@@ -73,10 +73,10 @@ def heading(licences: Mapping[str, str], limits: Limits) -> str:
 
 def preview(video: Path, info: MediaInfo, address: Address) -> str:
     """The video as it was sent, and what it is."""
-    said = f"{escape(video.name)}: {info.duration_s:.2f} s, {info.width} x {info.height}, {info.fps:.4g} frames/s"
+    facts = f"{escape(video.name)}: {info.duration_s:.2f} s, {info.width} x {info.height}, {info.fps:.4g} frames/s"
     return (
         f'<div class="mf-preview"><video src="{escape(address(video))}" controls muted playsinline></video>'
-        f'<p class="mf-soft">{said}</p></div>'
+        f'<p class="mf-soft">{facts}</p></div>'
     )
 
 
@@ -135,7 +135,7 @@ def budget(found: Budget) -> str:
 
 def _card(take: Take, title: str, address: Address, *, seed: bool = True) -> str:
     sound, audio = take.sound, escape(address(take.audio))
-    said = (
+    facts = (
         f"{sound.sampling}{f', seed {sound.seed}' if seed else ''}, {sound.duration_s:.2f} s at {sound.sample_rate} Hz"
     )
     film = "" if take.film is None else escape(address(take.film))
@@ -148,7 +148,7 @@ def _card(take: Take, title: str, address: Address, *, seed: bool = True) -> str
         weights = f"{sound.identity.name}, {sound.identity.weights}" if sound.identity else take.model
         made_by = f'<p class="mf-soft">{escape(weights)}{digest}. Licence: {escape(sound.licence)}</p>'
     return (
-        f'<figure class="mf-card {escape(take.model)}"><h4>{escape(title)}</h4><p class="mf-soft">{escape(said)}</p>'
+        f'<figure class="mf-card {escape(take.model)}"><h4>{escape(title)}</h4><p class="mf-soft">{escape(facts)}</p>'
         f"{shown}"
         f'<img src="{escape(address(take.picture))}" alt="Spectrogram of {escape(title)}" '
         f'title="60 Hz to {sound.sample_rate // 2000} kHz, logarithmic; 75 dB down from the loudest point">'

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Self
 
 from teacher.files import FolderLock, LockedError
-from teacher.files.locks import LOCK
+from teacher.files.folders import LOCK
 
 PREFIX = "mf-app-"
 KEEP_RESULTS = 24

@@ -11,11 +11,12 @@ from teacher.audio.codec import AudioCodec
 from teacher.audio.registry import CODECS, Fit, open_codec
 from teacher.features import store
 from teacher.features.config import ExtractConfig, count_reasons
-from teacher.features.store import ShardFile, SkippedItem
+from teacher.features.store import ShardFile
 from teacher.features.windows import Progress, Window
 from teacher.features.workers import DIED, WorkerPool
 from teacher.files.errors import FeatureError
 from teacher.files.processes import Processes
+from teacher.lists.manifest import SkippedItem
 
 CODEC_VERSIONS = (1, 2)
 """Versions of features.json whose codec can be read; runs keep the file of the features they were trained on."""

@@ -8,8 +8,8 @@ from typing import Any
 
 from teacher.audio.registry import CODECS
 from teacher.encoders.registry import encoder_set
-from teacher.features.store import SkippedItem
 from teacher.features.windows import WindowReader
+from teacher.lists.manifest import SkippedItem
 from teacher.network.sequence import check_window
 
 OPERATIONAL = ("workers", "device", "weights_dir", "codec_from")

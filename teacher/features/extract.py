@@ -31,7 +31,7 @@ from teacher.features.resume import (
     remove_leftovers,
 )
 from teacher.features.shards import CODEC_DIGITS, ShardWindows, WrittenFiles, shard_windows, write_shards, write_texts
-from teacher.features.store import ShardFile, ShardLayout, SkippedItem
+from teacher.features.store import ShardFile, ShardLayout
 from teacher.features.windows import Progress, blocks_of, probe_files
 from teacher.features.workers import WorkerPool
 from teacher.files import (
@@ -47,7 +47,7 @@ from teacher.files import (
 from teacher.files.errors import FeatureError
 from teacher.files.processes import PATIENCE_S, Processes
 from teacher.files.version import package_version
-from teacher.lists.manifest import SPLITS, Item
+from teacher.lists.manifest import SPLITS, Item, SkippedItem
 
 
 def extract(

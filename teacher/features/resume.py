@@ -13,12 +13,12 @@ import torch
 from teacher.audio.codec import read_codec_file
 from teacher.features import store
 from teacher.features.config import ExtractConfig
-from teacher.features.store import ShardFile, ShardLayout, SkippedItem, read_captions, shard_path
+from teacher.features.store import ShardFile, ShardLayout, read_captions, shard_path
 from teacher.features.windows import Progress, blocks_of, read_block
 from teacher.files import DIGESTS, LOCK, check_digests, json_digest, read_digests, remove_temporaries, write_json
 from teacher.files.errors import FeatureError, WeightsError
 from teacher.files.tensor_file import BY_ROW, TensorFile
-from teacher.lists.manifest import SPLITS, Item
+from teacher.lists.manifest import SPLITS, Item, SkippedItem
 
 BEATS = ".processes"
 """Folder in which the processes of one extraction see each other; gone when they are done."""

@@ -35,15 +35,13 @@ from teacher.files import as_json, split_lines
 from teacher.files import read_json as read_any_json
 from teacher.files.errors import FeatureError
 from teacher.files.tensor_file import AGAIN, TensorFile, write_checked
+from teacher.lists.manifest import SkippedItem
 from teacher.network.sequence import ConditionWidths, SequenceConfig, image_frames, sync_frames
 
 FORMAT = "features"
 FORMAT_VERSION = 2
 SHARED_TOLERANCE = 2e-2
 """Largest difference between captions at a shared position; features have unit length and bfloat16 keeps 8 bits."""
-
-SkippedItem = tuple[str, str]
-"""Id of an item or window that was left out, and the reason."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,13 +15,12 @@ import numpy as np
 
 from teacher.encoders.registry import SHORTEST_FRACTION, encoder_set, load_encoders, read_window_frames
 from teacher.features import store
-from teacher.features.store import SkippedItem
 from teacher.features.workers import DIED, WorkerPool
 from teacher.files import json_digest, write_json
 from teacher.files.errors import FeatureError
 from teacher.files.processes import Processes
 from teacher.files.tensor_file import AGAIN
-from teacher.lists.manifest import Item
+from teacher.lists.manifest import Item, SkippedItem
 from teacher.media import MediaError, MediaInfo, probe, read_audio
 from teacher.network.sequence import MIN_DURATION_S
 

@@ -1,4 +1,4 @@
-"""Bytes on disk, once for everybody: replacing files whole, locks of folders, digests, JSON.
+"""Bytes on disk, once for everybody: files and folders written whole, locks, digests, text and JSON.
 
 What is imported here needs no torch. The other modules are imported by their names: `safetensors`, `components` and
 `tensor_file` read and write tensors, `lines` are files of one value a line, `errors` are errors and exit statuses,
@@ -21,20 +21,27 @@ from teacher.files.digests import (
     tensors_digest,
     write_digests,
 )
-from teacher.files.json_files import as_json, read_json, write_json, write_text
-from teacher.files.locks import LOCK, FolderLock, LockedError, wait_for_lock
+from teacher.files.folders import LOCK, FolderLock, LockedError, new_folder, wait_for_lock
 from teacher.files.moved import Moved
 from teacher.files.replace import (
     Written,
     copy_file,
     flush_folder,
     link_file,
-    new_folder,
     remove_temporaries,
     replacing,
     write_new,
 )
-from teacher.files.text import check_regular, read_bytes, split_lines, visible
+from teacher.files.text import (
+    as_json,
+    check_regular,
+    read_bytes,
+    read_json,
+    split_lines,
+    visible,
+    write_json,
+    write_text,
+)
 
 __all__ = [
     "DIGEST",

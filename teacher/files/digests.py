@@ -13,8 +13,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
-from teacher.files.json_files import read_json, write_text
-from teacher.files.text import check_regular
+from teacher.files.text import check_regular, read_json, write_text
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -11,9 +11,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from teacher.files.json_files import write_text
-from teacher.files.locks import wait_for_lock
-from teacher.files.text import split_lines
+from teacher.files.folders import wait_for_lock
+from teacher.files.text import split_lines, write_text
 
 TAIL_BYTES = 1 << 16
 

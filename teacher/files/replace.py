@@ -1,24 +1,20 @@
 """Files written whole: whoever reads one finds the old bytes or the new ones, also after a kill or a power cut.
 
-`replacing` and `new_folder` put something finished into place; `write_blocks`, `write_new` and `copy_file` write a new
-file, flush it to disk, and take its digest on the way.
+`replacing` puts a finished file into place. `write_blocks`, `write_new` and `copy_file` write a new one, flush it to
+disk, and take its digest on the way. New folders are made by `teacher.files.folders`.
 """
 
 import errno
-import glob
 import hashlib
 import os
 import re
 import shutil
-import time
 import uuid
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
-
-from teacher.files.locks import FolderLock, LockedError
 
 LONGEST_NAME = 200
 """Bytes of a temporary name; file systems allow 255, and long titles of films come close to that."""
@@ -39,7 +35,7 @@ def replacing(path: Path) -> Iterator[Path]:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     suffix = path.suffix if len(path.suffix) <= 16 else ""
-    temporary = path.with_name(f".{_shortened(path.name)}.{uuid.uuid4().hex[:12]}~{suffix}")
+    temporary = path.with_name(f".{shortened(path.name)}.{uuid.uuid4().hex[:12]}~{suffix}")
     try:
         mode = _new_file_mode(temporary)
         yield temporary
@@ -55,63 +51,6 @@ def replacing(path: Path) -> Iterator[Path]:
         raise OSError(error.errno, error.strerror, str(path)) from error
     finally:
         temporary.unlink(missing_ok=True)
-
-
-@contextmanager
-def new_folder(path: Path) -> Iterator[Path]:
-    """A temporary folder beside `path`, with a name of its own; at the end its files are flushed and it becomes `path`.
-
-    When something is raised inside, it is removed and `path` is as it was. What killed processes left of the same
-    folder goes as well, but nothing that a living process writes.
-
-    Raises:
-        ValueError: `path` is something already, other than an empty folder, at the beginning or at the end.
-    """
-    path = Path(path)
-    _check_free(path)
-    _remove_staging(path)
-    staging = path.with_name(f".{_shortened(path.name)}.{uuid.uuid4().hex[:12]}.part")
-    staging.mkdir(parents=True)
-    try:
-        with FolderLock(staging, what=str(path)):
-            yield staging
-        for file in sorted(staging.rglob("*")):
-            if file.is_dir():
-                flush_folder(file)
-            elif not file.is_symlink():
-                with file.open("rb") as stream:
-                    os.fsync(stream.fileno())
-        flush_folder(staging)
-        _check_free(path)
-        try:
-            os.replace(staging, path)
-        except OSError:
-            _check_free(path)  # made by another process in the meantime
-            raise
-        flush_folder(path.parent)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
-
-
-def _check_free(path: Path) -> None:
-    if path.is_symlink() or (path.exists() and (not path.is_dir() or any(path.iterdir()))):
-        raise ValueError(f"{path} exists already; choose another folder, or remove it first")
-
-
-def _remove_staging(path: Path) -> None:
-    """Unfinished folders that nobody writes. The newest are left alone: their owners may not hold their locks yet."""
-    for left in path.parent.glob(f".{glob.escape(_shortened(path.name))}.*.part"):
-        token = left.name.split(".")[-2]
-        try:
-            if re.fullmatch(r"[0-9a-f]{12}", token) and time.time() - left.stat().st_mtime > NEW_S:
-                with FolderLock(left):
-                    shutil.rmtree(left, ignore_errors=True)
-        except (LockedError, OSError):
-            continue
-
-
-NEW_S = 60.0
-"""Seconds for which an unfinished folder counts as new."""
 
 
 class Written(NamedTuple):
@@ -190,7 +129,8 @@ def remove_temporaries(folder: Path) -> None:
             path.unlink(missing_ok=True)
 
 
-def _shortened(name: str) -> str:
+def shortened(name: str) -> str:
+    """The beginning of a name, short enough for a temporary name to be made of it."""
     return os.fsdecode(os.fsencode(name)[: LONGEST_NAME - 32])
 
 

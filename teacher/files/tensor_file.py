@@ -26,8 +26,8 @@ from torch import Tensor
 
 from teacher.files.digests import json_digest, tensor_bytes
 from teacher.files.errors import FeatureError
-from teacher.files.json_files import as_json
 from teacher.files.safetensors import Entry, Written, read_header, write_tensors
+from teacher.files.text import as_json
 
 MAX_OPEN = 128
 """Files of one split kept open at a time; a process may often open no more than 1024. The oldest is let go."""

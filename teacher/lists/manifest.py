@@ -48,11 +48,11 @@ class Item:
             raise ValueError(f"events_s of {self.id!r} must be finite and not negative, got {self.events_s}")
 
 
-LeftOut = list[tuple[str, str]]
-"""Names of rows that cannot be used, and why."""
+SkippedItem = tuple[str, str]
+"""Name of a row, item or window that is left out, and the reason."""
 
 
-def read_manifest(source: Path, left_out: LeftOut | None = None) -> list[Item]:
+def read_manifest(source: Path, left_out: list[SkippedItem] | None = None) -> list[Item]:
     """Items of a .jsonl, .csv or .tsv table, of all such tables in a folder, or of the media files below a folder.
 
     Table columns, the first present of each group: file | path | video | audio (relative to the table);
@@ -184,7 +184,7 @@ def named_cells(columns: Sequence[str], row: Sequence[str], where: str) -> dict[
     return dict(zip(columns, row, strict=False))
 
 
-def _rows(table: Path, wrong: LeftOut) -> list[dict[str, object]]:
+def _rows(table: Path, wrong: list[SkippedItem]) -> list[dict[str, object]]:
     """Rows of a table with their column names in lower case."""
     try:
         text = table.read_text(encoding="utf-8-sig")
@@ -223,7 +223,7 @@ def _words(path: Path) -> str:
     return " ".join(shown(path.stem).replace("_", " ").replace("-", " ").split())
 
 
-def _drafts(rows: Sequence[dict[str, object]], table: Path, wrong: LeftOut) -> list[_Draft]:
+def _drafts(rows: Sequence[dict[str, object]], table: Path, wrong: list[SkippedItem]) -> list[_Draft]:
     """Items of the rows; those that no file can hold go to `wrong`."""
     drafts = []
     for number, row in enumerate(rows, 1):
@@ -286,7 +286,7 @@ def _events(value: object, table: Path, number: int) -> tuple[float, ...] | None
         raise ValueError(f"{table}: row {number}: events_s must be a JSON list of seconds, got {value!r}") from error
 
 
-def _folder_drafts(folder: Path, wrong: LeftOut) -> list[_Draft]:
+def _folder_drafts(folder: Path, wrong: list[SkippedItem]) -> list[_Draft]:
     tables = sorted(p for p in folder.iterdir() if p.suffix.lower() in TABLE_SUFFIXES and not p.name.startswith("."))
     drafts: list[_Draft] = []
     for table in tables:

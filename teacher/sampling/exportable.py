@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from meanflow.guidance import Guidance
 from meanflow.path import jump
+from meanflow.sampling import time_grid
 from meanflow.shapes import expand_right
 from teacher.audio.alias_free import BLOCK, DOWN_MARGIN, SNAKE_EPS, TAPS, UP_MARGIN, AliasFreeSnake, kaiser_sinc_filter
 from teacher.audio.mmaudio_codec import MMAudioCodec
@@ -44,6 +45,7 @@ class OneStep(nn.Module):
                 "only a student makes sound in one step; this network is a teacher (no interval embedding)"
             )
         self.net, self.guidance, self.frames = net, guidance, frames
+        self.times: tuple[float, ...] = tuple(time_grid(1).tolist())
         self.two_rows = not net.config.guidance_embedding and (guidance == "input" or guidance.active)
         empty = Conditions.empty(1, duration_s, net.config.widths)
         with torch.no_grad():
@@ -70,8 +72,7 @@ class OneStep(nn.Module):
             clip=clip, sync=sync, text=text, has_clip=has_clip, has_sync=has_sync, has_text=has_text
         )
         encoded = self.net.encode_conditions(conditions, self.frames)
-        t = torch.ones_like(noise[:, 0, 0])
-        r = torch.zeros_like(t)
+        t, r = (torch.full_like(noise[:, 0, 0], time) for time in self.times)
         if self.two_rows:
             return jump(noise, self._guided(noise, r, t, encoded, omega), r, t)
         shown: Tensor | float = 1.0

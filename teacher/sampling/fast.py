@@ -17,17 +17,15 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from meanflow.guidance import GuidanceRule, Guided
 from meanflow.ode import Adaptive
 from teacher.audio.alias_free import resamplers
 from teacher.audio.codec import AudioCodec, Stage, check_finite
 from teacher.audio.mmaudio_codec import MMAudioCodec
 from teacher.audio.vocoder import with_toom_cook
-from teacher.network.conditions import Conditions
 from teacher.network.mmaudio import Encoded, MMAudio
 from teacher.network.velocity import Guide
-from teacher.sampling.config import Solver
-from teacher.sampling.generator import Generator, draw, guide_of
+from teacher.sampling.config import SamplingConfig
+from teacher.sampling.generator import Generator, draw_latents
 from teacher.sampling.stages import never_stop
 
 WARM_UP = 3
@@ -51,7 +49,7 @@ def fast_form(generator: Generator, codec: AudioCodec, *, report: Callable[[str]
     return replace(
         generator,
         arithmetic=arithmetic,
-        flow=RecordedFlow(report=report),
+        draw=RecordedDraw(report=report),
         decoder=_recorded_decoder(codec, report),
     )
 
@@ -63,44 +61,27 @@ def check_fast(codec: AudioCodec) -> None:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class RecordedFlow:
-    """`generate` with everything after the encoding of conditions recorded, a graph for every size and sampling.
+class RecordedDraw:
+    """`draw_latents` recorded: a graph for every size, sampling and scale. Conditions are encoded before, eagerly.
 
-    A graph cannot be observed, so `observe` receives nothing; `check` is called once before each replay. An adaptive
-    solver, which chooses its steps by what it meets, is not recorded.
+    A graph cannot be observed, so an observer of the guidance receives nothing; `check` is called once before each
+    replay. An adaptive solver, which chooses its steps by what it meets, is not recorded.
     """
 
     report: Callable[[str], None]
     recorded: dict[Hashable, "Recorded"] = field(default_factory=dict)
 
-    @torch.no_grad()
     def __call__(
-        self,
-        net: MMAudio,
-        conditions: Conditions,
-        e: Tensor,
-        *,
-        num_steps: int,
-        guidance: GuidanceRule,
-        observe: Callable[[Guided], None] | None,
-        negative_text: Tensor | None,
-        solver: Solver,
-        shift: float,
-        zero_init_steps: int,
-        check: Callable[[], None],
+        self, net: MMAudio, guide: Guide, e: Tensor, omega: float, sampling: SamplingConfig, check: Callable[[], None]
     ) -> Tensor:
-        guide, omega = guide_of(net, conditions, e.shape[1], guidance, negative_text=negative_text)
+        if isinstance(sampling.solver, Adaptive):
+            return draw_latents(net, guide, e, omega, sampling, check)
         check()
-        follow = partial(
-            draw, net, omega=omega, num_steps=num_steps, solver=solver, shift=shift, zero_init_steps=zero_init_steps
-        )
-        if isinstance(solver, Adaptive):
-            return follow(guide, e, check=check)
 
         def latents(e: Tensor, *parts: Tensor) -> tuple[Tensor]:
-            return (follow(_filled(guide, parts), e, check=never_stop),)
+            return (draw_latents(net, _filled(guide, parts), e, omega, sampling, never_stop),)
 
-        key = (guide.guidance, omega, num_steps, solver, shift, zero_init_steps)
+        key = (omega, replace(sampling, seed=0))
         recorded = self.recorded.setdefault(key, Recorded(call=latents, report=self.report))
         return recorded(e, *_flat(guide))[0]
 

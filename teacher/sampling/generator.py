@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
-from typing import Protocol, Self
+from typing import Self, TypeAlias
 
 import torch
 from jaxtyping import Float
@@ -26,7 +26,7 @@ from teacher.audio.codec import Stage
 from teacher.network.conditions import Conditions
 from teacher.network.mmaudio import Encoded, MMAudio
 from teacher.network.velocity import Guide, student_velocity, teacher_velocity
-from teacher.sampling.config import FixedSolver, Precision, SamplingConfig, Solver
+from teacher.sampling.config import FixedSolver, Precision, SamplingConfig
 from teacher.sampling.stages import FLOW, StageClock, never_stop
 
 
@@ -59,84 +59,57 @@ def network_evaluations(
     return (num_steps - zero_init_steps) * (1 if solver == "euler" else 2) * combined
 
 
+Draw: TypeAlias = Callable[[MMAudio, Guide, Tensor, float, SamplingConfig, Callable[[], None]], Tensor]
+"""What draws the latents: `draw_latents`, or the recorded form of it in teacher/sampling/fast.py."""
+
+
 @torch.no_grad()
 def generate(
     net: MMAudio,
     conditions: Conditions,
     e: Tensor,
+    sampling: SamplingConfig,
     *,
-    num_steps: int,
-    guidance: GuidanceRule,
+    negative: Tensor | None = None,
     observe: Callable[[Guided], None] | None = None,
-    negative_text: Tensor | None = None,
-    solver: Solver = "euler",
-    shift: float = 1.0,
-    zero_init_steps: int = 0,
     check: Callable[[], None] = never_stop,
+    draw: Draw | None = None,
 ) -> Tensor:
     """Latents (B, N, C) from noise e (B, N, C): a network with an interval embedding jumps, another is integrated.
 
-    `observe` receives every guided evaluation with its rescaling scalars s*; `check` is called before every evaluation
-    of the network and ends the work by raising. `negative_text` (1 or B, tokens, width) takes the place of the empty
-    text under guidance. `shift` and `zero_init_steps` as in `meanflow.sampling`. An `Adaptive` solver chooses its own
-    steps and ignores num_steps. The state keeps the dtype of `e`. A network with the guidance scale as an input is
-    given omega and needs no second prediction; the other options of `guidance` do nothing there. Raises ValueError when
-    a solver is asked of an average velocity, for a shift or zero steps together with an `Adaptive` solver, and for
-    separate scales or a negative prompt with a network that takes the scale as an input.
+    `negative` (1 or B, tokens, width) takes the place of the empty text under guidance. `observe` receives every guided
+    evaluation with its rescaling scalars s*; `check` is called before every evaluation of the network and ends the work
+    by raising. `draw` takes the place of `draw_latents`. The seed of `sampling` has no part in it: the noise is given.
+    The state keeps the dtype of `e`. A network with the guidance scale as an input is given omega and needs no second
+    prediction; the other options of guidance do nothing there. Raises ValueError when a solver is asked of an average
+    velocity, for a shift or zero steps together with an `Adaptive` solver, and for separate scales or a negative prompt
+    with a network that takes the scale as an input.
     """
-    guide, omega = guide_of(net, conditions, e.shape[1], guidance, observe=observe, negative_text=negative_text)
-    return draw(
-        net,
-        guide,
-        e,
-        omega=omega,
-        num_steps=num_steps,
-        solver=solver,
-        shift=shift,
-        zero_init_steps=zero_init_steps,
-        check=check,
-    )
-
-
-def guide_of(
-    net: MMAudio,
-    conditions: Conditions,
-    frames: int,
-    guidance: GuidanceRule,
-    *,
-    observe: Callable[[Guided], None] | None = None,
-    negative_text: Tensor | None = None,
-) -> tuple[Guide, float]:
-    """The part of `generate` that does not depend on the noise: encoded conditions with their guidance, and the scale
-    that is shown to a network which takes it as an input (1 for every other network)."""
-    omega = 1.0
+    omega, guidance = 1.0, sampling.guidance
     if net.config.guidance_embedding and guidance.active:
-        if not isinstance(guidance, Guidance) or negative_text is not None:
+        if not isinstance(guidance, Guidance) or negative is not None:
             raise ValueError("a network that takes the guidance scale as an input takes one, and no negative prompt")
         omega, guidance = guidance.omega, Guidance()
-    return Guide.of(net, conditions, frames, guidance, observe, negative_text), omega
+    guide = Guide.of(net, conditions, e.shape[1], guidance, observe, negative)
+    return (draw or draw_latents)(net, guide, e, omega, sampling, check)
 
 
-def draw(
-    net: MMAudio,
-    guide: Guide,
-    e: Tensor,
-    *,
-    omega: float,
-    num_steps: int,
-    solver: Solver,
-    shift: float,
-    zero_init_steps: int,
-    check: Callable[[], None],
+def draw_latents(
+    net: MMAudio, guide: Guide, e: Tensor, omega: float, sampling: SamplingConfig, check: Callable[[], None]
 ) -> Tensor:
-    """The other part: noise to latents with what `guide_of` gave."""
-    if isinstance(solver, Adaptive) and (shift != 1.0 or zero_init_steps):
+    """The part of `generate` that depends on the noise, with encoded conditions and their guidance.
+
+    `omega` is the scale that is shown to a network which takes it as an input, 1 for every other one. An `Adaptive`
+    solver chooses its own steps and ignores their number.
+    """
+    solver, zero_init_steps = sampling.solver, sampling.zero_init_steps
+    if isinstance(solver, Adaptive) and (sampling.shift != 1.0 or zero_init_steps):
         raise ValueError("an adaptive solver chooses its own steps and takes neither shift nor zero_init_steps")
     if net.config.interval_embedding and solver != "euler":
         raise ValueError(
             "an average velocity jumps and is not integrated; choose a number of steps instead of a solver"
         )
-    ts = time_grid(num_steps, shift)
+    ts = time_grid(sampling.steps, sampling.shift)
     if net.config.interval_embedding:
 
         def u(x: Tensor, r: Tensor, t: Tensor, encoded: Encoded) -> Tensor:
@@ -158,28 +131,6 @@ def draw(
     return integrate(v_fn, e, ts, zero_init_steps=zero_init_steps)
 
 
-class Flow(Protocol):
-    """What draws the latents: `generate`, or the recorded form of it in teacher/sampling/fast.py."""
-
-    def __call__(
-        self,
-        net: MMAudio,
-        conditions: Conditions,
-        e: Tensor,
-        *,
-        num_steps: int,
-        guidance: GuidanceRule,
-        observe: Callable[[Guided], None] | None,
-        negative_text: Tensor | None,
-        solver: Solver,
-        shift: float,
-        zero_init_steps: int,
-        check: Callable[[], None],
-    ) -> Tensor:
-        """Return latents (B, N, C) as `generate` does."""
-        ...
-
-
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Generator:
     """A network and the decoder behind it, in the arithmetic that was chosen for them.
@@ -196,7 +147,7 @@ class Generator:
     """Of features, noise and state."""
     arithmetic: Callable[[], AbstractContextManager[object]] = nullcontext
     """Entered around the evaluations of the network, such as autocast."""
-    flow: Flow = generate
+    draw: Draw = draw_latents
 
     @classmethod
     def of(
@@ -226,7 +177,7 @@ class Generator:
         `negative` (1 or B, tokens, width), `observe` and `check` are those of `generate`. The seed of `sampling` has no
         part in it: the noise is given.
         """
-        return (Stage(FLOW, partial(self._draw, conditions, sampling, negative, observe, check)), *self.decoder)
+        return (Stage(FLOW, partial(self._latents, conditions, sampling, negative, observe, check)), *self.decoder)
 
     @torch.no_grad()
     def __call__(
@@ -253,7 +204,7 @@ class Generator:
         """Normalised latents of noise and encoded conditions: the first stage alone."""
         return self.stages(conditions, sampling)[0].call(e)
 
-    def _draw(
+    def _latents(
         self,
         conditions: Conditions,
         sampling: SamplingConfig,
@@ -263,17 +214,14 @@ class Generator:
         e: Tensor,
     ) -> Tensor:
         with self.arithmetic():
-            made = self.flow(
+            made = generate(
                 self.net,
                 conditions.to(self.device, self.dtype),
                 e.to(self.device, self.dtype),
-                num_steps=sampling.steps,
-                guidance=sampling.guidance,
+                sampling,
+                negative=None if negative is None else negative.to(self.device, self.dtype),
                 observe=observe,
-                negative_text=None if negative is None else negative.to(self.device, self.dtype),
-                solver=sampling.solver,
-                shift=sampling.shift,
-                zero_init_steps=sampling.zero_init_steps,
                 check=check,
+                draw=self.draw,
             )
         return made.float().cpu()

@@ -2,10 +2,9 @@
 
 run_folder   what a run folder holds: its files, config.json, features.json
 loading      which weights of it are meant, their identity, and the network
-official     a run folder around a published network
 cards        the published files: addresses, sizes, digests, licences
 fetch        downloading them
-convert      turning them into components
+convert      turning them into components, and into a run folder
 layouts      names and shapes of every component
 untrusted    reading checkpoints of strangers as nothing but tensors
 """

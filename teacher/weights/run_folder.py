@@ -14,7 +14,7 @@
     features.json        that of the features it was trained on (`read_features_info`)
     digests.json         length and SHA-256 of all of these, and the step of weights (`teacher.files.digests`)
     trainer/step-NNNNNNN checkpoints, all that resuming needs: model, optimizer and averages, state.json, and
-                         manifest.json with the SHA-256 of each (`distill.checkpoints.manifest`)
+                         manifest.json with the SHA-256 of each (`distill.checkpoints.store`)
     ema_ckpts/           snapshots of averages, of which `mf-ema` makes others (`distill.checkpoints.posthoc`)
     held_out.safetensors the teacher's latents of held-out clips, with which a student is compared while it trains
     metrics.jsonl        logged numbers, a line for every `log_every` steps
@@ -22,7 +22,7 @@
                          before it, "precision", "engine", "processes", "device", "save_every", ...}
     skipped.jsonl        steps left out because loss or gradient was not finite (`distill.loop.watchdog`)
     tensorboard/         the same numbers, with sounds and pictures, for TensorBoard
-    .lock                while a training writes here (`teacher.files.locks`)
+    .lock                while a training writes here (`teacher.files.folders`)
 
 Sampling needs config.json, one file of weights, codec.safetensors and features.json. Folders of one model hold just
 these and digests.json: those that `mf-consolidate` takes out of a run (its config.json has "consolidated"), those that

@@ -17,6 +17,7 @@ from teacher.network.conditions import Conditions
 from teacher.network.embeddings import Rotary
 from teacher.network.mmaudio import Encoded, MMAudio
 from teacher.network.velocity import Guide
+from teacher.sampling.config import SamplingConfig
 from teacher.sampling.generator import generate
 from tests.golden.deviation import Deviation, relative
 from tests.golden.recipe import Recording, masked, recorded_conditions, recorded_network
@@ -271,9 +272,10 @@ def other_facts(case: Case) -> Iterator[Deviation]:
             case.net,
             case.conditions,
             case.given("x0_noise"),
-            num_steps=case.config["euler_steps"],
-            guidance=case.guide(case.config["cfg_strengths"][0]).guidance,
-            negative_text=case.negative,
+            SamplingConfig(
+                steps=case.config["euler_steps"], guidance=case.guide(case.config["cfg_strengths"][0]).guidance
+            ),
+            negative=case.negative,
         )
         yield relative("generate", made, recorded, 4e-5 if case.net.config.version == "v1" else 4e-4)
 

@@ -138,7 +138,7 @@ def test_noise_arrives_with_the_moments_of_the_data(line):
     second = 0.3 * (1.0 + 0.09) + 0.7 * (0.64 + 0.25)
     assert float(x.mean()) == pytest.approx(mean, abs=1e-3)
     assert float(x.square().mean()) == pytest.approx(second, abs=3e-3)
-    drawn = line.sample(20_000, generator=torch.Generator().manual_seed(0))
+    drawn = line.sample(20_000, 1, 1, generator=torch.Generator().manual_seed(0))
     # Four standard errors of a mean with deviation 0.95.
     assert float(drawn.mean()) == pytest.approx(mean, abs=4 * 0.95 / math.sqrt(20_000))
 

@@ -48,7 +48,7 @@ def test_the_example_of_the_page_runs(tmp_path, monkeypatch, capsys):
 
 def test_a_disease_is_exit_status_1(monkeypatch, capsys):
     status, out, _ = called(
-        monkeypatch, capsys, "--module", "tests.meanflow.patients:WrongFactor", "--no-processes", "--frames", 3
+        monkeypatch, capsys, "--module", "tests.meanflow.doctor.patients:WrongFactor", "--no-processes", "--frames", 3
     )
     assert status == 1
     assert "2. derivative against differences: BAD" in out
@@ -61,11 +61,11 @@ def test_a_disease_is_exit_status_1(monkeypatch, capsys):
         ([], "give either --module"),
         (["--module", "a:b", "--run", "c"], "give either --module"),
         (["--module", "no_such_module_here:f"], "cannot be imported"),
-        (["--module", "tests.meanflow.patients:nonsense"], "got str"),
-        (["--module", "tests.meanflow.patients:Picky"], "channel 9 of 8"),
-        (["--module", "tests.meanflow.patients:conditioned", "--frames", 3], "brings its own inputs"),
-        (["--module", "tests.meanflow.patients:Healthy", "--batch", 1], "--batch must be at least 2"),
-        (["--module", "tests.meanflow.patients:Healthy", "--limit-s", 0], "--limit-s must be positive"),
+        (["--module", "tests.meanflow.doctor.patients:nonsense"], "got str"),
+        (["--module", "tests.meanflow.doctor.patients:Picky"], "channel 9 of 8"),
+        (["--module", "tests.meanflow.doctor.patients:conditioned", "--frames", 3], "brings its own inputs"),
+        (["--module", "tests.meanflow.doctor.patients:Healthy", "--batch", 1], "--batch must be at least 2"),
+        (["--module", "tests.meanflow.doctor.patients:Healthy", "--limit-s", 0], "--limit-s must be positive"),
         (["--run", "nowhere"], "is not a run folder"),
         (["--run", "nowhere", "--channels", 3], "leave out --channels"),
     ],

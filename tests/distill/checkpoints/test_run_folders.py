@@ -11,8 +11,8 @@ import pytest
 from distill.checkpoints import check as saving_check
 from distill.checkpoints import store as checkpoint
 from distill.checkpoints.consolidate import consolidate
-from distill.checkpoints.manifest import manifest, read_manifest
 from distill.checkpoints.posthoc import reconstruct
+from distill.checkpoints.store import manifest, read_manifest
 from distill.config import DistillRun, EvaluationConfig, FromWeights
 from distill.loop import session
 from distill.tasks import student_task, train_teacher

@@ -29,7 +29,8 @@ from teacher.features.dataset import FeatureSet
 from teacher.features.extract import extract
 from teacher.lists.manifest import read_manifest
 from teacher.network.mmaudio import MMAudio
-from teacher.sampling.generator import Generator, clip_seed, generate, noise
+from teacher.sampling.config import SamplingConfig
+from teacher.sampling.generator import Generator, clip_seed, draw_latents, generate, noise
 from tests.distill.tiny import NETWORK, features
 from tests.teacher.tiny_codec import write_tiny_codec
 
@@ -129,9 +130,9 @@ def heard(made, reference, sample_rate, records):
     return {"made": float((made * weights).abs().sum()), "reference": float((reference * weights).abs().sum())}
 
 
-def draw_with(monkeypatch, flow):
-    """Let `flow` draw the latents of the fixed clips in the place of `generate`."""
-    monkeypatch.setattr(held_out_clips, "Generator", partial(Generator, flow=flow))
+def draw_with(monkeypatch, draw):
+    """Let `draw` draw the latents of the fixed clips in the place of `draw_latents`."""
+    monkeypatch.setattr(held_out_clips, "Generator", partial(Generator, draw=draw))
 
 
 class Calls:
@@ -140,9 +141,9 @@ class Calls:
     def __init__(self, monkeypatch):
         self.seen = []
 
-        def counted(net, conditions, e, **options):
-            self.seen.append((net, options["num_steps"], len(e)))
-            return generate(net, conditions, e, **options)
+        def counted(net, guide, e, omega, sampling, check):
+            self.seen.append((net, sampling.steps, len(e)))
+            return draw_latents(net, guide, e, omega, sampling, check)
 
         draw_with(monkeypatch, counted)
 
@@ -175,7 +176,7 @@ def test_a_student_equal_to_its_teacher_has_no_error(folder, codec, teacher, tmp
 
 def test_twice_the_students_latents_are_one_whole_teacher_away(folder, codec, teacher, tmp_path, monkeypatch):
     student = student_from_teacher(teacher)
-    draw_with(monkeypatch, lambda net, c, e, **o: (2 if net is student else 1) * generate(net, c, e, **o))
+    draw_with(monkeypatch, lambda net, *rest: (2 if net is student else 1) * draw_latents(net, *rest))
     config = replace(CONFIG, teacher_steps=1)
     scalars = held_out(folder, codec, teacher, tmp_path, config)(student, FakeEngine()).scalars
     assert scalars[BEST_STUDENT] == pytest.approx(1, abs=1e-12)
@@ -321,7 +322,7 @@ def test_training_goes_on_as_if_nothing_had_been_evaluated(folder, codec, teache
 
 def test_the_network_is_in_evaluation_mode_meanwhile(folder, codec, teacher, tmp_path, monkeypatch):
     student, seen = student_from_teacher(teacher).train(), []
-    draw_with(monkeypatch, lambda net, c, e, **o: (seen.append(net.training), generate(net, c, e, **o))[1])
+    draw_with(monkeypatch, lambda net, *rest: (seen.append(net.training), draw_latents(net, *rest))[1])
     held_out(folder, codec, teacher, tmp_path)(student, FakeEngine())
     assert not any(seen)
     broken = held_out(folder, codec, teacher, tmp_path / "b", scores=lambda *_: (_ for _ in ()).throw(ValueError("no")))
@@ -492,9 +493,9 @@ def test_the_scale_reaches_the_student_and_its_teacher(folder, codec, teacher, t
     plain, clips = student_from_teacher(opened(1)), FeatureSet.open(folder, held_out_clips.held_out_split(folder, 1))
     batch = clips.batch([0])
     e = noise([clip_seed(0, clips.records[0].id)], *batch.latents.shape[1:])
-    x = generate(teacher, batch.conditions, e, num_steps=1, guidance=guidance)
+    x = generate(teacher, batch.conditions, e, SamplingConfig(guidance=guidance))
     for k, (net, scale) in enumerate(((shown, guidance), (plain, Guidance()))):
-        made = generate(net, batch.conditions, e, num_steps=1, guidance=scale)
+        made = generate(net, batch.conditions, e, SamplingConfig(guidance=scale))
         found = held_out(folder, codec, teacher, tmp_path / str(k), config, guidance)(net, FakeEngine())
         assert found.scalars[BEST_STUDENT] == agreement(made, x)["latent_error"]
 

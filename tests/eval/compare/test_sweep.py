@@ -267,6 +267,18 @@ ROW = Row(
 )
 
 
+def test_the_kind_of_a_model_is_its_name_where_it_is_not_given():
+    assert (ROW.kind, replace(ROW, model="mine", kind="teacher").kind) == ("student", "teacher")
+    for model, written in (("codec", None), ("reference", None), ("student", "student")):
+        row = replace(ROW, model=model, kind=model)
+        assert json.loads(row.to_json())["kind"] == written
+        assert Row.from_json(row.to_json()) == row
+        older = json.loads(row.to_json()) | {"kind": None}
+        assert Row.from_json(json.dumps(older)).kind == model
+    with pytest.raises(ValueError, match="for a model called 'mine', got None"):
+        replace(ROW, model="mine", kind=None)
+
+
 def test_rows_survive_the_file_and_bad_ones_are_named(tmp_path):
     assert Row.from_json(ROW.to_json()) == ROW
     path = tmp_path / "rows.jsonl"

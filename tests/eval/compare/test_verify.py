@@ -16,12 +16,12 @@ from eval.compare.rows import Row, check_lines, embeddings_path, ids_digest, rea
 from eval.compare.scorer import Scorer
 from eval.compare.sweep import Origin, record
 from eval.compare.verify import ComparisonFiles, features_of_row
-from eval.extractors.base import Embeddings
 from eval.features.cache import write_row_features
 from eval.features.clip_features import ClipFeatures
 from eval.features.embedded import EmbeddedAudioFeatures, EmbeddedClassifier
 from eval.features.sources import EmbeddedSource
 from eval.metrics import pooled
+from eval.metrics.embeddings import Embeddings
 from eval.metrics.onsets import OnsetScorer
 from eval.speed.budget import STAGES, TOTALS, with_totals
 from scripts import report

@@ -12,9 +12,9 @@ import torch
 from safetensors.torch import save_file
 
 from eval.compare.sweep import part_path
-from eval.extractors.base import Embeddings
 from eval.features.cache import FeatureCache, FileDigests, in_parts
 from eval.features.clip_features import ClipFeatures
+from eval.metrics.embeddings import Embeddings
 
 # Features of clips
 

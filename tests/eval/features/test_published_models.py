@@ -14,7 +14,6 @@ import torch
 
 from eval.extractors import aesthetics, clap, imagebind, panns, passt, synchformer
 from eval.extractors import vggish as vggish_file
-from eval.extractors.base import Embeddings
 from eval.extractors.clap_text import GPT2, ROBERTA
 from eval.extractors.clip_audio import ClipAudio
 from eval.extractors.imagebind import imagebind_frames
@@ -24,10 +23,12 @@ from eval.metrics import clip_scores
 from eval.metrics.aesthetics import AESTHETICS, AestheticsScorer
 from eval.metrics.alignment import CosineScorer, paired_cosines
 from eval.metrics.desync import DeSync
+from eval.metrics.embeddings import Embeddings
 from eval.metrics.greatest_hits import ScriptScorer, script_scores
 from eval.metrics.onsets import OnsetScorer, detect_onsets, match_onsets
 from eval.metrics.pam import PROMPTS, Pam, PamScorer, pam_windows
 from teacher.features.store import Record
+from teacher.files import file_digest
 from teacher.media import read_frames, write_audio, write_video
 from tests.eval.extractors import test_clap, test_imagebind, test_synchformer
 from tests.eval.extractors.test_clap_text import vocabulary_folder
@@ -207,6 +208,20 @@ def test_sides_are_kept_by_the_content_of_the_file(files, small, media, tmp_path
 
 
 # Captions
+
+
+def test_a_line_says_of_each_file_whether_it_is_the_published_one(files, small, tmp_path):
+    lines: list[str] = []
+    PublishedModels(**files).load(duration_s=DURATION_S, device="cpu", cache=tmp_path, report=lines.append)
+    names = ("imagebind", "synchformer", "clap_laion", "clap_ms")
+    digests = {name: f"{files[name].name} (sha256 {file_digest(files[name])}..., " for name in names}
+    assert [line.split(": ")[0] for line in lines] == list(names)
+    assert lines[0] == f"imagebind: {digests['imagebind']}NOT the published file)"
+    assert lines[1] == f"synchformer: {digests['synchformer']}published digest not known)"
+    for name, line in zip(names[2:], lines[2:], strict=True):
+        known = f"{name}: {digests[name]}published digest not known)"
+        assert line.startswith(f"{known}; vocab.json and merges.txt (sha256 ")
+        assert line.endswith("..., NOT the published files)")
 
 
 def test_clap_is_the_cosine_of_sound_and_caption(files, small, tmp_path):
@@ -391,7 +406,7 @@ class Named:
     """A model that does nothing."""
 
     def __init__(self, name: str) -> None:
-        self.name, self.sample_rate = name, RATE
+        self.name, self.sample_rate, self.loaded = name, RATE, f"{name}.pt"
 
     def embed(self, waves: torch.Tensor) -> Embeddings:
         return Embeddings(rows=waves[:, :2], counts=(1,) * len(waves))

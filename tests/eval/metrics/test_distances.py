@@ -12,7 +12,7 @@ from scipy.spatial.distance import cdist, pdist
 from eval.metrics import kernel
 from eval.metrics.inception import inception_jackknife, inception_score
 from eval.metrics.kernel import kernel_distance, kernel_jackknife, reference_bandwidth
-from eval.metrics.kl import kl_bernoulli, kl_divergence, kl_sigmoid_positive_part
+from eval.metrics.kl import kl_divergence, kl_sigmoid_positive_part
 from eval.metrics.manifold import manifold_scores
 from eval.metrics.moments import pairwise
 from eval.metrics.moments.distance import frechet_distance, nuclear_norm
@@ -295,19 +295,18 @@ def test_manifold_scores_of_identical_disjoint_and_equal_laws(monkeypatch):
 # ---- divergences
 
 
-def test_bernoulli_divergence_has_both_terms_and_the_positive_part_only_one():
+def test_the_sigmoid_form_has_the_positive_part_only_and_may_be_negative():
     p, q = np.array([0.9, 0.2, 0.5]), np.array([0.4, 0.7, 0.5])
     logits = [torch.from_numpy(np.log(z / (1 - z)))[None] for z in (p, q)]
-    positive, rest = (p * np.log(p / q)).sum(), ((1 - p) * np.log((1 - p) / (1 - q))).sum()
+    positive = (p * np.log(p / q)).sum()
     assert kl_sigmoid_positive_part(*logits).item() == pytest.approx(positive, rel=1e-12)
-    assert kl_bernoulli(*logits).item() == pytest.approx(positive + rest, rel=1e-12)
     low, high = torch.full((1, 4), -2.0), torch.full((1, 4), 1.0)
-    assert kl_sigmoid_positive_part(low, high).item() < 0.0 < kl_bernoulli(low, high).item()
+    assert kl_sigmoid_positive_part(low, high).item() < 0.0
 
 
 def test_divergences_of_extreme_logits_are_finite_and_zero_on_equal_ones():
     logits = torch.tensor([[900.0, -900.0, 0.0]])
-    for divergence in (kl_divergence, kl_sigmoid_positive_part, kl_bernoulli):
+    for divergence in (kl_divergence, kl_sigmoid_positive_part):
         assert divergence(logits, logits).item() == 0.0
         assert torch.isfinite(divergence(logits, -logits)).all()
         with pytest.raises(ValueError, match="one shape"):

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from eval.extractors.base import Embeddings
 from eval.features.clip_features import ClipFeatures, set_estimates, set_values
 from eval.metrics import METRICS, set_metrics
+from eval.metrics.embeddings import Embeddings
 from eval.metrics.inception import IS_PANNS, inception_score, splits_for
 from eval.metrics.kernel import kernel_distance, reference_bandwidth
 from eval.metrics.manifold import manifold_scores

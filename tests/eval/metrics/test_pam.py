@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from eval.extractors.base import Embeddings
+from eval.metrics.embeddings import Embeddings
 from eval.metrics.pam import PROMPTS, WINDOW_SAMPLES, Pam, pam_windows
 
 PLANE = torch.tensor([[1.0, 0.0], [0.0, 1.0]])

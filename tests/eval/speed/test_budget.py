@@ -9,11 +9,10 @@ import torch
 
 from eval.report.budgets import budget_markdown, budget_table, totals_table
 from eval.speed import measure as measure_module
-from eval.speed import random_stages as random_module
+from eval.speed import stages as stages_module
 from eval.speed.budget import FINE_STAGES, Budget, Machine, Roofline, Setting, StageBudget, StageCost, Timing
 from eval.speed.measure import measure_budget
-from eval.speed.random_stages import published_stack, random_stages
-from eval.speed.stages import StagedGenerator, Workload
+from eval.speed.stages import StagedGenerator, Workload, published_stack, random_stages
 from meanflow import Guidance
 from scripts import speed as speed_script
 from teacher.audio.embedded_codec import EmbeddedCodec
@@ -277,14 +276,14 @@ def test_a_pipeline_is_cut_at_its_own_stages(film):
 
 
 def test_the_text_tower_alone_leaves_the_image_tower_without_memory():
-    image, text = random_module._clip(TINY_CLIP, torch.device("cpu"), with_image=False)
+    image, text = stages_module._clip(TINY_CLIP, torch.device("cpu"), with_image=False)
     assert image is None
     assert text(["a dog"]).shape == (1, 77, 16)
     assert {p.is_meta for p in text.net.visual.parameters()} == {True}
 
 
 def test_the_command_writes_the_budget_and_its_table(monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(random_module, "MMAUDIO_16K", TINY_STACK)
+    monkeypatch.setattr(stages_module, "MMAUDIO_16K", TINY_STACK)
     monkeypatch.setattr(measure_module, "roofline_of", lambda dtype, device: LINE)
     out = tmp_path / "made" / "budget.json"
     run = ["mf-speed", "--variant", "debug_16k", "--encoders", "none", "--duration-s", "0.64", "--device", "cpu"]
@@ -318,7 +317,7 @@ def test_the_command_writes_the_budget_and_its_table(monkeypatch, tmp_path, caps
     ],
 )
 def test_bad_input_gets_one_line(monkeypatch, capsys, arguments, message):
-    monkeypatch.setattr(random_module, "MMAUDIO_16K", TINY_STACK)
+    monkeypatch.setattr(stages_module, "MMAUDIO_16K", TINY_STACK)
     monkeypatch.setattr("sys.argv", ["mf-speed", "--device", "cpu", *arguments])
     with pytest.raises(SystemExit) as left:
         speed_script.cli()

@@ -5,14 +5,14 @@ import json
 import subprocess
 import sys
 from collections import Counter
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from teacher.encoders.registry import load_encoders
+from teacher.encoders.registry import ENCODERS, Encoders, EncoderSet, load_encoders
 from teacher.features import store
 from teacher.features.codec import load_codec
 from teacher.features.config import ExtractConfig
@@ -22,6 +22,10 @@ from teacher.features.resume import make_plan
 from teacher.files.errors import FeatureError
 from teacher.lists.manifest import Item, Split, write_manifest
 from teacher.media import MediaError, write_audio, write_video
+from teacher.media.read import FrameRequest
+from teacher.network.mmaudio import MMAudio
+from teacher.network.sequence import ConditionWidths
+from teacher.network.variants import variant
 from tests.teacher.tiny_weights import encode_clip
 
 RATE = 16_000
@@ -307,3 +311,48 @@ def test_command_line(items, tmp_path):
     assert refused.stderr.strip().splitlines()[-1].startswith("error: ")
     assert "different config" in refused.stderr
     assert "Traceback" not in refused.stderr
+
+
+@dataclass(frozen=True)
+class Brightness:
+    """An image or synchronisation encoder of another width: mean colour of the frame."""
+
+    name: str
+    request: FrameRequest
+    slots: bool
+    width: int = 3
+
+    def __call__(self, frames):
+        mean = torch.as_tensor(frames).float().mean((2, 3)) / 255
+        count = 8 * ((len(mean) - 16) // 8 + 1) if self.slots else len(mean)
+        return mean[torch.linspace(0, len(mean) - 1, count).long()]
+
+
+@dataclass(frozen=True)
+class Letters:
+    """A text encoder of another width and length: one of 32 letters at each of 9 positions."""
+
+    name: str = "letters-1"
+    width: int = 32
+    positions: int = 9
+    shared_positions: int = 0
+
+    def __call__(self, texts):
+        made = torch.zeros(len(texts), 9, 32)
+        for row, text in zip(made, texts, strict=True):
+            for k, letter in enumerate(text[:9]):
+                row[k, ord(letter) % 32] = 1
+        return made
+
+
+def test_another_set_of_encoders_is_one_entry_of_the_table(items, tmp_path, monkeypatch):
+    """Extraction, data set and a fresh network follow its widths."""
+    requests = tuple(FrameRequest(fps=fps, height=8, width=8, fit="stretch") for fps in (8, 25))
+    image, sync = (Brightness(f"bright-{fps}", one, fps == 25) for fps, one in zip((8, 25), requests, strict=True))
+    made = Encoders(image=image, sync=sync, text=Letters())
+    monkeypatch.setitem(ENCODERS, "bright", EncoderSet(requests=requests, load=lambda folder, device: made))
+    extract(items[:7], tmp_path, replace(CONFIG, encoders="bright"))
+    assert store.folder_widths(tmp_path) == made.widths == ConditionWidths(image=3, sync=3, text=32, text_tokens=9)
+    batch = FeatureSet.open(tmp_path, "train").batch([0, 1])
+    net = MMAudio(variant("debug_16k").with_widths(made.widths))
+    assert net(batch.latents, torch.full((2,), 0.5), batch.conditions).shape == batch.latents.shape

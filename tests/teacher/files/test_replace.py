@@ -1,11 +1,9 @@
-"""Files and folders are replaced whole or not at all, with the access that the umask gives."""
+"""Files are replaced whole or not at all, with the access that the umask gives."""
 
 import os
-import shutil
 import stat
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -13,8 +11,6 @@ import torch
 from safetensors.torch import save_file
 
 from teacher.files import (
-    FolderLock,
-    new_folder,
     remove_temporaries,
     replacing,
 )
@@ -73,30 +69,6 @@ def test_leftovers_are_told_from_other_hidden_files(tmp_path):
         (tmp_path / other).write_text("x")
     remove_temporaries(tmp_path)
     assert sorted(os.listdir(tmp_path)) == [".a.json.swp", ".a.part", ".hidden"]
-
-
-def test_a_new_folder_is_whole_or_absent_and_leaves_what_others_write(tmp_path):
-    out, old = tmp_path / "out", time.time() - 3600
-    living, dead = (tmp_path / f".out.{token * 12}.part" for token in "ab")
-    for folder in (living, dead):
-        folder.mkdir()
-        (folder / "half").write_text("x")
-    with FolderLock(living):
-        for folder in (living, dead):
-            os.utime(folder, (old, old))
-        with new_folder(out) as staging:
-            (staging / "sub").mkdir()
-            (staging / "sub" / "file").write_text("x")
-            assert not out.exists()
-        assert sorted(p.name for p in tmp_path.iterdir()) == [living.name, "out"]
-    assert [p.name for p in out.rglob("*")] == ["sub", "file"]
-    with pytest.raises(ValueError, match="exists already"), new_folder(out):
-        pass
-    with pytest.raises(ZeroDivisionError), new_folder(tmp_path / "no"):
-        1 / 0  # noqa: B018
-    with pytest.raises(ValueError, match="exists already"), new_folder(tmp_path / "raced"):
-        shutil.copytree(out, tmp_path / "raced")
-    assert not list(tmp_path.glob(".no.*")) + list(tmp_path.glob(".raced.*"))
 
 
 FULL = """

@@ -15,7 +15,7 @@ from teacher.network.conditions import Conditions
 from teacher.network.mmaudio import MMAudio
 from teacher.sampling import fast
 from teacher.sampling.config import SamplingConfig
-from teacher.sampling.fast import CudaGraphCall, RecordedFlow, fast_form, record
+from teacher.sampling.fast import CudaGraphCall, RecordedDraw, fast_form, record
 from teacher.sampling.generator import Generator, noise
 from tests.saved_student import tiny_pipeline
 from tests.teacher.network.test_network import conditions, opened, small
@@ -73,7 +73,7 @@ def test_a_fitted_codec_has_no_fast_form():
 def flows(net, codec):
     """The ordinary generator, one whose flow is recorded, and what the second reports."""
     ordinary, reports = Generator.of(net, codec.decode_stages()), []
-    return ordinary, replace(ordinary, flow=RecordedFlow(report=reports.append)), reports
+    return ordinary, replace(ordinary, draw=RecordedDraw(report=reports.append)), reports
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device, so recording does not fail")

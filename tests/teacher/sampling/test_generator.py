@@ -31,7 +31,7 @@ def test_one_euler_step_of_a_teacher_by_hand():
     config = small()
     net, c = opened(config), conditions(config)
     e = torch.randn(2, 9, 4, dtype=torch.float64)
-    made = generate(net, c, e, num_steps=1, guidance=Guidance())
+    made = generate(net, c, e, SamplingConfig())
     torch.testing.assert_close(made, e + net(e, torch.zeros(2, dtype=e.dtype), c).detach(), rtol=0, atol=1e-12)
 
 
@@ -44,7 +44,7 @@ def test_two_student_steps_by_hand():
     full = lambda value: torch.full((2,), value, dtype=e.dtype)  # noqa: E731
     x = e - 0.5 * student_velocity(net, e, full(0.5), full(1.0), encoded)
     x = x - 0.5 * student_velocity(net, x, full(0.0), full(0.5), encoded)
-    made = generate(net, c, e, num_steps=2, guidance=Guidance())
+    made = generate(net, c, e, SamplingConfig(steps=2))
     torch.testing.assert_close(made, x.detach(), rtol=0, atol=1e-12)
 
 
@@ -110,7 +110,7 @@ def test_evaluations_are_counted(interval_embedding, solver, rule):
     net, c = opened(config), conditions(config)
     rows = []
     net.final_layer.register_forward_pre_hook(lambda _, inputs: rows.append(len(inputs[0])))
-    generate(net, c, torch.randn(2, 9, 4, dtype=torch.float64), num_steps=3, guidance=rule, solver=solver)
+    generate(net, c, torch.randn(2, 9, 4, dtype=torch.float64), SamplingConfig(steps=3, guidance=rule, solver=solver))
     assert sum(rows) / 2 == network_evaluations(3, rule, solver=solver)
 
 
@@ -126,7 +126,7 @@ def test_solver_grid_and_first_steps_reach_the_sampler():
     config = small()
     net, c = opened(config), conditions(config)
     e = torch.randn(2, 9, 4, dtype=torch.float64)
-    made = generate(net, c, e, num_steps=25, guidance=Guidance(), solver="midpoint", shift=2.0, zero_init_steps=20)
+    made = generate(net, c, e, SamplingConfig(steps=25, solver="midpoint", shift=2.0, zero_init_steps=20))
     by_hand = midpoint(lambda x, t: forward_velocity(net, x, t, c), e, time_grid(25, 2.0)[20:])
     torch.testing.assert_close(made, by_hand.detach(), rtol=0, atol=1e-12)
 
@@ -137,7 +137,7 @@ def test_an_adaptive_solver_has_no_grid():
     e = torch.randn(2, 9, 4, dtype=torch.float64)
     for option in ({"shift": 2.0}, {"zero_init_steps": 1}):
         with pytest.raises(ValueError, match="chooses its own steps"):
-            generate(net, c, e, num_steps=25, guidance=Guidance(), solver=Adaptive(), **option)
+            generate(net, c, e, SamplingConfig(steps=25, solver=Adaptive(), **option))
 
 
 def flags(*words):
@@ -223,10 +223,10 @@ def test_a_network_with_the_scale_as_an_input_is_evaluated_once_per_step(monkeyp
 
     monkeypatch.setattr(type(net), "predict", counted)
     for w, expected in shown.items():
-        made = generate(net, c, e, num_steps=1, guidance=Guidance(omega=w))
+        made = generate(net, c, e, SamplingConfig(guidance=Guidance(omega=w)))
         torch.testing.assert_close(made, expected, rtol=0, atol=1e-12)
     assert rows == [2, 2]
     assert (shown[1.0] - shown[3.0]).abs().max() > 1e-3
     assert network_evaluations(4, Guidance(omega=3.0), guided_input=True) == 4
     with pytest.raises(ValueError, match="takes one, and no negative prompt"):
-        generate(net, c, e, num_steps=1, guidance=JointGuidance(video=2.0, text=1.5))
+        generate(net, c, e, SamplingConfig(guidance=JointGuidance(video=2.0, text=1.5)))

@@ -21,7 +21,7 @@ from teacher.sampling import fast
 from teacher.sampling.generator import clip_seed, generate, noise
 from teacher.sampling.pipeline import Pipeline, SamplingConfig, as_in_the_demo
 from teacher.sampling.provenance import read_provenance
-from teacher.weights.official import KIND
+from teacher.weights.convert import KIND
 from tests.saved_student import tiny_pipeline
 from tests.teacher.network.test_network import conditions, opened, small
 from tests.teacher.tiny_codec import write_tiny_codec
@@ -99,7 +99,7 @@ def test_guided_velocity_with_negative_text_by_hand():
     net, c = opened(config), conditions(config)
     negative = torch.randn(1, 3, 7, dtype=torch.float64)
     e = torch.randn(2, 9, 4, dtype=torch.float64)
-    made = generate(net, c, e, num_steps=1, guidance=Guidance(omega=2.5, rescale=False), negative_text=negative)
+    made = generate(net, c, e, SamplingConfig(guidance=Guidance(omega=2.5, rescale=False)), negative=negative)
     other = replace(c.unconditional(), text=negative.expand(2, -1, -1), has_text=torch.ones(2, dtype=torch.bool))
     zero = torch.zeros(2, dtype=e.dtype)
     expected = e + 2.5 * net(e, zero, c) - 1.5 * net(e, zero, other)
@@ -112,10 +112,11 @@ def test_many_small_steps_and_the_adaptive_solver_meet():
     net, c = opened(config), conditions(config)
     e = torch.randn(2, 9, 4, dtype=torch.float64)
     rule = Guidance(omega=1.5)
-    tight = generate(net, c, e, num_steps=1, guidance=rule, solver=Adaptive(rtol=1e-8, atol=1e-8))
+    tight = generate(net, c, e, SamplingConfig(guidance=rule, solver=Adaptive(rtol=1e-08, atol=1e-08)))
     assert tight.shape == e.shape
     errors = [
-        float((generate(net, c, e, num_steps=n, guidance=rule, solver="heun") - tight).abs().max()) for n in (16, 64)
+        float((generate(net, c, e, SamplingConfig(steps=n, guidance=rule, solver="heun")) - tight).abs().max())
+        for n in (16, 64)
     ]
     assert errors[1] < 1e-3
     assert 8 < errors[0] / errors[1] < 32  # order 2: a quarter of the step, a sixteenth of the error
@@ -125,9 +126,11 @@ def test_a_student_takes_no_solver():
     config = small(interval_embedding=True)
     with pytest.raises(ValueError, match="jumps"):
         generate(
-            opened(config), conditions(config), torch.randn(2, 9, 4, dtype=torch.float64), num_steps=1,
-            guidance=Guidance(), solver=Adaptive(),
-        )  # fmt: skip
+            opened(config),
+            conditions(config),
+            torch.randn(2, 9, 4, dtype=torch.float64),
+            SamplingConfig(solver=Adaptive()),
+        )
 
 
 @pytest.mark.parametrize(("precision", "low", "high"), [("bfloat16", 1e-6, 0.05), ("demo", 1e-6, 0.1)])
@@ -145,7 +148,7 @@ def test_the_demo_rounds_state_and_times(pipeline):
     assert rounded.config.time_precision == "bfloat16"
     assert {p.dtype for p in rounded.parameters()} == {torch.bfloat16}
     e = noise([1], 32, 20).bfloat16()
-    assert generate(rounded, Conditions.empty(1, 1.0), e, num_steps=2, guidance=Guidance()).dtype == torch.bfloat16
+    assert generate(rounded, Conditions.empty(1, 1.0), e, SamplingConfig(steps=2)).dtype == torch.bfloat16
 
 
 def test_wrong_choices_are_named(pipeline):

@@ -54,7 +54,7 @@ def test_the_stages_of_a_generator_make_what_generate_and_the_codec_make():
     e = noise([3, 4], made.codec.sequence.latent_frames(1.0), made.codec.latent_channels)
     clock, checked = StageClock(), []
     wave = made.generator(conditions, e, sampling, clock=clock)
-    latents = generate(made.net, conditions, e, num_steps=1, guidance=sampling.guidance)
+    latents = generate(made.net, conditions, e, SamplingConfig(guidance=sampling.guidance))
     assert torch.equal(wave, made.codec.decode(latents))
     assert torch.equal(made.generator.latents(conditions, e, sampling), latents)
     assert list(clock.seconds) == [stage.name for stage in made.generator.stages(conditions, sampling)]

@@ -23,9 +23,8 @@ from teacher.network.variants import VARIANTS
 from teacher.sampling.pipeline import Pipeline
 from teacher.weights import layouts
 from teacher.weights.cards import bundle, bundle_licence, card
-from teacher.weights.convert import convert_file, ensure_component
+from teacher.weights.convert import convert_file, ensure_component, make_run
 from teacher.weights.loading import load_network, weight_file
-from teacher.weights.official import make_run
 from teacher.weights.run_folder import FeaturesInfo, read_features_info, read_licence, read_run_config
 from tests.teacher import official
 

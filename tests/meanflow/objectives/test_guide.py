@@ -9,7 +9,7 @@ import torch
 
 from meanflow import GaussianFlow, StudentCalls, u_only
 
-GUIDE = Path(__file__).parents[2] / "docs" / "write-your-own-objective.md"
+GUIDE = Path(__file__).parents[3] / "docs" / "write-your-own-objective.md"
 
 
 @pytest.fixture(scope="module")

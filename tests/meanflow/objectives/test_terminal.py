@@ -6,7 +6,7 @@ from torch import nn
 
 from meanflow import AdaptiveL2, StudentCalls, TerminalVelocity, jump, u_only
 from meanflow.config import dumps, loads
-from tests.meanflow.test_objectives_derivative import Wrong, over
+from tests.meanflow.objectives.test_improved_transition import Wrong, over
 
 
 def test_terminal_exact_derivative_makes_the_exact_u_a_fixed_point(flow, batch):

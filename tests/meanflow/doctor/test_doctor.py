@@ -15,11 +15,11 @@ from meanflow.doctor.frequency import examine_frequency
 from meanflow.doctor.operators import examine_operators
 from meanflow.doctor.precision import examine_precision
 from meanflow.doctor.processes import examine_processes, gradients
-from tests.meanflow import patients
+from tests.meanflow.doctor import patients
 
 
 def patient(name, **inputs):
-    return admit(ImportPath(path=f"tests.meanflow.patients:{name}"), frames=inputs.pop("frames", 6), **inputs)
+    return admit(ImportPath(path=f"tests.meanflow.doctor.patients:{name}"), frames=inputs.pop("frames", 6), **inputs)
 
 
 @lru_cache
@@ -205,7 +205,7 @@ def test_gradients_of_two_processes_disagree_under_dropout():
 
 
 def test_conditions_travel_to_the_other_processes():
-    made = admit(ImportPath(path="tests.meanflow.patients:conditioned"))
+    made = admit(ImportPath(path="tests.meanflow.doctor.patients:conditioned"))
     assert made.rows(slice(2, 4)).conditions[0]["class"].tolist() == [2, 3]
     found = examine_processes(made)
     assert found.verdict.level == "ok", found
@@ -297,12 +297,12 @@ def test_an_examination_that_fails_does_not_cost_the_others():
     [
         ("nothing", "package.module:factory"),
         ("no_such_module_here:f", "cannot be imported"),
-        ("tests.meanflow.patients:absent", "no function 'absent'"),
-        ("tests.meanflow.patients:failing", "failed: KeyError"),
-        ("tests.meanflow.patients:nonsense", "got str"),
-        ("tests.meanflow.patients:Flat", "shaped like x_t"),
-        ("tests.meanflow.patients:Infinite", "not finite"),
-        ("tests.meanflow.patients:Picky", "IndexError: channel 9 of 8"),
+        ("tests.meanflow.doctor.patients:absent", "no function 'absent'"),
+        ("tests.meanflow.doctor.patients:failing", "failed: KeyError"),
+        ("tests.meanflow.doctor.patients:nonsense", "got str"),
+        ("tests.meanflow.doctor.patients:Flat", "shaped like x_t"),
+        ("tests.meanflow.doctor.patients:Infinite", "not finite"),
+        ("tests.meanflow.doctor.patients:Picky", "IndexError: channel 9 of 8"),
     ],
 )
 def test_factories_that_return_nonsense_get_one_line(path, message):

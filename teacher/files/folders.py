@@ -1,4 +1,4 @@
-"""One writer to a folder at a time.
+"""Folders: one writer at a time (`FolderLock`), and new ones that are whole or absent (`new_folder`).
 
 The lock is the kernel's (flock) on the file `.lock` in the folder: it ends with the process that holds it, however that
 ends, so there are no stale locks on one machine or on file systems that carry locks between machines (NFS, Lustre with
@@ -8,19 +8,26 @@ note that was not renewed for a while, or whose process is gone, is stale.
 
 import errno
 import fcntl
+import glob
 import json
 import os
+import re
 import shlex
+import shutil
 import socket
 import stat
 import sys
 import threading
 import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from teacher.files.text import read_bytes
+from teacher.files.replace import flush_folder, shortened
+from teacher.files.text import read_json
 
 LOCK = ".lock"
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL)
@@ -160,10 +167,9 @@ class FolderLock:
 
     def _note(self) -> dict[str, Any]:
         try:
-            note = json.loads(read_bytes(self.path, LONGEST_NOTE))
-        except (OSError, ValueError, RecursionError):
+            return read_json(self.path, limit=LONGEST_NOTE)
+        except (OSError, ValueError):
             return {}
-        return note if isinstance(note, dict) else {}
 
     def _note_is_fresh(self) -> bool:
         note = self._note()
@@ -231,3 +237,60 @@ def _started(pid: int) -> int | None:
         return int(Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[19])
     except (OSError, ValueError, IndexError):
         return None
+
+
+@contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """A temporary folder beside `path`, with a name of its own; at the end its files are flushed and it becomes `path`.
+
+    When something is raised inside, it is removed and `path` is as it was. What killed processes left of the same
+    folder goes as well, but nothing that a living process writes.
+
+    Raises:
+        ValueError: `path` is something already, other than an empty folder, at the beginning or at the end.
+    """
+    path = Path(path)
+    _check_free(path)
+    _remove_staging(path)
+    staging = path.with_name(f".{shortened(path.name)}.{uuid.uuid4().hex[:12]}.part")
+    staging.mkdir(parents=True)
+    try:
+        with FolderLock(staging, what=str(path)):
+            yield staging
+        for file in sorted(staging.rglob("*")):
+            if file.is_dir():
+                flush_folder(file)
+            elif not file.is_symlink():
+                with file.open("rb") as stream:
+                    os.fsync(stream.fileno())
+        flush_folder(staging)
+        _check_free(path)
+        try:
+            os.replace(staging, path)
+        except OSError:
+            _check_free(path)  # made by another process in the meantime
+            raise
+        flush_folder(path.parent)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def _check_free(path: Path) -> None:
+    if path.is_symlink() or (path.exists() and (not path.is_dir() or any(path.iterdir()))):
+        raise ValueError(f"{path} exists already; choose another folder, or remove it first")
+
+
+def _remove_staging(path: Path) -> None:
+    """Unfinished folders that nobody writes. The newest are left alone: their owners may not hold their locks yet."""
+    for left in path.parent.glob(f".{glob.escape(shortened(path.name))}.*.part"):
+        token = left.name.split(".")[-2]
+        try:
+            if re.fullmatch(r"[0-9a-f]{12}", token) and time.time() - left.stat().st_mtime > NEW_S:
+                with FolderLock(left):
+                    shutil.rmtree(left, ignore_errors=True)
+        except (LockedError, OSError):
+            continue
+
+
+NEW_S = 60.0
+"""Seconds for which an unfinished folder counts as new."""
