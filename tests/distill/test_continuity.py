@@ -61,7 +61,7 @@ def tensors(run: Path) -> dict[str, bytes]:
 
 
 SLOW = [(engine, "meanflow") for engine in ENGINES if engine != "zero2"]
-SLOW += [(engine, "consistency") for engine in ("ddp", "fsdp2", "zero2", "zero3")] + [("ddp", "terminal")]
+SLOW += [(engine, "consistency") for engine in ("ddp", "fsdp2", "zero2", "zero3")]
 
 
 @pytest.mark.parametrize(
