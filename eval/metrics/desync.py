@@ -69,11 +69,6 @@ class DeSync:
         """(clips,): mean of |offset| over the two windows."""
         return np.abs(self.offsets_s).mean(axis=1)
 
-    @property
-    def mean_s(self) -> float:
-        """The score: mean over clips; 0 at best, 2 at worst."""
-        return float(self.per_clip_s.mean())
-
 
 def first_and_last(segments: int) -> tuple[slice, slice]:
     """Segments [0, 14) and [n - 14, n) of a clip of n; the same ones twice for n = 14, overlapping up to n = 27.

@@ -56,10 +56,6 @@ class Embeddings:
         """Number of clips."""
         return len(self.counts)
 
-    def of_clip(self, index: int) -> Tensor:
-        """Rows of one clip (its count, dimensions)."""
-        return self.rows.split(self.counts)[index]
-
     @property
     def matrix(self) -> NDArray[np.float64]:
         """All rows (rows, dimensions) in float64."""

@@ -102,11 +102,6 @@ class StageCost:
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
 
-    @property
-    def intensity(self) -> float:
-        """Floating-point operations per byte that has to be moved."""
-        return self.flops / self.bytes if self.bytes else 0.0
-
 
 @dataclass(frozen=True, kw_only=True)
 class Roofline:

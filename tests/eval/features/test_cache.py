@@ -40,7 +40,7 @@ def test_parts_joined_are_the_whole_and_clips_are_cut_by_their_counts():
     whole = some_features()
     assert [len(whole.clips(k, k + 1).embeddings("many").rows) for k in range(3)] == [2, 1, 3]
     assert whole.clips(1, 3).embeddings("many").rows[:, 0].tolist() == [4.0, 6.0, 8.0, 10.0]
-    assert whole.clips(1, 3).embeddings("many").of_clip(1)[:, 0].tolist() == [6.0, 8.0, 10.0]
+    assert whole.clips(1, 3).embeddings("many").by_clip[1][:, 0].tolist() == [6.0, 8.0, 10.0]
     assert whole.clips(1, 2).per_clip == whole.per_clip[1:2]
     for cuts in ((0, 3), (0, 1, 3), (0, 2, 3), (0, 1, 2, 3), (0, 0, 3)):
         parts = [whole.clips(a, b) for a, b in pairwise(cuts)]

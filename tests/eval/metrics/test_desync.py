@@ -22,14 +22,16 @@ def test_every_class_stands_for_its_seconds():
 def test_chance_is_22_in_21_seconds():
     assert 2 * sum(0.2 * k for k in range(1, 11)) / 21 == pytest.approx(CHANCE_S)
     # Each class once: the mean over clips of a model that answers evenly.
-    assert DeSync.from_logits(sure_of(range(21)), sure_of(range(20, -1, -1))).mean_s == pytest.approx(CHANCE_S)
+    assert DeSync.from_logits(sure_of(range(21)), sure_of(range(20, -1, -1))).per_clip_s.mean() == pytest.approx(
+        CHANCE_S
+    )
     drawn = torch.rand(20_000, 21, generator=torch.Generator().manual_seed(0))
     # |offset| has standard deviation 0.61 s: 0.004 for the mean of 20000.
-    assert DeSync.from_logits(drawn, drawn).mean_s == pytest.approx(CHANCE_S, abs=0.015)
+    assert DeSync.from_logits(drawn, drawn).per_clip_s.mean() == pytest.approx(CHANCE_S, abs=0.015)
 
 
 def test_a_model_that_always_answers_in_time_looks_perfect():
-    assert DeSync.from_logits(sure_of([10] * 4), sure_of([10] * 4)).mean_s == 0.0
+    assert DeSync.from_logits(sure_of([10] * 4), sure_of([10] * 4)).per_clip_s.mean() == 0.0
 
 
 def test_windows_are_averaged_as_lengths_and_offsets_keep_their_sign():
@@ -37,7 +39,7 @@ def test_windows_are_averaged_as_lengths_and_offsets_keep_their_sign():
     assert score.per_clip_s.tolist() == [1.0, 1.0]
     np.testing.assert_allclose(score.offsets_s, [[-1.0, 1.0], [0.0, 2.0]], atol=1e-12)
     uneven = DeSync.from_logits(sure_of([0, 10, 10]), sure_of([0, 10, 11]))
-    assert uneven.mean_s == pytest.approx((2.0 + 0.0 + 0.1) / 3)
+    assert uneven.per_clip_s.mean() == pytest.approx((2.0 + 0.0 + 0.1) / 3)
 
 
 @pytest.mark.parametrize(

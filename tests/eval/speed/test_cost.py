@@ -110,4 +110,3 @@ def test_an_evaluation_of_the_small_network_costs_what_was_counted_by_hand():
 def test_negative_counts_are_refused():
     with pytest.raises(ValueError, match="traffic must not be negative, got -1"):
         StageCost(flops=0, bytes=0, traffic=-1, operators=0)
-    assert StageCost(flops=6, bytes=3, traffic=3, operators=1).intensity == 2.0
