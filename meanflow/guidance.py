@@ -49,8 +49,8 @@ class Guided(NamedTuple):
     """
 
     value: Latent
-    s_star: Float[Tensor, "batch *pairs"]
-    clamped: Bool[Tensor, "batch *pairs"]
+    s_star: Float[Tensor, " batch *pairs"]
+    clamped: Bool[Tensor, " batch *pairs"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -238,7 +238,7 @@ def _where_inside(t: Tensor, interval: tuple[float, float], value: Tensor, other
     return torch.where(expand_right(inside(t, interval), value), value.to(otherwise.dtype), otherwise)
 
 
-def inside(t: Time, interval: tuple[float, float]) -> Bool[Tensor, "batch"]:
+def inside(t: Time, interval: tuple[float, float]) -> Bool[Tensor, " batch"]:
     """Rows whose time lies in the interval, ends included."""
     return (t >= interval[0]) & (t <= interval[1])
 

@@ -18,7 +18,7 @@ ZERO_INIT_MIN_STEPS = 25
 """One step of 25 is the 4 % of the path that CFG-Zero* leaves out."""
 
 
-def time_grid(num_steps: int, shift: float = 1.0) -> Float[Tensor, "points"]:
+def time_grid(num_steps: int, shift: float = 1.0) -> Float[Tensor, " points"]:
     """num_steps + 1 times from 1 (noise) to 0 (data): equally spaced times s, moved to shift s / (shift s + 1 - s).
 
     A shift above 1 takes smaller steps near the noise, below 1 near the data (arXiv 2403.03206, section 5.3.2); 1 is
@@ -32,7 +32,7 @@ def time_grid(num_steps: int, shift: float = 1.0) -> Float[Tensor, "points"]:
     return s if shift == 1.0 else shift * s / (shift * s + (1 - s))
 
 
-def sample(u_fn: AverageVelocity, e: Latent, ts: Float[Tensor, "points"], *, zero_init_steps: int = 0) -> Latent:
+def sample(u_fn: AverageVelocity, e: Latent, ts: Float[Tensor, " points"], *, zero_init_steps: int = 0) -> Latent:
     """x_{r} = x_t - (t - r) u(x_t, r, t) along the grid; exact for a true average velocity on any grid."""
     x = e
     for t, r in _pairs(ts, e, zero_init_steps):
@@ -40,7 +40,7 @@ def sample(u_fn: AverageVelocity, e: Latent, ts: Float[Tensor, "points"], *, zer
     return x
 
 
-def euler(v_fn: Velocity, e: Latent, ts: Float[Tensor, "points"], *, zero_init_steps: int = 0) -> Latent:
+def euler(v_fn: Velocity, e: Latent, ts: Float[Tensor, " points"], *, zero_init_steps: int = 0) -> Latent:
     """x_r = x_t - (t - r) v(x_t, t), order 1."""
     x = e
     for t, r in _pairs(ts, e, zero_init_steps):
@@ -48,7 +48,7 @@ def euler(v_fn: Velocity, e: Latent, ts: Float[Tensor, "points"], *, zero_init_s
     return x
 
 
-def heun(v_fn: Velocity, e: Latent, ts: Float[Tensor, "points"], *, zero_init_steps: int = 0) -> Latent:
+def heun(v_fn: Velocity, e: Latent, ts: Float[Tensor, " points"], *, zero_init_steps: int = 0) -> Latent:
     """Explicit trapezoidal rule, order 2, two evaluations a step."""
     x = e
     for t, r in _pairs(ts, e, zero_init_steps):
@@ -57,7 +57,7 @@ def heun(v_fn: Velocity, e: Latent, ts: Float[Tensor, "points"], *, zero_init_st
     return x
 
 
-def midpoint(v_fn: Velocity, e: Latent, ts: Float[Tensor, "points"], *, zero_init_steps: int = 0) -> Latent:
+def midpoint(v_fn: Velocity, e: Latent, ts: Float[Tensor, " points"], *, zero_init_steps: int = 0) -> Latent:
     """x_r = x_t - (t - r) v(x_m, m), m = (t + r) / 2 and x_m an Euler step to m; order 2, two evaluations a step."""
     x = e
     for t, r in _pairs(ts, e, zero_init_steps):

@@ -8,8 +8,8 @@ from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 Latent: TypeAlias = Float[Tensor, "batch frames channels"]
-Time: TypeAlias = Float[Tensor, "batch"]
-PerSample: TypeAlias = Float[Tensor, "batch"]
+Time: TypeAlias = Float[Tensor, " batch"]
+PerSample: TypeAlias = Float[Tensor, " batch"]
 
 Velocity: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 """v(x_t, t) -> Latent, the instantaneous velocity."""
@@ -43,7 +43,7 @@ def u_only(u_fn: AverageVelocity) -> Predict:
     return lambda x_t, r, t: Prediction(u_fn(x_t, r, t))
 
 
-def moving_rows(r: Time, t: Time) -> Int[Tensor, "moving"]:
+def moving_rows(r: Time, t: Time) -> Int[Tensor, " moving"]:
     """Indices (M,) of the rows with r < t; the others are rows of plain flow matching."""
     return torch.nonzero(r < t).squeeze(1)
 
@@ -62,6 +62,6 @@ def on_moving_rows(
     return otherwise.index_copy(0, rows, make(rows, x_t[rows], r[rows], t[rows]).to(otherwise.dtype))
 
 
-def expand_right(a: Shaped[Tensor, "batch"], like: Tensor) -> Tensor:
+def expand_right(a: Shaped[Tensor, " batch"], like: Tensor) -> Tensor:
     """Reshape (B,) to (B, 1, ..., 1) so that it broadcasts against `like` (B, ...)."""
     return a.reshape(a.shape + (1,) * (like.ndim - a.ndim))

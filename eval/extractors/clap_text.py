@@ -281,7 +281,7 @@ class Gpt2Tower(nn.Module):
         return self.base(input_ids=tokens).last_hidden_state[rows, last_token(tokens)]
 
 
-def last_token(tokens: Int[Tensor, "captions tokens"]) -> Int[Tensor, "captions"]:
+def last_token(tokens: Int[Tensor, "captions tokens"]) -> Int[Tensor, " captions"]:
     """Place of the last token of MS-CLAP's captions: the number of tokens other than 0, less one.
 
     This is how the published code finds it, and the embeddings of training were taken there. "!" is token 0 as well:

@@ -41,7 +41,7 @@ the first one, as in the paper's reproduction."""
 
 
 def pam_windows(
-    wave: Float[Tensor, samples], *, tail: Tail = "tiled", window: int = WINDOW_SAMPLES
+    wave: Float[Tensor, " samples"], *, tail: Tail = "tiled", window: int = WINDOW_SAMPLES
 ) -> Float[Tensor, "windows window"]:
     """A mono clip at 44.1 kHz -> its windows in order of time; a clip of up to one window is repeated to fill it.
 

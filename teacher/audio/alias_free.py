@@ -34,7 +34,7 @@ CPU_CHUNK, DEVICE_CHUNK = 2**16, 2**24
 
 
 @functools.lru_cache(maxsize=1)
-def kaiser_sinc_filter() -> Float[Tensor, "taps"]:
+def kaiser_sinc_filter() -> Float[Tensor, " taps"]:
     """The lowpass filter h: windowed sinc with Kaiser's beta for this transition band, summing to 1; float32.
 
     Kaiser's attenuation A = 2.285 (TAPS / 2 - 1) pi 4 HALF_WIDTH + 7.95 = 51.0 dB, beta = 0.1102 (A - 8.7) = 4.6638.
@@ -106,7 +106,7 @@ def _activate(x: Tensor, frequency: Tensor, height: Tensor) -> Tensor:
 
 
 def anti_aliased_snake(
-    x: Float[Tensor, "batch channels time"], alpha: Float[Tensor, "channels"], beta: Float[Tensor, "channels"]
+    x: Float[Tensor, "batch channels time"], alpha: Float[Tensor, " channels"], beta: Float[Tensor, " channels"]
 ) -> Float[Tensor, "batch channels time"]:
     """Snake-beta between upsampling and downsampling by 2; alpha and beta are logarithms.
 

@@ -49,12 +49,12 @@ class AudioCodec(Protocol):
     def latent_channels(self) -> int: ...
 
     @property
-    def latent_mean(self) -> Float[Tensor, "channels"]:
+    def latent_mean(self) -> Float[Tensor, " channels"]:
         """Mean of the posterior means over the training sounds; float32, on the CPU."""
         ...
 
     @property
-    def latent_std(self) -> Float[Tensor, "channels"]:
+    def latent_std(self) -> Float[Tensor, " channels"]:
         """Standard deviation of the posterior means over the training sounds; float32, on the CPU."""
         ...
 
@@ -92,7 +92,7 @@ class AudioCodec(Protocol):
         """Write one safetensors file that `teacher.audio.registry.open_codec` reads."""
         ...
 
-    def with_statistics(self, mean: Float[Tensor, "channels"], std: Float[Tensor, "channels"]) -> Self:
+    def with_statistics(self, mean: Float[Tensor, " channels"], std: Float[Tensor, " channels"]) -> Self:
         """The same codec with another latent_mean and latent_std."""
         ...
 

@@ -49,17 +49,17 @@ class EmbeddedCodec:
     """Principal components of two-frame log-mel patches. Make one with `fit` or `load`."""
 
     mel: MelConfig
-    patch_mean: Float[Tensor, "patch"]
+    patch_mean: Float[Tensor, " patch"]
     basis: Float[Tensor, "patch channels"]
     """Orthonormal columns, by falling variance."""
-    component_mean: Float[Tensor, "channels"]
-    component_std: Float[Tensor, "channels"]
+    component_mean: Float[Tensor, " channels"]
+    component_std: Float[Tensor, " channels"]
     """Of the coefficients over the sounds of the fit; the latent is whitened with them."""
     explained_variance: float
     """Share of the patches' variance that the channels keep, on the sounds of the fit."""
     num_iterations: int = 16
     """Griffin-Lim iterations of `decode`; 16 take about a second for 64 clips of 2 s on one core."""
-    statistics: tuple[Float[Tensor, "channels"], Float[Tensor, "channels"]] | None = None
+    statistics: tuple[Float[Tensor, " channels"], Float[Tensor, " channels"]] | None = None
     """Mean and standard deviation of the whitened latent over other sounds; None: 0 and 1. See `with_statistics`."""
 
     def __post_init__(self) -> None:
@@ -87,11 +87,11 @@ class EmbeddedCodec:
         return self.basis.shape[1]
 
     @property
-    def latent_mean(self) -> Float[Tensor, "channels"]:
+    def latent_mean(self) -> Float[Tensor, " channels"]:
         return torch.zeros(self.latent_channels) if self.statistics is None else self.statistics[0]
 
     @property
-    def latent_std(self) -> Float[Tensor, "channels"]:
+    def latent_std(self) -> Float[Tensor, " channels"]:
         return torch.ones(self.latent_channels) if self.statistics is None else self.statistics[1]
 
     @property
@@ -224,7 +224,7 @@ class EmbeddedCodec:
         except (KeyError, TypeError, ValueError, OverflowError, AttributeError) as error:
             raise ValueError(f"{path}: not a usable {KIND} codec ({error})") from error
 
-    def with_statistics(self, mean: Float[Tensor, "channels"], std: Float[Tensor, "channels"]) -> "EmbeddedCodec":
+    def with_statistics(self, mean: Float[Tensor, " channels"], std: Float[Tensor, " channels"]) -> "EmbeddedCodec":
         """The same codec, its whitened latent shifted by -mean and divided by std; 0 and 1 give the codec as fitted."""
         mean, std = check_statistics(mean, std, self.latent_channels)
         plain = bool((mean == 0).all() and (std == 1).all())

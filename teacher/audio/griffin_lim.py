@@ -102,7 +102,7 @@ def _overlap_add(frames: Float[Tensor, "batch frames n_fft"], hop: int) -> Float
 
 
 def _inverse(
-    spectrum: Complex[Tensor, "batch frames bins"], norm: Float[Tensor, "padded"], config: MelConfig
+    spectrum: Complex[Tensor, "batch frames bins"], norm: Float[Tensor, " padded"], config: MelConfig
 ) -> Float[Tensor, "batch padded"]:
     """Least-squares sound of a spectrogram (Griffin and Lim, 1984, equation 6)."""
     frames = torch.fft.irfft(spectrum, n=config.n_fft) * window(config)

@@ -97,7 +97,7 @@ def mel_filterbank(config: MelConfig) -> Float[Tensor, "mels bins"]:
     return (triangle * 2.0 / (right - left)).float()
 
 
-def hann_window(length: int, *, like: Tensor, periodic: bool = True) -> Float[Tensor, "length"]:
+def hann_window(length: int, *, like: Tensor, periodic: bool = True) -> Float[Tensor, " length"]:
     """Hann window, periodic or symmetric, on the device of `like` and in its precision.
 
     Computed in float64 and rounded once: a float32 cosine is another last bit on another processor.
@@ -106,7 +106,7 @@ def hann_window(length: int, *, like: Tensor, periodic: bool = True) -> Float[Te
 
 
 @functools.lru_cache(maxsize=8)
-def window(config: MelConfig) -> Float[Tensor, "n_fft"]:
+def window(config: MelConfig) -> Float[Tensor, " n_fft"]:
     """Periodic Hann window, float32."""
     return hann_window(config.n_fft, like=torch.empty(0))
 

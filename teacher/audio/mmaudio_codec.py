@@ -135,8 +135,8 @@ class MMAudioCodec:
     """
 
     models: Models
-    latent_mean: Float[Tensor, "channels"]
-    latent_std: Float[Tensor, "channels"]
+    latent_mean: Float[Tensor, " channels"]
+    latent_std: Float[Tensor, " channels"]
 
     def __post_init__(self) -> None:
         check_statistics(self.latent_mean, self.latent_std, self.latent_channels)
@@ -223,7 +223,7 @@ class MMAudioCodec:
         except ValueError as error:
             raise WeightsError(f"{path}: {error}") from error
 
-    def with_statistics(self, mean: Float[Tensor, "channels"], std: Float[Tensor, "channels"]) -> "MMAudioCodec":
+    def with_statistics(self, mean: Float[Tensor, " channels"], std: Float[Tensor, " channels"]) -> "MMAudioCodec":
         """The same models, shared, with other statistics."""
         mean, std = check_statistics(mean, std, self.latent_channels)
         return replace(self, latent_mean=mean, latent_std=std)

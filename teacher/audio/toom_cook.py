@@ -69,7 +69,7 @@ class ToomCookConv1d(nn.Module):
         self.register_buffer("inputs", inputs.to(conv.weight), persistent=False)
         self.register_buffer("outputs", outputs.to(conv.weight), persistent=False)
 
-    def forward(self, x: Float[Tensor, "batch in time"]) -> Float[Tensor, "batch out time"]:
+    def forward(self, x: Float[Tensor, " batch in time"]) -> Float[Tensor, "batch out time"]:
         made = torch.stack([self._row(row) for row in x])
         return made if self.bias is None else made.add_(self.bias[:, None])
 

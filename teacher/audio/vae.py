@@ -39,7 +39,7 @@ LIMIT = 256.0
 _MIXED = math.hypot(1 - MIX, MIX)
 
 
-def normalised_weight(weight: Float[Tensor, "out in kernel"]) -> Float[Tensor, "out in kernel"]:
+def normalised_weight(weight: Float[Tensor, " out in kernel"]) -> Float[Tensor, " out in kernel"]:
     """w / (EPS + ||w|| / sqrt(n)) / sqrt(n) per output channel, n = in * kernel; at least float32."""
     root = math.sqrt(weight[0].numel())
     w = weight.to(torch.promote_types(weight.dtype, torch.float32))
@@ -87,7 +87,7 @@ class MPConv1d(nn.Module):
         self.weight.copy_(normalised_weight(self.weight))
         self.normalised = True
 
-    def forward(self, x: Float[Tensor, "batch in frames"]) -> Float[Tensor, "batch out frames"]:
+    def forward(self, x: Float[Tensor, " batch in frames"]) -> Float[Tensor, "batch out frames"]:
         if not self.normalised:
             raise RuntimeError("this VAE holds raw weights: call its normalise_() once after loading")
         return functional.conv1d(x, self.weight, padding=self.weight.shape[2] // 2)
@@ -104,7 +104,7 @@ class MPResBlock(nn.Module):
             self.nin_shortcut = MPConv1d(in_channels, out_channels, 1)
         self.changes_width = in_channels != out_channels
 
-    def forward(self, x: Float[Tensor, "batch in frames"]) -> Float[Tensor, "batch out frames"]:
+    def forward(self, x: Float[Tensor, " batch in frames"]) -> Float[Tensor, "batch out frames"]:
         x = pixel_norm(x)
         y = self.conv2(mp_silu(self.conv1(mp_silu(x))))
         return mp_sum(self.nin_shortcut(x) if self.changes_width else x, y)

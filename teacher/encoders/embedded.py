@@ -36,7 +36,7 @@ TEXT_WIDTH, TEXT_POSITIONS = MMAUDIO_WIDTHS.text, MMAUDIO_WIDTHS.text_tokens
 LUMA = (0.299, 0.587, 0.114)
 
 
-def hashed_signs(name: str, count: int) -> Float[Tensor, "count"]:
+def hashed_signs(name: str, count: int) -> Float[Tensor, " count"]:
     """`count` signs +1 or -1, the bits of SHAKE-256 of `name`."""
     digest = hashlib.shake_256(name.encode()).digest(-(-count // 8))
     bits = np.unpackbits(np.frombuffer(digest, dtype=np.uint8))[:count]
@@ -142,7 +142,7 @@ class EmbeddedMotion:
         return self.gain * around @ projection(self.name, around.shape[1], self.width)
 
 
-def _between(values: Float[Tensor, "frames features"], at: Float[Tensor, "slots"]) -> Float[Tensor, "slots features"]:
+def _between(values: Float[Tensor, "frames features"], at: Float[Tensor, " slots"]) -> Float[Tensor, "slots features"]:
     """Linear interpolation between frames at fractional frame numbers, held at both ends."""
     at = at.clamp(0, len(values) - 1)
     before = at.floor().long()
@@ -250,5 +250,5 @@ class EmbeddedText:
 
 
 @functools.lru_cache(maxsize=4096)
-def _unit_vector(name: str) -> Float[Tensor, "width"]:
+def _unit_vector(name: str) -> Float[Tensor, " width"]:
     return hashed_signs(f"embedded-text-1 {name}", TEXT_WIDTH) / math.sqrt(TEXT_WIDTH)

@@ -173,7 +173,7 @@ class Synchformer(nn.Module):
         return self.transformer(self.vproj(visual.flatten(1, 2)), self.aproj(audio.flatten(1, 2)))
 
 
-def class_offsets_s(classes: int = 21) -> Float[Tensor, "classes"]:
+def class_offsets_s(classes: int = 21) -> Float[Tensor, " classes"]:
     """Offset in seconds that each class stands for: -2 + 0.2 i for the published 21."""
     return torch.linspace(-LARGEST_OFFSET_S, LARGEST_OFFSET_S, classes, dtype=torch.float64).round(decimals=9)
 

@@ -77,9 +77,9 @@ class FeatureSet:
     info: dict[str, Any]
     """features.json: duration_s, digest, counts, configuration."""
     rows: Rows
-    latent_mean: Float[Tensor, "channels"]
+    latent_mean: Float[Tensor, " channels"]
     """Latents are normalised by these: (z - latent_mean) / latent_std."""
-    latent_std: Float[Tensor, "channels"]
+    latent_std: Float[Tensor, " channels"]
 
     @classmethod
     def open(cls, folder: Path, split: str, *, statistics: tuple[Tensor, Tensor] | None = None) -> "FeatureSet":

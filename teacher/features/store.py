@@ -199,7 +199,7 @@ class ShardLayout:
     captions_per_file: int
 
     @classmethod
-    def of(cls, info: dict[str, Any]) -> "Layout":
+    def of(cls, info: dict[str, Any]) -> "ShardLayout":
         """The layout that the content of features.json describes."""
         duration_s = float(info["duration_s"])
         return cls(

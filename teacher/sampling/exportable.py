@@ -63,10 +63,10 @@ class OneStep(nn.Module):
         clip: Float[Tensor, "batch images 1024"],
         sync: Float[Tensor, "batch syncs 768"],
         text: Float[Tensor, "batch 77 1024"],
-        has_clip: Bool[Tensor, "batch"],
-        has_sync: Bool[Tensor, "batch"],
-        has_text: Bool[Tensor, "batch"],
-        omega: Float[Tensor, "batch"] | None = None,
+        has_clip: Bool[Tensor, " batch"],
+        has_sync: Bool[Tensor, " batch"],
+        has_text: Bool[Tensor, " batch"],
+        omega: Float[Tensor, " batch"] | None = None,
     ) -> Float[Tensor, "batch frames channels"]:
         conditions = Conditions(
             clip=clip, sync=sync, text=text, has_clip=has_clip, has_sync=has_sync, has_text=has_text
@@ -146,7 +146,7 @@ class ExportableSnake(nn.Module):
     frequency: Tensor
     height: Tensor
 
-    def __init__(self, alpha: Float[Tensor, "channels"], beta: Float[Tensor, "channels"]) -> None:
+    def __init__(self, alpha: Float[Tensor, " channels"], beta: Float[Tensor, " channels"]) -> None:
         super().__init__()
         taps = kaiser_sinc_filter().double()
         row, m = torch.arange(BLOCK + 2 * UP_MARGIN)[:, None], torch.arange(2 * BLOCK)

@@ -248,7 +248,7 @@ class Pipeline:
             for seed, parts in zip(chosen, pieces, strict=True)
         ]
 
-    def sound(self, scene: Scene, sampling: SamplingConfig, wave: Float[Tensor, "samples"]) -> Sound:
+    def sound(self, scene: Scene, sampling: SamplingConfig, wave: Float[Tensor, " samples"]) -> Sound:
         """A wave together with how it was made; `sampling` holds its seed."""
         return Sound(
             wave=wave,

@@ -59,7 +59,7 @@ class Scene:
 class Sound:
     """One sound and how it was made."""
 
-    wave: Float[Tensor, "samples"]
+    wave: Float[Tensor, " samples"]
     sample_rate: int
     seed: int
     sampling: SamplingConfig

@@ -74,7 +74,7 @@ class Joiner:
         self._done = 0
         self._tail = torch.zeros(0)
 
-    def add(self, wave: Float[Tensor, "samples"], start: int, *, then: int | None) -> Float[Tensor, "finished"]:
+    def add(self, wave: Float[Tensor, " samples"], start: int, *, then: int | None) -> Float[Tensor, " finished"]:
         """The samples that are final once `wave`, which begins at sample `start`, is there: those before `then`, where
         the next window begins; all, if it is the last (None).
 
@@ -96,7 +96,7 @@ class Joiner:
         return finished
 
 
-def _faded(old: Float[Tensor, "samples"], new: Float[Tensor, "samples"]) -> Float[Tensor, "samples"]:
+def _faded(old: Float[Tensor, " samples"], new: Float[Tensor, " samples"]) -> Float[Tensor, " samples"]:
     """From `old` to `new` at constant energy."""
     if len(old) == 0:
         return new[:0]
