@@ -1,7 +1,7 @@
 """Extract latents and condition features: `python -m scripts.extract --data PATH --out runs/demo/features`.
 
 Under `torchrun --nproc_per_node N -m scripts.extract ...` or `accelerate launch -m scripts.extract ...` the processes
-divide the work; on several machines, --out must lie on a common disk.
+divide the clips; on several machines, --out must lie on a common disk.
 """
 
 import time

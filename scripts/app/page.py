@@ -1,4 +1,4 @@
-"""The web page of the sampler: what is on it, and what a visitor sees of errors. Needs gradio, an optional extra."""
+"""The web page of the sampler: its elements, and how errors are shown. Needs gradio, an optional extra."""
 
 import re
 import traceback
@@ -22,11 +22,11 @@ SUFFIXES = sorted({*VIDEO_SUFFIXES, ".webm", ".avi", ".ts", ".mpg", ".wmv"})
 STEPS, GUIDANCE = 50, 8.0
 """Ends of the sliders."""
 QUEUE = 16
-"""Clicks that wait; further ones get an error, the queue is full."""
+"""Clicks that may wait; further ones get the error that the queue is full."""
 
 
 def address(path: Path) -> str:
-    """Where the server shows a file of the workspace."""
+    """The address under which the server delivers a file of the workspace."""
     return f"/gradio_api/file={quote(str(path))}"
 
 
@@ -44,13 +44,13 @@ def one_line(call: Callable[..., str], root: Path, visitors: Visitors) -> Callab
             return html.alert(folders.sub("", " ".join(str(error).split())))
         except Exception:
             traceback.print_exc()
-            return html.alert("this did not work, through no fault of yours; the server's log says why")
+            return html.alert("an internal error occurred; its traceback is in the server's log")
 
     return guarded
 
 
 def visitor(request: gr.Request) -> str:
-    """Whose request it is: the page open in one tab, or one call of the functions behind it."""
+    """Identifies who sent a request: the page open in one tab, or one call of the functions behind it."""
     return str(getattr(request, "session_hash", None) or "")[:100]
 
 
@@ -121,11 +121,11 @@ def build(studio: Studio, visitors: Visitors, *, starts: dict[str, tuple[int, fl
             with gr.Column(scale=1, min_width=300):
                 video = uploads_only(gr.File(label="Video", file_types=SUFFIXES, type="filepath", height=130))
                 shown = gr.HTML(padding=False)
-                prompt = gr.Textbox(label="What is to be heard", placeholder="a glass ball bounces", max_lines=3)
-                negative = gr.Textbox(label="What is not (acts through guidance)", placeholder="music", max_lines=2)
+                prompt = gr.Textbox(label="Prompt", placeholder="a glass ball bounces", max_lines=3)
+                negative = gr.Textbox(label="Negative prompt (needs guidance)", placeholder="music", max_lines=2)
                 longest = max(studio.limits.seconds, MIN_DURATION_S)
                 duration = gr.Slider(
-                    MIN_DURATION_S, longest, min(window_s, longest), step=0.01, label="Seconds, for words alone"
+                    MIN_DURATION_S, longest, min(window_s, longest), step=0.01, label="Seconds, without a video"
                 )
                 numbers = []
                 for name in names:

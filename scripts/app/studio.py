@@ -1,5 +1,5 @@
-"""What the buttons of the web page do, without the page: requests are checked, scenes are encoded once and held, sounds
-are made, written and timed."""
+"""What the buttons of the web page do, without the page: check requests, encode scenes once and cache them, and make,
+write and time sounds."""
 
 import hashlib
 import math
@@ -30,7 +30,7 @@ KEEP_SCENES_S = 600.0
 BUDGET_RUNS = 5
 """How often a budget runs every stage: counted, warmed up, timed three times."""
 Check: TypeAlias = Callable[[], None]
-"""Called before every stage and every evaluation of a network; raises StoppedError where the work is to end."""
+"""Called before every stage and every evaluation of a network; raises StoppedError when the click is to end."""
 Key: TypeAlias = tuple[object, ...]
 
 
@@ -40,7 +40,7 @@ class StoppedError(ValueError):
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """What one click may ask for, so that other visitors are served too."""
+    """Limits of one click, so that other visitors are served too."""
 
     seconds: float = 60.0
     """Longest video and longest sound."""
@@ -66,19 +66,19 @@ class ModelSetting:
 
 @dataclass(frozen=True, kw_only=True)
 class SoundRequest:
-    """What a visitor asks sound for. Raises ValueError in words that the page shows."""
+    """The scene that a visitor requests sound for. Raises ValueError with a message that the page shows."""
 
     video: Path | None
     prompt: str | None
     negative_prompt: str | None
     duration_s: float
-    """Of a sound for words alone."""
+    """Seconds of a sound without video."""
 
     def __post_init__(self) -> None:
         for name in ("prompt", "negative_prompt"):
             object.__setattr__(self, name, _words(name.replace("_", " "), getattr(self, name)))
         if self.video is None and self.prompt is None:
-            raise ValueError("drop a video or type what is to be heard")
+            raise ValueError("upload a video or type a prompt")
         object.__setattr__(self, "duration_s", _number("duration", self.duration_s, 0.0, math.inf))
 
 
@@ -103,12 +103,11 @@ class Take:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ClickResult:
-    """What one click made."""
+    """The results of one click."""
 
     takes: tuple[Take, ...]
     seconds: dict[str, dict[str, float]]
-    """Seconds of this click by model and stage; stages of encoding are missing where the scene was still there from a
-    click before."""
+    """Seconds of this click by model and stage; without stages of encoding where an earlier click encoded the scene."""
     shared: bool
     """Whether something was encoded once in this click for several models; its time then stands with each of them."""
     audio_s: float
@@ -117,7 +116,7 @@ class ClickResult:
 
 @dataclass(kw_only=True)
 class Studio:
-    """Models and what they keep between clicks. One click is served at a time."""
+    """The models, and the scenes that are cached between clicks. One click is served at a time."""
 
     models: Sequence[Model]
     workspace: Workspace
@@ -126,10 +125,10 @@ class Studio:
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def check_video(self, video: Path) -> MediaInfo:
-        """Facts about the video. Raises MediaError where no sound can be made for it here."""
+        """Properties of the video. Raises MediaError when it has no picture or exceeds the limits of the page."""
         info = probe(video)
         if not info.has_video:
-            raise MediaError(f"{video}: has no picture to make sound for; type what is to be heard instead")
+            raise MediaError(f"{video}: has no picture to make sound for; type a prompt instead")
         if info.duration_s > self.limits.seconds:
             raise MediaError(f"{video}: lasts {info.duration_s:.1f} s, this page takes up to {self.limits.seconds:g} s")
         pixels = info.width * info.height * info.fps * info.duration_s
@@ -178,12 +177,12 @@ class Studio:
             )
 
     def finish(self, timeout_s: float) -> None:
-        """Wait until nothing is made any more, so long at the most."""
+        """Wait until no click is served any more, for at most this many seconds."""
         if self._lock.acquire(timeout=timeout_s):
             self._lock.release()
 
     def _check_work(self, length_s: float, settings: Sequence[ModelSetting], runs: int) -> None:
-        """Raise ValueError where that many runs of so long a sound are more than one click may ask for."""
+        """Raise ValueError when sounds of this length and number cost more than one click may."""
         asked = sum(length_s * runs * s.steps * (1 if s.guidance == 1.0 else 2) for s in settings)
         if asked > self.limits.evaluated_s:
             raise ValueError(
@@ -303,7 +302,7 @@ def _write(model: str, sound: Sound, folder: Path, *, film: bool) -> Take:
 def _words(name: str, text: object) -> str | None:
     """The text without blanks around it, None for none."""
     if text is not None and not isinstance(text, str):
-        raise ValueError(f"the {name} must be words")
+        raise ValueError(f"the {name} must be text")
     words = " ".join((text or "").split())
     if len(words) > MAX_WORDS:
         raise ValueError(f"the {name} may have {MAX_WORDS} characters, it has {len(words)}")

@@ -116,8 +116,8 @@ def test_converting_says_in_one_line_what_is_wrong(typed, tmp_path):
     [
         ({}, "give a published variant .* or --file"),
         ({"variant": "small_16k", "file": Path("x")}, "give a published variant .* or --file"),
-        ({"variant": "small_16k", "component": "vae_16k"}, "--component goes with --file"),
-        ({"file": Path("x"), "out": Path("y")}, "--out goes with a variant"),
+        ({"variant": "small_16k", "component": "vae_16k"}, "--component needs --file"),
+        ({"file": Path("x"), "out": Path("y")}, "--out needs a variant"),
         ({"variant": "debug_16k"}, "the published ones are"),
     ],
 )
