@@ -1,4 +1,4 @@
-"""How sounds are drawn: steps, guidance, solver, seed; and in which arithmetic."""
+"""The sampling configuration: steps, guidance, solver and seed; and the precisions of the network."""
 
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias, get_args
@@ -9,7 +9,7 @@ from meanflow.sampling import check_zero_init
 
 FixedSolver: TypeAlias = Literal["euler", "heun", "midpoint"]
 Solver: TypeAlias = FixedSolver | Adaptive
-"""How an instantaneous velocity is integrated; an average velocity jumps and needs none."""
+"""Integrator of an instantaneous velocity (a teacher); an average velocity (a student) jumps and needs none."""
 Precision: TypeAlias = Literal["float32", "bfloat16", "demo"]
 """Arithmetic of the flow network. float32 throughout; bfloat16: float32 weights and state, products in bfloat16 (how
 MMAudio is evaluated); demo: weights, state, times and the table of time frequencies in bfloat16 (how MMAudio's own
@@ -18,19 +18,19 @@ demo runs, which for v2 networks scrambles the time embedding: teacher/network/e
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingConfig:
-    """How latents are drawn."""
+    """How latents are sampled: number of steps, guidance, seed, and a teacher's solver."""
 
     steps: int = 1
-    """Network evaluations along the path; 1 is what the student is for, 25 the teacher's default."""
+    """Number of sampling steps; students are trained for 1, a teacher is usually sampled with 25."""
     guidance: GuidanceRule = field(default_factory=Guidance)
     """Classifier-free guidance; scale 1 is off and needs a single evaluation per step."""
     seed: int = 0
     solver: Solver = "euler"
-    """Integrator of a teacher's velocity; a student jumps and takes none."""
+    """Integrator of a teacher's velocity; for a student it must stay euler."""
     shift: float = 1.0
-    """Above 1 smaller steps near the noise, below 1 near the data."""
+    """Shift of the time grid: above 1 the steps near the noise are smaller, below 1 those near the data."""
     zero_init_steps: int = 0
-    """First steps that leave the noise as it is, of 25 or more."""
+    """Number of first steps whose velocity is zero (CFG-Zero*); meant for 25 or more steps."""
 
     def __post_init__(self) -> None:
         if not isinstance(self.solver, Adaptive) and self.solver not in get_args(FixedSolver):
@@ -43,7 +43,7 @@ class SamplingConfig:
         check_zero_init(self.zero_init_steps, self.steps)
 
     def __str__(self) -> str:
-        """Steps and guidance in words."""
+        """Steps and guidance as text, such as "25 step(s), guidance 4.5"."""
         solver, rule = self.solver, self.guidance
         steps = f"adaptive to {solver.rtol:g}" if isinstance(solver, Adaptive) else f"{self.steps} step(s)"
         if isinstance(rule, JointGuidance):
