@@ -1,4 +1,4 @@
-"""Synchformer's hearing half: power mel spectrograms of 0.64 s segments and a transformer over their patches.
+"""Synchformer's audio encoder: power mel spectrograms of 0.64 s segments and a transformer over their patches.
 
 The encoder is an audio spectrogram transformer (AST, arXiv 2104.01778) whose patches are pooled over frequency, so that
 six features in order of time are left of each segment (arXiv 2401.16423, section 3).
@@ -22,15 +22,15 @@ from teacher.files.components import count_blocks, shape_of
 
 SAMPLE_RATE = 16_000
 SEGMENT_SAMPLES = 10_240
-"""16 frames at 25 fps, 0.64 s."""
+"""Samples of a segment at 16 kHz: 0.64 s, as long as 16 frames at 25 fps."""
 SEGMENT_STRIDE_SAMPLES = 5_120
 FFT, WINDOW, HOP = 1024, 400, 160
 MELS = 128
 SPECTRUM_FRAMES = 66
-"""Width that the encoder was trained with: the 65 frames of a segment and one of zeros."""
+"""Frames of a segment's spectrogram in the encoder's training: 65 frames and one of zeros."""
 LOG_FLOOR = 1e-6
 MEAN, STD = -4.2677393, 4.5689974
-"""Of the log-mel values of AudioSet; AST divides by twice the deviation."""
+"""Mean and standard deviation of the log-mel values of AudioSet; AST divides by twice the deviation."""
 AUDIO = "afeat_extractor."
 HEAD_WIDTH = 64
 
@@ -66,8 +66,8 @@ def sync_spectrogram(wave: Float[Tensor, "*batch samples"]) -> Float[Tensor, "*b
 def htk_filterbank() -> Float[Tensor, "128 513"]:
     """Triangles of height 1 between 130 points equally spaced in mel = 2595 log10(1 + f / 700) from 0 to 8000 Hz.
 
-    Made in float64 and rounded once, so that they are the same on every processor; those of the training were made in
-    float32 and differ by 1e-5 of their height.
+    Computed in float64 and rounded once, so that they are equal on every processor; those of the training were computed
+    in float32 and differ by 1e-5 of their height.
     """
     frequencies = torch.linspace(0, SAMPLE_RATE // 2, FFT // 2 + 1, dtype=torch.float64)
     top = 2595.0 * math.log10(1.0 + SAMPLE_RATE / 2 / 700.0)
@@ -120,7 +120,7 @@ class AudioConfig:
 
 
 class Dense(nn.Module):
-    """A linear layer one name deeper, where the published state dict has it."""
+    """A linear layer as a submodule `dense`, for the parameter names of the published state dict."""
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
@@ -174,7 +174,7 @@ class AudioLayer(nn.Module):
 
 
 class Patches(nn.Module):
-    """The convolution that makes tokens of patches, under the name that the published state dict gives it."""
+    """A convolution from patches to tokens, under its name in the published state dict."""
 
     def __init__(self, projection: nn.Module) -> None:
         super().__init__()
@@ -215,7 +215,7 @@ class AudioLayers(nn.Module):
 
 
 class SpectrogramTransformer(nn.Module):
-    """Spectrogram -> all tokens, normalised."""
+    """Audio spectrogram transformer: spectrogram -> all tokens after the last LayerNorm."""
 
     def __init__(self, config: AudioConfig) -> None:
         super().__init__()
@@ -239,7 +239,7 @@ class AudioEncoder(nn.Module):
     def forward(
         self, spectrogram: Float[Tensor, "batch segments mels frames"]
     ) -> Float[Tensor, "batch segments columns width"]:
-        """(B, S, 128, 66) -> (B, S, 6, 768). The class and distillation tokens are left out of the pooling."""
+        """(B, S, 128, 66) -> (B, S, 6, 768). The pooling does not include the class and distillation tokens."""
         batch, segments, _, frames = spectrogram.shape
         columns = (frames - self.config.patch) // self.config.stride + 1
         patches = self.ast(spectrogram.flatten(0, 1))[:, 2:]

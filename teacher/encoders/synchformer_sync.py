@@ -1,7 +1,7 @@
-"""The complete Synchformer: by how many seconds the sound and the picture of a clip are apart.
+"""The complete Synchformer, which predicts the offset in seconds between the sound and the picture of a clip.
 
-Visual and audio features of fourteen segments (4.8 s) become one sequence of tokens; a small transformer reads a class
-of offset off it (arXiv 2401.16423, section 3). Needed to score synchrony, not to generate.
+Visual and audio features of fourteen segments (4.8 s) become one sequence of tokens; a small transformer classifies its
+offset (arXiv 2401.16423, section 3). It is used to score synchrony, not to generate.
 """
 
 from collections.abc import Mapping
@@ -18,7 +18,7 @@ from teacher.files.components import count_blocks, shape_of
 
 HEAD = "transformer."
 LARGEST_OFFSET_S = 2.0
-"""The classes are equally spaced from minus this to plus this."""
+"""The offset classes are equally spaced from minus to plus this many seconds."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,7 +102,7 @@ class OffsetBlock(nn.Module):
 
 
 class PositionTable(nn.Module):
-    """A learned vector for every place in the sequence, under the name that the published state dict gives it."""
+    """A learned vector for every position in the sequence, under its name in the published state dict."""
 
     def __init__(self, tokens: int, width: int) -> None:
         super().__init__()
@@ -110,7 +110,7 @@ class PositionTable(nn.Module):
 
 
 class OffsetTransformer(nn.Module):
-    """[OFF, visual tokens, MOD, audio tokens] plus a learned position each -> logits of the offset, read off OFF."""
+    """[OFF, visual tokens, MOD, audio tokens] plus learned positions -> logits of the offset, from the token OFF."""
 
     def __init__(self, config: OffsetConfig) -> None:
         super().__init__()
@@ -127,7 +127,7 @@ class OffsetTransformer(nn.Module):
     def forward(
         self, visual: Float[Tensor, "batch visual_tokens width"], audio: Float[Tensor, "batch audio_tokens width"]
     ) -> Float[Tensor, "batch classes"]:
-        """Raises ValueError when the tokens are not as many as the table of positions."""
+        """Logits (B, classes). Raises ValueError unless there are as many tokens as positions in the table."""
         positions = self.pos_emb_cfg.pos_emb
         if 2 + visual.shape[1] + audio.shape[1] != positions.shape[1]:
             raise ValueError(
@@ -174,11 +174,11 @@ class Synchformer(nn.Module):
 
 
 def class_offsets_s(classes: int = 21) -> Float[Tensor, " classes"]:
-    """Offset in seconds that each class stands for: -2 + 0.2 i for the published 21."""
+    """Offset in seconds of each class: -2 + 0.2 i for the published 21 classes."""
     return torch.linspace(-LARGEST_OFFSET_S, LARGEST_OFFSET_S, classes, dtype=torch.float64).round(decimals=9)
 
 
 def offset_s(logits: Float[Tensor, "*batch classes"]) -> Float[Tensor, "*batch"]:
-    """Offset in seconds between sound and picture that the most likely class stands for."""
+    """Offset in seconds between sound and picture: that of the most likely class."""
     best: Int[Tensor, "*batch"] = logits.argmax(dim=-1)
     return class_offsets_s(logits.shape[-1]).to(logits.device)[best]

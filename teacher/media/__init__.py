@@ -1,4 +1,4 @@
-"""Reading and writing media files: the public names of the `media_*` modules beside this one."""
+"""Reading and writing media files: the public names of the modules of this package."""
 
 from teacher.media.open import MediaError, MediaInfo, StreamInfo, check_wave, open_media, probe, stream_infos, text_tags
 from teacher.media.read import FrameRequest, read_audio, read_frames

@@ -177,7 +177,7 @@ def test_the_budget_has_every_stage_of_a_video(studio, film):
         (lambda s: s.compare(words(duration_s=0.1), [STUDENT], 0), "shortest sound"),
         (lambda s: s.compare(words(), [STUDENT], -1), "seed must be a number from 0"),
         (lambda s: s.compare(words(), [STUDENT], 1.5), "seed must be a whole number"),
-        (lambda s: s.compare(words(negative="music"), [TEACHER], 0), "negative prompt acts through guidance"),
+        (lambda s: s.compare(words(negative="music"), [TEACHER], 0), "negative prompt takes effect through guidance"),
         (lambda s: s.grid(words(), STUDENT, 0, 400), "4 or 8"),
         (lambda s: s.grid(words(), ModelSetting(model="x", steps=1, guidance=1.0), 0, 4), "student, teacher"),
         (lambda s: ModelSetting(model="student", steps=10**6, guidance=1.0), "steps of the student"),

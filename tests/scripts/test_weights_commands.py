@@ -135,7 +135,7 @@ def test_a_variant_becomes_a_run_folder(tmp_path, monkeypatch, capsys):
     convert.run(convert.Convert(variant="small_16k"))
     told = capsys.readouterr()
     assert "warning: mmaudio_small_16k.pth is not the published mmaudio_small_16k" in told.err
-    assert "missing synchformer (synchformer_state_dict.pth, 907M): needed for what is seen" in told.out
+    assert "missing synchformer (synchformer_state_dict.pth, 907M): needed for video;" in told.out
     run_folder = Path("runs/mmaudio-small-16k")
     assert torch.equal(load_network(run_folder).latent_std, tensors["latent_std"])
     assert "CC BY-NC 4.0" in read_licence(run_folder)

@@ -191,7 +191,7 @@ def test_a_server_that_resumes_elsewhere_is_refused(server, known, tmp_path):
 
 def test_corrupted_bytes_are_not_kept(server, known, tmp_path):
     server.content = CONTENT[:-1] + b"?"
-    with pytest.raises(WeightsError, match=f"its md5 is .*, published is {known.md5}; it was not kept"):
+    with pytest.raises(WeightsError, match=f"its md5 is .*, published is {known.md5}; it was discarded"):
         fetcher(server, tmp_path)(known)
     assert names(tmp_path) == []
 
@@ -226,7 +226,7 @@ def test_an_unreachable_server_is_one_line(known, tmp_path):
 @pytest.mark.parametrize("there", [b"too short", CONTENT[:-1] + b"?"])
 def test_another_file_of_that_name_is_never_overwritten(server, known, tmp_path, there):
     (tmp_path / "file.pth").write_bytes(there)
-    with pytest.raises(WeightsError, match=r"is there but is not the published file: its? .*; move it away first"):
+    with pytest.raises(WeightsError, match=r"exists but is not the published file: its? .*; move it away first"):
         fetcher(server, tmp_path)(known)
     assert (tmp_path / "file.pth").read_bytes() == there
     assert server.asked == []
