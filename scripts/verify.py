@@ -34,7 +34,7 @@ class Verify:
     """One cell, or all of them."""
 
     rows: Path = Path("runs/demo/rows.jsonl")
-    """rows.jsonl of a comparison; clips.jsonl, embeddings/ and media/ are read from the same folder, if they exist."""
+    """rows.jsonl of a comparison; clips.jsonl, embeddings/ and media/ are read from the same folder, if stored."""
     cell: tuple[Task, str, int, int, str] | None = None
     """Task, model, steps, seed and metric of one cell. The metric may be the end of an interval ("kl low"), a bias
     ("frechet bias") or a total of times ("rtf video-to-audio")."""
