@@ -9,7 +9,7 @@ Reduction: TypeAlias = Literal["mean", "sum"]
 
 
 def squared_error(delta: Latent, reduction: Reduction) -> PerSample:
-    """||delta||^2 over frames and channels, summed or averaged; in float32 at least."""
+    """||delta||^2 (B,), summed or averaged over frames and channels, in float32 at least."""
     squared = delta.float().pow(2).flatten(1) if delta.dtype.itemsize < 4 else delta.pow(2).flatten(1)
     return squared.mean(1) if reduction == "mean" else squared.sum(1)
 
