@@ -1,11 +1,11 @@
 """Snake-beta without aliasing (BigVGAN, arXiv 2206.04658, section 3.2): upsample by 2, activate, downsample by 2.
 
     snake(x) = x + sin(x e^alpha)^2 / (e^beta + 1e-9)                     alpha and beta per channel
-    u[m]     = 2 sum_i x[i] h[m + 5 - 2 i],   y[n] = sum_k snake(u)[2 n + k - 5] h[k]       edges are held
+    u[m]     = 2 sum_i x[i] h[m + 5 - 2 i],   y[n] = sum_k snake(u)[2 n + k - 5] h[k]       edge samples are repeated
 
 h is a 12-tap Kaiser-windowed sinc. Both resamplers are products of overlapping blocks of the signal with small banded
-matrices, and on the CPU a chunk of rows passes through all of it while it lies in the cache. Padding, transposed
-convolution per channel, cropping, padding and convolution per channel compute the same two to five times slower there.
+matrices. On the CPU a chunk of rows goes through all three steps while it lies in the cache, two to five times as fast
+as the usual way (padding, a transposed convolution per channel, cropping, padding, a convolution per channel).
 """
 
 import functools
@@ -18,19 +18,19 @@ TAPS = 12
 CUTOFF = 0.25
 """Cycles per sample at the upsampled rate: the original Nyquist frequency."""
 HALF_WIDTH = 0.3
-"""Half the transition band, same unit."""
+"""Half the width of the transition band, in cycles per sample at the upsampled rate."""
 HALF_OF_THE_TAPS = (
     0.0020289646927267313, 0.009389465674757957, -0.0255434587597847, -0.057657383382320404, 0.12857258319854736,
     0.44320979714393616,
 )  # fmt: skip
-"""The first six; the filter is symmetric."""
+"""The first six taps of the filter h, which is symmetric."""
 SNAKE_EPS = 1e-9
 BLOCK = 16
-"""Samples made by one row of a matrix product."""
+"""Input samples per row of the matrix products."""
 UP_MARGIN, DOWN_MARGIN = 4, 8
-"""Samples held at each edge; 3 and 6 are needed, multiples of 4 keep the rows of the products aligned."""
+"""Repeated samples at each edge; 3 and 6 would do, but multiples of 4 align the rows of the products in memory."""
 CPU_CHUNK, DEVICE_CHUNK = 2**16, 2**24
-"""Samples treated together: what stays in a core's second-level cache, and a bound on memory elsewhere."""
+"""Samples processed together: on the CPU what fits into a core's second-level cache, elsewhere a bound on memory."""
 
 
 @functools.lru_cache(maxsize=1)
@@ -38,8 +38,8 @@ def kaiser_sinc_filter() -> Float[Tensor, " taps"]:
     """The lowpass filter h: windowed sinc with Kaiser's beta for this transition band, summing to 1; float32.
 
     Kaiser's attenuation A = 2.285 (TAPS / 2 - 1) pi 4 HALF_WIDTH + 7.95 = 51.0 dB, beta = 0.1102 (A - 8.7) = 4.6638.
-    The taps are the numbers stored in published generators, to the last bit. They were computed in float32, and what a
-    float32 sine or Bessel function gives again depends on the processor.
+    The taps equal those stored in published generators to the last bit. They are constants, because recomputing them
+    in float32 (sine, Bessel function) would give other last bits on other processors.
     """
     with torch.inference_mode(False):
         half = torch.tensor(HALF_OF_THE_TAPS, dtype=torch.float32, device="cpu")
@@ -48,7 +48,10 @@ def kaiser_sinc_filter() -> Float[Tensor, " taps"]:
 
 @functools.lru_cache(maxsize=16)
 def resamplers(dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Matrices that resample one block: up (BLOCK + 2 UP_MARGIN, 2 BLOCK), down (2 BLOCK + 2 DOWN_MARGIN, BLOCK)."""
+    """Banded matrices that resample one block of samples by 2.
+
+    Upsampling has shape (BLOCK + 2 UP_MARGIN, 2 BLOCK), downsampling (2 BLOCK + 2 DOWN_MARGIN, BLOCK).
+    """
     with torch.inference_mode(False):
         taps = kaiser_sinc_filter().double()
         up = torch.zeros(BLOCK + 2 * UP_MARGIN, 2 * BLOCK, dtype=torch.float64, device="cpu")
@@ -72,7 +75,7 @@ def _blockwise(x: Float[Tensor, "rows padded"], matrix: Float[Tensor, "window ma
     """Windows of x, `step` samples apart, times `matrix`, one after the other; all rows at once, no window is copied.
 
     A window is a block of `step` samples and the start of the next block, so two products are added. The last window of
-    a row would need a block of the next row: what it makes is not to be used.
+    a row reads into the next row, so the caller drops its output.
     """
     blocks = x.view(-1, step)
     made = blocks @ matrix[:step]
@@ -81,14 +84,14 @@ def _blockwise(x: Float[Tensor, "rows padded"], matrix: Float[Tensor, "window ma
 
 
 def upsample(x: Float[Tensor, "rows time"]) -> Float[Tensor, "rows doubled"]:
-    """Upsample rows by 2 with the lowpass filter h: gain 1, edges held."""
+    """Upsample rows by 2 with the lowpass filter h: gain 1; the edge samples are repeated beyond the ends."""
     length, tail = x.shape[1], -x.shape[1] % BLOCK
     matrix, _ = resamplers(x.dtype, x.device)
     return _blockwise(_hold(x, UP_MARGIN, tail + BLOCK - UP_MARGIN), matrix, BLOCK)[:, : 2 * length]
 
 
 def downsample(u: Float[Tensor, "rows doubled"]) -> Float[Tensor, "rows time"]:
-    """Downsample rows by 2 after the lowpass filter h: edges held; the length must be even."""
+    """Downsample rows by 2 after the lowpass filter h; the edge samples are repeated. The length must be even."""
     length = u.shape[1] // 2
     tail = -length % BLOCK
     _, matrix = resamplers(u.dtype, u.device)
@@ -108,9 +111,9 @@ def _activate(x: Tensor, frequency: Tensor, height: Tensor) -> Tensor:
 def anti_aliased_snake(
     x: Float[Tensor, "batch channels time"], alpha: Float[Tensor, " channels"], beta: Float[Tensor, " channels"]
 ) -> Float[Tensor, "batch channels time"]:
-    """Snake-beta between upsampling and downsampling by 2; alpha and beta are logarithms.
+    """Snake-beta x + sin(x e^alpha)^2 / (e^beta + 1e-9) at twice the sample rate, so that it does not alias.
 
-    Rows are independent of each other and of their number.
+    alpha and beta are logarithms, one per channel. The result of a row does not depend on the other rows.
     """
     batch, channels, length = x.shape
     frequency = alpha.exp().repeat(batch)[:, None]
@@ -127,7 +130,7 @@ def anti_aliased_snake(
 
 
 class SnakeBeta(nn.Module):
-    """The parameters alpha and beta of snake-beta, one each per channel, as logarithms."""
+    """Holds the parameters alpha and beta of snake-beta, one each per channel, as logarithms; it computes nothing."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -136,7 +139,7 @@ class SnakeBeta(nn.Module):
 
 
 class AliasFreeSnake(nn.Module):
-    """`anti_aliased_snake` with its parameters, named as in published generators."""
+    """`anti_aliased_snake` with its parameters, whose names are those of published generators."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()

@@ -1,9 +1,7 @@
-"""What every audio codec of this project offers: sound <-> normalised latent.
+"""The interface of all audio codecs, sound <-> normalised latent, and their file codec.safetensors.
 
-codec.safetensors: a few tensors, and metadata whose "kind" names the codec they belong to.
-
-"content" in the metadata is a SHA-256 of everything else, so that damage is noticed wherever the file is read; files of
-older versions have none.
+The file holds a few tensors, and metadata whose "kind" names the codec that they belong to. "content" in the metadata
+is a SHA-256 of everything else, so that damage is noticed wherever the file is read; files of older versions lack it.
 """
 
 import json
@@ -22,15 +20,15 @@ from teacher.network.sequence import SequenceConfig
 
 
 class Posterior(NamedTuple):
-    """What a sound's latent may be, in the codec's own units (not normalised by latent_mean and latent_std)."""
+    """Distribution of a sound's latent, in the codec's own units (not normalised by latent_mean and latent_std)."""
 
     mean: Float[Tensor, "batch frames channels"]
     std: Float[Tensor, "batch frames channels"] | None
-    """Standard deviation, independent per number; None for a deterministic codec."""
+    """Standard deviation of every number, all independent; None for a deterministic codec."""
 
 
 class Stage(NamedTuple):
-    """A named step on the way to sound; what one returns is what the next one takes."""
+    """A named step of decoding; the output of one stage is the input of the next."""
 
     name: str
     call: Callable[[Tensor], Tensor]
@@ -38,7 +36,8 @@ class Stage(NamedTuple):
 
 @runtime_checkable
 class AudioCodec(Protocol):
-    """Sound <-> latent with zero mean and unit standard deviation per channel over the training sounds."""
+    """Encodes sound to a latent of zero mean and unit standard deviation per channel (over the training sounds), and
+    decodes it."""
 
     @property
     def sequence(self) -> SequenceConfig:
@@ -46,7 +45,9 @@ class AudioCodec(Protocol):
         ...
 
     @property
-    def latent_channels(self) -> int: ...
+    def latent_channels(self) -> int:
+        """Channels of the latent."""
+        ...
 
     @property
     def latent_mean(self) -> Float[Tensor, " channels"]:
@@ -60,16 +61,16 @@ class AudioCodec(Protocol):
 
     @property
     def digest(self) -> str:
-        """SHA-256 of what the numbers depend on: two codecs with equal digests make equal latents."""
+        """SHA-256 of everything the latents depend on: two codecs with equal digests give equal latents."""
         ...
 
     @property
     def facts(self) -> dict[str, float]:
-        """What features.json records about it beside its digest: how well it fits, of a codec that was fitted."""
+        """Quality of the fit, recorded in features.json beside the digest; empty for a codec that was not fitted."""
         ...
 
     def posterior(self, wave: Float[Tensor, "batch samples"]) -> Posterior:
-        """Distribution of the latent of a sound, ceil(samples / samples_per_latent) frames; the tail is silence."""
+        """Distribution of a sound's latent, ceil(samples / samples_per_latent) frames; silence pads the last one."""
         ...
 
     def encode(self, wave: Float[Tensor, "batch samples"]) -> Float[Tensor, "batch frames channels"]:
@@ -81,7 +82,7 @@ class AudioCodec(Protocol):
         ...
 
     def decode_stages(self) -> tuple[Stage, ...]:
-        """`decode` cut where it is timed: the first stage takes a normalised latent, the last one gives the sound."""
+        """`decode` as stages that are timed one by one; the first takes a normalised latent, the last gives sound."""
         ...
 
     def decode_mel(self, latent: Float[Tensor, "batch frames channels"]) -> Float[Tensor, "batch mels mel_frames"]:
@@ -115,20 +116,23 @@ def check_finite(latent: Tensor) -> Tensor:
 
 
 FITTED = "embedded"
-"""Kind of a fitted codec, and of files written before there were kinds."""
+"""The "kind" of a fitted codec, assumed for files without one, which older versions wrote."""
 CONTENT = "content"
 
 
 def write_codec_file(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-    """Replace a codec's file whole; equal codecs give equal bytes."""
+    """Write a codec's file atomically, with a SHA-256 of its content in the metadata; equal codecs give equal bytes."""
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     described = {name: text for name, text in metadata.items() if name != CONTENT}
-    made = dict(sorted((described | {CONTENT: _content(plain, described)}).items()))  # equal codecs, equal bytes
-    write_tensors(path, plain, made)
+    complete = dict(sorted((described | {CONTENT: _content(plain, described)}).items()))  # equal codecs, equal bytes
+    write_tensors(path, plain, complete)
 
 
 def read_codec_file(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors and metadata; WeightsError when the file is missing or damaged, by digests.json beside it too."""
+    """Tensors and metadata of a codec's file.
+
+    Raises WeightsError when the file is missing, or damaged according to its own digest or digests.json beside it.
+    """
     if not path.is_file():
         raise WeightsError(f"{path}: no such codec file")
     try:

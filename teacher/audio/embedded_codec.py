@@ -41,7 +41,7 @@ VERSION = 1
 PATCH_FRAMES = 2
 MOST_ITERATIONS = 1000
 LOUDEST_MEL = 100.0
-"""Ceiling of a decoded mel magnitude; a full-scale sine reaches about 10 and full-scale noise 4."""
+"""`decode_mel` clamps mel magnitudes to at most this; a full-scale sine reaches about 10, full-scale noise 4."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,12 +51,12 @@ class EmbeddedCodec:
     mel: MelConfig
     patch_mean: Float[Tensor, " patch"]
     basis: Float[Tensor, "patch channels"]
-    """Orthonormal columns, by falling variance."""
+    """Principal components: orthonormal columns, in order of decreasing variance."""
     component_mean: Float[Tensor, " channels"]
     component_std: Float[Tensor, " channels"]
-    """Of the coefficients over the sounds of the fit; the latent is whitened with them."""
+    """Mean and standard deviation of the coefficients over the sounds of the fit; the latent is whitened with them."""
     explained_variance: float
-    """Share of the patches' variance that the channels keep, on the sounds of the fit."""
+    """Fraction of the patches' variance that the channels explain, on the sounds of the fit."""
     num_iterations: int = 16
     """Griffin-Lim iterations of `decode`; 16 take about a second for 64 clips of 2 s on one core."""
     statistics: tuple[Float[Tensor, " channels"], Float[Tensor, " channels"]] | None = None
@@ -102,7 +102,7 @@ class EmbeddedCodec:
 
     @property
     def facts(self) -> dict[str, float]:
-        """Fraction of the patches' variance that the channels keep, on the sounds of the fit."""
+        """`explained_variance`: the fraction of the patches' variance that the channels explain."""
         return {"explained_variance": self.explained_variance}
 
     @classmethod
@@ -111,8 +111,8 @@ class EmbeddedCodec:
     ) -> "EmbeddedCodec":
         """Closed-form fit on sounds of shape (samples,); memory does not grow with their number.
 
-        Mean and covariance are summed in float64 over all patches, then decomposed. Raises ValueError when the sounds
-        hold fewer patches than needed (10 per channel) or nothing but silence.
+        Mean and covariance of all patches are accumulated in float64; the channels are the leading eigenvectors of the
+        covariance. Raises ValueError when there are fewer than 10 patches per channel, or nothing but silence.
         """
         patch = PATCH_FRAMES * mel.num_mels
         if not 1 <= latent_channels <= patch:
@@ -149,9 +149,9 @@ class EmbeddedCodec:
 
     @torch.no_grad()
     def posterior(self, wave: Float[Tensor, "batch samples"]) -> Posterior:
-        """(batch, samples) -> whitened coefficients (batch, ceil(samples / (2 hop)), channels), without a spread.
+        """Whitened coefficients (batch, ceil(samples / (2 hop)), channels) as the mean; std is None (deterministic).
 
-        The tail is padded with silence.
+        The end of the sound is padded with silence to a whole latent frame.
         """
         if wave.ndim != 2 or wave.shape[1] == 0:
             raise ValueError(f"wave must have shape (batch, samples) with samples > 0, got {tuple(wave.shape)}")
@@ -164,7 +164,7 @@ class EmbeddedCodec:
 
     @torch.no_grad()
     def decode_mel(self, latent: Float[Tensor, "batch frames channels"]) -> Float[Tensor, "batch mels mel_frames"]:
-        """Log-mel spectrogram of 2 * frames mel frames, between digital silence and LOUDEST_MEL."""
+        """Log-mel spectrogram of 2 * frames mel frames, clamped between digital silence and log(LOUDEST_MEL)."""
         if latent.ndim != 3 or latent.shape[2] != self.latent_channels:
             raise ValueError(
                 f"latent must have shape (batch, frames, {self.latent_channels}), got {tuple(latent.shape)}"
@@ -180,14 +180,17 @@ class EmbeddedCodec:
 
     @torch.no_grad()
     def decode(self, latent: Float[Tensor, "batch frames channels"]) -> Float[Tensor, "batch samples"]:
-        """Sound of frames * 2 hop samples; a row that would exceed 1 is scaled to a peak of 1. Raises on NaN."""
-        made = latent
+        """Sound of frames * 2 hop samples, at most 1 in magnitude: a louder row is scaled down to a peak of 1.
+
+        Raises ValueError for a latent that is not finite.
+        """
+        value = latent
         for stage in self.decode_stages():
-            made = stage.call(made)
-        return made
+            value = stage.call(value)
+        return value
 
     def decode_stages(self) -> tuple[Stage, ...]:
-        """Principal components, then Griffin-Lim."""
+        """`decode` in two stages: latent to log-mel by the principal components, log-mel to sound by Griffin-Lim."""
         return (Stage("latent decode", self._finite_mel), Stage("vocoder", self._sound))
 
     def _finite_mel(self, latent: Tensor) -> Tensor:
@@ -199,7 +202,7 @@ class EmbeddedCodec:
         return wave / wave.abs().amax(dim=1, keepdim=True).clamp_min(1.0)
 
     def save(self, path: Path) -> None:
-        """Write a .safetensors file (tensors plus JSON metadata) through a temporary file and a rename."""
+        """Write tensors and JSON metadata to one safetensors file, which replaces `path` atomically."""
         described = {
             "kind": KIND,
             "version": VERSION,
@@ -211,7 +214,7 @@ class EmbeddedCodec:
 
     @classmethod
     def load(cls, path: Path) -> "EmbeddedCodec":
-        """Read what `save` wrote. Raises ValueError naming the file when it is anything else."""
+        """Read a file written by `save`. Raises ValueError naming the file when it is anything else."""
         described, tensors = _read(path)
         try:
             return cls(
@@ -225,13 +228,13 @@ class EmbeddedCodec:
             raise ValueError(f"{path}: not a usable {KIND} codec ({error})") from error
 
     def with_statistics(self, mean: Float[Tensor, " channels"], std: Float[Tensor, " channels"]) -> "EmbeddedCodec":
-        """The same codec, its whitened latent shifted by -mean and divided by std; 0 and 1 give the codec as fitted."""
+        """The same codec whose latent is (whitened - mean) / std; mean 0 and std 1 give the codec as fitted."""
         mean, std = check_statistics(mean, std, self.latent_channels)
         plain = bool((mean == 0).all() and (std == 1).all())
         return replace(self, statistics=None if plain else (mean, std))
 
     def _tensors(self) -> dict[str, Tensor]:
-        """What is in the file, by its names there; `digest` depends on them."""
+        """The tensors to save, by their names in the file; `digest` depends on these names."""
         named = {name: getattr(self, field).contiguous() for name, field in _TENSORS.items()}
         return named | dict(zip((_MEAN, _STD), self.statistics or (), strict=False))
 

@@ -1,6 +1,6 @@
 """Sound from a log-mel spectrogram without a trained vocoder: fast Griffin-Lim from a phase read off the magnitudes.
 
-1. mel -> linear magnitudes by multiplicative updates, which keep every bin non-negative.
+1. mel -> linear magnitudes by multiplicative updates, under which every bin stays non-negative.
 2. A starting phase in one pass: each bin advances by the frequency of the spectral peak it belongs to (single pass
    spectrogram inversion, Beauregard et al., DAFx 2015); where the magnitude rises sharply it is restarted from the
    group delay that the rise implies (the time half of phase-gradient integration, Prusa et al., arXiv 1609.00291).
@@ -18,7 +18,7 @@ from torch.nn import functional
 from teacher.audio.mel import MEL_FLOOR, MelConfig, mel_filterbank, window
 
 CHUNK = 8
-"""Sounds treated together: the spectra of eight 2 s clips stay in the processor's cache."""
+"""Sounds processed together: the spectra of eight 2 s clips fit into the processor's cache."""
 ONSET_NEPERS = 1.0
 """Rise of a bin's magnitude between neighbouring frames (factor e) that counts as an attack."""
 HANN_GAMMA = 0.25645
@@ -46,7 +46,11 @@ def mel_to_magnitude(
 def initial_phase(
     magnitude: Float[Tensor, "batch frames bins"], config: MelConfig, *, generator: torch.Generator
 ) -> Float[Tensor, "batch frames bins"]:
-    """Starting phase in radians, referred to the first sample of every frame (see the module's point 2)."""
+    """Starting phase in radians, referred to the first sample of every frame, from the magnitudes alone.
+
+    A bin advances by the frequency of its spectral peak (Beauregard et al., DAFx 2015); where its log-magnitude rises
+    by more than ONSET_NEPERS it restarts from the group delay of the rise (arXiv 1609.00291). Frame 0 starts at random.
+    """
     batch, num_frames, num_bins = magnitude.shape
     log_magnitude = torch.log(magnitude + 1e-4)
     before = functional.pad(log_magnitude, (0, 0, 1, 0), mode="replicate")[:, :-1]

@@ -20,12 +20,12 @@ MAGNITUDE_EPS = 1e-9
 MEL_FLOOR = 1e-5
 LARGEST = {"sample_rate": MAX_SAMPLE_RATE, "n_fft": 16_384, "hop_length": 16_384, "num_mels": 4096}
 LARGEST_OVERLAP = 32
-"""Frames that cover one sample; 4 in every published front end. More would make spectra of absurd size."""
+"""Most frames that may cover one sample, n_fft / hop_length; 4 in every published front end."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class MelConfig:
-    """One mel front end; the window is a periodic Hann window of n_fft samples."""
+    """Parameters of one log-mel front end; the window is a periodic Hann window of n_fft samples."""
 
     sample_rate: int
     """Hz."""
@@ -52,12 +52,12 @@ class MelConfig:
 
     @property
     def pad(self) -> int:
-        """Reflected samples on each side."""
+        """Samples of reflection padding on each side: (n_fft - hop_length) / 2."""
         return (self.n_fft - self.hop_length) // 2
 
     @property
     def log_floor(self) -> float:
-        """Value of digital silence: -5 (log10) or -11.513 (ln)."""
+        """The log-mel value of digital silence, log(1e-5): -5 (log10) or -11.513 (ln)."""
         return math.log10(MEL_FLOOR) if self.log == "log10" else math.log(MEL_FLOOR)
 
 
@@ -71,20 +71,20 @@ _LOG_STEP = math.log(6.4) / 27.0
 
 
 def hz_to_mel(hz: Tensor) -> Tensor:
-    """Slaney's mel scale (Auditory Toolbox, 1998): linear below 1 kHz, logarithmic above."""
+    """Hz to Slaney's mel scale (Auditory Toolbox, 1998): linear below 1 kHz, logarithmic above."""
     log_part = _KNEE_MEL + torch.log(hz.clamp_min(_KNEE_HZ) / _KNEE_HZ) / _LOG_STEP
     return torch.where(hz < _KNEE_HZ, hz / _LINEAR_HZ, log_part)
 
 
 def mel_to_hz(mel: Tensor) -> Tensor:
-    """Inverse of hz_to_mel."""
+    """Slaney's mel scale to Hz; the inverse of `hz_to_mel`."""
     log_part = _KNEE_HZ * torch.exp(_LOG_STEP * (mel.clamp_min(_KNEE_MEL) - _KNEE_MEL))
     return torch.where(mel < _KNEE_MEL, mel * _LINEAR_HZ, log_part)
 
 
 @functools.lru_cache(maxsize=8)
 def mel_filterbank(config: MelConfig) -> Float[Tensor, "mels bins"]:
-    """Triangles between neighbouring mel centres, each with area 1 in Hz (height 2 / width); float32.
+    """Triangular filters between neighbouring mel centres, each of area 1 in Hz (height 2 / width); float32.
 
     Computed in float64: row m rises from edge m to edge m + 1 and falls to edge m + 2 of num_mels + 2 equal mel steps.
     """
@@ -100,19 +100,19 @@ def mel_filterbank(config: MelConfig) -> Float[Tensor, "mels bins"]:
 def hann_window(length: int, *, like: Tensor, periodic: bool = True) -> Float[Tensor, " length"]:
     """Hann window, periodic or symmetric, on the device of `like` and in its precision.
 
-    Computed in float64 and rounded once: a float32 cosine is another last bit on another processor.
+    Computed in float64 and rounded once, because the last bit of a float32 cosine depends on the processor.
     """
     return torch.hann_window(length, periodic=periodic, dtype=torch.float64, device="cpu").to(like)
 
 
 @functools.lru_cache(maxsize=8)
 def window(config: MelConfig) -> Float[Tensor, " n_fft"]:
-    """Periodic Hann window, float32."""
+    """The periodic Hann window of n_fft samples that this front end uses; float32."""
     return hann_window(config.n_fft, like=torch.empty(0))
 
 
 def log_mel(wave: Float[Tensor, "batch samples"], config: MelConfig) -> Float[Tensor, "batch mels frames"]:
-    """Log-mel spectrogram; floor(samples / hop_length) frames, in the precision of `wave`.
+    """Log-mel spectrogram of `wave` clamped to [-1, 1]: floor(samples / hop_length) frames, in the precision of `wave`.
 
     Raises ValueError when `wave` is not (batch, samples) or is not longer than the reflected padding.
     """

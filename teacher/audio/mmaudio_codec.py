@@ -4,8 +4,8 @@
     encode     (mean - latent_mean) / latent_std
     decode     z latent_std + latent_mean -> VAE decoder -> log-mel -> vocoder -> wave
 
-The codec's own file holds the statistics and names the folder and the digests of the two component files, which stay
-where they are. Each model is loaded when first used: sampling needs no encoder, extraction needs nothing else.
+The codec's own file holds the statistics, the path of the folder of weights and the digests of the two component files,
+which are not copied. Each model is loaded when first used: sampling never loads the encoder, extraction only that.
 """
 
 from dataclasses import dataclass, replace
@@ -29,7 +29,7 @@ from teacher.network.sequence import SEQUENCE_16K, SEQUENCE_44K, SequenceConfig
 
 @dataclass(frozen=True, kw_only=True)
 class AudioStack:
-    """The parts that belong together at one sample rate."""
+    """The mel front end, VAE and vocoder that belong together at one sample rate. Raises ValueError for a mismatch."""
 
     name: str
     sequence: SequenceConfig
@@ -75,7 +75,10 @@ STACKS = {stack.name: stack for stack in (MMAUDIO_16K, MMAUDIO_44K)}
 
 @dataclass(frozen=True, kw_only=True)
 class Models:
-    """The component files of a stack and, once used, the models in them: frozen, float32, on `device`."""
+    """The component files of a stack and the models in them, loaded when first used: frozen, float32, on `device`.
+
+    Raises WeightsError when a file is missing.
+    """
 
     stack: AudioStack
     weights_dir: Path
@@ -129,9 +132,9 @@ class Models:
 
 @dataclass(frozen=True, kw_only=True)
 class MMAudioCodec:
-    """MMAudio's VAE and vocoder. Make one with `mmaudio_codec`, or `registry.open_codec` from its file.
+    """MMAudio's VAE and vocoder as an `AudioCodec`; made by `mmaudio_codec`, or read by `registry.open_codec`.
 
-    Arithmetic is float32 on the models' device; what is returned lies where the argument lay.
+    It computes in float32 on the models' device and returns tensors on the device of the argument.
     """
 
     models: Models
@@ -157,12 +160,12 @@ class MMAudioCodec:
 
     @property
     def facts(self) -> dict[str, float]:
-        """Nothing: a published codec is not fitted here."""
+        """Empty: a published codec is not fitted here."""
         return {}
 
     @torch.no_grad()
     def posterior(self, wave: Float[Tensor, "batch samples"]) -> Posterior:
-        """(batch, samples) -> mean and std (batch, ceil(samples / (2 hop)), channels); the tail is silence."""
+        """Mean and std of the latent, (batch, ceil(samples / (2 hop)), channels); silence pads the last frame."""
         if wave.ndim != 2 or wave.shape[1] == 0:
             raise ValueError(f"wave must have shape (batch, samples) with samples > 0, got {tuple(wave.shape)}")
         given = wave.detach().to(self.models.device, torch.float32)
@@ -182,28 +185,31 @@ class MMAudioCodec:
 
     @torch.no_grad()
     def decode(self, latent: Float[Tensor, "batch frames channels"]) -> Float[Tensor, "batch samples"]:
-        """Sound of frames * 2 hop samples within [-1, 1]. Raises ValueError on NaN."""
-        made = latent
+        """Sound of frames * 2 hop samples within [-1, 1]. Raises ValueError for a latent that is not finite."""
+        value = latent
         for stage in self.decode_stages():
-            made = stage.call(made)
-        return made.to(latent.device)
+            value = stage.call(value)
+        return value.to(latent.device)
 
     def decode_stages(self) -> tuple[Stage, ...]:
-        """Latent decoder and vocoder. The spectrogram stays where the models are, the sound comes to the processor."""
+        """`decode` in two stages: latent to log-mel by the VAE decoder, log-mel to sound by the vocoder.
+
+        The spectrogram stays on the models' device; the sound is moved to the CPU.
+        """
         return (Stage("latent decode", self._finite_mel), Stage("vocoder", self._sound))
 
     def save(self, path: Path) -> None:
-        """Statistics, and where the component files are; they are not copied."""
+        """Write the statistics, the folder of the component files and their digests; the files are not copied."""
         metadata = {"kind": self.models.stack.name, "weights_dir": str(self.models.weights_dir.resolve())}
         statistics = {"latent_mean": self.latent_mean, "latent_std": self.latent_std}
         write_codec_file(path, statistics, metadata | self.models.digests)
 
     @classmethod
     def load(cls, path: Path, *, weights_dir: Path | None = None, device: str = "cpu") -> "MMAudioCodec":
-        """Read what `save` wrote; `weights_dir` replaces the recorded folder.
+        """Read a file written by `save`; `weights_dir` replaces the folder of component files recorded in it.
 
-        Raises WeightsError naming the file when it is something else, or when the component files are missing or are
-        not those that it was saved with.
+        Raises WeightsError naming the file when it is something else, or when the component files are missing or their
+        digests differ from the recorded ones.
         """
         tensors, metadata = read_codec_file(path)
         stack = STACKS.get(metadata.get("kind", ""))
@@ -224,7 +230,7 @@ class MMAudioCodec:
             raise WeightsError(f"{path}: {error}") from error
 
     def with_statistics(self, mean: Float[Tensor, " channels"], std: Float[Tensor, " channels"]) -> "MMAudioCodec":
-        """The same models, shared, with other statistics."""
+        """A codec with other statistics that uses the same models in memory."""
         mean, std = check_statistics(mean, std, self.latent_channels)
         return replace(self, latent_mean=mean, latent_std=std)
 
@@ -248,7 +254,10 @@ class MMAudioCodec:
 
 
 def mmaudio_codec(name: str, weights_dir: Path, device: str = "cpu") -> MMAudioCodec:
-    """A published codec whose statistics are not known yet: latent_mean 0, latent_std 1."""
+    """The published codec `name` ("mmaudio_16k" or "mmaudio_44k") before its statistics are measured.
+
+    latent_mean is 0 and latent_std 1. Raises ValueError for another name, WeightsError if a component file is missing.
+    """
     if name not in STACKS:
         raise ValueError(f"codec must be one of {', '.join(STACKS)}, got {name!r}")
     channels = STACKS[name].vae.latent_channels

@@ -1,4 +1,4 @@
-"""Codecs by name, and from their files: a new codec is its adapter and one entry of `CODECS`."""
+"""The audio codecs by name, and reading one from its file. A new codec takes its adapter and one entry of `CODECS`."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -14,32 +14,32 @@ from teacher.audio.mmaudio_codec import STACKS, AudioStack, MMAudioCodec, mmaudi
 from teacher.files.errors import WeightsError
 
 Fit = Callable[[Iterable[np.ndarray]], AudioCodec]
-"""From training sounds, each float32 (samples,)."""
+"""Fits a codec on training sounds, each float32 (samples,)."""
 Load = Callable[[Path, str], AudioCodec]
-"""From a folder of weights, for a device such as "cpu" or "cuda:0"; latent_mean 0 and latent_std 1."""
+"""Loads a published codec from (weights folder, device such as "cpu" or "cuda:0"); latent_mean is 0, latent_std 1."""
 Read = Callable[[Path, Path | None, str], AudioCodec]
-"""From its codec.safetensors, a folder of weights that replaces the recorded one, and a device."""
+"""Reads a codec from (its codec.safetensors, a weights folder that replaces the recorded one or None, device)."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class CodecEntry:
-    """What is known of a codec before it is made, and how it is made: fitted on training sounds, or loaded."""
+    """One codec of `CODECS`: its sizes, and how it is made (fitted on training sounds, or from published weights)."""
 
     kind: str
-    """Its "kind" in the metadata of codec.safetensors; codecs that are read alike share one."""
+    """Its "kind" in the metadata of codec.safetensors, which selects `read`; several codecs may have the same kind."""
     mel: MelConfig
     latent_channels: int
     read: Read
     fit: Fit | None = None
-    """For a codec that is fitted on the training sounds."""
+    """Makes a codec that is fitted on the training sounds; None for one with published weights."""
     load: Load | None = None
-    """For a codec with published weights."""
+    """Makes a codec with published weights; None for one that is fitted."""
     files: tuple[str, ...] = ()
-    """Files of weights that it loads."""
+    """Names of the weight files that `load` reads."""
 
     @property
     def fitted(self) -> bool:
-        """Whether it is fitted on the training sounds; otherwise published weights are needed."""
+        """Whether the codec is fitted on the training sounds; otherwise it needs published weights."""
         return self.fit is not None
 
 
@@ -73,9 +73,9 @@ CODECS: dict[str, CodecEntry] = {
 
 
 def open_codec(path: Path, *, weights_dir: Path | None = None, device: str = "cpu") -> AudioCodec:
-    """The codec in a codec.safetensors, by the kind in its metadata; a file without kind is a fitted codec.
+    """Read a codec.safetensors; the "kind" in its metadata selects the codec, a file without one is a fitted codec.
 
-    `weights_dir` replaces the folder of component files that the codec was saved with; fitted codecs need none and run
+    `weights_dir` replaces the folder of component files that is recorded in the file; fitted codecs need none and run
     on the CPU. Raises WeightsError, or ValueError for a damaged fitted codec, naming the file and what is wrong.
     """
     path = Path(path)

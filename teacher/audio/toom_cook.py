@@ -1,13 +1,14 @@
 """Long convolutions with fewer multiplications (Toom 1963, Cook 1966; for networks Lavin and Gray, arXiv 1509.09308).
 
-Four outputs of a filter of four taps are a product of polynomials read backwards, which seven multiplications make
-instead of sixteen: with P the points 0, 1, -1, 2, -2, 1/2 and infinity, E_k (7, k) the powers of P,
+Four outputs of a filter of four taps are the transpose of a product of polynomials, which takes seven multiplications
+instead of sixteen. With the points P = 0, 1, -1, 2, -2, 1/2 and infinity and E_k (7, k) the first k powers of P,
 
     y = E_4^T [ (E_4 g) * (E_7^-T x) ]        g (4,) taps, x (7,) inputs, y (4,) outputs
 
-A kernel of k taps is cut into ceil(k / 4) pieces of four; piece q reads the inputs of the tile q places further right,
-so every tile is transformed once. Over channels the seven multiplications are seven matrix products. Dilation d makes
-d interleaved signals without it. Kernels of 7 need 3.5 products for 7, kernels of 11 need 5.25 for 11.
+A kernel of k taps is cut into ceil(k / 4) pieces of four taps; piece q reads the inputs of the tile q places further
+right, so every tile is transformed once. Over channels the seven multiplications are seven matrix products. A signal
+under dilation d is d interleaved signals without dilation. Per output, kernels of 7 taps take 3.5 products instead of
+7, and kernels of 11 take 5.25 instead of 11.
 
 Rounding errors are about seven times those of the direct form, so this is for float32 and wider; inference only.
 """
@@ -20,17 +21,18 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 TILE = 4
-"""Outputs, and taps of a piece."""
+"""Outputs of a tile, and taps of a piece of the kernel."""
 POINTS = (0.0, 1.0, -1.0, 2.0, -2.0, 0.5)
-"""Besides infinity. Of eleven sets tried on random signals these and those with 1/2, -1/2, 2 rounded least."""
+"""Evaluation points besides infinity. Of eleven sets tried on random signals, this one and 0, 1, -1, 1/2, -1/2, 2 had
+the smallest rounding errors."""
 LEAST_DEPTH = 576
-"""Channels x pieces from which it pays on a CPU: kernels of 7 from 384 channels on (288 lies between), of 11 from 192.
-Below, transforming the signal costs what the products save; a kernel of 3 never gained."""
+"""Least channels x pieces for which this is faster on a CPU: kernels of 7 from 384 channels on, of 11 from 192 on.
+Below, transforming the signal costs as much as the products save; kernels of 3 never gain."""
 
 
 @functools.lru_cache(maxsize=1)
 def transforms() -> tuple[Tensor, Tensor, Tensor]:
-    """Of taps (7, 4), of inputs (7, 7) and of outputs (4, 7); float64, on the CPU."""
+    """Matrices that transform the taps (7, 4), the inputs (7, 7) and the outputs (4, 7); float64, on the CPU."""
     with torch.inference_mode(False):
         powers = torch.tensor(POINTS, dtype=torch.float64, device="cpu")[:, None]
 
@@ -42,14 +44,14 @@ def transforms() -> tuple[Tensor, Tensor, Tensor]:
 
 
 class ToomCookConv1d(nn.Module):
-    """The same sum as an nn.Conv1d of stride 1 with "same" padding, up to rounding. (B, in, T) -> (B, out, T).
+    """Computes what an nn.Conv1d of stride 1 with "same" padding does, up to rounding. (B, in, T) -> (B, out, T).
 
-    Holds 7 ceil(k / 4) / k times the weights, about twice as many. Raises ValueError for another convolution and for
-    weights in half precision.
+    It stores 7 ceil(k / 4) / k times as many weights, about twice. Raises ValueError for a convolution with another
+    stride, padding or groups, and for weights in half precision.
     """
 
     weight: Tensor
-    """(7, pieces, out, in)."""
+    """Transformed taps, (7, pieces, out, in)."""
     inputs: Tensor
     outputs: Tensor
 

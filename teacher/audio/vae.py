@@ -33,14 +33,14 @@ from teacher.files.safetensors import read_content
 
 EPS = 1e-4
 MIX = 0.3
-"""Weight of the residual branch."""
+"""Weight of the residual branch in `mp_sum`."""
 LIMIT = 256.0
-"""Activations are clamped to +- this after every block; with normalised weights they never get there."""
+"""Activations are clamped to [-LIMIT, LIMIT] after every block, as in MMAudio; normalised weights never reach it."""
 _MIXED = math.hypot(1 - MIX, MIX)
 
 
 def normalised_weight(weight: Float[Tensor, " out in kernel"]) -> Float[Tensor, " out in kernel"]:
-    """w / (EPS + ||w|| / sqrt(n)) / sqrt(n) per output channel, n = in * kernel; at least float32."""
+    """w / (EPS + ||w|| / sqrt(n)) / sqrt(n) per output channel, with n = in * kernel; computed in float32 or wider."""
     root = math.sqrt(weight[0].numel())
     w = weight.to(torch.promote_types(weight.dtype, torch.float32))
     norm = torch.linalg.vector_norm(w, dim=(1, 2), keepdim=True)
@@ -48,24 +48,24 @@ def normalised_weight(weight: Float[Tensor, " out in kernel"]) -> Float[Tensor, 
 
 
 def pixel_norm(x: Tensor, dim: int = 1) -> Tensor:
-    """x / (EPS + root mean square along `dim`); the norm in float32 at least."""
+    """x / (EPS + root mean square along `dim`); the norm is computed in float32 or wider."""
     wide = torch.promote_types(x.dtype, torch.float32)
     norm = torch.linalg.vector_norm(x, dim=dim, keepdim=True, dtype=wide)
     return x / (EPS + norm / math.sqrt(x.shape[dim])).to(x.dtype)
 
 
 def mp_silu(x: Tensor) -> Tensor:
-    """SiLU with unit output for a standard normal input: its root mean square there is 0.596."""
+    """silu(x) / 0.596: 0.596 is the root mean square of SiLU for a standard normal input."""
     return functional.silu(x) / 0.596
 
 
 def mp_sum(a: Tensor, b: Tensor) -> Tensor:
-    """Skip path `a` and branch `b`, independent and of unit variance, mixed to unit variance."""
+    """(0.7 a + 0.3 b) / sqrt(0.7^2 + 0.3^2): has unit variance for independent `a` (skip) and `b` of unit variance."""
     return torch.lerp(a, b, MIX) / _MIXED
 
 
 class MPConv1d(nn.Module):
-    """Convolution without bias, "same" padding. Holds raw weights until `normalise_`, and refuses to run on them."""
+    """Convolution without bias, with "same" padding. Its weights are raw until `normalise_`; it does not run before."""
 
     def __init__(self, in_channels: int, out_channels: int, kernel: int) -> None:
         super().__init__()
@@ -79,7 +79,7 @@ class MPConv1d(nn.Module):
 
     @torch.no_grad()
     def normalise_(self) -> None:
-        """Replace the raw weight by the normalised one; once."""
+        """Replace the raw weight by the normalised one; nothing happens the second time."""
         if self.normalised:
             return
         if self.weight.dtype not in (torch.float32, torch.float64):
@@ -94,7 +94,7 @@ class MPConv1d(nn.Module):
 
 
 class MPResBlock(nn.Module):
-    """mp_sum(shortcut(n), conv2(s(conv1(s(n))))) with n = pixel_norm(x): the shortcut sees the normalised x too."""
+    """mp_sum(shortcut(n), conv2(s(conv1(s(n))))) with n = pixel_norm(x), s = mp_silu; the shortcut takes n, not x."""
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()
@@ -111,7 +111,7 @@ class MPResBlock(nn.Module):
 
 
 class MPAttention(nn.Module):
-    """Single-head self-attention over frames; q, k and v are pixel-normalised, the skip path is not."""
+    """Single-head self-attention over frames: q, k and v are pixel-normalised, the skip path is not."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -127,7 +127,7 @@ class MPAttention(nn.Module):
 
 
 class Middle(nn.Module):
-    """Block, attention, block at the narrowest time resolution."""
+    """Residual block, attention and residual block at the coarsest time resolution."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -140,7 +140,7 @@ class Middle(nn.Module):
 
 
 class Downsample(nn.Module):
-    """Half as many frames: 1x1 convolution, mean of pairs (an odd last frame is dropped), 1x1 convolution."""
+    """Halves the frames: 1x1 convolution, mean of pairs (an odd last frame is dropped), 1x1 convolution."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -152,7 +152,7 @@ class Downsample(nn.Module):
 
 
 class Upsample(nn.Module):
-    """Twice as many frames: every frame repeated, then a convolution of kernel 3."""
+    """Doubles the frames: every frame is repeated, then a convolution of kernel 3 follows."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -202,7 +202,10 @@ class VAEConfig:
 
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, Tensor]) -> "VAEConfig":
-        """Read off the first and last convolution of either half; WeightsError when neither is complete."""
+        """The sizes, from the shapes of the first and last convolution of encoder or decoder.
+
+        Raises WeightsError when neither half has both.
+        """
         if {"decoder.conv_in.weight", "decoder.conv_out.weight"} <= set(tensors):
             bins, width, _ = tensors["decoder.conv_out.weight"].shape
             channels = tensors["decoder.conv_in.weight"].shape[1]
@@ -234,13 +237,13 @@ class LatentGaussian(NamedTuple):
         return self.mean + self.std * e
 
     def sample(self, generator: torch.Generator) -> Tensor:
-        """One draw; the noise is made on the generator's device, in float32."""
+        """One random latent mean + std e; the noise e is drawn on the generator's device, in float32."""
         e = torch.randn(self.mean.shape, generator=generator, device=generator.device)
         return self.at(e.to(self.mean))
 
 
 class Encoder(nn.Module):
-    """Normalised mel -> (mean, logvar) stacked on channels."""
+    """Encodes a normalised mel (B, bins, frames) to (mean, logvar) concatenated on channels, frames // 2 long."""
 
     def __init__(self, config: VAEConfig) -> None:
         super().__init__()
@@ -261,7 +264,10 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Latent -> normalised mel of twice as many frames. Levels are indexed by resolution, 0 the finest, run last."""
+    """Decodes a latent to a normalised mel of twice as many frames.
+
+    `up` is indexed by resolution as in published files: level 0 is the finest and runs last.
+    """
 
     def __init__(self, config: VAEConfig) -> None:
         super().__init__()
@@ -286,7 +292,7 @@ class Decoder(nn.Module):
 
 
 class VAE(nn.Module):
-    """Both halves, or the one that `part` names. A new VAE holds random raw weights."""
+    """Encoder and decoder of log-mel spectrograms, or the half that `part` names. A new VAE has random raw weights."""
 
     data_mean: Tensor
     data_std: Tensor
@@ -310,7 +316,7 @@ class VAE(nn.Module):
         part: Part = "both",
         dtype: torch.dtype = torch.float32,
     ) -> "VAE":
-        """A frozen, normalised VAE from the raw tensors of `part` (exactly those); WeightsError names what differs."""
+        """A frozen, normalised VAE from exactly the raw tensors of `part`; raises WeightsError naming what differs."""
         with torch.device("meta"):
             vae = cls(config or VAEConfig.from_tensors(tensors), part).to(dtype)
         load_strictly(vae, tensors)
@@ -322,10 +328,10 @@ class VAE(nn.Module):
         return all(conv.normalised for conv in self._convolutions())
 
     def normalise_(self) -> "VAE":
-        """Normalise the raw weights, in place; nothing happens the second time.
+        """Normalise the raw weights in place; nothing happens the second time.
 
-        Raises ValueError when they come from a file of weights that are normalised already: every row of every one of
-        them has norm 1 / (1 + 1e-4 sqrt(n) / norm) then, while raw rows have norms of the order of sqrt(n).
+        Raises ValueError for weights loaded from a file in which they are normalised already. Their rows all have norms
+        just below 1, 1 / (1 + 1e-4 sqrt(n) / raw norm), while raw rows have norms of the order of sqrt(n).
         """
         raw = [conv for conv in self._convolutions() if not conv.normalised]
         norms = [conv.weight.flatten(1).norm(dim=1) for conv in raw]
@@ -345,7 +351,7 @@ class VAE(nn.Module):
         return LatentGaussian(mean, logvar.clamp(*LOGVAR_RANGE))
 
     def decode_raw(self, z: Float[Tensor, "batch channels frames"]) -> Float[Tensor, "batch bins doubled"]:
-        """Decoder output before the bins get their mean and standard deviation back."""
+        """Output of the decoder (B, bins, 2 frames) before multiplying by data_std and adding data_mean."""
         if self.decoder is None:
             raise ValueError("this VAE was made without its decoder (part='encoder')")
         if z.ndim != 3 or z.shape[1] != self.config.latent_channels:
@@ -361,9 +367,9 @@ class VAE(nn.Module):
 
 
 def load_vae(path: Path, config: VAEConfig | None = None, *, part: Part = "both") -> VAE:
-    """VAE of a component file of raw weights: frozen, normalised, float32, on the CPU; only `part` is read.
+    """Load a VAE from a component file of raw weights: frozen, normalised, float32, on the CPU; only `part` is read.
 
-    The tensors of `part` must be there with exactly these shapes; of the others only those of the other half may be.
+    The file must hold all tensors of `part` in the shapes of `config`, and besides them nothing but the other half.
     Raises WeightsError naming the file and what does not fit.
     """
     compare_weights(path)

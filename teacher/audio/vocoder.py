@@ -6,9 +6,9 @@
 Parameter names are those of the published generators after folding (`fold_weight_norm`); the resampling filters are
 computed, not stored. Runs in float32, float64 and, cast after loading, in bfloat16.
 
-Folding turns the checkpoints that are published into plain convolution weights: w = g v / ||v||, with the norm over all
-dimensions but the first, which of transposed convolutions is the input channel. Three namings exist:
-`weight_g`/`weight_v`, `parametrizations.weight.original0`/`original1`, and `weight` where it was folded already.
+Folding turns published checkpoints into plain convolution weights: w = g v / ||v||, with the norm over all dimensions
+but the first (in transposed convolutions the input channel). Checkpoints name them `weight_g`/`weight_v`,
+`parametrizations.weight.original0`/`original1`, or `weight` where they are folded already.
 """
 
 import copy
@@ -34,16 +34,16 @@ EDGE_KERNEL = 7
 
 @dataclass(frozen=True, kw_only=True)
 class VocoderConfig:
-    """Sizes of one BigVGAN generator."""
+    """Sizes of one BigVGAN generator. Raises ValueError for sizes that do not fit together."""
 
     num_mels: int
     upsample_rates: tuple[int, ...]
     upsample_kernel_sizes: tuple[int, ...]
-    """Kernel of each stage's transposed convolution, as many as rates; kernel - rate even and not negative."""
+    """Kernel of each stage's transposed convolution, one per rate; kernel - rate must be even and not negative."""
     initial_channels: int = 1536
     """Channels before the first stage; every stage halves them."""
     resblock_kernel_sizes: tuple[int, ...] = (3, 7, 11)
-    """One residual block per kernel size and stage; odd."""
+    """Kernel sizes, all odd; every stage has one residual block per kernel size."""
     resblock_dilations: tuple[tuple[int, ...], ...] = ((1, 3, 5), (1, 3, 5), (1, 3, 5))
     """Dilations inside each residual block, one tuple per kernel size."""
     tanh_at_final: bool = True
@@ -74,12 +74,12 @@ class VocoderConfig:
 
     @property
     def hop_length(self) -> int:
-        """Samples made from one mel frame."""
+        """Samples per mel frame: the product of the upsampling rates."""
         return math.prod(self.upsample_rates)
 
 
 BIGVGAN_16K = VocoderConfig(num_mels=80, upsample_rates=(4, 4, 2, 2, 2, 2), upsample_kernel_sizes=(8, 8, 4, 4, 4, 4))
-"""Make-An-Audio 2's generator for 80 bands of log10-mel at 16 kHz."""
+"""The generator of Make-An-Audio 2, for 80 bands of log10-mel at 16 kHz."""
 BIGVGAN_V2_44K = VocoderConfig(
     num_mels=128,
     upsample_rates=(8, 4, 2, 2, 2, 2),
@@ -87,11 +87,11 @@ BIGVGAN_V2_44K = VocoderConfig(
     tanh_at_final=False,
     bias_at_final=False,
 )
-"""nvidia/bigvgan_v2_44khz_128band_512x."""
+"""The published generator nvidia/bigvgan_v2_44khz_128band_512x, for 128 bands of natural log-mel at 44.1 kHz."""
 
 
 class ResBlock(nn.Module):
-    """Residual pairs of convolutions, one pair per dilation, each after an activation. (B, C, T) -> (B, C, T)."""
+    """For each dilation d: x <- x + conv_1(act(conv_d(act(x)))), with convolutions of one kernel size. (B, C, T)."""
 
     def __init__(self, channels: int, kernel: int, dilations: tuple[int, ...]) -> None:
         super().__init__()
@@ -109,7 +109,7 @@ class ResBlock(nn.Module):
 
 
 class BigVGAN(nn.Module):
-    """Log-mel (B, mels, frames) -> waveform (B, 1, frames * hop_length) within [-1, 1]."""
+    """BigVGAN generator: log-mel (B, mels, frames) -> waveform (B, 1, frames * hop_length) within [-1, 1]."""
 
     def __init__(self, config: VocoderConfig) -> None:
         super().__init__()
@@ -132,7 +132,7 @@ class BigVGAN(nn.Module):
     def from_folded(
         cls, tensors: Mapping[str, Tensor] | Path, config: VocoderConfig, *, dtype: torch.dtype = torch.float32
     ) -> "BigVGAN":
-        """A frozen generator with these folded weights; WeightsError names what does not fit."""
+        """A frozen generator with these folded weights. Raises WeightsError naming tensors that do not fit."""
         with torch.device("meta"):
             vocoder = cls(config).to(dtype)
         load_strictly(vocoder, tensors)
@@ -155,9 +155,9 @@ class BigVGAN(nn.Module):
 
 
 def with_toom_cook(vocoder: BigVGAN, *, least_depth: int = LEAST_DEPTH) -> BigVGAN:
-    """The same generator with its deep convolutions as `ToomCookConv1d`; all other weights are shared with `vocoder`.
+    """A generator whose deep convolutions are `ToomCookConv1d`; it uses the other weights of `vocoder` without a copy.
 
-    For BIGVGAN_16K 0.64 GB more. Raises ValueError for a generator in half precision.
+    Takes 0.64 GB more memory for BIGVGAN_16K. Raises ValueError for a generator in half precision.
     """
     made = copy.deepcopy(vocoder, {id(p): p for p in vocoder.parameters()})
     for block in made.resblocks:
@@ -176,15 +176,16 @@ GAIN_AND_DIRECTION = (
     (".parametrizations.weight.original0", ".parametrizations.weight.original1"),
 )
 FILTER_TOLERANCE = 1e-6
-"""A stored resampling filter may differ by float32 rounding; the smallest tap is 2e-3."""
+"""Largest difference of a tap of a stored resampling filter (float32 rounding); the smallest tap is 2e-3."""
 
 
 def fold_weight_norm(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Plain weights of any of the namings, in the order of `state`; resampling filters are checked and dropped.
+    """Fold weight normalisation, w = g v / ||v||: a checkpoint with plain weights, in the order of `state`.
 
-    Half precision is folded in float32, float64 stays. Raises WeightsError listing every name that is wrong: a gain
-    without its direction or the reverse, a convolution stored twice, shapes that do not belong together, a direction of
-    length zero, a filter other than the one computed in alias_free.py.
+    `state` may use any of the three published namings. Half precision is folded in float32, float64 in float64.
+    Resampling filters are compared with `alias_free.kaiser_sinc_filter` and dropped. Raises WeightsError listing every
+    wrong name: a gain without direction or the reverse, a convolution stored twice, shapes that do not match, a
+    direction of length zero, another filter.
     """
     folded: dict[str, Tensor] = {}
     faults: list[str] = []
