@@ -18,14 +18,14 @@ class Method:
     times: Times = field(default_factory=TimePairs)
     velocity: VelocitySource = field(default_factory=FromData)
     velocity_head: int = 0
-    """Fused blocks of the student's velocity head, which objectives with a head learn from; 0 = no head."""
+    """Number of fused blocks of the student's velocity head, which some objectives train; 0 = no head."""
     time_embedding: Literal["auto", "teacher", "smooth"] = "auto"
     """The student's embeddings of t and t - r. teacher: as the teacher's; smooth: without frequencies above 100 rad per
     unit, fitted to the teacher's (which changes the student's start; train it at r = t first); auto: smooth where the
     teacher's are faster, which is in MMAudio v2, and the teacher's otherwise."""
     guided_from: float = 0.0
-    """Share of training before which targets are not guided: a warm start without guidance, 0 = guided from the first
-    step, 1 = never."""
+    """Fraction of training before which targets are not guided, for a warm start; 0 = guided from the first step, 1 =
+    never guided."""
     dropout: ConditionDropout = field(default_factory=ConditionDropout)
 
     def __post_init__(self) -> None:

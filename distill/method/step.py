@@ -1,4 +1,4 @@
-"""One distillation step: a batch in, a loss per sample and scalars for the log out. Knows nothing of engines."""
+"""One distillation step: from a batch to a loss per sample and scalars for the log, independent of the engine."""
 
 from itertools import pairwise
 
@@ -32,13 +32,13 @@ def train_step(
     batch_slice: BatchSlice | None = None,
     averaged: MMAudio | None = None,
 ) -> Terms:
-    """Draw noise, times and dropped conditions; form the objective's residual; weigh it.
+    """Draw noise, times and dropped conditions; compute the objective's residual and its weighted loss per sample.
 
     `student` is the possibly wrapped network and is called exactly once, with gradients; `plain` is the same network
     without a wrapper, on which derivatives and targets are taken without a graph; `teacher` is frozen. `progress` in
     [0, 1] is the fraction of training that is done, for schedules of the objective, of the times and of the guidance.
-    `batch_slice` says which rows of a larger batch these are. `averaged` is the student with averaged weights, for
-    objectives that declare to need them (`Needs.averaged`).
+    `batch_slice` states which rows of a larger batch these are. `averaged` is the student with averaged weights, for
+    objectives that declare that they need them (`Needs.averaged`).
     """
     x = batch.latents
     batch_slice = batch_slice or BatchSlice.whole(len(x))
