@@ -24,7 +24,7 @@ PROBES = 8
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Float32Moments:
-    """Moments with products taken in float32: twice as fast, and not for keeping.
+    """Moments with products taken in float32: twice as fast, for a single distance and never stored.
 
     mean (d,) and the diagonal of covariance (d, d) as in `GaussianStats`; the other entries sums in float64 of float32
     products of blocks. rounding: root mean square of their errors e_ij / (s_i s_j), s the standard deviations,

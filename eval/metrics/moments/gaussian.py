@@ -28,7 +28,7 @@ def as_matrix(features: Features, name: str = "features") -> NDArray[np.float64]
     matrix = np.asarray(array, dtype=np.float64)
     with np.errstate(invalid="ignore", over="ignore"):
         total = matrix.sum()
-    if not np.isfinite(total):  # one quick pass; only a sum that overflowed needs the slow look
+    if not np.isfinite(total):  # one quick pass; only a sum that overflowed needs the slow search
         bad = ~np.isfinite(matrix).all(axis=1)
         if not bad.any():
             return matrix

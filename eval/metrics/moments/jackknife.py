@@ -15,7 +15,7 @@ from eval.metrics.uncertainty import GROUPS, Jackknife, group_labels
 def frechet_jackknife(reference: Features, generated: Features, *, groups: int = GROUPS, seed: int = 0) -> Jackknife:
     """`jackknife(frechet_distance, reference, generated)` in float64, without taking the clips `groups` times.
 
-    For a set (n, d) of more clips than dimensions the scatter matrix W_g of every group about the mean of all is kept
+    For a set (n, d) of more clips than dimensions the scatter matrix W_g of every group about the mean of all is stored
     (groups d^2 numbers a set: 0.7 GB at d = 2048 and 20 groups). The n' clips left without group g, their mean shifted
     by d, have the scatter W - W_g - n' d d^T, W the sum over the groups. For two sets of no more clips than dimensions
     the products X Y^T of centred clips are taken once; without a group rows and columns are struck out and the rest

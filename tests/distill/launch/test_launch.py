@@ -192,7 +192,7 @@ def test_the_proof_of_set_up_passes_on_what_the_processes_say(tmp_path, monkeypa
             "(RuntimeError: operator torchvision::nms does not exist)",
         ),
         ("echo 'torch.distributed.ChildFailedError: ' >&2; echo ' exitcode: -6' >&2; exit 1", "(exitcode: -6)"),
-        ("echo 'ZeRO-2; 1 processes answered'", "(nothing was said)"),
+        ("echo 'ZeRO-2; 1 processes answered'", "(there was no output)"),
         ("sleep 60", "did not start within 1 s"),
     ],
 )
