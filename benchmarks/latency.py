@@ -41,8 +41,7 @@ from teacher.network.conditions import Conditions
 from teacher.network.mmaudio import MMAudio
 from teacher.network.variants import variant
 from teacher.network.velocity import student_velocity
-from teacher.sampling.config import SamplingConfig
-from teacher.sampling.generator import generate, noise
+from teacher.sampling.generator import SamplingConfig, generate, noise
 
 SLOW = "25 guided steps, straightforward"
 STEPS, TEACHER_OMEGA, STUDENT_OMEGA = 25, 4.5, 1.4

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, Literal, Self, TypeAlias
 
 from distill.loop_config import EvaluationConfig, LoopConfig, OptimConfig
-from distill.method.config import Method
+from distill.method.step import Method
 from distill.method.velocity_source import FromData, FromTeacher, GuidedInput, VelocitySource
 from meanflow.config import TAG
 from teacher.features.dataset import Modalities

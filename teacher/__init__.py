@@ -13,7 +13,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from teacher.sampling.config import SamplingConfig
+    from teacher.sampling.generator import SamplingConfig
     from teacher.sampling.model_card import ModelCard
     from teacher.sampling.pipeline import Pipeline
     from teacher.sampling.scene import Scene, Sound
@@ -24,7 +24,7 @@ __all__ = ["ModelCard", "Pipeline", "SamplingConfig", "Scene", "Sound", "load_ne
 _MODULES = {
     "ModelCard": "teacher.sampling.model_card",
     "Pipeline": "teacher.sampling.pipeline",
-    "SamplingConfig": "teacher.sampling.config",
+    "SamplingConfig": "teacher.sampling.generator",
     "Scene": "teacher.sampling.scene",
     "Sound": "teacher.sampling.scene",
     "load_network": "teacher.weights.loading",

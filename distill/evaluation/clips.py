@@ -22,8 +22,7 @@ from teacher.files import json_digest
 from teacher.files.safetensors import read_content, write_tensors
 from teacher.network.mmaudio import MMAudio
 from teacher.network.velocity import teacher_velocity
-from teacher.sampling.config import SamplingConfig
-from teacher.sampling.generator import Generator, clip_seed, noise
+from teacher.sampling.generator import Generator, SamplingConfig, clip_seed, noise
 
 SPLITS = ("val", "test")
 """The splits that clips are taken from: first validation, since the best checkpoint is chosen by them, then test."""

@@ -22,8 +22,7 @@ from eval.extractors.base import LoadedFile, OfficialFile, check_waves, exact_fl
 from eval.metrics.desync import first_and_last
 from teacher.encoders.base import Frames, checked_frames
 from teacher.encoders.synchformer import SYNC_REQUEST, VISUAL, cut_segments
-from teacher.encoders.synchformer_audio import SAMPLE_RATE, SEGMENT_SAMPLES
-from teacher.encoders.synchformer_sync import Synchformer, SynchformerConfig
+from teacher.encoders.synchformer_sync import SAMPLE_RATE, SEGMENT_SAMPLES, Synchformer, SynchformerConfig
 from teacher.files import tensors_digest
 from teacher.media import FrameRequest
 from teacher.network.sequence import FEATURES_PER_SEGMENT

@@ -30,8 +30,7 @@ from teacher.network.conditions import Conditions
 from teacher.network.mmaudio import MMAudio
 from teacher.network.sequence import ConditionWidths, SequenceConfig
 from teacher.network.variants import MMAudioConfig
-from teacher.sampling.config import Precision, SamplingConfig
-from teacher.sampling.generator import Generator, network_evaluations, noise
+from teacher.sampling.generator import Generator, Precision, SamplingConfig, network_evaluations, noise
 from teacher.sampling.pipeline import Pipeline, as_in_the_demo
 from teacher.sampling.stages import IMAGE, MOTION, READ, TEXT
 

@@ -21,8 +21,7 @@ from teacher.files.digests import (
     tensors_digest,
     write_digests,
 )
-from teacher.files.folders import LOCK, FolderLock, LockedError, new_folder, wait_for_lock
-from teacher.files.moved import Moved
+from teacher.files.folders import LOCK, FolderLock, LockedError, Moved, new_folder, wait_for_lock
 from teacher.files.replace import (
     Written,
     copy_file,

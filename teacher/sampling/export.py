@@ -31,8 +31,8 @@ from meanflow.guidance import Guidance
 from teacher.audio.mmaudio_codec import MMAudioCodec
 from teacher.files import new_folder, tensors_digest
 from teacher.network.conditions import Conditions
-from teacher.sampling.config import SamplingConfig
 from teacher.sampling.exportable import Decoder, ExportedGenerator, GivenGuidance, OneStep
+from teacher.sampling.generator import SamplingConfig
 from teacher.sampling.pipeline import Pipeline
 
 INPUTS = ("noise", "clip", "sync", "text", "has_clip", "has_sync", "has_text", "omega")

@@ -24,8 +24,7 @@ from teacher.audio.mmaudio_codec import MMAudioCodec
 from teacher.audio.vocoder import with_toom_cook
 from teacher.network.mmaudio import Encoded, MMAudio
 from teacher.network.velocity import Guide
-from teacher.sampling.config import SamplingConfig
-from teacher.sampling.generator import Generator, draw_latents
+from teacher.sampling.generator import Generator, SamplingConfig, draw_latents
 from teacher.sampling.stages import never_stop
 
 WARM_UP = 3

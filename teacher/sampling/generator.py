@@ -1,4 +1,6 @@
-"""The one generator: noise -> latent -> wave in named stages, with either kind of network and any codec.
+"""The one generator, noise -> latent -> wave in named stages, with either kind of network and any codec.
+
+`SamplingConfig` says how it draws: steps, guidance, solver, seed.
 
     latent = generate(network, conditions, noise)          a teacher's velocity is integrated, a student's average
                                                            velocity jumps
@@ -11,23 +13,65 @@ teacher/sampling/fast.py makes a faster form of one, teacher/sampling/exportable
 import hashlib
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
-from typing import Self, TypeAlias
+from typing import Literal, Self, TypeAlias, get_args
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from meanflow.guidance import Guidance, GuidanceRule, Guided
+from meanflow.guidance import Guidance, GuidanceRule, Guided, JointGuidance
 from meanflow.ode import Adaptive
-from meanflow.sampling import euler, heun, midpoint, sample, time_grid
+from meanflow.sampling import check_zero_init, euler, heun, midpoint, sample, time_grid
 from teacher.audio.codec import Stage
 from teacher.network.conditions import Conditions
 from teacher.network.mmaudio import Encoded, MMAudio
 from teacher.network.velocity import Guide, student_velocity, teacher_velocity
-from teacher.sampling.config import FixedSolver, Precision, SamplingConfig
 from teacher.sampling.stages import FLOW, StageClock, never_stop
+
+FixedSolver: TypeAlias = Literal["euler", "heun", "midpoint"]
+Solver: TypeAlias = FixedSolver | Adaptive
+"""How an instantaneous velocity is integrated; an average velocity jumps and needs none."""
+Precision: TypeAlias = Literal["float32", "bfloat16", "demo"]
+"""Arithmetic of the flow network. float32 throughout; bfloat16: float32 weights and state, products in bfloat16 (how
+MMAudio is evaluated); demo: weights, state, times and the table of time frequencies in bfloat16 (how MMAudio's own
+demo runs, which for v2 networks scrambles the time embedding: teacher/network/embeddings.py)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingConfig:
+    """How latents are drawn."""
+
+    steps: int = 1
+    """Network evaluations along the path; 1 is what the student is for, 25 the teacher's default."""
+    guidance: GuidanceRule = field(default_factory=Guidance)
+    """Classifier-free guidance; scale 1 is off and needs a single evaluation per step."""
+    seed: int = 0
+    solver: Solver = "euler"
+    """Integrator of a teacher's velocity; a student jumps and takes none."""
+    shift: float = 1.0
+    """Above 1 smaller steps near the noise, below 1 near the data."""
+    zero_init_steps: int = 0
+    """First steps that leave the noise as it is, of 25 or more."""
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.solver, Adaptive) and self.solver not in get_args(FixedSolver):
+            choices = ", ".join(get_args(FixedSolver))
+            raise ValueError(f"solver must be {choices} or an Adaptive(...), got {self.solver!r}")
+        if self.steps < 1:
+            raise ValueError(f"steps must be at least 1, got {self.steps}")
+        if not self.shift > 0:
+            raise ValueError(f"shift must be positive (1 = uniform), got {self.shift}")
+        check_zero_init(self.zero_init_steps, self.steps)
+
+    def __str__(self) -> str:
+        """Steps and guidance in words."""
+        solver, rule = self.solver, self.guidance
+        steps = f"adaptive to {solver.rtol:g}" if isinstance(solver, Adaptive) else f"{self.steps} step(s)"
+        if isinstance(rule, JointGuidance):
+            return f"{steps}, guidance {rule.video:g} for video, {rule.text:g} for text"
+        return f"{steps}, guidance {rule.omega:g}"
 
 
 def noise(seeds: Sequence[int], frames: int, channels: int) -> Tensor:

@@ -21,7 +21,7 @@ from torch import Tensor
 from meanflow.guidance import Guided
 from teacher.lists.manifest import read_manifest
 from teacher.media import check_sound_format
-from teacher.sampling.config import SamplingConfig
+from teacher.sampling.generator import SamplingConfig
 from teacher.sampling.pipeline import Pipeline
 from teacher.sampling.provenance import made_here
 from teacher.sampling.scene import Scene, Sound

@@ -26,9 +26,8 @@ from teacher.encoders.cache import EncodedCache
 from teacher.encoders.registry import Encoders, load_encoders
 from teacher.files.errors import WeightsError
 from teacher.network.mmaudio import MMAudio
-from teacher.sampling.config import Precision, SamplingConfig
 from teacher.sampling.fast import check_fast, fast_form
-from teacher.sampling.generator import Generator
+from teacher.sampling.generator import Generator, Precision, SamplingConfig
 from teacher.sampling.model_card import ModelCard, SharedModel, folder_of
 from teacher.sampling.scene import Scene, Sound, make_scene
 from teacher.sampling.stages import StageClock

@@ -33,7 +33,7 @@ from teacher.files import DIGEST, file_sha256
 from teacher.files.version import package_version
 from teacher.media.open import MediaError, open_media, text_tags
 from teacher.media.write import MAX_COMMENT
-from teacher.sampling.config import SamplingConfig
+from teacher.sampling.generator import SamplingConfig
 from teacher.weights.loading import ModelIdentity
 
 MARK = "mf-mjt"

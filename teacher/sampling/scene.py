@@ -16,7 +16,7 @@ from teacher.files import file_sha256
 from teacher.media import MediaError, MediaInfo, probe, remux, write_audio
 from teacher.network.conditions import Conditions
 from teacher.network.sequence import MIN_DURATION_S, ConditionWidths, SequenceConfig
-from teacher.sampling.config import SamplingConfig
+from teacher.sampling.generator import SamplingConfig
 from teacher.sampling.provenance import Provenance, describe
 from teacher.sampling.stages import IMAGE, MOTION, READ, TEXT, StageClock
 from teacher.sampling.windows import window_starts

@@ -17,8 +17,7 @@ from teacher.network.conditions import Conditions
 from teacher.network.embeddings import Rotary
 from teacher.network.mmaudio import Encoded, MMAudio
 from teacher.network.velocity import Guide
-from teacher.sampling.config import SamplingConfig
-from teacher.sampling.generator import generate
+from teacher.sampling.generator import SamplingConfig, generate
 from tests.golden.deviation import Deviation, relative
 from tests.golden.recipe import Recording, masked, recorded_conditions, recorded_network
 

@@ -7,8 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from teacher.encoders.synchformer import SynchformerVisual, VisualConfig, encode_video
-from teacher.encoders.synchformer_audio import cut_wave, htk_filterbank, sync_spectrogram
-from teacher.encoders.synchformer_sync import Synchformer, SynchformerConfig
+from teacher.encoders.synchformer_sync import Synchformer, SynchformerConfig, cut_wave, htk_filterbank, sync_spectrogram
 from tests.golden.deviation import Deviation, relative
 from tests.golden.recipe import Recording, digest, recipe_tensor
 

@@ -10,8 +10,7 @@ from numpy.typing import NDArray
 from scipy.linalg import lapack
 from torch import Tensor
 
-from eval.metrics.moments.float32 import Float32Moments
-from eval.metrics.moments.gaussian import Features, GaussianStats, as_matrix
+from eval.metrics.moments.gaussian import Features, Float32Moments, GaussianStats, as_matrix
 
 Form = Literal["auto", "rows", "moments"]
 """`rows`: from the clips themselves, no covariance is formed. `moments`: from the covariances. `auto`: `rows` for

@@ -29,8 +29,7 @@ from teacher.features.dataset import FeatureSet
 from teacher.features.extract import extract
 from teacher.lists.manifest import read_manifest
 from teacher.network.mmaudio import MMAudio
-from teacher.sampling.config import SamplingConfig
-from teacher.sampling.generator import Generator, clip_seed, draw_latents, generate, noise
+from teacher.sampling.generator import Generator, SamplingConfig, clip_seed, draw_latents, generate, noise
 from tests.distill.tiny import NETWORK, features
 from tests.teacher.tiny_codec import write_tiny_codec
 

@@ -11,8 +11,7 @@ from eval.extractors.base import LoadedFile
 from eval.extractors.synchformer import DesyncExtractor, as_segments, official
 from eval.metrics.desync import DeSync
 from teacher.encoders.synchformer import VisualConfig, load_sync_encoder
-from teacher.encoders.synchformer_audio import AudioConfig
-from teacher.encoders.synchformer_sync import OffsetConfig, Synchformer, SynchformerConfig
+from teacher.encoders.synchformer_sync import AudioConfig, OffsetConfig, Synchformer, SynchformerConfig
 from teacher.files import file_digest
 from teacher.files.errors import WeightsError
 from teacher.media import FrameRequest

@@ -24,23 +24,21 @@ from teacher.encoders.synchformer import (
     encode_video,
     load_sync_encoder,
 )
-from teacher.encoders.synchformer_audio import (
+from teacher.encoders.synchformer_sync import (
     MEAN,
     STD,
     AudioConfig,
     AudioEncoder,
     AudioLayer,
-    cut_wave,
-    htk_filterbank,
-    sync_spectrogram,
-)
-from teacher.encoders.synchformer_sync import (
     OffsetBlock,
     OffsetConfig,
     Synchformer,
     SynchformerConfig,
     class_offsets_s,
+    cut_wave,
+    htk_filterbank,
     offset_s,
+    sync_spectrogram,
 )
 from teacher.files.errors import WeightsError
 from teacher.network.sequence import sync_segments, sync_video_frames

@@ -14,9 +14,8 @@ from teacher.audio.vocoder import with_toom_cook
 from teacher.network.conditions import Conditions
 from teacher.network.mmaudio import MMAudio
 from teacher.sampling import fast
-from teacher.sampling.config import SamplingConfig
 from teacher.sampling.fast import CudaGraphCall, RecordedDraw, fast_form, record
-from teacher.sampling.generator import Generator, noise
+from teacher.sampling.generator import Generator, SamplingConfig, noise
 from tests.saved_student import tiny_pipeline
 from tests.teacher.network.test_network import conditions, opened, small
 from tests.teacher.tiny_codec import write_tiny_codec

@@ -6,8 +6,7 @@ import torch
 from meanflow import Guidance
 from teacher.network.conditions import Conditions
 from teacher.sampling import stages
-from teacher.sampling.config import SamplingConfig
-from teacher.sampling.generator import generate, noise
+from teacher.sampling.generator import SamplingConfig, generate, noise
 from teacher.sampling.stages import DECODE, FLOW, StageClock
 from tests.saved_student import tiny_pipeline
 

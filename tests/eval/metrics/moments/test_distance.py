@@ -11,8 +11,7 @@ from safetensors.numpy import load_file
 from eval.metrics.kernel import KAD_SCALE, kernel_distance, reference_bandwidth
 from eval.metrics.moments import distance
 from eval.metrics.moments.distance import frechet_bias, frechet_distance
-from eval.metrics.moments.float32 import Float32Moments
-from eval.metrics.moments.gaussian import GaussianStats, as_matrix
+from eval.metrics.moments.gaussian import Float32Moments, GaussianStats, as_matrix
 from eval.metrics.moments.jackknife import frechet_jackknife
 from eval.metrics.uncertainty import jackknife
 
