@@ -205,7 +205,7 @@ def newest(run: Path, *, report: Callable[[str], None] = print) -> Checkpoint | 
     """The newest checkpoint of a run that verifies; None where none was ever completed.
 
     `report` receives one line for each newer one that is skipped. Reads every byte of the files. Raises ValueError,
-    in one line, where there are checkpoints but none verifies: a run never silently starts again.
+    in one line, where there are checkpoints but none verifies: a run never starts again by itself.
     """
     faults: list[tuple[Path, str]] = []
     for folder in reversed(_folders(run)):

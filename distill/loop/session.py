@@ -310,7 +310,7 @@ class Session:
         append_lines(path, [json.dumps(stretch, ensure_ascii=False)])
         if before is not None and before.get("precision") != precision:
             print(
-                f"precision: {precision} from step {self.first + 1} on, {before.get('precision')} before; {path} says "
+                f"precision: {precision} from step {self.first + 1} on, {before.get('precision')} before; {path} lists "
                 "which steps were made in which",
                 flush=True,
             )

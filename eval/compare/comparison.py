@@ -270,12 +270,13 @@ def run_comparison(
 
 
 def tasks_of(config: ComparisonConfig, records: Sequence[Record], *, report: Callable[[str], None]) -> tuple[Task, ...]:
-    """The tasks asked for; else those for which the test split has clips. What is left out is reported, a line each."""
+    """The tasks of the configuration; without any, those for which the test split has clips. Tasks left out are
+    reported in a line each."""
     if config.tasks is not None:
         return config.tasks
     counts: dict[Task, tuple[int, str]] = {
         "vta": (sum(record.has_video for record in records), "picture"),
-        "tta": (sum(bool(record.caption) for record in records), "words"),
+        "tta": (sum(bool(record.caption) for record in records), "captions"),
     }
     for task, (count, need) in counts.items():
         if count < 2:

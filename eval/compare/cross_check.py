@@ -92,11 +92,11 @@ def cross_checks(
         ValueError: stored features that cannot be read or belong to other rows.
     """
     for row in rows:
-        kept = features_of_row(rows_path, row)
-        if kept is None:
+        features = features_of_row(rows_path, row)
+        if features is None:
             continue
         for metric in set_metrics():
-            sides = kept.sides(metric)
+            sides = features.sides(metric)
             if metric.formula is None or metric.key not in row.metrics or sides is None:
                 continue
             found = COMPUTED[metric.formula](*sides, metric, row.metrics)

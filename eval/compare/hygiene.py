@@ -112,8 +112,8 @@ def scored_ids(
     scores is left out. `rows_path` names the file in errors.
 
     Raises:
-        ValueError: rows of one task that were not scored on the same clips, or as many as the row says: an average
-            over other clips is no comparison.
+        ValueError: rows of one task that were scored on different clips, or on another number of clips than the row
+            states: averages over different clips do not compare.
     """
     found: dict[Task, tuple[str, ...]] = {}
     for row in rows:

@@ -114,9 +114,9 @@ def recheck_overlap(
     clips = read_clip_scores(rows_path.with_name("clips.jsonl"))
     found = {}
     for task, fact in facts_of(read_rows(rows_path), clips, rows_path).items():
-        strangers = [i for i in fact.ids if i not in records]
-        if strangers:
-            raise ValueError(f"{data} has no test clips {', '.join(strangers[:5])}, which were scored")
+        unknown = [i for i in fact.ids if i not in records]
+        if unknown:
+            raise ValueError(f"{data} has no test clips {', '.join(unknown[:5])}, which were scored")
         overlap = find_overlap([records[i] for i in fact.ids], runs, groups=groups)
         found[task] = replace(fact, overlap=overlap)
     write_facts(rows_path.parent, found.values())

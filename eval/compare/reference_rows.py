@@ -88,7 +88,7 @@ def _codec_row(scorer: Scorer, features: ClipFeatures, task: Task, rows_path: Pa
 def _real_row(
     scorer: Scorer, features: ClipFeatures, other: ClipFeatures, task: Task, rows_path: Path, origin: Origin
 ) -> Row:
-    # A divergence of a clip from itself says nothing about real sound.
+    # A divergence of a clip from itself does not measure real sound.
     paired = {metric.key for metric in clip_metrics() if metric.divergence is not None}
     per_clip = tuple(
         {name: value for name, value in entry.items() if name not in paired} for entry in features.per_clip

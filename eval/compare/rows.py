@@ -94,7 +94,7 @@ class Row:
 
     @property
     def title(self) -> str:
-        """The row in words."""
+        """Task, model, steps, guidance and seed of the row as text."""
         guidance = f", guidance {self.guidance:g}" if self.steps and self.guidance != 1.0 else ""
         steps = f"{self.steps} step{'s' * (self.steps != 1)}"
         return f"{self.task} {self.model}, {steps}{guidance}, seed {self.seed}"

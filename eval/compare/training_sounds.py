@@ -64,8 +64,8 @@ class TrainingSounds:
         It is the digest of sounds and labels, since weights may differ in the last digit between processes.
         """
         labels = [r.label if self.label_kind == "labels" else "" for r in self.records]
-        words = json.dumps([self.label_kind, [r.id for r in self.records], labels])
-        mark = hashlib.sha256((words + self.sounds_digest).encode()).hexdigest()[:12]
+        text = json.dumps([self.label_kind, [r.id for r in self.records], labels])
+        mark = hashlib.sha256((text + self.sounds_digest).encode()).hexdigest()[:12]
         extractor = EmbeddedAudioFeatures(sample_rate=self.sample_rate)
         return EmbeddedSource(extractor=extractor, classifier=self.classifier, labels=f"{self.label_kind}:{mark}")
 

@@ -49,7 +49,7 @@ from teacher.features.codec import load_codec
 
 RELATIVE, ABSOLUTE = 1e-6, 1e-7
 """Two values agree within RELATIVE of the larger or ABSOLUTE, which allows for another order of sums."""
-CLIPS, FEATURES, STAGES, OTHERS = "clips.jsonl", "kept features", "its stages", "other rows of the network"
+CLIPS, FEATURES, STAGES, OTHERS = "clips.jsonl", "stored features", "its stages", "other rows of the network"
 PARTS: Mapping[str, Callable[[Estimate], float]] = {
     "low": lambda estimate: estimate.low,
     "high": lambda estimate: estimate.high,

@@ -183,7 +183,7 @@ class _Sides:
 
         def side(record: Record) -> Tensor:
             what: dict[str, object] = {
-                "seen": name,  # the words in which older versions wrote their files: other ones would be another digest
+                "seen": name,  # as older versions wrote their files: another text would be another digest
                 "file": self.digests.of(Path(record.path)),
                 "start": record.start_s,
                 "seconds": duration_s,

@@ -191,8 +191,8 @@ def _of_clips(per_clip: Sequence[Mapping[str, float]], keys: Collection[str] | N
     """The metrics that some clips have; a value that no metric is made of is one of its own."""
     there = {key for entry in per_clip for key in entry}
     known = [one for one in clip_metrics() if there & set(one.names)]
-    strangers = sorted(there - {key for one in known for key in one.names})
-    found = [*known, *(ClipMetric(key=key, label=key, better=None, digits=3, explanation="") for key in strangers)]
+    unknown = sorted(there - {key for one in known for key in one.names})
+    found = [*known, *(ClipMetric(key=key, label=key, better=None, digits=3, explanation="") for key in unknown)]
     return [one for one in found if keys is None or one.key in keys or one.count_key in keys]
 
 

@@ -1,6 +1,6 @@
 """Audiobox-Aesthetics (arXiv 2502.05139): quality, complexity, enjoyment and usefulness of single clips, 1 to 10.
 
-A published network predicts what listeners would answer. It needs no reference and knows neither video nor caption.
+A published network predicts the ratings of human listeners. It needs no reference, no video and no caption.
 """
 
 from __future__ import annotations

@@ -130,7 +130,7 @@ EXPLANATION = (
 PUBLISHED_SPLITS = 10
 """Parts over which publications average the score."""
 LEAST_PER_SPLIT = 10
-"""With fewer clips than this per part one part is taken; the row says how many there were."""
+"""With fewer clips than this per part one part is taken; the row states the number of parts."""
 
 
 def splits_for(clips: int, *, wanted: int) -> int:

@@ -39,7 +39,7 @@ def reference_bandwidth(reference: Features) -> float:
     """Median distance between different clips of the reference; for an even number of pairs the mean of the middle two.
 
     The bandwidth belongs to the reference, never to the evaluated set: distances with different kernels do not compare.
-    (kadtk takes it from the evaluated set, whatever its README says.) Two passes over the blocks: a histogram finds the
+    (The code of kadtk takes it from the evaluated set.) Two passes over the blocks: a histogram finds the
     bin of the median, then the distances of that bin are sorted.
 
     Raises:

@@ -18,7 +18,7 @@ class TerminalVelocity:
 
     The Lagrangian form of the identity: t and x_t stay, the arrival time r moves. v(f, r) is the network's own
     u(f, r, r), on averaged weights where the trainer has them, or the frozen teacher's. It is needed at the point of
-    arrival f(r), about which e - x of the row says nothing, so `v` enters through flow matching alone: on rows with
+    arrival f(r), where e - x of the row is not the velocity, so `v` enters through flow matching alone: on rows with
     r = t, delta = u(x_t, t, t) - v, and with `anchor` also on the others, extra = u(x_t, t, t) - v. With source "self"
     this term is essential: without it u = 0 is a solution, so use fm_fraction > 0 or `anchor`.
 

@@ -28,7 +28,7 @@ SINGLE_LEAST = 1 << 33
 """n d^2 of the smaller set from which float32 is tried: a double product of that size takes a tenth of a second."""
 
 SINGLE_LIMIT = 1e-7
-"""Largest standard error due to float32 as a fraction of the distance: a tenth of the accuracy asked of it."""
+"""Largest standard error due to float32 as a fraction of the distance, a tenth of the accuracy that is required."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
