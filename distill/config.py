@@ -95,6 +95,7 @@ class DistillRun:
     repeat: tuple[int, ...] = ()
     """How often each folder is repeated in an epoch, one number per folder; without any, once each."""
     teacher: Path
+    """Run folder of the teacher."""
     student: FromWeights | None = None
     """Start from the student of an earlier run, its embedding of t - r included; else from the teacher's weights."""
     lora: LoRAConfig | None = None

@@ -10,23 +10,29 @@ class OptimConfig:
     does not decay."""
 
     lr: float = 1e-4
+    """Learning rate after the warm-up."""
     betas: tuple[float, float] = (0.9, 0.95)
+    """Decays of Adam's averages of the gradient and of its square."""
     weight_decay: float = 1e-6
+    """Weight decay of AdamW, multiplied by the learning rate in every step."""
     decay_all: bool = False
     """Decay every parameter, as MMAudio was trained, instead of matrices alone."""
     adam_eps: float = 1e-8
     """Adam's epsilon; under bfloat16 autocast, whose gradients are coarse, use 1e-6."""
     warmup_steps: int = 1000
+    """Steps in which the learning rate rises linearly; 0 = none."""
     warmup_inclusive: bool = True
     """Whether the last step of the warm-up already has the full rate: (step + 1) / warmup_steps. Otherwise, as in
     MMAudio's training, the first step after it has: (step + 1) / (warmup_steps + 1)."""
     schedule: Literal["constant", "cosine", "step"] = "constant"
+    """Course of the rate after the warm-up: constant, cosine (to zero at the last step) or step (at the milestones)."""
     milestones: tuple[float, ...] = (0.8, 0.9)
     """Under `step`, the fractions of all steps at which the rate is multiplied by `decay`, counted from the end of the
     warm-up: of 300,000 steps with 1,000 of warm-up, steps 241,000 and 271,000."""
     decay: float = 0.1
     """Factor by which the rate is multiplied at each milestone."""
     clip_norm: float = 1.0
+    """Largest norm of the gradient; a larger one is scaled down to it."""
     reference_fan_in: int | None = None
     """Matrices with a larger fan-in get the lower rate lr * reference / fan_in (maximal-update rule, arXiv 2203.03466,
     table 3). None, as in published recipes, gives every parameter the same rate."""
@@ -72,9 +78,11 @@ class LoopConfig:
     """Length, batch and bookkeeping of a run; the same for teacher and student."""
 
     steps: int = 300_000
+    """Optimiser steps of the run."""
     batch_size: int = 512
     """Sounds per step over all processes together."""
     seed: int = 0
+    """Seed of data order, noise, times and dropped conditions, and of the initial weights."""
     optim: OptimConfig = field(default_factory=OptimConfig)
     ema_std: tuple[float, ...] = (0.05, 0.1)
     """Relative widths of the power-function averages of the weights that training computes (arXiv 2312.02696, eq. 123).
@@ -85,7 +93,9 @@ class LoopConfig:
     """Steps between snapshots of the averages, stored in ema_ckpts/, from which `mf-ema` computes averages of any width
     after training; 0 = none. Each takes as much disk as the trained weights in float32, once per width."""
     log_every: int = 50
+    """Steps between lines of the log."""
     save_every: int = 2000
+    """Steps between checkpoints."""
     keep_last: int = 2
     """How many of the newest checkpoints stay on disk; where one is damaged, the run resumes from the one before."""
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)

@@ -95,6 +95,7 @@ class CentralDifference:
 
     kind: ClassVar[DerivativeKind] = "difference"
     eps: float = 1e-3
+    """Half the distance in t between the two evaluations."""
 
     def __post_init__(self) -> None:
         if not 0.0 < self.eps < 0.1:

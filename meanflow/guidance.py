@@ -28,8 +28,11 @@ class MixedGuidance:
     """
 
     omega: float = 1.0
+    """Weight of v; the effective guidance scale is omega / (1 - kappa), 1 = off."""
     kappa: float = 0.0
+    """Weight of the model's own v_cond; 0 = off."""
     interval: tuple[float, float] = (0.0, 1.0)
+    """Times t at which the velocity is guided; elsewhere it is v."""
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.kappa < 1.0:

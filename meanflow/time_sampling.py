@@ -111,7 +111,9 @@ class TimePairs:
 
     density: Density = field(default_factory=LogitNormal)
     fm_fraction: float = 0.75
+    """P(r = t), the fraction of rows of plain flow matching."""
     full_fraction: float = 0.0
+    """Fraction of the other rows that get (r, t) = (0, 1)."""
     fixed_order: ClassVar[bool] = False
 
     def __post_init__(self) -> None:

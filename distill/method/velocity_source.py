@@ -251,8 +251,11 @@ class GuidedInput:
     guidance_input: ClassVar[bool] = True
 
     max_omega: float = 8.0
+    """Largest guidance scale; the scales lie in [1, max_omega]."""
     power: float = 1.0
+    """Exponent of the density omega^-power of the guidance scales."""
     interval: tuple[float, float] = (0.0, 1.0)
+    """Times t at which the velocity is guided."""
     predictions: Predictions = "student"
     """Whose predictions: the frozen teacher's, or the student's own."""
 

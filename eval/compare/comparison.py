@@ -46,7 +46,9 @@ class ComparisonConfig:
     cache: Path | None = None
     """Folder for features of real sound and picture, stored by the digest of the file; OUT/cache unless given."""
     steps: tuple[int, ...] = (1, 2, 4, 8, 25)
+    """Numbers of sampling steps."""
     seeds: tuple[int, ...] = (0, 1, 2)
+    """Seeds of the noise; each makes a row of its own."""
     tasks: tuple[Task, ...] | None = None
     """vta: sound from video, tta: sound from text alone. Without it both, where the data has clips for them."""
     max_clips: int = 96
@@ -78,6 +80,7 @@ class ComparisonConfig:
     """Batch sizes that are timed; 1 must be among them, since the rows have its real-time factors and times per clip.
     """
     device: str = "auto"
+    """Device that generates and scores: auto, cpu, cuda or cuda:N."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

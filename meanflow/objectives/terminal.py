@@ -40,6 +40,7 @@ class TerminalVelocity:
     """
 
     derivative: Literal["difference", "exact"] = "difference"
+    """How the derivative in r is taken: by difference of arrival times, or exact, by forward mode."""
     eps: float = 5e-3
     """Distance between the arrival times of the difference."""
     source: Literal["self", "teacher"] = "self"
