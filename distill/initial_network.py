@@ -133,8 +133,8 @@ def inherited_codec(net: MMAudio, run: Path, features: Path, weights_dir: Path |
 
     Raises ValueError where the features were made with another codec or other encoders than the network's run.
     """
+    plain = load_codec(features, weights_dir=weights_dir)  # first: it names what a folder without features lacks
     _check_encoders(run, features)
-    plain = load_codec(features, weights_dir=weights_dir)
     _check_shapes(net, plain, features)
     codec = plain.with_statistics(net.latent_mean.detach().flatten(), net.latent_std.detach().flatten())
     _check_codec(codec, run, features, weights_dir)

@@ -34,7 +34,7 @@ class Verify:
     """One cell, or all of them."""
 
     rows: Path = Path("runs/demo/rows.jsonl")
-    """rows.jsonl of a comparison, with clips.jsonl, embeddings/ and media/ beside it as far as they were files."""
+    """rows.jsonl of a comparison, with clips.jsonl, embeddings/ and media/ beside it as far as they were kept."""
     cell: tuple[Task, str, int, int, str] | None = None
     """Task, model, steps, seed and metric of one cell; "kl low" for the end of an interval, "frechet bias", and for a
     total of times "rtf video-to-audio" and the like."""

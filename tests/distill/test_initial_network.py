@@ -21,6 +21,7 @@ from scripts import ema
 from teacher.audio.registry import open_codec
 from teacher.features.codec import load_codec
 from teacher.features.dataset import JointSet, batch_indices
+from teacher.files.errors import FeatureError
 from teacher.files.safetensors import write_tensors
 from teacher.flow_matching import flow_matching_step
 from teacher.network.lora import LoRAConfig, load_adapter, merge_lora
@@ -229,6 +230,16 @@ def test_starts_that_do_not_fit_are_refused(data, base, tmp_path):
     (student / "features.json").write_text(json.dumps(info))
     with pytest.raises(ValueError, match="was trained with 'mmaudio'; extract again with --encoders mmaudio"):
         distil(DistillRun(data=(data,), teacher=_posing(student, base, tmp_path)), tmp_path / "c")
+
+
+def test_what_is_no_feature_folder_is_named_as_such_to_trained_weights_too(data, base, tmp_path):
+    unfinished = tmp_path / "unfinished"
+    unfinished.mkdir()
+    with pytest.raises(FeatureError, match=r"no features\.json; extract first"):
+        distil(DistillRun(data=(unfinished,), teacher=base), tmp_path / "a")
+    (unfinished / "plan.json").write_bytes((data / "plan.json").read_bytes())
+    with pytest.raises(FeatureError, match="its extraction is unfinished: run it again"):
+        train_teacher(tuned(unfinished, base), tmp_path / "b")
 
 
 def _posing(features, weights, tmp_path):
