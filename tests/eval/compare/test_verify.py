@@ -277,7 +277,7 @@ def test_cells_nothing_was_kept_for_are_counted_and_refused_by_name(folder, monk
     assert f"{2 * cells} cells were not computed" in printed
     assert "frechet, frechet bias, frechet high, frechet low, inception_score, " in printed
     assert command(monkeypatch, "--rows", folder / "rows.jsonl", "--cell", "vta", "student", 1, 0, "kad") == 2
-    assert "features were not kept" in capsys.readouterr().err
+    assert "features were not stored" in capsys.readouterr().err
 
 
 def test_features_of_another_configuration_are_not_used(folder):
