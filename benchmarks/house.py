@@ -195,18 +195,18 @@ def trips(tree: Path, demo: Path) -> dict[str, list[str]]:
     """Files of a tree on every trip, by its name, traced on a copy of the demo's folder."""
     film = next(iter(sorted((demo / "world" / "clips").glob("*.mp4"))))
     with tempfile.TemporaryDirectory() as scratch:
-        kept = Path(scratch) / "demo"
-        shutil.copytree(demo, kept, symlinks=True)
-        lines = (kept / "rows.jsonl").read_text(encoding="utf-8").splitlines()
+        copied = Path(scratch) / "demo"
+        shutil.copytree(demo, copied, symlinks=True)
+        lines = (copied / "rows.jsonl").read_text(encoding="utf-8").splitlines()
         cell = next(r for r in map(json.loads, lines) if r["model"] == "student" and "frechet" in r["metrics"])
         of_cell = [cell["task"], cell["model"], str(cell["steps"]), str(cell["seed"]), "frechet"]
         scale = ["--guidance", str(cell["guidance"])]
-        folders = ["--data", f"{kept}/features", "--teacher", f"{kept}/teacher", "--out", f"{scratch}/run"]
+        folders = ["--data", f"{copied}/features", "--teacher", f"{copied}/teacher", "--out", f"{scratch}/run"]
         commands = {
             "training": ["scripts.distill", "debug", *folders, "--loop.steps", "3"],
-            "film": ["scripts.sample", "--run", f"{kept}/student", "--video", str(film), "--out", f"{scratch}/sounds"],
-            "distance": ["scripts.verify", "--rows", f"{kept}/rows.jsonl", "--cell", *of_cell, *scale],
-            "report": ["scripts.report", "--rows", f"{kept}/rows.jsonl"],
+            "film": ["scripts.sample", "--run", f"{copied}/student", "--video", str(film), "--out", f"{scratch}/out"],
+            "distance": ["scripts.verify", "--rows", f"{copied}/rows.jsonl", "--cell", *of_cell, *scale],
+            "report": ["scripts.report", "--rows", f"{copied}/rows.jsonl"],
         }
         found = {}
         for name, command in commands.items():

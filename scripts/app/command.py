@@ -123,12 +123,12 @@ def serve(args: App) -> None:
 
 
 class Stop:
-    """Ctrl-C, SIGTERM and SIGHUP, as a service manager or a closed terminal sends them, while this is entered: the page
-    is closed in order and its files are removed."""
+    """Context that catches Ctrl-C, SIGTERM and SIGHUP (service manager, closed terminal), so that the page is closed in
+    order and its files are removed."""
 
     def __init__(self) -> None:
         self.signal: int | None = None
-        """What was received first."""
+        """The first signal that was received."""
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> Self:
@@ -147,6 +147,6 @@ class Stop:
             self.signal = number
 
     def wait(self) -> None:
-        """Until a signal comes."""
+        """Wait until a signal is received."""
         while self.signal is None:
             time.sleep(0.1)

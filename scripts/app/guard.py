@@ -36,11 +36,11 @@ SAFE = [
 ]
 LOCAL = ("localhost", "127.0.0.1", "::1")
 ANYWHERE = ("0.0.0.0", "::")
-"""Addresses to listen at that let other machines in, which know this one under names that are not known here."""
+"""Addresses that are open to other machines, which may use host names that are not known here."""
 SHARED = ".gradio.live"
 UPLOADS_AT_ONCE = 4
 REQUEST_BYTES = 2**20
-"""Longest request that is no upload, and what an upload may have beside its file."""
+"""Largest request in bytes that is not an upload, and the margin of an upload beside its file."""
 DRAINED = 64 * 2**20
 GRACE_S = 3.0
 """Seconds until a click that nobody waits for ends: a caller asks for the result a moment after the call."""
@@ -101,7 +101,7 @@ class Visitors:
 
     @contextmanager
     def waiting(self, who: str) -> Iterator[None]:
-        """While a connection is open on which results are waited for."""
+        """Context of an open connection on which `who` waits for results."""
         with self._lock:
             self._waiting[who] += 1
         try:
@@ -144,7 +144,7 @@ class Visitors:
                     self._stopped.discard(who)
 
     def stop(self, who: str) -> bool:
-        """End what is done for somebody at its next step; whether anything is."""
+        """End the click of `who` at its next step; returns whether there is one."""
         with self._lock:
             if who in self._running:
                 self._stopped.add(who)
@@ -160,7 +160,7 @@ class Guard:
         self._uploading = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """One request."""
+        """Answer one request."""
         if scope["type"] not in ("http", "websocket"):
             await self._app(scope, receive, send)
             return
@@ -215,7 +215,7 @@ class GuardedApp(App):
     guard: Guard
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """One request."""
+        """Answer one request."""
         await self.guard(scope, receive, send)
 
 

@@ -58,7 +58,7 @@ def alert(text: str) -> str:
 
 
 def heading(licences: Mapping[str, str], limits: Limits) -> str:
-    """Title, the licence of every model, and what one click may ask for."""
+    """Title, the licence of every model, and the limits of one click."""
     each = "; ".join(f"{escape(name)}: {escape(text)}" for name, text in licences.items())
     return (
         '<header class="mf-head"><h1>Sound from video and from words, in one step</h1>'
@@ -81,13 +81,13 @@ def preview(video: Path, info: MediaInfo, address: Address) -> str:
 
 
 def comparison(made: ClickResult, address: Address) -> str:
-    """One card per model, then where the time went."""
+    """One card per model, followed by the time of every stage."""
     cards = "".join(_card(take, take.model.capitalize(), address) for take in made.takes)
     return f'<div class="mf-cards">{cards}</div>{latency(made)}'
 
 
 def grid(made: ClickResult, address: Address) -> str:
-    """One small card per seed, then where the time went."""
+    """One small card per seed, followed by the time of every stage."""
     cards = "".join(_card(take, f"Seed {take.sound.seed}", address, seed=False) for take in made.takes)
     note = "All in one call of the pipeline. The film with one of them: set its seed above and make sound."
     return f'<div class="mf-cards mf-grid">{cards}</div><p class="mf-soft">{note}</p>{latency(made)}'

@@ -31,9 +31,11 @@ def address(path: Path) -> str:
 
 
 def one_line(call: Callable[..., str], root: Path, visitors: Visitors) -> Callable[..., str]:
-    """A callback for whoever sent the request, which ends when nobody waits for it. Its errors become one line on the
-    page: the message where it is meant for users, without folders of the server; else only that something failed, and
-    the traceback goes to the server's standard error."""
+    """A callback that ends when nobody waits for its result any longer, and whose errors become one line on the page.
+
+    The line is the message of an error that is meant for users, without folders of the server. Other errors are only
+    reported as internal; their traceback goes to the server's standard error.
+    """
     folders = re.compile(re.escape(str(root)) + r"/(?:[^/\s]+/)*")
 
     def guarded(request: gr.Request, *given: Any) -> str:
@@ -55,8 +57,7 @@ def visitor(request: gr.Request) -> str:
 
 
 def uploads_only(component: gr.File) -> gr.File:
-    """The same component, which takes what was uploaded and fetches nothing: given an address in the place of a file,
-    gradio would have the server download it."""
+    """The component restricted to uploaded files; given an address instead of a file, gradio would download it."""
     move = component.async_move_resource_to_block_cache
 
     async def local(path: Any) -> Any:
@@ -69,7 +70,7 @@ def uploads_only(component: gr.File) -> gr.File:
 
 
 def actions(studio: Studio, visitors: Visitors) -> dict[str, Callable[..., str]]:
-    """What events call: functions from a request and the values of the form to HTML."""
+    """The callbacks of the page by name, which map a request and the values of the form to HTML."""
     names = [model.name for model in studio.models]
 
     def ask(video: object, prompt: Any, negative: Any, duration_s: Any) -> SoundRequest:
@@ -112,7 +113,7 @@ def actions(studio: Studio, visitors: Visitors) -> dict[str, Callable[..., str]]
 
 
 def build(studio: Studio, visitors: Visitors, *, starts: dict[str, tuple[int, float]]) -> gr.Blocks:
-    """The page. `starts`: steps and guidance that the sliders of every model begin with."""
+    """Build the page. starts: initial steps and guidance of every model's sliders."""
     do, names = actions(studio, visitors), [model.name for model in studio.models]
     window_s = studio.models[0].pipeline.window_s
     with gr.Blocks(title="Sound from video and words", analytics_enabled=False, delete_cache=(600, 7200)) as page:
@@ -174,9 +175,11 @@ def build(studio: Studio, visitors: Visitors, *, starts: dict[str, tuple[int, fl
 def launch_options(
     studio: Studio, visitors: Visitors, hosts: Hosts, *, port: int, max_megabytes: int
 ) -> dict[str, Any]:
-    """Arguments of `gradio.Blocks.launch`: nothing comes from another host, and only what was made here is shown as it
-    is. Uploads are not among `allowed_paths`: gradio gives them out as downloads, so that a page somebody uploads is
-    not run as one of this host."""
+    """Arguments of `gradio.Blocks.launch`, under which nothing is loaded from another host.
+
+    `allowed_paths` has the results but not the uploads, which gradio then delivers as downloads only, so that an
+    uploaded HTML page does not run as one of this host.
+    """
     app = GuardedApp(docs_url=None, redoc_url=None, openapi_url=None, default_response_class=ORJSONResponse)
     app.guard = Guard(
         super(GuardedApp, app).__call__,

@@ -31,7 +31,7 @@ class Workspace:
     _made: list[Path] = field(default_factory=list)
     """Folders of results, oldest first."""
     _used: dict[Path, float] = field(default_factory=dict)
-    """When an upload was last used, or first found, by a clock that is never set."""
+    """Time at which an upload was last used, or first found, by a monotonic clock."""
     _lock: threading.RLock = field(default_factory=threading.RLock)
     _closed: threading.Event = field(default_factory=threading.Event)
 
@@ -65,7 +65,7 @@ class Workspace:
         return self.root / "results"
 
     def prepare(self) -> None:
-        """Make both folders, readable by nobody else."""
+        """Make both folders, readable by this user only."""
         for folder in (self.uploads, self.results):
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
 
@@ -104,7 +104,7 @@ class Workspace:
             return folder
 
     def drop(self, folder: Path) -> None:
-        """Remove a result that was not finished."""
+        """Remove the folder of an unfinished result."""
         with self._lock:
             self._made.remove(folder)
             shutil.rmtree(folder, ignore_errors=True)

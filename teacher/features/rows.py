@@ -238,7 +238,7 @@ class Rows:
         """Id of the first of `rows` that needs a damaged row; its number where the records are damaged too."""
         picks = {"mean": self._sounds, "std": self._sounds, "clip": self._pictures, "sync": self._pictures}
         found = picks.get(damaged.name, self._words)(rows)
-        # The positions that all captions share are needed by every row.
+        # The positions that are equal for all captions are needed by every row.
         at = (k for k, (file, row) in enumerate(found) if file is damaged.file and row == damaged.row)
         row = int(rows[next(at, 0)])
         try:

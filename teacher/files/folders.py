@@ -1,4 +1,4 @@
-"""Folders: one writer at a time (`FolderLock`), new ones whole or absent (`new_folder`), moved files (`Moved`).
+"""Folders: a lock for one writer (`FolderLock`), atomic creation (`new_folder`), finding moved files (`Moved`).
 
 The lock is the kernel's (flock) on the file `.lock` in the folder. It ends with the process that holds it, so there are
 no stale locks on one machine or on file systems that support locks between machines (NFS, Lustre with `flock`). On a
@@ -297,13 +297,13 @@ NEW_S = 60.0
 
 
 HIGHEST = 8
-"""Folders in which a moved file is looked for, the noting one and those above it; and parts of its path tried there."""
+"""Most folders in which a moved file is searched (the recording one and those above it), and parts of its path."""
 MOST_MISSES = 4
-"""Files of one folder that are looked for in vain before the others are taken to be gone with it."""
+"""Number of missing files of one folder after which its other files count as missing too."""
 
 
 class Moved:
-    """Where the files lie that `folder` has noted.
+    """Finds the files whose paths `folder` recorded, also after they were moved together with it.
 
     A file is taken where it lay. Where it is gone, the end of its path, two parts of it at least, is tried below
     `folder` and the folders above it: /old/demo/world/clips/a.mp4, noted by a folder that is /new/demo/features now, is
@@ -316,8 +316,10 @@ class Moved:
         self._misses: Counter[Path] = Counter()
 
     def __call__(self, path: Path, size: int | None = None) -> Path:
-        """The path under which a file is there, else the noted one. `size`: its bytes, where they are known: another
-        file of that name is not taken."""
+        """The current path of a file, or the recorded one if it is not found.
+
+        size: its length in bytes, if known; another file of that name is not accepted.
+        """
         path = Path(path)
         beside = self._found.get(path.parent)
         if beside is not None:

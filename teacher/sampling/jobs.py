@@ -65,7 +65,7 @@ def jobs(inputs: Iterable[str], prompt: str | None) -> tuple[Job, ...]:
         other = by_name.setdefault(job.name, job)
         if other is not job:
             raise ValueError(
-                f"{other.video} and {job.video} share a file name, and so would their results; sample them into "
+                f"{other.video} and {job.video} have the same file name, and so would their results; sample them into "
                 "separate --out folders"
             )
     return tuple(found)

@@ -137,7 +137,7 @@ def test_a_broken_connection_is_resumed_where_it_broke(server, known, tmp_path):
 
 def test_the_next_call_goes_on_where_the_last_gave_up(server, known, tmp_path):
     server.cuts = [1_000_000]
-    with pytest.raises(WeightsError, match=r"broke off \(1 attempts\); 1000000 bytes are kept"):
+    with pytest.raises(WeightsError, match=r"broke off \(1 attempts\); 1000000 bytes are stored"):
         fetcher(server, tmp_path, attempts=1)(known)
     assert names(tmp_path) == ["file.pth.part", "file.pth.part.tag"]
     assert fetcher(server, tmp_path)(known).read_bytes() == CONTENT
