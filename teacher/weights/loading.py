@@ -255,5 +255,5 @@ def which_weights(digest: str, run: Path) -> str | None:
     files = sorted(Path(run).glob("*.safetensors"))
     files = [file for file in files if file.stem != "codec"]
     if not files:
-        raise WeightsError(f"{run} has no weights to compare with")
+        raise WeightsError(f"{run} holds no weights to compare with")
     return next((f.stem for f in files if same_digest(file_sha256(f), digest)), None)
