@@ -18,7 +18,8 @@ from eval.speed.budget import Setting as BudgetSetting
 FILE = re.compile(r"budget-(?P<model>.+)-(?P<task>vta|tta)\.json")
 UNKNOWN = "the number of calls was not recorded"
 RELATIVE = 1e-6
-"""By which a factor of a row may differ from that of its budget; from a later measurement it differs by more."""
+"""Largest relative difference between a real-time factor of a row and that of its budget, if both are of one
+measurement."""
 READING = (
     "RTF: wall time over the duration of the sound made; below 1 is faster than real time. Floor: the least time that "
     "the machine's own measured rates allow, max(FLOP / rate of a large product, bytes / rate of streaming), with "

@@ -256,7 +256,7 @@ def _card(setting: Setting) -> Card:
 
 
 def not_in_every_seed(chosen: Sequence[Setting]) -> str:
-    """Which scores have no mean over seeds because a seed lacks them; empty where there are none."""
+    """A sentence naming the scores without a mean over seeds, since a seed lacks them; empty where there are none."""
     found: dict[str, list[str]] = {}
     for s in chosen:
         for key in dict.fromkeys(key for row in s.rows.values() for key in row.metrics):

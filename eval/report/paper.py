@@ -202,7 +202,7 @@ class PaperTable:
 
     title: str
     label: str
-    """To refer to it by in LaTeX."""
+    """The label of the table in LaTeX."""
     caption: str
     table: Table
     latex_columns: tuple[str, ...]
