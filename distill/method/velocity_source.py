@@ -1,4 +1,4 @@
-"""Where the velocity v to be averaged comes from, and how it is guided.
+"""Sources of the velocity v to be averaged, with their guidance.
 
 A source declares what it needs of the student; the step, the configuration and the evaluation read that declaration.
 """
