@@ -138,7 +138,7 @@ def changed_lines(path: Path) -> list[int]:
             data = json.loads(line)
             check = data.pop(CHECK, None)
             ok = check is None or check == _crc(json.dumps(data, sort_keys=True))
-        except (ValueError, AttributeError, RecursionError):
+        except (ValueError, TypeError, AttributeError, RecursionError):
             ok = False
         if not ok:
             found.append(number)
