@@ -29,9 +29,10 @@ class ExtractConfig:
     """Feature or run folder whose codec, with its latent statistics, is used: sets that are trained on together need
     one, and so does a set that a trained network goes on with."""
     encoders: str = "embedded"
-    """Encoders of image, motion and text: `embedded`, or `mmaudio` (CLIP and Synchformer in --weights-dir)."""
+    """Encoders of image, motion and text: `embedded` needs no weights, `mmaudio` is CLIP and Synchformer in
+    --weights-dir; another name is answered with all that there are."""
     weights_dir: Path | None = None
-    """Folder of converted weights, for the codecs and encoders called mmaudio."""
+    """Folder of converted weights, for the codecs and encoders that need some."""
     device: str = "auto"
     """Where heavy encoders and codecs run: `cpu`, `cuda`, `cuda:1` ..., `auto` for a GPU if there is one."""
     codec_fit_clips: int = 512
