@@ -27,7 +27,7 @@ Which: TypeAlias = int | Literal["newest", "best"]
 
 @dataclass(frozen=True, kw_only=True)
 class Consolidated:
-    """What was taken, and where it went."""
+    """The checkpoint and weights that were copied, and the folder they were written to."""
 
     out: Path
     step: int

@@ -39,7 +39,7 @@ Scores: TypeAlias = Callable[[Tensor, Tensor, int, Sequence[Record]], dict[str, 
 
 BEST_STUDENT = "evaluation/latent_error"
 BEST_TEACHER = "evaluation/loss"
-"""By these the best checkpoint of a student and of a teacher is chosen; the lower the better."""
+"""The values by which the best checkpoint of a student and of a teacher is chosen; lower is better."""
 
 
 @dataclass(frozen=True)
@@ -51,12 +51,12 @@ class Preview:
     pictures: Tensor
     captions: list[str]
     names: tuple[str, ...] = ()
-    """What each is called in TensorBoard; without any, 0, 1 and so on."""
+    """Names of the sounds in TensorBoard; 0, 1 and so on where there are none."""
 
 
 @dataclass(frozen=True)
 class Evaluated:
-    """One evaluation: numbers for the log by name, and sounds to listen to."""
+    """The result of an evaluation: numbers for the log by name, and sounds for TensorBoard."""
 
     scalars: dict[str, float]
     preview: Preview | None
@@ -70,7 +70,7 @@ class GeneratedClip(NamedTuple):
 
 
 class HeldOut:
-    """The evaluation of a run, called by every process on the schedule.
+    """The evaluation of a run on held-out clips, which every process calls on the schedule of `EvaluationConfig`.
 
     The first call opens the clips and makes the reference that they are compared with.
     """
@@ -85,7 +85,7 @@ class HeldOut:
         teacher: Reference | None = None,
         scores: Scores | None = None,
     ) -> None:
-        """`teacher` is None in a teacher's own run; the latents it makes of the clips are stored in `run`."""
+        """`teacher` is None in a teacher's own run. The latents that it generates of the clips are stored in `run`."""
         self.features, self.codec, self.config, self.run = features, codec, config, run
         self.teacher, self.scores = teacher, scores
         self.clips: FixedClips | None = None
@@ -108,15 +108,15 @@ class HeldOut:
 
     @torch.no_grad()
     def __call__(self, net: MMAudio, engine: Engine) -> Evaluated | None:
-        """Evaluate a network that is whole in every process; None except in the main process. Collective.
+        """Evaluate a network that every process holds in full; returns None except in the main process. Collective.
 
-        Without held-out clips it is None everywhere. Where generated latents are not finite, the number of such clips
-        is evaluation/not_finite, and there are no other numbers of latents and sound.
+        Without held-out clips it returns None everywhere. Where generated latents are not finite, the number of such
+        clips is evaluation/not_finite, and there are no other numbers of latents and sound.
 
         Raises:
             TogetherError: in every process, where one of several could not read the clips or write the file.
-            OSError, ValueError: the same with a single process; ValueError also for a teacher whose own latents are not
-                finite.
+            OSError, ValueError: the same failures with a single process; ValueError also where the teacher's own
+                latents are not finite.
         """
         self.open(engine)
         if self.clips is None:
@@ -140,7 +140,7 @@ class HeldOut:
         elif self.clips.split == "test":
             print(
                 f"evaluation while training: {len(self.clips)} test clips, since there are too few to validate with; "
-                "judge the best checkpoint on others",
+                "evaluate the best checkpoint on others",
                 flush=True,
             )
 

@@ -248,8 +248,8 @@ def markdown(blocks: Sequence[Block]) -> str:
 
 
 def inert(text: str) -> str:
-    """A text in one line that Markdown shows without HTML, pictures, links or code, whatever names are in it. Emphasis
-    stays: it is ours."""
+    """A text in one line that Markdown shows without HTML, pictures, links or code, even where names contain them.
+    Emphasis stays, since the report itself sets it."""
     line = " ".join(text.split()).replace("&", "&amp;").replace("<", "&lt;").replace("`", "\\`")
     return line.replace("![", "!\\[").replace("](", "]\\(").replace("][", "]\\[")
 

@@ -23,16 +23,16 @@ READING = (
     "RTF: wall time over the duration of the sound made; below 1 is faster than real time. Floor: the least time that "
     "the machine's own measured rates allow, max(FLOP / rate of a large product, bytes / rate of streaming), with "
     "weights and inputs read once for every operator that reads them, results written, and nothing in between leaving "
-    "the chip. Share: floor / median; above 100 % where a cache held what was taken to come from memory. MB eager: "
-    "what moves when every operator reads and writes memory. FLOP: matrix products, convolutions and attention, 2 per "
-    "multiply-add; nothing element-wise and no FFT, so the floor of Griffin-Lim is too low. Totals are sums of the "
-    "stages' medians. Not included anywhere: loading weights, writing files, drawing noise."
+    "the chip. Efficiency: floor / median; above 100 % where a cache held what was taken to come from memory. "
+    "MB eager: what moves when every operator reads and writes memory. FLOP: matrix products, convolutions and "
+    "attention, 2 per multiply-add; nothing element-wise and no FFT, so the floor of Griffin-Lim is too low. "
+    "Totals are sums of the stages' medians. Not included anywhere: loading weights, writing files, drawing noise."
 )
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelBudget:
-    """A budget with the task and the model it is of."""
+    """A budget with its task and its model."""
 
     task: Task
     model: str
@@ -41,7 +41,7 @@ class ModelBudget:
 
     @property
     def block(self) -> Fold:
-        """The whole budget, folded away."""
+        """The whole budget, as a block that the page opens with a click."""
         inside = [Paragraph(circumstances(self.budget))]
         parts = (part for batch in self.budget.batches for part in _batch_blocks(self.budget, batch))
         return Fold(title=f"Staged budget of {MODEL_TITLES.get(self.model, self.model)}", blocks=(*inside, *parts))
@@ -49,10 +49,10 @@ class ModelBudget:
 
 @dataclass(frozen=True, kw_only=True)
 class Calls:
-    """How the times of one setting were taken."""
+    """How the times of one setting were measured: calls and threads."""
 
     count: int
-    """Calls behind every median; the fewest of any stage."""
+    """Number of calls behind every median; the fewest of any stage."""
     threads: int
     """Of the processor."""
 
@@ -91,7 +91,7 @@ def calls_of(chosen: Sequence[Setting], budgets: Sequence[ModelBudget]) -> dict[
 
 
 def timing_text(chosen: Sequence[Setting], calls: Mapping[SettingKey, Calls]) -> str:
-    """Calls and threads in words, per model where they differ; empty where nothing was timed."""
+    """Calls and threads as text, per model where they differ; empty where nothing was timed."""
     groups: dict[str, list[str]] = {}
     for s in timed(chosen):
         groups.setdefault(_timing(s, calls.get(s.key)), []).append(s.name)
@@ -109,7 +109,7 @@ def timing_sentence(chosen: Sequence[Setting], calls: Mapping[SettingKey, Calls]
 
 
 def timed(chosen: Sequence[Setting]) -> list[Setting]:
-    """Settings with the total of their task."""
+    """The settings that have a time for the total of their task."""
     return [s for s in chosen if s.generated and TASK_TOTALS[s.task] in s.rtf]
 
 
@@ -118,7 +118,9 @@ def budget_table(budget: Budget, batch: int) -> Table:
     chosen = [s for s in budget.stages if s.batch == batch]
     if not chosen:
         raise ValueError(f"batch must be one of {', '.join(map(str, budget.batches))}, got {batch}")
-    columns = ("Stage", "GFLOP", "MB at least", "MB eager", "Operators", "Floor ms", "Median ms", "p10–p90 ms", "Share")
+    columns = (
+        "Stage", "GFLOP", "MB at least", "MB eager", "Operators", "Floor ms", "Median ms", "p10–p90 ms", "Efficiency"
+    )  # fmt: skip
     rows = tuple(TableRow(model=_named(s), cells=_stage_cells(budget, s)) for s in chosen)
     return Table(columns=(*columns, _rate_title(batch)), rows=rows)
 
@@ -130,7 +132,7 @@ def totals_table(budget: Budget, batch: int) -> Table:
         for setting in budget.settings(batch)
         for total in budget.totals(batch, setting)
     )
-    columns = ("Total", "Steps", "Guidance", "Floor ms", "Median ms", "Share", _rate_title(batch), "Includes")
+    columns = ("Total", "Steps", "Guidance", "Floor ms", "Median ms", "Efficiency", _rate_title(batch), "Includes")
     return Table(columns=columns, rows=rows)
 
 
@@ -200,9 +202,9 @@ def _timing(setting: Setting, calls: Calls | None) -> str:
     threads = dict.fromkeys(row.machine.get("threads", "") for row in setting.rows.values())
     if calls is not None:
         threads = {str(calls.threads): None}
-    words = " or ".join(f"{n} thread{'s' * (n != '1')}" for n in threads if n) or "threads not recorded"
+    text = " or ".join(f"{n} thread{'s' * (n != '1')}" for n in threads if n) or "threads not recorded"
     median = UNKNOWN if calls is None else f"median of {calls.count} call{'s' * (calls.count != 1)}"
-    return f"{median}, {words}"
+    return f"{median}, {text}"
 
 
 def _named(stage: StageBudget) -> str:
@@ -214,7 +216,7 @@ def _named(stage: StageBudget) -> str:
 
 
 def _stage_cells(budget: Budget, stage: StageBudget) -> tuple[Cell, ...]:
-    cost, time, floor_s, share = stage.cost, stage.timing, budget.floor_s(stage), budget.share(stage)
+    cost, time, floor_s, efficiency = stage.cost, stage.timing, budget.floor_s(stage), budget.efficiency(stage)
     counts = (NONE,) * 4
     if cost is not None:
         counts = (_plain(cost.flops / 1e9), _mega(cost.bytes), _mega(cost.traffic), str(cost.operators))
@@ -223,7 +225,7 @@ def _stage_cells(budget: Budget, stage: StageBudget) -> tuple[Cell, ...]:
         NONE if floor_s is None else _ms(floor_s),
         _ms(time.median_s),
         f"{_ms(time.p10_s)}–{_ms(time.p90_s)}",
-        NONE if share is None else _percent(share),
+        NONE if efficiency is None else _percent(efficiency),
         _rate(budget, time.median_s, stage.batch),
     )
     return tuple(Cell(text=text) for text in texts)
@@ -266,5 +268,5 @@ def _plain(value: float) -> str:
     return f"{value:.0f}" if value >= 100 else significant(value)
 
 
-def _percent(share: float) -> str:
-    return f"{100 * share:.3g} %"
+def _percent(fraction: float) -> str:
+    return f"{100 * fraction:.3g} %"

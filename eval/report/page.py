@@ -57,9 +57,9 @@ RTF_NOTE = (
     "the codec; Σ video-to-audio is everything from the video file to the waveform."
 )
 BEST_NOTE = (
-    "The same noise per clip for every model and step count. Best generated value of each column marked, whether or "
-    "not it is clearly so, which the differences below say; real sound and the codec round trip are what can be "
-    "reached."
+    "The same noise per clip for every model and step count. The best generated value of each column is marked, "
+    "whether or not it is clearly better, which the differences below show; real sound and the codec round trip are "
+    "what can be reached."
 )
 REAL_SOUND = (
     "Distances of real sound are between the test clips and other real clips, those of the codec round trip between "
@@ -102,7 +102,7 @@ def write_report(results: Results, *, title: str = TITLE, lead: str = LEAD) -> P
 
 
 def cautions(keys: Iterable[str]) -> Iterator[Note]:
-    """What a reader has to know of the scores before reading any."""
+    """Cautions that a reader needs before reading any score."""
     main = [m for m in metrics_of(keys) if m.main and m.source != EVENTS]
     if any(m.embedded for m in main):
         yield Note(head="Embedded scores.", text=EMBEDDED_NOTE)
@@ -227,8 +227,8 @@ def _examples(results: TaskResults) -> Iterator[Block]:
 
 
 def headline(chosen: Sequence[Setting]) -> list[Setting]:
-    """The settings the project is about: the baseline at its most steps and at its fewest, other teachers at their most
-    steps, every student at its fewest."""
+    """The settings of the cards at the top: the baseline at its most steps and at its fewest, other teachers at their
+    most steps, every student at its fewest."""
     found = []
     best = strongest(chosen)
     if best is not None:

@@ -15,7 +15,7 @@ from eval.report.settings import Setting, settings
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class TaskResults:
-    """Everything there is to show of one task."""
+    """The settings, facts and files of one task."""
 
     task: Task
     settings: tuple[Setting, ...]

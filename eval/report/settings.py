@@ -21,7 +21,7 @@ MODEL_TITLES: Mapping[str, str] = {
     "reference": "Real sound",
 }
 GENERATORS = ("teacher", "student")
-"""Kinds of models that generate; the others are floors and ceilings."""
+"""Kinds of models that generate sound; the other kinds are floors and ceilings."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -54,7 +54,7 @@ class Score:
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """One training and its judgement."""
+    """One training and the measurement of its errors."""
 
     name: str
     recipe: Recipe
@@ -89,7 +89,7 @@ def velocity_error(v_fn: Velocity, at: Reference) -> float:
 
 
 def score(job: Job) -> Score:
-    """Train and judge. Training runs on one thread, for which its time is counted."""
+    """Train and measure the errors. Training runs on one thread, whose processor time is counted."""
     toy, threads = problem(job.problem), torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -172,7 +172,7 @@ def markdown(scores: Sequence[Score]) -> str:
 
 
 def verdict(scores: Sequence[Score]) -> str:
-    """Which objective wins where on one problem, and whether its one step keeps up with its four."""
+    """Which objective has the smallest error at which number of steps, and how one step compares with four."""
     cells = cell_table([s for s in scores if s.objective != EULER])
     if not cells:
         return "Nothing finished, so nothing wins."
@@ -200,7 +200,7 @@ def cell_table(scores: Sequence[Score]) -> Cells:
 
 
 def all_counts(cells: Cells) -> list[int]:
-    """Every number of steps that some objective was judged at."""
+    """Every number of steps at which the errors of some objective were measured."""
     return sorted({n for row in cells.values() for n in row})
 
 

@@ -166,7 +166,7 @@ def test_a_checkpoint_under_the_name_of_another_step_is_passed_over(pair, tmp_pa
     (run / "trainer" / "step-0000002").rename(run / "trainer" / "step-0000009")
     lines = []
     assert holds(newest(run, report=lines.append), 1)
-    assert "says step 2" in lines[0]
+    assert "is of step 2" in lines[0]
 
 
 def test_nothing_that_verifies_is_refused_not_restarted(pair, tmp_path):
@@ -174,7 +174,7 @@ def test_nothing_that_verifies_is_refused_not_restarted(pair, tmp_path):
     shutil.copytree(pair, run)
     (run / "trainer" / "step-0000001" / "model.safetensors").unlink()
     flip(run / "trainer" / "step-0000002" / "optimizer.safetensors", 3, 0.9)
-    with pytest.raises(ValueError, match=r"no checkpoint in .* can be gone on from \(step-0000002: optim") as refused:
+    with pytest.raises(ValueError, match=r"no checkpoint in .* can be resumed from \(step-0000002: optim") as refused:
         newest(run, report=quiet)
     assert "step-0000001: model.safetensors is missing" in str(refused.value)
     assert "\n" not in str(refused.value)
@@ -429,7 +429,7 @@ def test_the_newest_and_the_best_are_kept(tmp_path, keep_last, best, kept):
 
 
 def test_what_was_passed_over_is_no_reserve(tmp_path):
-    """Steps 3 and 4 are damaged, 2 is gone on from: at step 3 the reserve is 2, not what lies after it."""
+    """Steps 3 and 4 are damaged, the run resumes from 2: at step 3 the reserve is 2, not what lies after it."""
     saved(tmp_path, 1, 2, 3, 4, keep_last=4)
     for step in (3, 4):
         flip(tmp_path / "trainer" / f"step-{step:07d}" / "model.safetensors", 0, 0.5)

@@ -146,7 +146,7 @@ def test_v2_gets_a_smooth_embedding_unless_told_otherwise(data, teachers, tmp_pa
     assert task.frozen[0].t_embed.fastest == 1e4
     (line,) = time_note(task.config, task)
     assert line.startswith(
-        "time embedding: kept" if at_its_teacher else "time embedding: 10,000 rad per unit in the teacher"
+        "time embedding: the teacher's" if at_its_teacher else "time embedding: 10,000 rad per unit in the teacher"
     )
 
 

@@ -12,7 +12,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from eval.compare.hygiene import TestFacts, write_facts
-from eval.compare.rows import Row, check_lines, embeddings_path, ids_digest, read_rows
+from eval.compare.rows import Row, changed_lines, check_lines, embeddings_path, ids_digest, read_rows
 from eval.compare.scorer import Scorer
 from eval.compare.sweep import Origin, record
 from eval.compare.verify import ComparisonFiles, features_of_row
@@ -277,7 +277,7 @@ def test_cells_nothing_was_kept_for_are_counted_and_refused_by_name(folder, monk
     assert f"{2 * cells} cells were not computed" in printed
     assert "frechet, frechet bias, frechet high, frechet low, inception_score, " in printed
     assert command(monkeypatch, "--rows", folder / "rows.jsonl", "--cell", "vta", "student", 1, 0, "kad") == 2
-    assert "features were not kept" in capsys.readouterr().err
+    assert "features were not stored" in capsys.readouterr().err
 
 
 def test_features_of_another_configuration_are_not_used(folder):
@@ -437,3 +437,9 @@ def test_pipes_in_a_comparison_are_named(folder):
     lines = faults(folder)
     assert len(lines) == 2
     assert all("is no regular file" in line for line in lines)
+
+
+@pytest.mark.parametrize("line", ["[1]", "3", '"text"', "null", '{"check": 1}', "{"])
+def test_lines_that_hold_no_row_are_named_by_their_number(tmp_path, line):
+    (tmp_path / "rows.jsonl").write_text(f"{{}}\n{line}\n")
+    assert changed_lines(tmp_path / "rows.jsonl") == [2]

@@ -206,7 +206,7 @@ def test_one_command_writes_both_with_the_digest_of_the_ids(tmp_path):
     assert latex.count(r"\begin{table}") == markdown.count("## ") == 2
     # printf 'c0\\nc1\\nc2\\nc3\\n' | sha256sum
     assert "SHA-256 of the sorted ids 08443e70448d5428947346795ca301865221ce1a9a1be914bf85e22f5496079f" in markdown
-    assert "Overlap with training data: not looked at." in markdown
+    assert "Overlap with training data: not checked." in markdown
     assert "results.md" not in latex
     assert "08443e70" not in "".join(line for line in latex.splitlines() if not line.startswith("%"))
 
@@ -252,7 +252,7 @@ def test_unequal_seeds_have_a_column_and_are_called_unfinished():
     place = table.table.columns.index("Seeds") - 1
     assert [r.cells[place].text for r in table.table.rows] == ["3", "3", "1", "2", "1", "–"]
     for text in (paper_latex(table), paper_markdown(table)):
-        assert "4 clips, means over seeds of the noise, as many as the column Seeds says." in text
+        assert "4 clips, means over seeds of the noise, whose number is in the column Seeds." in text
         assert (
             "Unfinished: seeds 1 and 2 are missing for Teacher (50 steps); Student (2 steps). Also, seed 1 is missing "
             "for Student (1 step)."

@@ -89,9 +89,9 @@ def test_the_share_of_the_roofline_is_floor_over_median():
         "flow network": 1.0, "latent decode": 0.5, "vocoder": 2.0,
     }  # fmt: skip
     assert tuple(stages) == FINE_STAGES
-    assert TOY.share(stages["vocoder"]) == 2.0 / 16.0
-    assert TOY.share(stages["decode+resize"]) is None
-    assert TOY.share(TOY.at(1, GUIDED)["flow network"]) == 1.0
+    assert TOY.efficiency(stages["vocoder"]) == 2.0 / 16.0
+    assert TOY.efficiency(stages["decode+resize"]) is None
+    assert TOY.efficiency(TOY.at(1, GUIDED)["flow network"]) == 1.0
 
 
 def test_totals_say_what_is_in_them():
@@ -146,9 +146,9 @@ def test_the_table_of_a_batch_is_a_latency_only_at_batch_1():
     assert len(table.rows) == 8
     flow = cells["flow network: 25 steps, guidance 4.5, NFE 50"]
     assert (flow["Median ms"], flow["p10–p90 ms"], flow["Floor ms"]) == ("50000", "25000–100000", "50000")
-    assert (flow["Share"], flow["RTF"], flow["Operators"]) == ("100 %", "12.5", "3")
-    assert cells["vocoder"]["Share"] == "12.5 %"
-    assert cells["decode+resize"]["Floor ms"] == cells["decode+resize"]["GFLOP"] == cells["decode+resize"]["Share"]
+    assert (flow["Efficiency"], flow["RTF"], flow["Operators"]) == ("100 %", "12.5", "3")
+    assert cells["vocoder"]["Efficiency"] == "12.5 %"
+    assert cells["decode+resize"]["Floor ms"] == cells["decode+resize"]["GFLOP"] == cells["decode+resize"]["Efficiency"]
     several = budget_table(TOY, 4)
     assert "RTF" not in several.columns
     assert several.rows[-1].cells[-1].text == "0.471"  # 16 s of sound in 34 s
