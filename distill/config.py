@@ -1,4 +1,4 @@
-"""What a training run is: its data, what it starts from, its method and its loop, as it stands in run/config.json."""
+"""The configuration of a training run, as in run/config.json: data, initial network, method and loop."""
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -24,7 +24,7 @@ FORMER_NAMES = {"DistillConfig": "DistillRun", "Distillation": "Method"}
 
 @dataclass(frozen=True, kw_only=True)
 class Fresh:
-    """Train from the first step: a network of this size."""
+    """Start from a new network of this size."""
 
     network: MMAudioConfig = field(default_factory=lambda: variant("small_16k"))
     init: Literal["published", "unit"] = "published"
@@ -54,7 +54,7 @@ Start: TypeAlias = Fresh | FromWeights
 
 @dataclass(frozen=True, kw_only=True)
 class TeacherRun:
-    """A teacher training run: its data, what it starts from, its method and its loop."""
+    """A training run of a teacher: data, initial network, method and loop."""
 
     data: tuple[Path, ...]
     """Feature folders to train on, all together. The first one's codec and latent statistics become the run's."""
@@ -88,7 +88,7 @@ class TeacherRun:
 
 @dataclass(frozen=True, kw_only=True)
 class DistillRun:
-    """A distillation run: data, the teacher's run folder, what the student starts from, method, loop."""
+    """A distillation run: data, the teacher's run folder, the student's initial network, method and loop."""
 
     data: tuple[Path, ...]
     """Feature folders to train on, all together."""

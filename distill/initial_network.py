@@ -26,7 +26,7 @@ from teacher.weights.run_folder import UNSPECIFIED, read_features_info, read_lic
 
 @dataclass(frozen=True, kw_only=True)
 class InitialNetwork:
-    """A network about to be trained, with the codec of its latents and what it inherits."""
+    """A network before training, with the codec of its latents, its licence and the digests of its files."""
 
     net: MMAudio
     codec: AudioCodec

@@ -1,4 +1,4 @@
-"""Which process of a launch this is: the one place that reads RANK, WORLD_SIZE, LOCAL_RANK and where processes meet.
+"""The process of a launch: the one place that reads RANK, WORLD_SIZE, LOCAL_RANK and the address of the launch.
 
 torchrun, `accelerate launch` and Slurm's scripts set them; without them there is one process. They are read when a
 function is called, never at import.

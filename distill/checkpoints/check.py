@@ -43,7 +43,7 @@ EDITED = "; if you changed it on purpose, remove its entry from digests.json"
 
 @dataclass
 class FolderCheck:
-    """Compares everything in folders with what they record of it, and counts what it found."""
+    """Compares the files of folders with their recorded digests, and counts the files by outcome."""
 
     report: Callable[[str], None] = lambda fault: None
     """Called with every fault as soon as it is found."""

@@ -1,4 +1,4 @@
-"""Weights taken out of a run: one folder with one safetensors file and what sampling and evaluation need beside it."""
+"""Copies weights out of a run: one folder with a safetensors file and all that sampling and evaluation need."""
 
 import json
 from collections.abc import Mapping

@@ -47,7 +47,7 @@ class Snapshot:
 
     @property
     def profile(self) -> tuple[float, float]:
-        """(gamma, end of the averaged time)."""
+        """The profile of the average: (gamma, end of the averaged time)."""
         return gamma_from_std(self.std), clock(self.step, corrected=self.corrected)
 
 

@@ -1,4 +1,4 @@
-"""What a training writes into its run folder for others to read: config.json, and the weights for use.
+"""Writes the files of a run folder that other commands read: config.json, and the weights for use.
 
 All files of a run folder are listed in `teacher.weights.run_folder`.
 """

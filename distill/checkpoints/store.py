@@ -258,7 +258,7 @@ def finished_without_checkpoints(run: Path, steps: int) -> bool:
 
 
 def _recorded_save_every(run: Path) -> float:
-    """Of a run of an earlier version, which has no history."""
+    """save_every of a run of an earlier version, which has no history."""
     try:
         return int(json.loads((run / "config.json").read_bytes())["run"]["loop"]["save_every"])
     except (OSError, ValueError, KeyError, TypeError):
@@ -300,7 +300,7 @@ def _prune(run: Path, step: int, *, keep_last: int, best: int | None) -> None:
 
 
 def _remove(folder: Path) -> None:
-    """Under a temporary name first, so that a removal cut short leaves no damaged checkpoint. A folder that cannot be
+    """Rename, then remove, so that a removal cut short leaves no damaged checkpoint. A folder that cannot be
     removed is reported; training goes on."""
     doomed = folder.with_name(folder.name + ".old.tmp")
     try:

@@ -1,4 +1,4 @@
-"""What the training loop asks of an engine, whichever way it spreads weights, gradients and moments over processes.
+"""The interface between the training loop and an engine, which distributes weights, gradients and moments.
 
 Two views of the network matter. `model` is called once per forward pass, with gradients, and may hold a shard. `plain`
 is the same network whole, with nothing hooked into it and current after every step: derivatives, targets and samples

@@ -1,4 +1,4 @@
-"""Which engine runs: read from what `accelerate launch` configured, checked before anything is trained."""
+"""Chooses the engine from the configuration of `accelerate launch` and checks it before anything is trained."""
 
 import atexit
 import os

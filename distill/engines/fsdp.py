@@ -59,7 +59,7 @@ class Settings:
 
 
 class FSDP2(Engine):
-    """`fully_shard` on every block and on the rest. ValueError for settings that are not understood."""
+    """The engine that applies `fully_shard` to every block and to the rest. ValueError for unsupported settings."""
 
     def __init__(self, accelerator: "Accelerator", precision: torch.dtype) -> None:
         super().__init__(accelerator, precision)
@@ -93,7 +93,7 @@ class FSDP2(Engine):
         self.optimizer = adamw(net, optim)
 
     def micro(self, *, last: bool) -> AbstractContextManager[object]:
-        """Every micro-batch's gradient is averaged at once: adding up whole ones would undo the saving in memory."""
+        """Averages the gradient of every micro-batch over processes, since accumulating unsharded ones takes memory."""
         return nullcontext()
 
     def backward(self, loss: Tensor) -> None:

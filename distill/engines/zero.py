@@ -181,7 +181,7 @@ class ZeRO(Engine):
 
 
 class Autocast(nn.Module):
-    """The network as DeepSpeed calls it. Casts are not cached: a sharded weight would live on as its cast."""
+    """The network under autocast, which DeepSpeed calls. Casts are not cached, as they would keep sharded weights."""
 
     def __init__(self, net: nn.Module, device: str, precision: torch.dtype) -> None:
         super().__init__()

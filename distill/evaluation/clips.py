@@ -71,7 +71,7 @@ class FixedClips:
     records: tuple[Record, ...]
     codec: AudioCodec
     engine: Engine
-    """Its device and precision are those of the networks; the codec keeps its own precision."""
+    """The engine whose device and precision the networks use; the codec has its own precision."""
 
     @classmethod
     def open(cls, folder: Path, codec: AudioCodec, engine: Engine, num_clips: int) -> "FixedClips | None":

@@ -62,7 +62,7 @@ def _reason(errors: str) -> str:
 
 
 def answer() -> None:
-    """One of the two processes."""
+    """The program of each of the two processes: add up a number over the engine and print it."""
     import torch
 
     from distill.engines import choose_engine

@@ -83,9 +83,10 @@ class TrainingTask:
 
 @contextmanager
 def everywhere(engine: Engine, *, status: int = CANNOT_GO_ON) -> Iterator[None]:
-    """An error inside (ValueError, OSError) in one process becomes a TrainingError in all, so that none of them waits.
+    """Context in which a ValueError or OSError of one process becomes a TrainingError in all, so that none waits.
 
-    With a single process, wrong input stays a ValueError. Collective at its end; nothing inside may be collective."""
+    With a single process, a ValueError for wrong input stays one. Leaving the context is collective; nothing inside may
+    be collective."""
     error: str | None = None
     try:
         yield
@@ -99,7 +100,7 @@ def everywhere(engine: Engine, *, status: int = CANNOT_GO_ON) -> Iterator[None]:
 
 @contextmanager
 def ending(status: int) -> Iterator[None]:
-    """A TogetherError from inside ends this process with `status`."""
+    """Context in which a TogetherError ends this process with the exit status `status`."""
     try:
         yield
     except TogetherError as error:
@@ -172,7 +173,8 @@ class Session:
                 self._begin_stretch()
 
     def save(self, step: int, log: dict[str, list[float]], bad_in_a_row: int) -> None:
-        """A checkpoint after `step` steps, and the weights for use; `log` and `bad_in_a_row` as when resuming."""
+        """Write a checkpoint after `step` steps, and the weights for use. `log` and `bad_in_a_row` are stored in it and
+        restored when the run is resumed."""
         moments, engine = self.engine.moments(), self.engine
         best: dict[str, object] | None = None
         if self.best is not None:

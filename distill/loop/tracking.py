@@ -1,4 +1,4 @@
-"""What a run writes while it trains: metrics.jsonl always, TensorBoard scalars, sounds and spectrograms beside it."""
+"""The log of a run: metrics.jsonl, and TensorBoard scalars, sounds and spectrograms beside it."""
 
 import json
 import math
@@ -131,7 +131,7 @@ class Pace:
         self.logged_step = first
 
     def at(self, done: int) -> dict[str, float]:
-        """Numbers for the log after `done` steps."""
+        """The pace as numbers for the log after `done` steps."""
         now = time.perf_counter()
         rate = (done - self.logged_step) * self.batch_size / max(now - self.logged_at, 1e-9)
         per_step = (now - self.began) / max(done - self.first, 1)

@@ -1,4 +1,4 @@
-"""Where the velocity v to be averaged comes from, and how it is guided.
+"""Sources of the velocity v to be averaged, with their guidance.
 
 A source declares what it needs of the student; the step, the configuration and the evaluation read that declaration.
 """
@@ -167,7 +167,7 @@ class FromData:
 
     mixed: MixedGuidance = field(default_factory=MixedGuidance)
     predictions: Predictions = "teacher"
-    """Whose predictions: the frozen teacher's, or the student's own u(x_t, t, t) as published."""
+    """The network that predicts v_cond and v_uncond: the teacher, or the student by its u(x_t, t, t) as published."""
 
     @property
     def scale(self) -> float:
@@ -257,7 +257,7 @@ class GuidedInput:
     interval: tuple[float, float] = (0.0, 1.0)
     """Times t at which the velocity is guided."""
     predictions: Predictions = "student"
-    """Whose predictions: the frozen teacher's, or the student's own."""
+    """The network that predicts v_cond and v_uncond: the frozen teacher or the student."""
 
     def __post_init__(self) -> None:
         if not 1.0 < self.max_omega < math.inf:

@@ -1,4 +1,4 @@
-"""Whether the files of a comparison are as it wrote them: damage and gaps that `mf-check` reports."""
+"""Checks whether the files of a comparison are complete and as it wrote them, for `mf-check`."""
 
 import re
 from collections.abc import Iterator, Sequence

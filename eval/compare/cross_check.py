@@ -58,7 +58,7 @@ class CrossCheck:
 
     @property
     def agrees(self) -> bool:
-        """False where either is not a finite number, too."""
+        """Whether both are finite and differ by at most `tolerance`."""
         return abs(self.ours - self.theirs) <= self.tolerance
 
     def __str__(self) -> str:

@@ -152,7 +152,7 @@ def make_entries(
 
 def _generator(pipeline: Pipeline, guidance: Guidance) -> Generate:
     def make(conditions: Conditions, steps: int, seeds: Sequence[int]) -> Tensor:
-        """Clip by clip: in a batch, the sound of a clip would depend on the others (`Pipeline.__call__`)."""
+        """Generate clip by clip, since the sound of a clip in a batch depends on the others (`Pipeline.__call__`)."""
         frames, waves = pipeline.codec.sequence.latent_frames(pipeline.window_s), []
         sampling = SamplingConfig(steps=steps, guidance=guidance)
         for k, seed in enumerate(seeds):

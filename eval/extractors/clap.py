@@ -80,7 +80,7 @@ class ClapSpec:
     joint: int
     """Length of both vectors."""
     projection: Callable[[int, int], nn.Module]
-    """From the width of a tower to `joint`."""
+    """Makes the projection from the width of a tower to `joint`."""
     training: Callable[[int], nn.Module]
     """Further modules of the file that only training uses."""
     other_file: Callable[[Mapping[str, Tensor], HtsatConfig], str]
@@ -151,7 +151,7 @@ class Clap:
 
     @property
     def spec(self) -> ClapSpec:
-        """Which of the published models this is."""
+        """The description of the published model that this is."""
         return self.network.spec
 
     @property

@@ -160,7 +160,7 @@ class Panns:
 
     @classmethod
     def load(cls, path: Path, *, device: torch.device | str = "cpu") -> Self:
-        """From the published file, strictly. Raises WeightsError in one line where layout or front end differ."""
+        """Load the published file strictly. Raises WeightsError in one line where layout or front end differ."""
         with torch.device("meta"):
             network = Cnn14()
         loaded = load_official(network, path, CNN14_16K)

@@ -52,7 +52,7 @@ class ClipFeatures:
     def of(
         cls, ids: Sequence[str], by_source: Mapping[str, Embeddings], per_clip: Sequence[Mapping[str, float]] = ()
     ) -> Self:
-        """From the embeddings that each source gives for the same clips."""
+        """Make the features of clips from the embeddings that each source gives for them."""
         tensors: dict[str, Tensor] = {}
         for source, embeddings in by_source.items():
             tensors[source + FEATURES] = embeddings.rows

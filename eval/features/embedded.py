@@ -107,7 +107,7 @@ class EmbeddedAudioFeatures:
         return (spectrum.abs() * (2.0 / window.sum())).square().transpose(1, 2)
 
     def _frequencies(self, power: Tensor) -> Tensor:
-        """Of the bins in Hz, float64."""
+        """Frequencies of the bins in Hz, float64."""
         return torch.linspace(0.0, self.sample_rate / 2, power.shape[2], dtype=torch.float64, device=power.device)
 
     def _bands(self, count: int, power: Tensor) -> Tensor:

@@ -64,7 +64,7 @@ class PublishedModels:
     """Audiobox-Aesthetics, checkpoint.pt, or model.safetensors with its config.json beside it; needs the package
     audiobox_aesthetics."""
     greatest_hits: bool = False
-    """Also the scores of MMAudio's Greatest Hits script (gh_accuracy, gh_ap, gh_f1), faults included."""
+    """Also compute the scores of MMAudio's Greatest Hits script (gh_accuracy, gh_ap, gh_f1), with its faults."""
 
     def __post_init__(self) -> None:
         for model, tokens in (("clap_laion", "roberta_tokens"), ("clap_ms", "gpt2_tokens")):

@@ -61,7 +61,7 @@ class Metric:
     """One number of a row: its name and how it is printed. Counts are plain metrics; subclasses compute values."""
 
     key: str
-    """Its name in rows.jsonl and clips.jsonl."""
+    """Name of the metric in rows.jsonl and clips.jsonl."""
     label: str
     better: Better | None
     """None for counts and deviations, of which none is better."""

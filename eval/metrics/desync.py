@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from teacher.features.store import Record
 
 WINDOW_SEGMENTS = 14
-"""As many as the offset head has positions for."""
+"""Segments of a window, for which the offset head has positions."""
 SEGMENT_S = 0.64
 STEP_S = 0.32
 CLASSES = 21

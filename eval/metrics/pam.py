@@ -137,7 +137,7 @@ class PamScorer:
 
     model: PromptModel
     sound: SoundModel
-    """The same model with the policy by which sound reaches it."""
+    """The prompt model with the policy by which sound is prepared for it."""
     prompts: Tensor
     """Embeddings of `PROMPTS`, (2, dimensions)."""
     window: int

@@ -18,7 +18,8 @@ from eval.speed.budget import Setting as BudgetSetting
 FILE = re.compile(r"budget-(?P<model>.+)-(?P<task>vta|tta)\.json")
 UNKNOWN = "the number of calls was not recorded"
 RELATIVE = 1e-6
-"""By which a factor of a row may differ from that of its budget; from a later measurement it differs by more."""
+"""Largest relative difference between a real-time factor of a row and that of its budget, if both are of one
+measurement."""
 READING = (
     "RTF: wall time over the duration of the sound made; below 1 is faster than real time. Floor: the least time that "
     "the machine's own measured rates allow, max(FLOP / rate of a large product, bytes / rate of streaming), with "
@@ -79,8 +80,8 @@ def read_budgets(folder: Path, models: Sequence[str]) -> list[ModelBudget]:
 
 
 def calls_of(chosen: Sequence[Setting], budgets: Sequence[ModelBudget]) -> dict[SettingKey, Calls]:
-    """How the times of each setting were taken, by its key. A setting is left out whose budget is not there, or is of
-    another measurement than its rows."""
+    """Calls and threads of the times of each setting, by its key. Settings are left out that have no budget, or one
+    of another measurement than their rows."""
     found = {}
     for s in chosen:
         for own in budgets:
@@ -114,7 +115,7 @@ def timed(chosen: Sequence[Setting]) -> list[Setting]:
 
 
 def budget_table(budget: Budget, batch: int) -> Table:
-    """One line a stage, the flow network once a setting. Raises ValueError for a batch size that was not measured."""
+    """A table of stages, with a line of the flow network per setting. ValueError for a batch size not measured."""
     chosen = [s for s in budget.stages if s.batch == batch]
     if not chosen:
         raise ValueError(f"batch must be one of {', '.join(map(str, budget.batches))}, got {batch}")
@@ -126,7 +127,7 @@ def budget_table(budget: Budget, batch: int) -> Table:
 
 
 def totals_table(budget: Budget, batch: int) -> Table:
-    """One line per total and setting, with what it includes."""
+    """A table with one line per total and setting, which states what the total includes."""
     rows = tuple(
         TableRow(model=total.name, cells=_total_cells(budget, total, batch, setting))
         for setting in budget.settings(batch)
@@ -137,7 +138,7 @@ def totals_table(budget: Budget, batch: int) -> Table:
 
 
 def budget_markdown(budget: Budget) -> str:
-    """The whole budget: what it was taken on, the tables of every batch size, how to read them."""
+    """The whole budget in Markdown: machine and software, the tables of every batch size, how to read them."""
     blocks: list[Block] = [Heading(text=f"Staged budget: {budget.name}", level=1), Paragraph(circumstances(budget))]
     for batch in budget.batches:
         blocks += [Heading(text=_batch_title(budget, batch), level=2)]
@@ -148,12 +149,12 @@ def budget_markdown(budget: Budget) -> str:
 
 
 def batch_markdown(budget: Budget, batch: int) -> str:
-    """Stages and totals of one batch size."""
+    """The tables of stages and totals of one batch size in Markdown."""
     return markdown([budget_table(budget, batch), totals_table(budget, batch)])
 
 
 def circumstances(budget: Budget) -> str:
-    """Machine, software, precision, rates, calls: everything a time depends on, in a sentence each."""
+    """Sentences about machine, software, precision, rates and calls, on which the times depend."""
     m, first = budget.machine, budget.stages[0].timing
     rates = "; ".join(
         f"{r.dtype}: {r.flops_per_s / 1e9:.4g} GFLOP/s, {r.bytes_per_s / 1e9:.3g} GB/s" for r in budget.rooflines

@@ -154,7 +154,7 @@ def charts(chosen: Sequence[Setting]) -> tuple[list[Chart], list[Chart]]:
 
 
 def axes(made: Sequence[Setting]) -> tuple[Axis, ...]:
-    """Steps, evaluations, and the time of one clip, from all that a user of the task waits for."""
+    """The axes of a task: steps, evaluations, and the time of one clip by the total of the task."""
     total = TASK_TOTALS[made[0].task]
 
     def rtf(s: Setting) -> float | None:

@@ -137,7 +137,7 @@ class ScoreDifference:
 
 @dataclass(frozen=True, kw_only=True)
 class Pair:
-    """A student's setting against one of the teacher."""
+    """A student's setting and a setting of the teacher with which it is compared."""
 
     student: Setting
     teacher: Setting
@@ -224,7 +224,7 @@ def pairing_rule(chosen: Sequence[Setting]) -> str:
 
 
 def strongest(chosen: Sequence[Setting]) -> Setting | None:
-    """The baseline at its most steps, with the guidance scale that its first score is best at; None without."""
+    """The baseline at its most steps and the guidance scale of its best first score; None without a baseline."""
     own = _baseline(chosen)
     if not own:
         return None
@@ -263,7 +263,7 @@ def _why(teachers: Sequence[Setting], best: Setting) -> str:
 
 
 def pair_table(pair: Pair) -> Table:
-    """One line per score: difference, interval, p-value, by which pairs, and the verdict."""
+    """A table with one line per score: difference, interval, p-value, kind of pairs, and verdict."""
     return Table(
         columns=("Score", "Difference", "95 % interval", "p", "Paired over", "The student is"),
         rows=tuple(_row(line) for line in pair.lines),
@@ -296,7 +296,7 @@ def _row(line: ScoreDifference) -> TableRow:
 
 
 def p_text(p_value: float | None) -> str:
-    """Three digits, or that it is below 0.001."""
+    """A p-value with three digits, or "< 0.001"."""
     if p_value is None:
         return NONE
     return "< 0.001" if p_value < 0.001 else f"{p_value:.3f}"

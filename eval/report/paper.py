@@ -54,7 +54,7 @@ IN_RESULTS = "95 % intervals and bias of every value are in results.md."
 
 @dataclass(frozen=True, kw_only=True)
 class Column:
-    """One metric as a paper prints it."""
+    """A metric as a column of a paper's table."""
 
     metric: Metric
     paper: PaperColumn
@@ -98,7 +98,7 @@ def escaped(text: str) -> str:
 
 
 def caption(chosen: Sequence[Setting], metrics: Sequence[Column]) -> str:
-    """Task, size of the test set and kinds of scores."""
+    """The caption of a table: task, size of the test set and kinds of scores."""
     kinds = kinds_text(metrics)
     title = f"{TASK_TITLES[chosen[0].task]} on {_clips(chosen)} test clips"
     return f"{title}: {kinds}." if kinds else f"{title}."
@@ -134,7 +134,7 @@ def notes(
 def details(
     chosen: Sequence[Setting], metrics: Sequence[Column], missing: Sequence[str], how: Mapping[str, str]
 ) -> list[str]:
-    """Columns without values, by which pairs the bold was decided, how intervals and bias were found."""
+    """Notes on columns without values, on the pairs behind the bold, and on the methods of intervals and bias."""
     found = []
     if missing:
         found.append(f"Not computed, therefore without a column: {', '.join(missing)}.")
@@ -198,11 +198,11 @@ SPEED = (Fact(title="RTF ↓", of=_rtf), Fact(title="Time (s) ↓", of=_time))
 
 @dataclass(frozen=True, kw_only=True)
 class PaperTable:
-    """One task: titles, rows with the bold decided, and the text around them."""
+    """The table of one task: titles, rows with the best values in bold, and the text around them."""
 
     title: str
     label: str
-    """To refer to it by in LaTeX."""
+    """The label of the table in LaTeX."""
     caption: str
     table: Table
     latex_columns: tuple[str, ...]

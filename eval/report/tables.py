@@ -105,7 +105,7 @@ def interval_text(low: float, high: float, digits: int, *, plus: bool = False) -
 
 
 def spread_text(chosen: Sequence[Setting]) -> str:
-    """Over which seeds values and deviations go; names the missing ones where settings differ."""
+    """A sentence naming the seeds of values and deviations, and the missing ones where settings differ."""
     seeds = seeds_of(chosen)
     if len(seeds) < 2:
         return "One seed of the noise."
@@ -126,7 +126,7 @@ def means_text(chosen: Sequence[Setting]) -> str:
 
 
 def unfinished(chosen: Sequence[Setting]) -> str:
-    """Which seeds that other settings have are missing for which; empty where all have the same."""
+    """A sentence naming the settings that lack seeds of the others; empty where all have the same seeds."""
     seeds = seeds_of(chosen)
     steps_of: dict[str, list[int]] = {}
     for s in chosen:

@@ -1,4 +1,4 @@
-"""The same comparison after several trainings with other seeds, as documents quote it."""
+"""Tables and sentences for documents about one comparison repeated after several trainings with other seeds."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace

@@ -126,7 +126,7 @@ class Roofline:
         return max(flops / self.flops_per_s, bytes / self.bytes_per_s)
 
     def bound(self, flops: float, bytes: float) -> str:
-        """Which of the two decides the floor: "arithmetic" or "memory"."""
+        """The limit that decides the floor: "arithmetic" or "memory"."""
         return "arithmetic" if flops / self.flops_per_s >= bytes / self.bytes_per_s else "memory"
 
 

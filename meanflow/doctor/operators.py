@@ -1,4 +1,4 @@
-"""Which operators of a module have no forward-mode formula, found by trying every one of them.
+"""Finds the operators of a module that have no forward-mode formula, by trying every one of them.
 
 A plain forward is recorded operator by operator; each kind that meets a tensor depending on (x_t, r, t) is then called
 once more on its own inputs with tangents. What raises lacks the formula; what answers without a tangent lost it.

@@ -36,7 +36,7 @@ class Processes:
     gradient: float | None
     """Largest relative deviation of a parameter's gradient, two processes against one."""
     parameter: str
-    """Which parameter that is."""
+    """Name of the parameter with that deviation."""
     ranks: float | None
     """Largest relative deviation of a gradient between the two processes, which an all-reduce makes equal."""
     random: float

@@ -42,9 +42,9 @@ class Score:
     problem: str
     seed: int
     errors: dict[int, float]
-    """By number of steps n: rms(x_n - x) / rms(x - e), both over points and coordinates; x_n is where n steps lead from
-    e, and x where the exact flow does. Not moving at all scores 1. One step only for a network that learns the end
-    of the flow alone; empty after a divergence."""
+    """Errors by number of steps n: rms(x_n - x) / rms(x - e), both over points and coordinates. n steps lead from e to
+    x_n, the exact flow to x; not moving at all scores 1. One step only for a network that learns the end of the flow
+    alone; empty after a divergence."""
     velocity_error: float | None
     """rms(u(x_t, t, t) - v(x_t, t)) / rms(v(x_t, t)), t uniform, x_t on the exact marginals; None where
     u(x_t, t, t) is not learnt."""
@@ -161,7 +161,7 @@ class Cell(NamedTuple):
 
 
 Cells = dict[str, dict[int, Cell]]
-"""By objective, by number of steps."""
+"""Cells by objective and number of steps."""
 
 
 def markdown(scores: Sequence[Score]) -> str:

@@ -154,7 +154,7 @@ class Trained:
 
     net: ToyNetwork
     seconds_per_step: float
-    """Of processor time, which on one thread is what a step takes on an idle machine."""
+    """Processor time of a step in seconds, which on one thread is its wall-clock time on an idle machine."""
     diverged_at: int | None = None
     """The step whose gradient was not finite, where training ended; None = it ran to the end."""
 

@@ -337,37 +337,37 @@ def test_a_failure_at_any_call_is_one_line_and_leaves_nothing(tmp_path, monkeypa
 
         with monkeypatch.context() as patch:
             patch.setattr(os, name, failing)
-            told = error_of(lambda run=run: save(run, 2, tensors(2), {}, keep_last=2))
-            if told:
-                assert "the checkpoint of step 2 could not be written: No space left on device; it needs" in told
+            message = error_of(lambda run=run: save(run, 2, tensors(2), {}, keep_last=2))
+            if message:
+                assert "the checkpoint of step 2 could not be written: No space left on device; it needs" in message
         renamed = (run / "trainer" / "step-0000002").exists()  # where the failure was a flush after the rename
         assert holds(newest(run), 2 if renamed else 1)
         assert not [p for p in steps_of(run) if p.endswith(".tmp")]
         if len(calls) < k:
             break
     assert renamed
-    assert not told
+    assert not message
     assert k > 1
 
 
 def test_a_full_disk_is_told_in_one_line(tmp_path):
     """A limit on the size of files stands in for the disk: the operating system's own error, from real writes."""
     run = saved(tmp_path, 1)
-    told = tmp_path / "told.txt"
+    message = tmp_path / "message.txt"
 
     def limited():
         resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
         large = {"a": {"x": torch.ones(9)}, "b": {"x": torch.ones(50_000)}}
-        told.write_text(error_of(lambda: save(run, 2, large, {}, keep_last=2)))
+        message.write_text(error_of(lambda: save(run, 2, large, {}, keep_last=2)))
 
     assert in_child(limited) == 0
-    told = told.read_text()
-    assert "\n" not in told
+    message = message.read_text()
+    assert "\n" not in message
     needed = 4 * 50_009 + len(json.dumps({"step": 2}, indent=2))
-    assert "step 2 could not be written: File too large" in told
-    assert f"; it needs {needed:,} bytes, " in told
-    assert f"are free in {run}" in told
-    assert f"{run / 'trainer' / 'step-0000001'} is the last complete one, and the same command goes on" in told
+    assert "step 2 could not be written: File too large" in message
+    assert f"; it needs {needed:,} bytes, " in message
+    assert f"are free in {run}" in message
+    assert f"{run / 'trainer' / 'step-0000001'} is the last complete one, and the same command goes on" in message
     assert steps_of(run) == ["step-0000001"]
     assert holds(newest(run), 1)
 

@@ -125,14 +125,14 @@ say(choose_engine().describe())
 
 
 @pytest.mark.parametrize(
-    ("name", "told"),
+    ("name", "expected"),
     [
         ("ddp_8gpu", "DDP, 2 process(es), cpu, bfloat16 autocast"),
         ("zero2_8gpu", "ZeRO-2, 2 process(es), cpu, bfloat16 autocast"),
         ("zero2_float32_8gpu", "ZeRO-2, 2 process(es), cpu, float32"),
     ],
 )
-def test_accelerate_launch_starts_two_processes_as_typed(tmp_path, name, told):
+def test_accelerate_launch_starts_two_processes_as_typed(tmp_path, name, expected):
     """The console command itself, without a flag that says there is no GPU. The process group is left before the
     interpreter ends: gloo's threads abort a process that ends first, now and then."""
     script = tmp_path / "describe.py"
@@ -142,7 +142,7 @@ def test_accelerate_launch_starts_two_processes_as_typed(tmp_path, name, told):
     ended = subprocess.run(command, cwd=ROOT, env=installed(tmp_path / "site"), capture_output=True, text=True)
     assert ended.returncode == 0, ended.stderr
     lines = re.sub(r"cpu:\d", "cpu", ended.stdout).splitlines()
-    assert lines.count(told) == lines.count("left") == 2
+    assert lines.count(expected) == lines.count("left") == 2
 
 
 @pytest.mark.parametrize("arguments", [["--cpu"], ["--config_file", str(FOLDER / "one_gpu.yaml")]])
@@ -174,7 +174,7 @@ def test_the_proof_of_set_up_passes_on_what_the_processes_say(tmp_path, monkeypa
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "expected"),
     [
         (
             "echo Traceback >&2; echo 'RuntimeError: operator torchvision::nms does not exist' >&2; exit 1",
@@ -185,7 +185,7 @@ def test_the_proof_of_set_up_passes_on_what_the_processes_say(tmp_path, monkeypa
         ("sleep 60", "did not start within 1 s"),
     ],
 )
-def test_the_proof_of_set_up_fails_in_one_line(tmp_path, monkeypatch, capsys, text, told):
+def test_the_proof_of_set_up_fails_in_one_line(tmp_path, monkeypatch, capsys, text, expected):
     stand_in(tmp_path, monkeypatch, text)
     monkeypatch.setattr(check, "LIMIT_S", 1.0)
     monkeypatch.setattr(sys, "argv", ["check"])
@@ -193,7 +193,7 @@ def test_the_proof_of_set_up_fails_in_one_line(tmp_path, monkeypatch, capsys, te
         check.cli()
     assert left.value.code == 1
     (line,) = capsys.readouterr().err.splitlines()
-    assert told in line
+    assert expected in line
     assert line.startswith("error: ")
     assert line.endswith("--num_processes 2 -m distill.launch.check --answer")
 
@@ -335,8 +335,8 @@ def job(tmp_path, *, warned=False, code=0, **env):
 def test_slurm_script_is_valid_and_launches_every_node(tmp_path):
     subprocess.run(["bash", "-n", str(SBATCH)], check=True)
     assert job(tmp_path) == (0, False)
-    told = (tmp_path / "arguments").read_text().strip()
-    assert told == (
+    expected = (tmp_path / "arguments").read_text().strip()
+    assert expected == (
         "-m distill.launch.launcher --config_file zero2_8gpu --num_machines 2 --num_processes 16 --machine_rank 0 "
         "--main_process_ip node-a --main_process_port 24711 -m scripts.distill mf-mjt --out a folder"
     )

@@ -1,4 +1,4 @@
-"""FD, KAD and IS by torch-fidelity from kept features: both agree, and a changed value of either is noticed."""
+"""FD, KAD and IS by torch-fidelity from stored features: both agree, and a changed value of either is noticed."""
 
 import json
 import sys

@@ -287,10 +287,10 @@ def test_the_footnote_says_how_the_times_were_taken(tmp_path):
     ).write(tmp_path / "budget-teacher-vta.json")  # fmt: skip
     append_lines(tmp_path / "rows.jsonl", [r.to_json() for r in rows])
     for path in write_paper(Results.read(tmp_path / "rows.jsonl")):
-        told = (
+        sentence = (
             "Teacher: median of 7 calls, 3 threads; Student: the number of calls was not recorded, threads not recorded"
         )
-        assert told in path.read_text()  # 25 x 0.01 = 2 s / 8 s: the budget is that of the row
+        assert sentence in path.read_text()  # 25 x 0.01 = 2 s / 8 s: the budget is that of the row
     append_lines(tmp_path / "rows.jsonl", [row(duration_s=8.0, rtf=with_totals(dict.fromkeys(STAGES, 0.3))).to_json()])
     assert (
         "median of" not in write_paper(Results.read(tmp_path / "rows.jsonl"))[0].read_text()

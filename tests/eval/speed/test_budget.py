@@ -183,18 +183,18 @@ def film(tmp_path_factory):
 
 
 def test_random_stages_are_measured_whole(tiny, film):
-    told = []
+    lines = []
     workload = Workload(duration_s=DURATION_S, captions=("a", "b"), windows=((film, 0.0),))
     budget = measure_budget(
         tiny, workload, steps=(1, 3), guidance=(Guidance(), Guidance(omega=2.0)), batches=(1, 2), repeats=1,
-        rooflines=(LINE,), command="here", report=told.append,
+        rooflines=(LINE,), command="here", report=lines.append,
     )  # fmt: skip
     assert [s.stage for s in budget.stages if s.batch == 1] == [
         *FINE_STAGES[:4],
         *["flow network"] * 4,
         *FINE_STAGES[5:],
     ]
-    assert len(told) == len(budget.stages) == 20
+    assert len(lines) == len(budget.stages) == 20
     assert [s.evaluations for s in budget.stages if s.setting is not None] == [1, 3, 2, 6] * 2
     one = budget.at(1, ONE)
     assert one["decode+resize"].cost is None
@@ -322,6 +322,6 @@ def test_bad_input_gets_one_line(monkeypatch, capsys, arguments, message):
     with pytest.raises(SystemExit) as left:
         speed_script.cli()
     assert left.value.code == 2
-    told = capsys.readouterr().err.strip().splitlines()
-    assert told[-1].startswith("error: ")
-    assert message in told[-1]
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert lines[-1].startswith("error: ")
+    assert message in lines[-1]

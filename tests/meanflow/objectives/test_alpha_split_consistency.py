@@ -188,7 +188,7 @@ def test_consistency_compares_two_images_of_f_with_slow_weights(flow, batch, wro
 
 
 def test_consistency_leaves_the_exact_u_by_the_euler_step(flow, batch):
-    """t delta = flow(x_s) - flow(x_t), both carried to 0, so a tenth of the share leaves a hundredth of the error."""
+    """t delta = flow(x_s) - flow(x_t), both carried to 0, so a tenth of l leaves a hundredth of the error."""
     x_t, r, t, _ = batch
     v, zero = flow.v(x_t, t), torch.zeros_like(t)
     largest = []
@@ -202,7 +202,7 @@ def test_consistency_leaves_the_exact_u_by_the_euler_step(flow, batch):
 
 
 def test_consistency_is_finite_at_the_data(flow):
-    """At t = 0 nothing is divided by t: delta = share (u - v) + (1 - share) (u - u)."""
+    """At t = 0 nothing is divided by t: delta = l (u - v) + (1 - l) (u - u)."""
     x_t = torch.ones(3, 1, 2, dtype=torch.float64)
     t = torch.tensor([0.0, 1e-12, 1e-6], dtype=torch.float64)
     v = torch.full_like(x_t, 5.0)
