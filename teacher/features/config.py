@@ -29,9 +29,10 @@ class ExtractConfig:
     """Feature or run folder whose codec and latent statistics are used instead of fitting or measuring new ones. Sets
     that are trained on together must have the same, and so must a set for fine-tuning a trained network."""
     encoders: str = "embedded"
-    """Encoders of image, motion and text: `embedded`, or `mmaudio` (CLIP and Synchformer in --weights-dir)."""
+    """Encoders of image, motion and text: `embedded` needs no weights, `mmaudio` is CLIP and Synchformer in
+    --weights-dir; another name is answered with all that there are."""
     weights_dir: Path | None = None
-    """Folder of converted weights, needed by the codecs and encoders named mmaudio."""
+    """Folder of converted weights, for the codecs and encoders that need some."""
     device: str = "auto"
     """Device of the published encoders and codecs: `cpu`, `cuda`, `cuda:1` ...; `auto` uses a GPU if there is one."""
     codec_fit_clips: int = 512
