@@ -1,7 +1,7 @@
-"""Make sound for videos and/or from words: WAV, FLAC, Ogg or MP3, and each video again with its new sound.
+"""Make sound for videos and/or text prompts: WAV, FLAC, Ogg or MP3, and each video again with its new sound.
 
 mf-sample --video holiday.mov --guidance 1.4                       one film; also folders, "films/*.mp4" and manifests
-mf-sample --prompt "a glass ball bounces" --seed 1 --format mp3    words alone
+mf-sample --prompt "a glass ball bounces" --seed 1 --format mp3    a prompt without video
 mf-sample --video a.mp4 --best-of 8                                the one of eight whose onsets follow the picture best
 mf-sample --video a.mp4 --stems "footsteps" "rain"                 a sound for each text, and their mix
 
@@ -88,7 +88,7 @@ class Sample:
     film: bool = True
     """Also write each video again with its new sound."""
     json: bool = False
-    """One line of JSON per sound instead of words."""
+    """Print one line of JSON per sound instead of text."""
     quiet: bool = False
     """Print errors only."""
     verbose: bool = False
@@ -180,7 +180,7 @@ def _guidance(args: Sample) -> GuidanceRule:
 def _one(
     pipeline: Pipeline, args: Sample, sampling: SamplingConfig, job: Job, inputs: frozenset[Path], *, alone: bool
 ) -> bool:
-    """One job; a bad video among several is named and counted, and the rest go on."""
+    """Run one job; of several, a failing one is reported and counted, and the others continue."""
     scalars: list[float] = []
     clamped: list[bool] = []
 

@@ -31,7 +31,7 @@ DIFFERENT = 1
 
 @dataclass(frozen=True, kw_only=True)
 class Verify:
-    """One cell, or all of them."""
+    """Recompute one cell, or all cells, of a comparison."""
 
     rows: Path = Path("runs/demo/rows.jsonl")
     """rows.jsonl of a comparison; clips.jsonl, embeddings/ and media/ are read from the same folder, if stored."""
@@ -39,7 +39,7 @@ class Verify:
     """Task, model, steps, seed and metric of one cell. The metric may be the end of an interval ("kl low"), a bias
     ("frechet bias") or a total of times ("rtf video-to-audio")."""
     guidance: float | None = None
-    """Guidance scale of the row of --cell, where a model was run with several."""
+    """Guidance scale of the row of --cell, if the model was run with several."""
     all: bool = False
     """Check every cell of every row, and that all models of a task were scored on the same clips."""
     cross_check: bool = False
@@ -78,7 +78,7 @@ def cli() -> None:
 
 
 def _cross_checked(files: ComparisonFiles) -> bool:
-    """Print both values of every metric, write the file, and return whether any differ."""
+    """Print both values of every metric and write cross-check.json; returns whether any differ."""
     checks = []
     for check in cross_checks(files.rows_path, files.rows):
         print(check, flush=True)
@@ -127,7 +127,7 @@ def _sounds(args: Verify, files: ComparisonFiles, task: Task, cache: Path) -> Re
 
 
 def _print_checks(checks: Iterable[Check], *, verbose: bool) -> bool:
-    """Print what differs, what could not be computed and the counts; whether anything differs."""
+    """Print the differing cells, those that could not be computed, and the counts; returns whether any differ."""
     checks = list(checks)
     computed = [c for c in checks if c.found is not None]
     differing = [c for c in computed if not c.agrees]

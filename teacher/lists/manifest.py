@@ -20,7 +20,7 @@ MEDIA_SUFFIXES = (".mp4", ".mkv", ".mov", ".webm", ".avi", ".m4v", ".wav", ".fla
 FILE_COLUMNS = ("file", "path", "video", "audio")
 CAPTION_COLUMNS = ("caption", "text", "prompt")
 LABEL_COLUMNS = ("label", "class")
-HASH_SHARES = (80, 90)
+SPLIT_PERCENTS = (80, 90)
 """Per cent of hashed items below which an item is train, below which val; the rest is test."""
 
 
@@ -324,7 +324,8 @@ def _split(drafts: list[_Draft]) -> list[Item]:
     """Fill in open splits by hash; where train or test stays empty, the group with the extreme hash moves there."""
     groups = sorted({d.group for d in drafts if not d.split}, key=lambda g: (_hash(g), g))
     chosen = {
-        g: "train" if _hash(g) < HASH_SHARES[0] else "val" if _hash(g) < HASH_SHARES[1] else "test" for g in groups
+        g: "train" if _hash(g) < SPLIT_PERCENTS[0] else "val" if _hash(g) < SPLIT_PERCENTS[1] else "test"
+        for g in groups
     }
     used = {d.split or chosen[d.group] for d in drafts}
     if groups and "test" not in used and (len(groups) > 1 or "train" in {d.split for d in drafts}):

@@ -97,9 +97,9 @@ class Fetcher:
                 reason = str(getattr(error, "reason", None) or error or type(error).__name__)
                 if not highest and isinstance(error, urllib.error.URLError):
                     raise WeightsError(f"{url} cannot be reached: {reason}") from error
-        kept = part.stat().st_size if part.exists() else 0
+        received = part.stat().st_size if part.exists() else 0
         raise WeightsError(
-            f"{url}: {reason} ({self.attempts} attempts); {kept} bytes are stored, the same command continues there"
+            f"{url}: {reason} ({self.attempts} attempts); {received} bytes are stored, the same command continues there"
         )
 
     def _receive(self, url: str, part: Path, card: Card, report: Progress) -> bool:
