@@ -55,7 +55,7 @@ def cli() -> None:
         status = subprocess.run([sys.executable, *command[1:]], check=False).returncode
         if status:
             again = (
-                "start it again to go on from there"
+                "start it again to continue from there"
                 if status in (INTERRUPTED, SAVED_AND_LEFT)
                 else "correct what its message names, or use another --out"
             )

@@ -58,10 +58,12 @@ class Workspace:
 
     @property
     def uploads(self) -> Path:
+        """Folder of the uploaded files."""
         return self.root / "uploads"
 
     @property
     def results(self) -> Path:
+        """Folder of the results, one subfolder per click."""
         return self.root / "results"
 
     def prepare(self) -> None:

@@ -41,22 +41,34 @@ class Examples(Protocol):
     """The interface of a set of training examples, which `FeatureSet` and `JointSet` have."""
 
     @property
-    def info(self) -> dict[str, Any]: ...
+    def info(self) -> dict[str, Any]:
+        """Content of features.json."""
+        ...
 
     @property
-    def records(self) -> Sequence[Record]: ...
+    def records(self) -> Sequence[Record]:
+        """The record of every row."""
+        ...
 
     @property
-    def latent_mean(self) -> Tensor: ...
+    def latent_mean(self) -> Tensor:
+        """Mean (C,) that normalises the latents."""
+        ...
 
     @property
-    def latent_std(self) -> Tensor: ...
+    def latent_std(self) -> Tensor:
+        """Standard deviation (C,) that normalises the latents."""
+        ...
 
     @property
-    def duration_s(self) -> float: ...
+    def duration_s(self) -> float:
+        """Duration of every example in seconds."""
+        ...
 
     @property
-    def sequence(self) -> SequenceConfig: ...
+    def sequence(self) -> SequenceConfig:
+        """Rates of the latents."""
+        ...
 
     def __len__(self) -> int: ...
 
@@ -66,7 +78,9 @@ class Examples(Protocol):
         *,
         generator: torch.Generator | None = None,
         batch_slice: BatchSlice | None = None,
-    ) -> Batch: ...
+    ) -> Batch:
+        """Rows `indices` as a batch; see `FeatureSet.batch`."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -108,6 +122,7 @@ class FeatureSet:
 
     @property
     def duration_s(self) -> float:
+        """Duration of every example in seconds."""
         return float(self.info["duration_s"])
 
     @property
@@ -256,6 +271,7 @@ class JointSet:
 
     @property
     def duration_s(self) -> float:
+        """Duration of every example in seconds."""
         return self.parts[0][0].duration_s
 
     @property

@@ -72,6 +72,7 @@ class Sound:
 
     @property
     def duration_s(self) -> float:
+        """Duration in seconds: samples / sample_rate."""
         return len(self.wave) / self.sample_rate
 
     @cached_property
