@@ -84,7 +84,7 @@ def _cross_checked(files: ComparisonFiles) -> bool:
         print(check, flush=True)
         checks.append(check)
     if not checks:
-        raise ValueError(f"{files.rows_path.parent / 'embeddings'} holds no stored features of these rows")
+        raise ValueError(f"{files.rows_path.parent / 'embeddings'} holds no features of these rows")
     path = write_cross_checks(files.rows_path, checks)
     differing = sum(not check.agrees for check in checks)
     print(f"{len(checks)} computed by {PACKAGE} too: {len(checks) - differing} agree, {differing} differ; {path}")
