@@ -22,7 +22,7 @@ FROZEN_PARAMETERS = ("latent_mean", "latent_std", "empty_string_feat")
 """Parameters that hold statistics and stored features, never trained."""
 
 OUTPUTS = ("final_layer.conv", "velocity_layer.conv")
-"""Where the outputs come from."""
+"""Names of the layers that compute the outputs."""
 
 
 class Encoded(NamedTuple):
@@ -55,7 +55,7 @@ class MMAudio(nn.Module):
     """
 
     checkpoint_blocks = False
-    """Keep only the inputs of joint and fused blocks for the backward pass, which computes the rest again."""
+    """Store only the inputs of joint and fused blocks for the backward pass, which recomputes the rest."""
 
     def __init__(self, config: MMAudioConfig) -> None:
         super().__init__()
@@ -255,7 +255,7 @@ class MMAudio(nn.Module):
         return out
 
     def _through(self, block: nn.Module, *inputs: Tensor | Rotary | None) -> Any:
-        """The block's answer. Passes without a graph keep nothing anyway; no block draws random numbers."""
+        """The output of a block, recomputed in the backward pass if there is a graph; blocks draw no random numbers."""
         if self.checkpoint_blocks and torch.is_grad_enabled():
             return checkpoint(block, *inputs, use_reentrant=False, preserve_rng_state=False)
         return block(*inputs)

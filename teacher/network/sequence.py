@@ -103,7 +103,7 @@ def image_frames(duration_s: float) -> int:
 
 
 def sync_video_frames(duration_s: float) -> int:
-    """Number of 25 fps frames that the synchronisation encoder is shown."""
+    """Number of 25 fps frames that the synchronisation encoder takes."""
     _check(duration_s)
     return int(SYNC_FPS * duration_s + 1e-9)
 

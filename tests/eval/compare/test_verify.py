@@ -293,12 +293,12 @@ def test_features_of_another_configuration_are_not_used(folder):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--all", "--cell", "vta", "student", 1, 0, "kl"], "give one of --cell"),
-        ([], "give one of --cell"),
+        (["--all", "--cell", "vta", "student", 1, 0, "kl"], "give exactly one of --cell"),
+        ([], "give exactly one of --cell"),
         (["--cell", "vta", "student", 3, 0, "kl"], "no rows are vta student, 3 steps, seed 0; there are: "),
         (["--cell", "vta", "student", 1, 0, "fd_passt"], "the row has no fd_passt; it has num_clips, "),
         (["--cell", "vta", "student", 1, 0, "kl middle"], "the row has no kl middle"),
-        (["--all", "--guidance", 2], "--guidance names the row of a --cell"),
+        (["--all", "--guidance", 2], "--guidance selects the row of a --cell"),
         (["--all", "--judges.greatest-hits"], "--judges.* need --data"),
     ],
 )
