@@ -3,7 +3,8 @@
     FD = ||mu_a - mu_b||^2 + Tr(S_a + S_b - 2 (S_a S_b)^(1/2))
 
 of the mean and covariance of the features of all real and of all generated clips (`eval.metrics.moments.distance`),
-and FD∞, its extrapolation to infinitely many clips (arXiv 1911.07023).
+and FD∞, its extrapolation to infinitely many clips (arXiv 1911.07023). FD_PaSST, FD_PANNs and FD_VGG are the distances
+on the features of these networks; the embedded one needs no weights.
 """
 
 from __future__ import annotations
