@@ -37,13 +37,13 @@ STATISTICS = (0.1, 0.9)
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """What is measured."""
+    """Options of the measurement."""
 
     clips: int = 512
     shard_size: int = 64
     passes: int = 5
     folder: Path | None = None
-    """Where the files are written and removed again; a temporary folder by default."""
+    """Folder in which the files are written and then removed; a temporary one by default."""
     record: Path | None = None
     """Also write the figures to this file of the ledger."""
 
@@ -66,7 +66,7 @@ def blocks(options: Options, video: bool) -> Iterator[dict[str, Tensor]]:
 
 
 def write_maps(folder: Path, options: Options, video: bool) -> None:
-    """MMAudio's layout."""
+    """Write the clips in MMAudio's layout: a float32 memory map per field."""
     folder.mkdir(parents=True)
     maps = {
         name: np.memmap(folder / f"{name}.memmap", np.float32, "w+", shape=(options.clips, *shape))
@@ -82,7 +82,7 @@ def write_maps(folder: Path, options: Options, video: bool) -> None:
 
 
 def write_store(folder: Path, options: Options, video: bool) -> None:
-    """Ours; every clip has a caption of its own, which is the largest case."""
+    """Write the clips as a feature folder of this project; every clip has its own caption, the largest case."""
     none = {name: torch.zeros(0, *shape) for name, shape in VIDEO_SHAPES.items()}
     for k, drawn in enumerate(blocks(options, video)):
         count = len(drawn["mean"])
@@ -138,7 +138,7 @@ Read = Callable[[Tensor], object]
 
 
 def open_maps(folder: Path, options: Options, video: bool) -> Read:
-    """Reads a batch from the float32 maps."""
+    """A function that reads a batch from the float32 maps."""
     maps = {
         name: np.memmap(folder / f"{name}.memmap", np.float32, "r", shape=(options.clips, *shape))
         for name, shape in fields(video).items()
@@ -157,12 +157,12 @@ def open_maps(folder: Path, options: Options, video: bool) -> Read:
 
 
 def open_store(folder: Path, _options: Options, _video: bool) -> Read:
-    """Reads a batch from our store."""
+    """A function that reads a batch from the feature folder."""
     return FeatureSet.open(folder, "train").batch
 
 
 def drop_pages(folder: Path) -> None:
-    """Ask the kernel to forget the content of all files; they must not be mapped."""
+    """Ask the kernel to drop the cached pages of all files, which must not be mapped."""
     for path in folder.rglob("*"):
         if path.is_file():
             descriptor = os.open(path, os.O_RDONLY)
@@ -181,7 +181,7 @@ def seconds_per_pass(read: Read, options: Options, seed: int) -> float:
 
 
 def measure(options: Options, root: Path) -> list[tuple[str | float, ...]]:
-    """Rows of the table. The two layouts take turns, so that whatever else the machine does meets both."""
+    """Rows of the table. The layouts are measured in turn, so that other load on the machine affects both."""
     table: list[tuple[str | float, ...]] = []
     kinds = {
         "float32 maps": (write_maps, open_maps),
@@ -210,9 +210,9 @@ def measure(options: Options, root: Path) -> list[tuple[str | float, ...]]:
                     rates.setdefault((name, cold), []).append(options.clips / taken)
         for name in kinds:
             warm, cold_rate = (statistics.median(rates[name, cold]) for cold in (False, True))
-            share = sizes[name] / sizes["float32 maps"]
+            fraction = sizes[name] / sizes["float32 maps"]
             kind = "with picture" if video else "sound only"
-            table.append((kind, name, sizes[name], share, warm, cold_rate))
+            table.append((kind, name, sizes[name], fraction, warm, cold_rate))
             shutil.rmtree(root / name)
     return table
 
@@ -222,8 +222,8 @@ def main() -> None:
     options = tyro.cli(Options, description=__doc__)
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
         rows = measure(options, Path(folder))
-    said = f"{torch.get_num_threads()} threads, torch {torch.__version__}"
-    print(f"{options.clips} clips of {DURATION_S:g} s at 16 kHz, batches of {BATCH}, {said}")
+    machine = f"{torch.get_num_threads()} threads, torch {torch.__version__}"
+    print(f"{options.clips} clips of {DURATION_S:g} s at 16 kHz, batches of {BATCH}, {machine}")
     print(f"median of {options.passes} passes; cold: pages dropped before every pass\n")
     table = NumberTable(
         columns=("clips", "layout", "bytes a clip", "share", "clips/s warm", "clips/s cold"),

@@ -1,4 +1,4 @@
-"""How far a reader has to walk: files, lines and names of this project and of others, and traced trips through it.
+"""Size and readability: files, lines and names of this project and of others, and the files on traced trips through it.
 
 python -m benchmarks.house --demo runs/demo --tree before=../before --package azula=PATH --package diffrax=PATH
 
@@ -15,7 +15,7 @@ imported is not counted, since a reader of the trip does not have to read it.
                reading ahead, averages and log included
     training   `scripts.distill debug` for three steps, from the command line to its checkpoint
     film       `scripts.sample --video` of one film, from the command line to WAV and video
-    distance   `scripts.verify --cell`: a Frechet distance from the features that a comparison keeps
+    distance   `scripts.verify --cell`: a Frechet distance from the stored features of a comparison
     report     `scripts.report`, from rows to page and tables
 
 An import closure is the number of modules of the tree that `import scripts.NAME` loads.
@@ -44,19 +44,19 @@ IMPORTED = ("report", "sample", "distill", "compare")
 EDM2 = {"files": 20, "lines": 5008, "classes": 27, "functions": 112, "median": 6, "p95": 55, "max": 185}
 """NVlabs/edm2 at commit 4bf8162, counted in the same way when a clone was at hand; it is on no package index."""
 OPTIMIZED = 0x1
-"""The flag of code that belongs to a function, not to a module or a class body."""
+"""Code flag (CO_OPTIMIZED) of functions, which code of modules and class bodies does not have."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Counts:
-    """What the syntax of some source files holds."""
+    """Counts from the syntax of source files: files, lines, public names, lines of functions."""
 
     files: int
     lines: int
     classes: int
     functions: int
     median: float
-    """Lines of a function: median, 95th percentile, longest."""
+    """Lines per function: median, 95th percentile, longest."""
     p95: float
     max: int
 
@@ -66,7 +66,7 @@ class Counts:
 
 
 def count(files: Sequence[Path]) -> Counts:
-    """Counts of source files. Raises SyntaxError for one that is no Python."""
+    """The counts of these source files. Raises SyntaxError for a file that is not Python."""
     lines, classes, functions, lengths = 0, 0, 0, []
     for path in files:
         text = path.read_text(encoding="utf-8")
@@ -100,7 +100,7 @@ def sources(tree: Path) -> list[Path]:
 
 @dataclass(kw_only=True)
 class Tracer:
-    """Notes the files of a tree of which a function runs, and what surrounds an objective's equation."""
+    """A profiler that records the files whose functions run, and those around an objective's equation."""
 
     tree: str
     ran: set[str] = field(default_factory=set)
@@ -121,7 +121,7 @@ class Tracer:
         return self._names[code]
 
     def __call__(self, frame: FrameType, event: str, argument: Any) -> None:
-        """What `sys.setprofile` calls."""
+        """Callback of `sys.setprofile`."""
         thread = threading.get_ident()
         depth = self._inside.get(thread, 0)
         if event == "return":
@@ -151,7 +151,7 @@ class Tracer:
         return code.co_name == "step" and (self.name(code) or "").startswith("distill/engines/")
 
     def _above(self, frame: FrameType) -> Iterator[str]:
-        """Files of the functions that are waiting for a frame, as far as the training loop."""
+        """Files of the callers of a frame, up to the training loop."""
         above = frame.f_back
         while above is not None:
             name = self.name(above.f_code)
@@ -172,7 +172,7 @@ def _importing(frame: FrameType) -> bool:
 
 
 def trace(out: Path, module: str, arguments: Sequence[str]) -> None:
-    """Run a module of the working directory's tree as a program and write what was noted, as JSON."""
+    """Run a module of the working directory's tree as a program and write the recorded files, as JSON."""
     tracer = Tracer(tree=str(Path.cwd()))
     sys.argv = [module, *arguments]
     sys.path.insert(0, str(Path.cwd()))
@@ -195,18 +195,18 @@ def trips(tree: Path, demo: Path) -> dict[str, list[str]]:
     """Files of a tree on every trip, by its name, traced on a copy of the demo's folder."""
     film = next(iter(sorted((demo / "world" / "clips").glob("*.mp4"))))
     with tempfile.TemporaryDirectory() as scratch:
-        kept = Path(scratch) / "demo"
-        shutil.copytree(demo, kept, symlinks=True)
-        lines = (kept / "rows.jsonl").read_text(encoding="utf-8").splitlines()
+        copied = Path(scratch) / "demo"
+        shutil.copytree(demo, copied, symlinks=True)
+        lines = (copied / "rows.jsonl").read_text(encoding="utf-8").splitlines()
         cell = next(r for r in map(json.loads, lines) if r["model"] == "student" and "frechet" in r["metrics"])
         of_cell = [cell["task"], cell["model"], str(cell["steps"]), str(cell["seed"]), "frechet"]
         scale = ["--guidance", str(cell["guidance"])]
-        folders = ["--data", f"{kept}/features", "--teacher", f"{kept}/teacher", "--out", f"{scratch}/run"]
+        folders = ["--data", f"{copied}/features", "--teacher", f"{copied}/teacher", "--out", f"{scratch}/run"]
         commands = {
             "training": ["scripts.distill", "debug", *folders, "--loop.steps", "3"],
-            "film": ["scripts.sample", "--run", f"{kept}/student", "--video", str(film), "--out", f"{scratch}/sounds"],
-            "distance": ["scripts.verify", "--rows", f"{kept}/rows.jsonl", "--cell", *of_cell, *scale],
-            "report": ["scripts.report", "--rows", f"{kept}/rows.jsonl"],
+            "film": ["scripts.sample", "--run", f"{copied}/student", "--video", str(film), "--out", f"{scratch}/out"],
+            "distance": ["scripts.verify", "--rows", f"{copied}/rows.jsonl", "--cell", *of_cell, *scale],
+            "report": ["scripts.report", "--rows", f"{copied}/rows.jsonl"],
         }
         found = {}
         for name, command in commands.items():

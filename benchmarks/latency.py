@@ -1,7 +1,7 @@
 """One step against 25 guided ones, and the vocoder against its plain form: `python -m benchmarks.latency`.
 
 Random weights in the published sizes (values do not change the cost), everything in one process, the forms of a stage
-taking turns. Both sides share their weights.
+taking turns. Both sides use the same weights.
 
     straightforward   25 Euler steps, at each the conditional and the unconditional prediction one after the other,
                       conditions encoded anew in every forward
@@ -50,7 +50,7 @@ NEEDED_FLOW, NEEDED_SOUND, AGREEMENT = 40.0, 1.5, 1e-3
 
 @dataclass(kw_only=True)
 class Form:
-    """One way of doing a stage; `wall` and `cpu` collect seconds."""
+    """One implementation of a stage; `wall` and `cpu` collect its seconds."""
 
     stage: str
     name: str
@@ -111,7 +111,7 @@ class PlainVocoder:
 
 
 def straightforward(net: MMAudio, conditions: Conditions, e: Tensor) -> Tensor:
-    """x <- x - v / 25 with v = v_u + omega (v_c - v_u); two forwards, conditions and all, at every step."""
+    """x <- x - v / 25 with v = v_u + omega (v_c - v_u); every step takes two forwards, conditions included."""
     x, nothing = e, conditions.unconditional()
     for k in range(STEPS):
         t = e.new_full((len(e),), 1 - k / STEPS)
@@ -167,7 +167,7 @@ def sound_forms(vae: VAE, vocoder: BigVGAN, latent: Tensor) -> tuple[list[Form],
 
 
 def agreement(waves: dict[str, Tensor]) -> NumberTable:
-    """How far every wave is from the plain one; the float32 ones must be within AGREEMENT."""
+    """Largest deviation of every wave from the plain one; those in float32 must be within AGREEMENT."""
     reference = waves["plain, float32"]
     rms = float(reference.square().mean().sqrt())
     rows = []

@@ -1,8 +1,8 @@
-"""Long films: memory against length, and what the seams sound like.
+"""Long films: memory against length, and whether the seams between windows can be measured.
 
 `python -m benchmarks.long_video --run runs/demo/student` writes films of 30 s and 300 s of moving shapes, makes sound
 for each in a process of its own and prints peak memory, time and how the seams compare with the insides of windows:
-energy in 20 ms frames and spectral flux, as the share of inside frames that lie below the median seam frame (0.5 is
+energy in 20 ms frames and spectral flux, as the fraction of inside frames below the median seam frame (0.5 is
 equal), and the two-sample Kolmogorov-Smirnov distance with its limit at 1 % for that many seams.
 """
 
@@ -40,11 +40,11 @@ def shapes(duration_s: float) -> np.ndarray:
 
 
 def peak_mb() -> float:
-    """Most memory this program has held; the resource module would count what its parent held, too."""
+    """Peak memory of this program in MB; that of the `resource` module would include its parent's."""
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith("VmHWM:"):
             return int(line.split()[1]) / 1024
-    raise OSError("/proc/self/status does not tell the peak of memory; this needs Linux")
+    raise OSError("/proc/self/status has no peak memory (VmHWM); this needs Linux")
 
 
 def one(run: Path, film: Path) -> dict[str, float]:

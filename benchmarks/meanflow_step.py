@@ -1,7 +1,7 @@
-"""What a MeanFlow step costs beside a flow-matching step: `python -m benchmarks.meanflow_step`.
+"""Cost of a MeanFlow step relative to a flow-matching step: `python -m benchmarks.meanflow_step`.
 
-Each variant lives in a process of its own, which gives its peak memory; the steps are taken in turns, so that another
-load on the machine hits all of them alike. Prints a Markdown table with ratios to plain flow matching.
+Each variant runs in its own process, which gives its peak memory; the steps are timed in turn, so that other load on
+the machine affects all of them. Prints a Markdown table with ratios to plain flow matching.
 """
 
 import argparse
@@ -40,7 +40,7 @@ VARIANTS = {
     "joint": "`torch.func.jvp` with its graph over all rows (MATH)",
 }
 FLOOR = (3 + 2 * MOVING) / 3
-"""A forward is 1, its backward 2, a forward with tangents 2 on the rows that move."""
+"""Least cost relative to flow matching: a forward is 1, its backward 2, a forward with tangents 2 on moving rows."""
 
 
 FUSED_ON_CPU: dict[Any, tuple[int, int]] = {
@@ -120,7 +120,7 @@ class Step:
 
 
 def opened(net: MMAudio, generator: torch.Generator) -> MMAudio:
-    """Small random numbers where initialisation put zeros, so that no branch is closed and no gradient vanishes."""
+    """The network with small random numbers instead of initial zeros, so that no branch or gradient vanishes."""
     with torch.no_grad():
         for parameter in net.parameters():
             if parameter.requires_grad and not parameter.any():
@@ -144,8 +144,8 @@ def random_conditions(config: MMAudioConfig, batch: int, duration_s: float, g: t
 class Products(TorchDispatchMode):
     """Counts products, 2 per multiply-add, by torch's own table of formulas.
 
-    `FlopCounterMode` hooks modules besides, which a double backward does not survive. Fused attention on a CPU, which
-    the table leaves out, counts as it does on a GPU: 2 products forward, 5 backward.
+    `FlopCounterMode` cannot be used, because its module hooks fail under a double backward. Fused attention on a CPU,
+    which the table lacks, is counted as on a GPU: 2 products forward, 5 backward.
     """
 
     def __init__(self) -> None:
@@ -156,9 +156,9 @@ class Products(TorchDispatchMode):
         out = func(*args, **(kwargs or {}))
         packet = func._overloadpacket
         if packet in FUSED_ON_CPU:
-            first, share = FUSED_ON_CPU[packet]
+            first, products = FUSED_ON_CPU[packet]
             q, k = args[first], args[first + 1]
-            self.total += share * 2 * q.numel() * k.shape[2]
+            self.total += products * 2 * q.numel() * k.shape[2]
         elif packet in flop_registry:
             self.total += flop_registry[packet](*args, **(kwargs or {}), out_val=out)
         return out
@@ -190,7 +190,7 @@ def serve(step: Step, device: str) -> None:
 
 
 class Worker:
-    """A variant in a process of its own."""
+    """A variant that runs in its own process."""
 
     def __init__(self, name: str, options: list[str]) -> None:
         self.process = subprocess.Popen(

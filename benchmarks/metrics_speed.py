@@ -1,8 +1,8 @@
 """Corpus metrics against scipy's sqrtm and torch-fidelity: `OMP_NUM_THREADS=1 python -m benchmarks.metrics_speed`.
 
-Every metric is calculated from the same float64 features (logits for the inception score) by both sides in one process,
-the two taking turns; the results are compared too. Prints every row as soon as it is known, and a Markdown table at the
-end. At 15,000 x 2,048 torch-fidelity's kernel distance holds whole kernel matrices, about 14 GB.
+Both sides compute every metric from the same float64 features (logits for the inception score) in one process, in turn;
+the results are compared too. Prints every row when it is finished, and a Markdown table at the end. At 15,000 x 2,048
+torch-fidelity's kernel distance stores whole kernel matrices, about 14 GB.
 """
 
 import statistics
@@ -33,17 +33,17 @@ by one, which takes as long as 20 distances."""
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """What is measured."""
+    """Options of the measurement."""
 
     clips: int = 15_000
     dimensions: int = 2048
     classes: int = 527
     inception_repeats: int = 5
-    """The inception score takes well under a second; the two sides take turns this many times, medians are printed."""
+    """Times that each side computes the inception score, in turn; medians are printed."""
     frechet_repeats: int = 3
-    """The same for the Frechet distance."""
+    """Times that each side computes the Frechet distance, in turn; medians are printed."""
     groups: int = 20
-    """Of the jackknife."""
+    """Groups of the jackknife."""
     metrics: tuple[Metric, ...] = ("inception_score", "frechet", "jackknife", "kad", "sqrtm")
     record: Path | None = None
     """Also write the figures to this file of the ledger."""
@@ -51,7 +51,7 @@ class Options:
 
 @dataclass(frozen=True, kw_only=True)
 class Timed:
-    """A result and what it took: wall-clock and processor seconds."""
+    """A result, and its wall-clock and CPU seconds."""
 
     value: float
     wall_s: float
@@ -60,7 +60,7 @@ class Timed:
 
 @dataclass(frozen=True, kw_only=True)
 class Side:
-    """One way to a result."""
+    """One implementation of a metric."""
 
     name: str
     calculate: Callable[[], float]
@@ -95,7 +95,7 @@ def features(options: Options) -> tuple[np.ndarray, np.ndarray]:
 
 
 def sqrtm_distance(x: np.ndarray, y: np.ndarray) -> float:
-    """The Frechet distance as av-benchmark and others take it."""
+    """The Frechet distance by scipy's matrix square root, as av-benchmark and others compute it."""
     first, second = np.cov(x, rowvar=False), np.cov(y, rowvar=False)
     shift = x.mean(axis=0) - y.mean(axis=0)
     root = scipy.linalg.sqrtm(first @ second)

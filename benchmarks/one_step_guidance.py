@@ -1,4 +1,4 @@
-"""Guidance at few steps against the guided flow it stands for: `python -m benchmarks.one_step_guidance`.
+"""Guidance at few steps compared with the true guided flow: `python -m benchmarks.one_step_guidance`.
 
 Prints Markdown tables; `docs/guidance.md` quotes them. In closed form (Gaussian mixtures) the destination of the true
 guided flow, dx/dt = v_u + omega (v_c - v_u), is known for every noise; so are the exact averages u_c and u_u that the
@@ -6,7 +6,7 @@ rules combine. What is measured is the rule, not a network.
 
     error = rms |x_rule - x_guided| / rms |x_guided - x_cond|      from the same noise, over all samples
 
-is relative to what guidance itself moves: 0 is the guided flow, 1 is as far off as no guidance at all.
+is relative to the effect of guidance: 0 is the guided flow, 1 is as far off as no guidance at all.
 """
 
 import argparse
@@ -26,10 +26,10 @@ from meanflow import GaussianFlow, Guidance, jump
 from meanflow.mixture import GuidedFlow, MixtureFlow, Quadrature
 
 OMEGAS = (1.5, 2.0, 3.0, 4.5, 7.0)
-SHARE = 0.4
+LOG_FACTOR = 0.4
 """c of the log rule, omega_1 = 1 + c ln omega."""
 TURN = 0.8
-"""Time at which guided early jumps end."""
+"""Time at which the guided part of a short push ends."""
 SCAN = (1.1, 1.2, 1.3, 1.4, 1.5, 1.75, 2.0, 2.5, 3.0, 3.5, 4.5, 6.0)
 TOLERANCE = 1e-6
 
@@ -52,12 +52,12 @@ class Problem:
 
     @cached_property
     def plain(self) -> Tensor:
-        """Where the conditional flow ends."""
+        """End points of the conditional flow."""
         return self.steps([1.0, 0.0], Guidance(), [1.0])[0]
 
     @cached_property
     def guided(self) -> list[Tensor]:
-        """Where the guided flow ends, for every omega."""
+        """End points of the guided flow, for every omega."""
         rule = Quadrature(scale=0.25, tolerance=TOLERANCE)
         flows = [GuidedFlow(cond=self.cond, uncond=self.uncond, omega=w, quadrature=rule) for w in OMEGAS]
         one = self.e.new_ones(len(self.e))
@@ -81,10 +81,10 @@ class Problem:
     def short_push(self) -> list[Tensor]:
         """One jump with u_c over [0, 1] and the push u_c - u_u of [TURN, 1] alone, at the log rule's weight."""
         c, u = self.both(self.e, TURN, 1.0)
-        return [self.plain - SHARE * math.log(w) * (c - u) for w in OMEGAS]
+        return [self.plain - LOG_FACTOR * math.log(w) * (c - u) for w in OMEGAS]
 
     def error(self, x: Tensor, k: int) -> float:
-        """Defined at the top of the file."""
+        """rms |x - guided| / rms |guided - conditional| for omega number k."""
         return float((x - self.guided[k]).norm() / (self.guided[k] - self.plain).norm())
 
     def amplification(self, x: Tensor) -> float:
@@ -99,7 +99,7 @@ def spread(x: Tensor) -> float:
 
 
 def mixture(mu: Tensor, s: float) -> MixtureFlow:
-    """Equal weights, equal deviations; mu (K, C)."""
+    """A mixture of equally weighted Gaussians with means mu (K, C) and standard deviation s."""
     k = len(mu)
     return MixtureFlow(
         weights=torch.full((k,), 1 / k, dtype=mu.dtype),
@@ -110,7 +110,7 @@ def mixture(mu: Tensor, s: float) -> MixtureFlow:
 
 
 def ring(classes: int, radius: float, s: float) -> MixtureFlow:
-    """Components on a circle."""
+    """A mixture whose means are on a circle."""
     angle = 2 * math.pi * torch.arange(classes, dtype=torch.float64) / classes
     return mixture(radius * torch.stack([angle.cos(), angle.sin()], 1), s)
 
@@ -146,7 +146,7 @@ def problems() -> list[Problem]:
 def rules(p: Problem) -> dict[str, tuple[str, list[Tensor]]]:
     """Name -> network evaluations (one after another x side by side), destinations for every omega."""
     once, free = [1.0, 0.0], (-1e9, 1e9)
-    omegas, log_rule = list(OMEGAS), [1 + SHARE * math.log(w) for w in OMEGAS]
+    omegas, log_rule = list(OMEGAS), [1 + LOG_FACTOR * math.log(w) for w in OMEGAS]
     off = Guidance(rescale=False)
     table: dict[str, Callable[[], list[Tensor]]] = {
         "no guidance · 1 x 1": lambda: [p.plain] * len(OMEGAS),
@@ -157,10 +157,10 @@ def rules(p: Problem) -> dict[str, tuple[str, list[Tensor]]]:
             once, Guidance(rescale=False, std_rescale=1.0), omegas
         ),
         "1 step, projected (parallel 0) · 1 x 2": lambda: p.steps(once, Guidance(rescale=False, parallel=0.0), omegas),
-        f"1 step, plain at 1 + {SHARE} ln omega · 1 x 2": lambda: p.steps(once, off, log_rule),
-        f"1 step, s* in [0, 2] at 1 + {SHARE} ln omega · 1 x 2": lambda: p.steps(once, Guidance(), log_rule),
+        f"1 step, plain at 1 + {LOG_FACTOR} ln omega · 1 x 2": lambda: p.steps(once, off, log_rule),
+        f"1 step, s* in [0, 2] at 1 + {LOG_FACTOR} ln omega · 1 x 2": lambda: p.steps(once, Guidance(), log_rule),
         "1 step, plain at the best weight · 1 x 2": lambda: [p.steps(once, off, [w])[0] for w in p.fitted()],
-        f"1 step, push of [{TURN}, 1] at {SHARE} ln omega · 1 x 3": p.short_push,
+        f"1 step, push of [{TURN}, 1] at {LOG_FACTOR} ln omega · 1 x 3": p.short_push,
         f"2 steps (1, {TURN}, 0), first guided · 2 x 1.5": lambda: p.steps(
             [1.0, TURN, 0.0], Guidance(rescale=False, interval=(0.9, 1.0)), omegas
         ),
@@ -188,7 +188,7 @@ def main() -> None:
         print(f"\n### {name}\n\n{text.get(name, '')}\n\n{shown.markdown()}")
     print(f"\n{time.perf_counter() - began:.0f} s, torch {torch.__version__}")
     if args.record:
-        record(args.record, tables=tables, text={f"{name}-note": said for name, said in text.items()})
+        record(args.record, tables=tables, text={f"{name}-note": note for name, note in text.items()})
 
 
 def measured(solved: list[Problem]) -> tuple[dict[str, NumberTable], dict[str, str]]:

@@ -1,9 +1,9 @@
-"""What each stage of MMAudio costs on this machine: `python -m benchmarks.stages --variant small_16k`.
+"""Cost of each stage of MMAudio on this machine: `python -m benchmarks.stages --variant small_16k`.
 
-Random weights in the published sizes (values do not change the cost). For the step-independent part of the network, one
-evaluation of the network, the latent decoder and the vocoder: FLOPs (2 per multiply-add, counted on the modules), bytes
-of weights read, the floor those two set on this machine's own measured rates, and measured medians in float32 and
-bfloat16, eager and compiled. Prints a Markdown table.
+Uses random weights in the published sizes, as values do not change the cost. For the step-independent part of the
+network, one evaluation of the network, the latent decoder and the vocoder it prints a Markdown table of FLOPs (2 per
+multiply-add, counted on the modules), bytes of weights read, the lower bound on the time that follows from both at this
+machine's measured rates, and measured medians in float32 and bfloat16, eager and compiled.
 """
 
 import argparse

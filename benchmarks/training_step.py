@@ -1,4 +1,4 @@
-"""What a training step costs, against its floor of matrix products: `python -m benchmarks.training_step`.
+"""Cost of a training step compared with its matrix products alone: `python -m benchmarks.training_step`.
 
 Prints a Markdown table. FLOPs are counted on the modules (2 per multiply-add); the floor is FLOPs over the rate of a
 1024 x 1024 x 1024 float32 product measured in the same run.

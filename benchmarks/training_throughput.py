@@ -45,14 +45,14 @@ METHODS: dict[str, Callable[[], FlowMatching | Method]] = {
 }
 """Flow matching of a teacher; MeanFlow with a quarter of the rows at r < t; the same with guided targets."""
 BLOCKS = {"eager": (False, False), "compiled": (False, True), "checkpointed": (True, False), "both": (True, True)}
-"""What the blocks are: (checkpoint, compile)."""
+"""Treatment of the network's blocks: (checkpointed, compiled)."""
 EXHAUSTED = 3
 """Exit status of a process without memory left."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """What one row measures."""
+    """The setting that one row measures."""
 
     config: str
     precision: str
@@ -66,7 +66,7 @@ class Row:
 
 
 def default_rows() -> list[Row]:
-    """What one GPU can say, the most important first: time may run out."""
+    """Rows for one GPU, the most important first, because time may run out."""
     one = [
         Row(config="one_gpu", precision=precision, method=method, blocks=blocks)
         for precision in ("bf16", "no")
@@ -79,7 +79,7 @@ def default_rows() -> list[Row]:
 
 
 class Training:
-    """A started engine with everything a run holds in memory, and its step on random features."""
+    """A started engine with everything that a run has in memory, and its step on random features."""
 
     def __init__(self, method: FlowMatching | Method, args: argparse.Namespace) -> None:
         self.engine: Engine = choose_engine(timeout_s=120.0)
@@ -159,8 +159,8 @@ class Training:
         return time.perf_counter()
 
 
-def work(args: argparse.Namespace) -> None:
-    """One row, in each of its processes: a line for every batch size that fits, the last one being the largest."""
+def measure_row(args: argparse.Namespace) -> None:
+    """Measure a row, in each of its processes; prints a line for every batch size that fits into memory."""
     size = args.start
     try:
         training = Training(METHODS[args.method](), args)
@@ -178,14 +178,14 @@ def work(args: argparse.Namespace) -> None:
 
 
 def run(row: Row, begin: int, args: argparse.Namespace, deadline: float) -> dict[str, Any]:
-    """Measure a row in processes of its own, with half the batch as long as not even the first one fits."""
+    """Measure a row in its own processes, halving the first batch until it fits into memory."""
     launch = [sys.executable, "-m", "distill.launch.launcher", "--config_file", row.config]
     launch += ["--num_processes", str(args.num_processes), "--mixed_precision", row.precision]
-    told = ["--network", args.network, "--duration-s", str(args.duration_s), "--seconds", str(args.seconds)]
-    told += ["--method", row.method, "--blocks", row.blocks, "--most", str(args.most)]
-    told += [] if args.micro_batch is None else ["--micro-batch", str(args.micro_batch)]
+    flags = ["--network", args.network, "--duration-s", str(args.duration_s), "--seconds", str(args.seconds)]
+    flags += ["--method", row.method, "--blocks", row.blocks, "--most", str(args.most)]
+    flags += [] if args.micro_batch is None else ["--micro-batch", str(args.micro_batch)]
     while begin >= 1:
-        command = [*launch, "-m", "benchmarks.training_throughput", "--worker", *told, "--start", str(begin)]
+        command = [*launch, "-m", "benchmarks.training_throughput", "--worker", *flags, "--start", str(begin)]
         out, err = _outcome(command, min(args.row_limit_s, deadline - time.time()))
         lines = [line.split("MEASURED ", 1)[1] for line in out.splitlines() if "MEASURED " in line]
         if lines:
@@ -198,7 +198,7 @@ def run(row: Row, begin: int, args: argparse.Namespace, deadline: float) -> dict
 
 
 def _outcome(command: list[str], limit_s: float) -> tuple[str, str]:
-    """Standard output and error of a command. After the limit the launcher is asked to end, and ends its processes."""
+    """Standard output and error of a command; after the time limit the launcher is asked to end its processes."""
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as launcher:
         try:
             return launcher.communicate(timeout=max(limit_s, 1.0))
@@ -209,7 +209,7 @@ def _outcome(command: list[str], limit_s: float) -> tuple[str, str]:
 
 
 def _last(text: str) -> str:
-    """The last line that is not the launcher's own, of what a failed row wrote."""
+    """The last line of a failed row's output that is not the launcher's."""
     lines = [
         line for line in text.splitlines() if line.strip() and "launch: " not in line and "failed (exitcode" not in line
     ]
@@ -231,7 +231,7 @@ def measured(rows: list[Row], args: argparse.Namespace) -> Iterator[dict[str, An
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """Markdown; the last column holds a row against flow matching at the same engine, precision and blocks."""
+    """A Markdown table; its last column is relative to flow matching with the same engine, precision and blocks."""
     head = "| engine | precision | method | blocks | sounds a pass | s a step | sounds/s | of flow matching | peak GB |"
     lines = [head, "|---" * 9 + "|"]
     flow = {
@@ -278,11 +278,11 @@ def main() -> None:
     if args.micro_batch is not None:
         args.start = args.micro_batch
     if args.worker:
-        work(args)
+        measure_row(args)
         return
     if args.most is None:
         if args.micro_batch is None and not torch.cuda.is_available():
-            parser.error("--micro-batch or --most is needed without a GPU, where nothing says that memory is full")
+            parser.error("--micro-batch or --most is needed without a GPU, because full memory is not reported there")
         args.most = args.micro_batch or 4096
     rows = default_rows()
     if args.configs:

@@ -6,7 +6,7 @@
     student = distil(replace(presets.STUDENTS["debug"](), teacher=teacher), Path("runs/student"))
     net = load_student(student)
 
-What stands here is imported when it is first asked for, so that a part such as `distill.processes` loads no networks.
+Each of these names is imported at its first use, so that a part such as `distill.processes` loads no networks.
 """
 
 from importlib import import_module
@@ -35,7 +35,7 @@ __all__ = [
 ]  # fmt: skip
 
 _MODULES = {"distil": "distill.tasks", "load_student": "distill.initial_network", "train_teacher": "distill.tasks"}
-"""Where the functions stand; the configurations stand in distill.config."""
+"""The modules of the functions; the configurations are in distill.config."""
 
 
 def __getattr__(name: str) -> Any:

@@ -1,4 +1,4 @@
-"""What a training run is: its data, what it starts from, its method and its loop, as it stands in run/config.json."""
+"""The configuration of a training run, as in run/config.json: data, initial network, method and loop."""
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -19,33 +19,33 @@ __all__ = [
 ]  # fmt: skip
 
 FORMER_NAMES = {"DistillConfig": "DistillRun", "Distillation": "Method"}
-"""Tags that stand in config.json of runs of earlier versions, and the name that the class has today."""
+"""Former class names, as config.json of earlier versions has them for tags, and the present ones."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Fresh:
-    """Train from the first step: a network of this size."""
+    """Start from a new network of this size."""
 
     network: MMAudioConfig = field(default_factory=lambda: variant("small_16k"))
     init: Literal["published", "unit"] = "published"
-    """Starting weights: as MMAudio's, or with signals of unit size throughout, which learns far sooner when small."""
+    """Initialisation: as MMAudio's, or one that makes signals of unit size, with which small networks learn faster."""
 
     def without_places(self) -> Self:
-        """Itself, since it names no folder."""
+        """This value itself, since it names no folder."""
         return self
 
 
 @dataclass(frozen=True, kw_only=True)
 class FromWeights:
-    """Go on from the network of a run folder, official or own, keeping its size and its latent statistics."""
+    """Start from the network of a run folder, official or own, with its size and its latent statistics."""
 
     run: Path
     """Run folder to start from."""
     weights: str = "auto"
-    """Which of its weights: model, ema-0.05 and so on; auto is the narrowest average, else the last step."""
+    """Which of its weights: model (the last step), ema-0.05 and so on; auto is the narrowest average, else model."""
 
     def without_places(self) -> Self:
-        """The same choice of weights, of no run in particular."""
+        """The same choice of weights without the folder of the run."""
         return replace(self, run=Path())
 
 
@@ -54,15 +54,16 @@ Start: TypeAlias = Fresh | FromWeights
 
 @dataclass(frozen=True, kw_only=True)
 class TeacherRun:
-    """A teacher training run: its data, what it starts from, its method and its loop."""
+    """A training run of a teacher: data, initial network, method and loop."""
 
     data: tuple[Path, ...]
-    """Feature folders, learnt from together. The first one's codec and latent statistics become the run's."""
+    """Feature folders to train on, all together. The first one's codec and latent statistics become the run's."""
     repeat: tuple[int, ...] = ()
     """How often each folder is repeated in an epoch, one number per folder; without any, once each. MMAudio repeats
     its videos 5 times (3 in the medium and large sizes) beside the sets of sounds with captions."""
     modalities: Modalities = "AVT+AT"
-    """What training shows of rows with pictures + of rows without (arXiv 2412.15322, table 4)."""
+    """Modalities used in training (A audio, V video, T text), of rows with video + of rows without (arXiv 2412.15322,
+    table 4)."""
     start: Start = field(default_factory=Fresh)
     lora: LoRAConfig | None = None
     """Train low-rank adapters beside frozen weights instead of the weights themselves."""
@@ -87,17 +88,18 @@ class TeacherRun:
 
 @dataclass(frozen=True, kw_only=True)
 class DistillRun:
-    """A distillation run: data, the teacher's run folder, what the student starts from, method, loop."""
+    """A distillation run: data, the teacher's run folder, the student's initial network, method and loop."""
 
     data: tuple[Path, ...]
-    """Feature folders, learnt from together."""
+    """Feature folders to train on, all together."""
     repeat: tuple[int, ...] = ()
     """How often each folder is repeated in an epoch, one number per folder; without any, once each."""
     teacher: Path
+    """Run folder of the teacher."""
     student: FromWeights | None = None
-    """Go on from the student of an earlier run, second time included; without it, start from the teacher's weights."""
+    """Start from the student of an earlier run, its embedding of t - r included; else from the teacher's weights."""
     lora: LoRAConfig | None = None
-    """Train low-rank adapters beside frozen weights, and in full only what the teacher has not: the embedding of t - r
+    """Train low-rank adapters beside frozen weights, and in full only what the teacher lacks: the embedding of t - r
     and whatever else is new or fitted anew."""
     method: Method = field(default_factory=Method)
     loop: LoopConfig = field(default_factory=LoopConfig)
@@ -127,7 +129,7 @@ def _check_sets(data: tuple[Path, ...], repeat: tuple[int, ...]) -> None:
 
 
 def with_current_names(plain: Any) -> Any:
-    """Values read from config.json, with every class called what it is called today (`FORMER_NAMES`)."""
+    """Values read from config.json, with former class names replaced by the present ones (`FORMER_NAMES`)."""
     if isinstance(plain, dict):
         return {
             key: FORMER_NAMES.get(value, value) if key == TAG and isinstance(value, str) else with_current_names(value)
@@ -137,5 +139,5 @@ def with_current_names(plain: Any) -> Any:
 
 
 def _numbered(data: tuple[Path, ...]) -> tuple[Path, ...]:
-    """Stand-ins for folders, of which only the number counts."""
+    """Placeholders for folders, as many as there are."""
     return tuple(Path(str(k)) for k in range(len(data)))

@@ -1,6 +1,6 @@
-"""What a training starts from: a fresh network, a trained one or an earlier student, fitted to the features it learns.
+"""What a training starts from: a fresh network, a trained one or an earlier student, matched to the training features.
 
-Every file of weights is read once and its digest is taken once; a feature folder's codec is opened once.
+Every file of weights is read once and its digest is computed once; a feature folder's codec is opened once.
 """
 
 from dataclasses import dataclass, replace
@@ -26,7 +26,7 @@ from teacher.weights.run_folder import UNSPECIFIED, read_features_info, read_lic
 
 @dataclass(frozen=True, kw_only=True)
 class InitialNetwork:
-    """A network about to be trained, with the codec of its latents and what it inherits."""
+    """A network before training, with the codec of its latents, its licence and the digests of its files."""
 
     net: MMAudio
     codec: AudioCodec
@@ -34,7 +34,7 @@ class InitialNetwork:
     licence: str | None = None
     """Licence of the weights it starts from; None for a fresh network."""
     digests: dict[str, str]
-    """Digests of the files it starts from."""
+    """Digests of the files that the network starts from."""
 
 
 def loaded(run: Path, weights: str = "auto") -> tuple[MMAudio, str]:
@@ -46,8 +46,8 @@ def loaded(run: Path, weights: str = "auto") -> tuple[MMAudio, str]:
 def load_student(run: Path | str, *, weights: str = "auto") -> MMAudio:
     """The student of a run folder, u(x_t, r, t), rebuilt from its config.json and loaded strictly, in evaluation mode.
 
-    `weights` is model (the last step), ema-0.05 and so on; auto is the narrowest average that training keeps, else the
-    last step. Raises WeightsError for what is missing or damaged, ValueError for the run folder of a teacher.
+    `weights` is model (the last step), ema-0.05 and so on; auto is the narrowest average of the run, else the last
+    step. Raises WeightsError for what is missing or damaged, ValueError for the run folder of a teacher.
     """
     net = load_network(Path(run), weights=weights)
     if not net.config.interval_embedding:
@@ -92,12 +92,12 @@ def resumed_student(
     any_times: bool,
     weights_dir: Path | None = None,
 ) -> InitialNetwork:
-    """The student of an earlier run, to go on from, with everything it learnt.
+    """The student of an earlier run as the starting point of this one.
 
-    `wanted` is the architecture that this run's student has; its time embedding may be another with `any_times`.
-    `codec` is the one inherited from the teacher, which serves the student too, since both have the same latent
-    statistics. Raises ValueError for a teacher, another architecture, other latent statistics than the teacher's, and
-    features of other encoders or another codec than the earlier run's.
+    `wanted` is the architecture of this run's student; with `any_times` the time embedding may differ. `codec` is the
+    teacher's, which is the student's too, since both have the same latent statistics. Raises ValueError for a teacher,
+    another architecture, other latent statistics than the teacher's, and features of other encoders or another codec
+    than the earlier run's.
     """
     net, digest = loaded(start.run, start.weights)
     found = net.config
@@ -117,7 +117,7 @@ def resumed_student(
 
 
 def empty_text(encoders: str, weights_dir: Path | None) -> Tensor | None:
-    """Text features (77, 1024) of the empty caption; None for the embedded encoders, whose empty text is zero."""
+    """Text features (77, 1024) of the empty caption; None for the embedded encoders, whose features of it are zero."""
     if encoders == "embedded":
         return None
     return load_encoders(encoders, weights_dir=weights_dir).text([""])[0].float().cpu()
@@ -133,8 +133,8 @@ def inherited_codec(net: MMAudio, run: Path, features: Path, weights_dir: Path |
 
     Raises ValueError where the features were made with another codec or other encoders than the network's run.
     """
+    plain = load_codec(features, weights_dir=weights_dir)  # first: it names what a folder without features lacks
     _check_encoders(run, features)
-    plain = load_codec(features, weights_dir=weights_dir)
     _check_shapes(net, plain, features)
     codec = plain.with_statistics(net.latent_mean.detach().flatten(), net.latent_std.detach().flatten())
     _check_codec(codec, run, features, weights_dir)
@@ -160,7 +160,7 @@ def _check_codec(codec: AudioCodec, run: Path, features: Path, weights_dir: Path
 
 
 def inherited_licence(run: Path) -> str | None:
-    """The licence that weights trained from a run folder's carry on; None where it states none."""
+    """The licence of a run folder's weights, which holds for weights trained from them; None where none is stated."""
     licence = read_licence(run)
     return None if licence == UNSPECIFIED else licence
 

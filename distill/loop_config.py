@@ -10,26 +10,32 @@ class OptimConfig:
     does not decay."""
 
     lr: float = 1e-4
+    """Learning rate after the warm-up."""
     betas: tuple[float, float] = (0.9, 0.95)
+    """Decays of Adam's averages of the gradient and of its square."""
     weight_decay: float = 1e-6
+    """Weight decay of AdamW, multiplied by the learning rate in every step."""
     decay_all: bool = False
     """Decay every parameter, as MMAudio was trained, instead of matrices alone."""
     adam_eps: float = 1e-8
-    """Adam's epsilon; 1e-6 goes with bfloat16 autocast, whose gradients are too coarse for less."""
+    """Adam's epsilon; under bfloat16 autocast, whose gradients are coarse, use 1e-6."""
     warmup_steps: int = 1000
+    """Steps in which the learning rate rises linearly; 0 = none."""
     warmup_inclusive: bool = True
-    """Whether the last step of the warm-up already has the full rate: (step + 1) / warmup_steps. Otherwise, as MMAudio
-    was trained, the first step after it: (step + 1) / (warmup_steps + 1)."""
+    """Whether the last step of the warm-up already has the full rate: (step + 1) / warmup_steps. Otherwise, as in
+    MMAudio's training, the first step after it has: (step + 1) / (warmup_steps + 1)."""
     schedule: Literal["constant", "cosine", "step"] = "constant"
+    """Course of the rate after the warm-up: constant, cosine (to zero at the last step) or step (at the milestones)."""
     milestones: tuple[float, ...] = (0.8, 0.9)
     """Under `step`, the fractions of all steps at which the rate is multiplied by `decay`, counted from the end of the
     warm-up: of 300,000 steps with 1,000 of warm-up, steps 241,000 and 271,000."""
     decay: float = 0.1
-    """Factor at each milestone."""
+    """Factor by which the rate is multiplied at each milestone."""
     clip_norm: float = 1.0
+    """Largest norm of the gradient; a larger one is scaled down to it."""
     reference_fan_in: int | None = None
-    """Matrices with a larger fan-in learn more slowly, at lr * reference / fan_in (maximal-update rule,
-    arXiv 2203.03466, table 3). None, as published recipes have it, gives every parameter the same rate."""
+    """Matrices with a larger fan-in get the lower rate lr * reference / fan_in (maximal-update rule, arXiv 2203.03466,
+    table 3). None, as in published recipes, gives every parameter the same rate."""
 
     def __post_init__(self) -> None:
         if not self.lr > 0:
@@ -57,7 +63,7 @@ class EvaluationConfig:
     num_clips: int = 16
     """Held-out clips that are generated, always the same ones from the same noise."""
     num_sounds: int = 3
-    """How many of them go into TensorBoard as sound and spectrogram."""
+    """How many of these clips are written to TensorBoard as sound and spectrogram."""
     teacher_steps: int = 25
     """Euler steps of the teacher that the student's one step is compared with."""
 
@@ -72,31 +78,36 @@ class LoopConfig:
     """Length, batch and bookkeeping of a run; the same for teacher and student."""
 
     steps: int = 300_000
+    """Optimiser steps of the run."""
     batch_size: int = 512
     """Sounds per step over all processes together."""
     seed: int = 0
+    """Seed of data order, noise, times and dropped conditions, and of the initial weights."""
     optim: OptimConfig = field(default_factory=OptimConfig)
     ema_std: tuple[float, ...] = (0.05, 0.1)
-    """Relative widths of the power-function averages kept beside the weights (arXiv 2312.02696, eq. 123)."""
+    """Relative widths of the power-function averages of the weights that training computes (arXiv 2312.02696, eq. 123).
+    """
     ema_correction: bool = False
     """MMAudio's step-size correction of the averages: the geometric mean of two neighbouring decays."""
     ema_snapshot_every: int = 0
-    """Steps between snapshots of the averages kept for good in ema_ckpts/, from which `mf-ema` makes averages of any
-    width afterwards; 0 = none. Each takes as much disk as the trained weights in float32, once per width."""
+    """Steps between snapshots of the averages, stored in ema_ckpts/, from which `mf-ema` computes averages of any width
+    after training; 0 = none. Each takes as much disk as the trained weights in float32, once per width."""
     log_every: int = 50
+    """Steps between lines of the log."""
     save_every: int = 2000
+    """Steps between checkpoints."""
     keep_last: int = 2
-    """Checkpoints kept for resuming, the newest ones; should one be damaged, the one before serves."""
+    """How many of the newest checkpoints stay on disk; where one is damaged, the run resumes from the one before."""
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     max_bad_steps: int = 50
     """Steps with a non-finite loss or gradient that may be skipped in a row before the run stops."""
     timeout_s: float = 1800.0
-    """Seconds without a finished step after which a process gives up instead of waiting for the others for ever."""
+    """Seconds without a finished step after which a process ends with an error, as another process may hang."""
     micro_batch: int | None = None
-    """Sounds per process in one forward and backward pass, whose gradients add up to the step's; None = all
+    """Sounds per process in one forward and backward pass; a step adds up the gradients of several passes. None = all
     sounds of the process at once."""
     checkpoint_blocks: bool = False
-    """Recompute every block in the backward pass instead of keeping its activations: less memory, a third more time."""
+    """Recompute every block in the backward pass instead of storing its activations: less memory, a third more time."""
     compile_blocks: bool = False
     """Compile every block with torch.compile; the derivative runs uncompiled."""
 
@@ -124,4 +135,4 @@ class LoopConfig:
 
 OPERATIONAL = ("log_every", "save_every", "keep_last", "evaluation", "max_bad_steps", "timeout_s", "micro_batch",
            "checkpoint_blocks", "compile_blocks")  # fmt: skip
-"""Settings of the loop that change no number but by rounding: a run may go on with others."""
+"""Settings of the loop that change numbers by rounding at most, so that a run may be resumed with other values."""

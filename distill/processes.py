@@ -1,35 +1,35 @@
-"""Which process of a launch this is: the one place that reads RANK, WORLD_SIZE, LOCAL_RANK and where processes meet.
+"""The process of a launch: the one place that reads RANK, WORLD_SIZE, LOCAL_RANK and the address of the launch.
 
-torchrun, `accelerate launch` and Slurm's scripts set them; without them there is one process. They are read when asked
-for, never at import, so that the same program answers for whatever it was started with.
+torchrun, `accelerate launch` and Slurm's scripts set them; without them there is one process. They are read when a
+function is called, never at import.
 """
 
 import os
 from typing import NamedTuple
 
 COUNTED = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
-"""How launchers of several processes (torchrun, mpirun, srun) pass on how many they started."""
+"""Variables in which launchers (torchrun, mpirun, srun) state how many processes they started."""
 
 
 class Process(NamedTuple):
     """One process of a launch."""
 
     rank: int
-    """From 0 to world_size - 1; 0 is the one that writes and prints."""
+    """Number of the process, from 0 to world_size - 1; process 0 writes and prints."""
     world_size: int
     local_rank: int
-    """Which of the processes on this machine, and so which of its GPUs."""
+    """Number of the process on this machine, and so of its GPU."""
     meeting_point: str
     """Address and port, which the processes of one launch have in common and no other launch has."""
 
     @property
     def main(self) -> bool:
-        """Whether this process prints what is to be read once."""
+        """Whether this is process 0, which prints what is to be printed once."""
         return self.rank == 0
 
     @property
     def several(self) -> bool:
-        """Whether there are others."""
+        """Whether the launch has more than one process."""
         return self.world_size > 1
 
 

@@ -1,4 +1,4 @@
-"""Puts the two kinds of run together for the loop: a teacher, fresh or from weights, and a student from a teacher."""
+"""Builds the two kinds of training task: a teacher, fresh or from weights, and a student from a teacher."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -46,10 +46,10 @@ TIME_FIT_CLIPS = 4
 def train_teacher(
     config: TeacherRun, run: Path, *, weights_dir: Path | None = None, scores: Scores | None = None
 ) -> Path:
-    """Train an MMAudio network by flow matching on extracted features; the run folder.
+    """Train an MMAudio network by flow matching on extracted features and return the run folder.
 
-    `weights_dir` is where published codecs and encoders lie, if not where they lay during extraction; `scores` measures
-    what is generated of held-out clips.
+    `weights_dir` holds the published codecs and encoders, if not the folder used in extraction; `scores` scores the
+    sound generated of held-out clips.
     """
     return fit(teacher_task(config, run, weights_dir=weights_dir, scores=scores), run)
 
@@ -92,10 +92,10 @@ def teacher_task(
 
 
 def distil(config: DistillRun, run: Path, *, weights_dir: Path | None = None, scores: Scores | None = None) -> Path:
-    """Distil the teacher of a run folder into an average-velocity student; the run folder.
+    """Distil the teacher of a run folder into an average-velocity student and return the student's run folder.
 
-    A line is printed where the teacher's time embedding is too fast to differentiate: what became of it, and how far
-    the student starts from its teacher for it.
+    Where the teacher's time embedding is too fast to differentiate, a line states what replaces it and how far the
+    student then starts from its teacher.
     """
     task = student_task(config, run, weights_dir=weights_dir, scores=scores)
     if not (run / "config.json").exists() and this_process().main:
@@ -192,14 +192,17 @@ def _student(config: DistillRun, teacher: MMAudio, codec: AudioCodec, weights_di
 
 
 def time_note(config: DistillRun, task: TrainingTask) -> list[str]:
-    """One line on what became of a time embedding too fast to differentiate; none for one that is slow enough."""
+    """One line on what replaces a time embedding too fast to differentiate; none for one that is slow enough."""
     teacher, student = task.frozen[0], task.net
     assert isinstance(teacher, MMAudio)
     if config.student is not None or teacher.t_embed.fastest <= SMOOTH_LIMIT:
         return []
     fastest = f"{teacher.t_embed.fastest:,.0f} rad per unit"
     if not refitted(student.config, teacher.config):
-        return [f"time embedding: kept, up to {fastest}; at that speed du/dt drowns the velocity"]
+        return [
+            f"time embedding: the teacher's, up to {fastest}; at that speed du/dt exceeds the velocity by far: "
+            "use method.time_embedding=smooth"
+        ]
     clips = min(TIME_FIT_CLIPS, len(task.data))
     batch = task.data.batch(range(clips), generator=torch.Generator().manual_seed(config.loop.seed))
     fit = time_fit(student, teacher, batch.latents, batch.conditions)

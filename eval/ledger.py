@@ -1,4 +1,4 @@
-"""The ledger: figures that documents quote, as the commands that measured them wrote them down.
+"""The ledger: figures that documents quote, in files written by the commands that measured them.
 
 results/NAME.json = {"format": 1, "command", "commit", "modified", "date", "seconds", "versions", "machine", "seeds",
                      "tables": {name: {"columns", "formats", "rows"}}, "text": {name: Markdown}, "rows": [raw records]}
@@ -34,14 +34,14 @@ LINE = 120
 """Characters in a line of Markdown."""
 BLOCK = re.compile(r"<!-- results (?P<what>[^>]*?) -->\n(?P<text>.*?)<!-- end of results -->", re.DOTALL)
 PACKAGES = ("torch", "numpy", "scipy", "accelerate", "deepspeed", "av", "safetensors")
-"""Packages whose versions decide numbers or times."""
+"""Packages whose versions influence numbers or times."""
 BEGAN = time.time()
-"""When this program started, as near as an import can tell."""
+"""When this program started: the time of this module's import."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class NumberTable:
-    """A table of numbers with the way each column is written.
+    """A table of numbers with the format of each column.
 
     A cell is a text, a number, None (left empty), or a list: a number with its standard deviation (two numbers).
     """
@@ -80,7 +80,7 @@ class LedgerEntry:
     commit: str
     """Commit of the project; "unknown" outside a checkout."""
     modified: bool | None
-    """Whether tracked files differed from that commit; None where that is not known."""
+    """Whether tracked files differed from `commit`; None where that is not known."""
     date: str
     seconds: float
     """Wall-clock time of the program that wrote it."""
@@ -90,11 +90,11 @@ class LedgerEntry:
     tables: Mapping[str, NumberTable] = field(default_factory=dict)
     text: Mapping[str, str] = field(default_factory=dict)
     rows: Sequence[Mapping[str, Any]] = ()
-    """What the tables were made from, one record a measurement."""
+    """The raw measurements behind the tables, one record each."""
 
     @classmethod
     def read(cls, path: Path) -> Self:
-        """The entry in a file; ValueError naming the file where it is not one."""
+        """Read the entry of a file. Raises ValueError naming the file where it holds no entry."""
         plain = read_json(path)
         try:
             if plain.pop("format") != FORMAT:
@@ -105,7 +105,7 @@ class LedgerEntry:
             raise ValueError(f"{path} is no entry of the ledger: {error}") from error
 
     def item(self, name: str) -> str:
-        """A table, a text, or "source", in Markdown. Raises KeyError, naming what there is."""
+        """A table, a text, or "source", in Markdown. Raises KeyError naming those that the entry has."""
         if name == "source":
             return self.source
         if name in self.tables:
@@ -116,7 +116,7 @@ class LedgerEntry:
 
     @property
     def source(self) -> str:
-        """One line on where the numbers come from."""
+        """One line that names the command, commit, date and machine of the numbers."""
         changed = ", with changes that were not committed" if self.modified else ""
         load = self.machine.get("load")
         busy = f", load {load}" if load else ""
@@ -135,7 +135,7 @@ def record(
     seeds: Mapping[str, Sequence[int]] | None = None,
     command: str | None = None,
 ) -> LedgerEntry:
-    """Write an entry about this run of this program; an earlier entry of the same name is replaced.
+    """Write an entry with the results of this program; an earlier entry of the same name is replaced.
 
     command: the command line to state; by default that of this process.
     """
@@ -235,8 +235,8 @@ def _commit() -> tuple[str, bool | None]:
         return "unknown", None
 
 
-def _git(root: Path, *words: str) -> str:
-    done = subprocess.run(["git", "-C", str(root), *words], check=True, capture_output=True, text=True)
+def _git(root: Path, *arguments: str) -> str:
+    done = subprocess.run(["git", "-C", str(root), *arguments], check=True, capture_output=True, text=True)
     return done.stdout.strip()
 
 

@@ -13,7 +13,7 @@ Notation, which is also the variable names:
     omega    guidance scale, 1 = off;  kappa  weight of the model's own v_cond
     s_star   scalar that rescales the unconditional prediction
     p, c     adaptive weight (||delta||^2 + c)^-p
-    fm_fraction   P(r = t), the share of plain flow-matching rows
+    fm_fraction   P(r = t), the fraction of plain flow-matching rows
 
 Arguments are always ordered (x_t, r, t, ...).
 """

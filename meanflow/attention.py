@@ -25,7 +25,7 @@ Keys: TypeAlias = Float[Tensor, "batch heads keys head_dim"]
 KERNEL = "jvp_flash_attention"
 KERNEL_HEAD_DIMS = (16, 32, 64, 128, 256)
 SCORES = {"cpu": 2**19, "gpu": 2**25}
-"""Largest number of scores that a chunk holds: 2 MiB in float32, so that it stays in a core's cache; 128 MiB where
+"""Largest number of scores in a chunk: 2 MiB in float32 on a CPU, which fits a core's cache; 128 MiB on a GPU, where
 launching kernels costs more than memory."""
 LEAST_QUERIES = 16
 
@@ -38,15 +38,16 @@ class Choice(NamedTuple):
 
 
 class _State:
-    """Whether a derivative is being taken. A plain flag, which torch.compile can guard on; like the switches of
-    `sdpa_kernel` it belongs to the process. Another thread that meets it gets the same numbers, by chunks."""
+    """Whether a derivative is being taken. It is a plain flag, so that torch.compile can guard on it, and it belongs to
+    the process, as the switches of `sdpa_kernel` do. Another thread that finds it set gets the same numbers in chunks.
+    """
 
     active = False
 
 
 @contextmanager
 def exact_tangents() -> Iterator[None]:
-    """Inside, `attention` carries tangents exactly. Entered by `ForwardAD`; for use under `torch.no_grad` only."""
+    """Context in which `attention` computes exact tangents, entered by `ForwardAD`. Use it under `torch.no_grad`."""
     before, _State.active = _State.active, True
     try:
         yield
@@ -55,10 +56,10 @@ def exact_tangents() -> Iterator[None]:
 
 
 def attention(q: Queries, k: Keys, v: Keys) -> Queries:
-    """softmax(q k^T / sqrt(head_dim)) v, every query attending to every key. Self- and cross-attention; no mask.
+    """softmax(q k^T / sqrt(head_dim)) v for self- or cross-attention; every query attends to every key, without a mask.
 
-    With gradients it is always the fused form. A forward-mode derivative taken by other means than `ForwardAD` goes
-    through that form too, and fails there with NotImplementedError unless `sdpa_kernel` allows MATH alone.
+    Where gradients are recorded this is always the fused form. A forward-mode derivative taken without `ForwardAD` uses
+    the fused form as well and raises NotImplementedError there, unless `sdpa_kernel` allows MATH alone.
     """
     if not _State.active:
         return F.scaled_dot_product_attention(q, k, v.contiguous())
@@ -87,9 +88,9 @@ def choose_attention(
     tangents: bool = True,
     installed: bool = False,
 ) -> Choice:
-    """The kernel where it applies, else chunks, with the first reason against the kernel.
+    """Choose the kernel where it applies, else chunks, and give the first reason against the kernel.
 
-    `tangents`: q, k and v all depend on what is differentiated; the kernel takes all three or none.
+    `tangents` says whether q, k and v all depend on what is differentiated; the kernel accepts no other case.
     """
     against = {
         f"the device is {device}, the kernel needs cuda": device != "cuda",
@@ -128,14 +129,15 @@ def _kernel(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 def chunked_attention(q: Queries, k: Keys, v: Keys, chunk: int | None = None) -> Queries:
-    """The same with exact tangents, `chunk` queries at a time (by default as many as SCORES allows).
+    """`attention` with exact tangents, `chunk` queries at a time (by default as many as SCORES allows).
 
     With scores s = q k^T / sqrt(head_dim), p = softmax(s) and dots for tangents,
 
         ds = (dq k^T + q dk^T) / sqrt(head_dim),   w = p ds,
         out = p v,                                 dout = w v + p dv - rowsum(w) out,
 
-    so four products, and no scores live longer than their chunk. Half-precision inputs are multiplied in float32.
+    which takes four products and holds the scores of one chunk at a time. Half-precision inputs are multiplied in
+    float32.
     """
     duals = [fw.unpack_dual(x) for x in (q, k, v)]
     dtype = _result_dtype(q)

@@ -83,7 +83,7 @@ def _from_dataclass(kind: Any, plain: Any, where: str) -> Any:
 
 
 def _shown(value: Any) -> str:
-    """A value in a message, whatever a stranger put there: printable, at most 200 characters."""
+    """A value of untrusted input for a message: printable, at most 200 characters."""
     try:
         text = repr(value)
     except (ValueError, RecursionError):  # a number of thousands of digits, or a deep nest

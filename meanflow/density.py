@@ -16,7 +16,9 @@ class Uniform:
     """t ~ U(low, high)."""
 
     low: float = 0.0
+    """Least time."""
     high: float = 1.0
+    """Greatest time."""
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.low < self.high <= 1.0:
@@ -43,7 +45,9 @@ class LogitNormal:
     """
 
     mean: float = -0.4
+    """Mean of the logit of t, in the clock with t = 1 noise."""
     scale: float = 1.0
+    """Standard deviation of the logit of t."""
 
     def __post_init__(self) -> None:
         if not self.scale > 0:
@@ -76,6 +80,7 @@ class Shifted:
 
     density: Uniform | LogitNormal = field(default_factory=Uniform)
     shift: float = 5.0
+    """Factor of the shift towards the noise; 1 = off."""
 
     def __post_init__(self) -> None:
         if not self.shift > 0:

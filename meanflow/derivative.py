@@ -19,7 +19,7 @@ from meanflow.shapes import AverageVelocity, Latent, OnRows, Predict, Time, expa
 from meanflow.tangents import SparingRules
 
 PROBE = 1e-2
-"""How far along the flow a function that seems constant is looked at again."""
+"""Step along the flow at which a function that seems constant is evaluated again."""
 DerivativeKind: TypeAlias = Literal["none", "exact", "difference"]
 """How a network is differentiated in time; differences need float32 without autocast."""
 REFUSED_IN_COMPILED = "ForwardAD inside a compiled function may lose tangents; compile the network, not what calls this"
@@ -62,7 +62,7 @@ class ForwardAD:
         primals: tuple[Tensor, Tensor, Tensor],
         tangents: tuple[Tensor, Tensor, Tensor],
     ) -> Tensor:
-        """Zero for a function that really does not depend on its arguments; else the error in our words."""
+        """Zero for a function that really does not depend on its arguments; else a RuntimeError explaining torch's."""
         text = str(error)
         if "independent of the inputs" in text or "inference tensor" in text:
             here = u_fn(*primals)
@@ -86,8 +86,8 @@ class ForwardAD:
 class CentralDifference:
     """du/dt ~ [u(x_t + eps v, r, t + eps) - u(x_t - eps v, r, t - eps)] / (2 eps), error O(eps^2).
 
-    Needs no forward mode and so runs everywhere, but only in float32 or better: under bfloat16 the error reaches tens
-    of per cent. t +- eps may leave [0, 1] by eps, where the network is smooth.
+    This needs no forward mode and so runs everywhere, but only in float32 or better: under bfloat16 the error reaches
+    tens of per cent. t +- eps may leave [0, 1] by eps, where the network is smooth.
 
     Raises ValueError for lower precision, of the state, of the result or by autocast, and RuntimeError if u draws
     random numbers, which would differ between the two ends.
@@ -95,6 +95,7 @@ class CentralDifference:
 
     kind: ClassVar[DerivativeKind] = "difference"
     eps: float = 1e-3
+    """Half the distance in t between the two evaluations."""
 
     def __post_init__(self) -> None:
         if not 0.0 < self.eps < 0.1:
@@ -117,7 +118,7 @@ TotalDerivative: TypeAlias = ForwardAD | CentralDifference
 
 @dataclass(frozen=True, kw_only=True)
 class Correction:
-    """c = (t - r) du/dt, without a graph; zero on rows with r = t, which pay nothing.
+    """c = (t - r) du/dt without a graph. Rows with r = t get zero and cost nothing.
 
     Three switches keep the early spikes of c from ruling a training run. In this order, with rms the root mean square
     over one row: warm-up, c <- min(1, progress / warmup) c (rCM's tangent warm-up); normalisation,
@@ -131,7 +132,7 @@ class Correction:
     normalise: float = 0.0
     """Constant of tangent normalisation (0.1 in sCM); 0 = off."""
     warmup: float = 0.0
-    """Share of training over which the correction grows from nothing to its full size."""
+    """Fraction of training over which the correction grows from zero to its full size."""
 
     def __post_init__(self) -> None:
         for name, value in (("clip", self.clip), ("normalise", self.normalise)):
@@ -171,7 +172,7 @@ def _rms(step: Tensor) -> Tensor:
 
 
 def identity_residual(u: Latent, dudt: Latent, v: Latent, r: Time, t: Time) -> Latent:
-    """u + (t - r) du/dt - v, zero for a true average velocity (arXiv 2505.13447, eq. 6)."""
+    """u + (t - r) du/dt - v, which is zero for a true average velocity (arXiv 2505.13447, eq. 6)."""
     return u + expand_right(t - r, u) * dudt - v
 
 

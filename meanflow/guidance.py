@@ -1,7 +1,7 @@
 """Classifier-free guidance: mixing velocities for training, combining predictions for sampling.
 
 omega is the guidance scale with **1 = off** everywhere. Sampling rules compute in float32 (float64 for float64 inputs)
-whatever the precision of the predictions, and answer in the precision of the strongest prediction.
+whatever the precision of the predictions, and return the precision of the strongest prediction.
 """
 
 import math
@@ -16,7 +16,7 @@ from torch import Tensor
 from meanflow.shapes import Latent, PerSample, Time, expand_right
 
 DEFAULT_OMEGA = ((1, 1.4), (2, 2.0), (4, 2.75), (25, 4.5))
-"""(steps, omega) of `default_omega`."""
+"""The pairs (steps, omega) between which `default_omega` interpolates."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,8 +28,11 @@ class MixedGuidance:
     """
 
     omega: float = 1.0
+    """Weight of v; the effective guidance scale is omega / (1 - kappa), 1 = off."""
     kappa: float = 0.0
+    """Weight of the model's own v_cond; 0 = off."""
     interval: tuple[float, float] = (0.0, 1.0)
+    """Times t at which the velocity is guided; elsewhere it is v."""
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.kappa < 1.0:
@@ -45,7 +48,7 @@ class Guided(NamedTuple):
     """Combined prediction (B, N, C) in the precision of the strongest one, and what the rescaling did.
 
     s_star: the scalars applied to the weaker predictions after clamping, (B,), or (B, 2) where there are two pairs;
-    ones where rescaling is off. clamped: where the clamp changed them, same shape; its mean is the share for a log.
+    ones where rescaling is off. clamped: where the clamp changed them, same shape; logs state its mean.
     """
 
     value: Latent
@@ -63,11 +66,11 @@ class Guidance:
 
         p = s* p_u + omega (p_c - s* p_u) = p_c + (omega - 1) push,      push = p_c - s* p_u
 
-    Two options act on the push, one on the result; all are off by default, and s* is a third that is on.
+    `parallel` and `rms_threshold` act on the push and `std_rescale` on the result; they are off by default, s* is on.
     """
 
     separates_video: ClassVar[bool] = False
-    """Whether a third prediction, on the video without the words, is combined."""
+    """Whether the rule also needs a prediction on the video without the text."""
 
     omega: float = 1.0
     """Scale, 1 = off."""
@@ -76,8 +79,8 @@ class Guidance:
     clamp: tuple[float, float] = (0.0, 2.0)
     """Bounds of s*, which is ill-conditioned where the unconditional prediction is small."""
     interval: tuple[float, float] = (0.0, 1.0)
-    """Times t (of the state, where a step starts) that are guided; outside, the conditional prediction alone. A single
-    step starts at t = 1."""
+    """Times t at which guidance applies, t being that of the state from which a step starts (1 for a single step).
+    Outside, the conditional prediction is used alone."""
     std_rescale: float = 0.0
     """phi: the result is multiplied by phi std(p_c) / std(p) + 1 - phi, standard deviations per sample (arXiv
     2305.08891, section 3.4); 0 = off, 1 keeps the standard deviation of p_c."""
@@ -91,8 +94,8 @@ class Guidance:
     def __post_init__(self) -> None:
         if not self.omega >= 0.0:
             raise ValueError(f"omega must be at least 0 (1 = no guidance), got {self.omega}")
-        _check_share("std_rescale", self.std_rescale)
-        _check_share("parallel", self.parallel)
+        _check_fraction("std_rescale", self.std_rescale)
+        _check_fraction("parallel", self.parallel)
         if self.rms_threshold is not None and not self.rms_threshold > 0.0:
             raise ValueError(f"rms_threshold must be positive or None (off), got {self.rms_threshold}")
         _check_clamp(self.clamp)
@@ -131,7 +134,7 @@ class JointGuidance:
         p = p_none + w_video (p_video - p_none) + w_text (p_both - p_video)
           = p_both + (w_video - 1) (p_video - p_none) + (w_text - 1) (p_both - p_video)
 
-    The chain of arXiv 2211.09800, section 3.2. With `rescale` each pair of the second form gets the scalar of
+    This is section 3.2 of arXiv 2211.09800. With `rescale` each pair of the second form gets the scalar of
     `Guidance`: s_1 p_none for p_none, s_2 p_video for the p_video that is subtracted, s_1 and s_2 being the projections
     of p_video on p_none and of p_both on p_video; scales of 1 still give p_both. Equal scales without rescaling are
     plain guidance from p_none to p_both.
@@ -147,13 +150,13 @@ class JointGuidance:
     clamp: tuple[float, float] = (0.0, 2.0)
     interval: tuple[float, float] = (0.0, 1.0)
     std_rescale: float = 0.0
-    """The last four as in `Guidance`, standard deviation and fallback being those of p_both."""
+    """`rescale`, `clamp`, `interval` and `std_rescale` are as in `Guidance`, with p_both in place of p_c."""
 
     def __post_init__(self) -> None:
         for name in ("video", "text"):
             if not getattr(self, name) >= 0.0:
                 raise ValueError(f"{name} must be at least 0 (1 = no guidance), got {getattr(self, name)}")
-        _check_share("std_rescale", self.std_rescale)
+        _check_fraction("std_rescale", self.std_rescale)
         _check_clamp(self.clamp)
         check_interval(self.interval)
 
@@ -254,6 +257,6 @@ def _check_clamp(clamp: tuple[float, float]) -> None:
         raise ValueError(f"clamp must be (low, high) with low <= high, got {clamp}")
 
 
-def _check_share(name: str, value: float) -> None:
+def _check_fraction(name: str, value: float) -> None:
     if not 0.0 <= value <= 1.0:
         raise ValueError(f"{name} must lie in [0, 1], got {value}")

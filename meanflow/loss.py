@@ -9,7 +9,7 @@ Reduction: TypeAlias = Literal["mean", "sum"]
 
 
 def squared_error(delta: Latent, reduction: Reduction) -> PerSample:
-    """||delta||^2 over frames and channels, summed or averaged; in float32 at least."""
+    """||delta||^2 (B,), summed or averaged over frames and channels, in float32 at least."""
     squared = delta.float().pow(2).flatten(1) if delta.dtype.itemsize < 4 else delta.pow(2).flatten(1)
     return squared.mean(1) if reduction == "mean" else squared.sum(1)
 
@@ -30,8 +30,11 @@ class AdaptiveL2:
     """
 
     p: float = 1.0
+    """Exponent of the weight; 0 = plain squared error."""
     c: float = 1e-2
+    """Constant added to the squared error in the weight."""
     reduction: Reduction = "mean"
+    """How the squared error is reduced over frames and channels."""
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.p <= 2.0:  # the paper's ablation, table 1e, goes up to 2
@@ -61,7 +64,9 @@ class PseudoHuber:
     """
 
     c: float = 1e-2
+    """Size of the error at which the loss turns from quadratic to linear."""
     reduction: Reduction = "mean"
+    """How the squared error is reduced over frames and channels."""
 
     def __post_init__(self) -> None:
         if not self.c > 0.0:

@@ -40,15 +40,15 @@ class Quadrature:
 
     Every row has its own steps, so a result does not depend on its batch; v_fn must work on any rows. A step is taken
     when the results of order 12 and 10 differ by less than `tolerance` (relative to 1 + max |U|), and the one of
-    order 12 is kept. At the default, mixtures with s >= 0.05 come out to 1e-9 (1e-10 as a rule); the worst rows start
-    where components pull equally, since errors grow along their flow. Computed in float64, returned in the dtype of
-    x_t. Raises ArithmeticError after `max_steps` attempts, and when v is not finite.
+    order 12 is the result. At the default, mixtures with s >= 0.05 are exact to 1e-9 (1e-10 as a rule); the worst rows
+    start halfway between components, since errors grow along their flow. Computed in float64, returned in the dtype
+    of x_t. Raises ArithmeticError after `max_steps` attempts, and when v is not finite.
     """
 
     scale: float = 0.1
     tolerance: float = 1e-12
     longest: float = 0.25
-    """Longest step in tau, of an interval of 1."""
+    """Longest step in tau, which runs from 0 to 1."""
     max_steps: int = 2000
 
     def __post_init__(self) -> None:
@@ -228,10 +228,10 @@ class HasVelocity(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class GuidedFlow:
-    """The flow of the guided velocity v_g = v_u + omega (v_c - v_u): what guidance with many small steps does.
+    """The flow of the guided velocity v_g = v_u + omega (v_c - v_u), which sampling with many small steps follows.
 
-    Its u is the average that a network trained on v_g (`MixedGuidance`) learns, and with which one step is exact. It
-    is not v_u and v_c replaced by their averages: v_g is averaged along its own flow. omega 1 is the conditional flow.
+    Its u is the average that a network trained on v_g (`MixedGuidance`) learns, and with which one step is exact. v_g
+    is averaged along its own flow, so u is no mixture of the averages of v_u and v_c. omega 1 is the conditional flow.
     """
 
     cond: HasVelocity

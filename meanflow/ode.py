@@ -22,9 +22,9 @@ STAGES = (
     (9017 / 3168, -355 / 33, 46732 / 5247, 49 / 176, -5103 / 18656),
     (35 / 384, 0.0, 500 / 1113, 125 / 192, -2187 / 6784, 11 / 84),
 )
-"""The last row is the fifth-order solution; its stage is the first of the next step."""
+"""Coefficients of the stages. The last row gives the fifth-order solution, whose slope starts the next step."""
 ERROR = (-71 / 57600, 0.0, 71 / 16695, -71 / 1920, 17253 / 339200, -22 / 525, 1 / 40)
-"""Fourth-order solution minus the fifth-order one."""
+"""Weights of the stages in the fourth-order solution minus those in the fifth-order one."""
 SAFETY, SHRINK, GROW = 0.9, 0.2, 10.0
 
 
@@ -40,8 +40,8 @@ class Integrated(NamedTuple):
 class Adaptive:
     """Integrates dx/dt = v(x, t) from t = 1 to 0 so that each step's error is below atol + rtol |x| (root mean square).
 
-    Every row keeps its own time and step, so a sound does not depend on the sounds it is made with; rows that have
-    arrived wait. The state is held in float32 or wider. Raises ArithmeticError when the velocity is not finite or
+    Every row has its own time and step, so a sound does not depend on the others of its batch; rows at t = 0 stay as
+    they are. The state is held in float32 or wider. Raises ArithmeticError when the velocity is not finite or
     `max_evaluations` do not suffice.
     """
 

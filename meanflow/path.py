@@ -28,5 +28,5 @@ def noise_from_velocity(x_t: Latent, v: Latent, t: Time) -> Latent:
 
 
 def jump(x_t: Latent, u: Latent, r: Time, t: Time) -> Latent:
-    """x_r = x_t - (t - r) u(x_t, r, t), the defining use of an average velocity (arXiv 2505.13447, eq. 12)."""
+    """x_r = x_t - (t - r) u(x_t, r, t): a step with an average velocity (arXiv 2505.13447, eq. 12)."""
     return x_t - expand_right(t - r, x_t) * u

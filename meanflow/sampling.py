@@ -1,8 +1,8 @@
 """From noise at t = 1 to data at t = 0: average-velocity jumps; Euler, Heun and midpoint for instantaneous velocities.
 
-Every sampler takes any strictly falling grid. `zero_init_steps` leaves the state at the noise for that many first steps
-while time goes on (zero velocity, as CFG-Zero* starts, arXiv 2503.18886). It is for many steps: with few, the time
-lost is most of the path, so grids of fewer than 25 steps refuse it.
+Every sampler takes any strictly falling grid. The first `zero_init_steps` steps use the velocity zero, so that the
+state stays at the noise while time goes on (CFG-Zero*, arXiv 2503.18886). This is meant for many steps: with few, the
+skipped time is most of the path, so grids of fewer than 25 steps refuse it.
 """
 
 from itertools import pairwise
@@ -67,7 +67,7 @@ def midpoint(v_fn: Velocity, e: Latent, ts: Float[Tensor, " points"], *, zero_in
 
 
 def check_zero_init(zero_init_steps: int, num_steps: int) -> None:
-    """Raises ValueError unless zero_init_steps is 0, or at least 1 of 25 or more steps with some left to take."""
+    """Raises ValueError unless zero_init_steps is 0, or is less than num_steps and num_steps is 25 or more."""
     if zero_init_steps == 0:
         return
     if not 0 < zero_init_steps < num_steps:

@@ -1,4 +1,4 @@
-"""Shapes and callables that every signature of the package uses, the rows that move, and the broadcasting helper."""
+"""Shapes and callables that every signature of the package uses, the rows with r < t, and the broadcasting helper."""
 
 from collections.abc import Callable
 from typing import NamedTuple, TypeAlias
@@ -19,7 +19,7 @@ AverageVelocity: TypeAlias = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 class Prediction(NamedTuple):
-    """What a network in training answers at (x_t, r, t)."""
+    """What a network in training returns at (x_t, r, t)."""
 
     u: Latent
     """The average velocity over [r, t]."""
@@ -28,14 +28,15 @@ class Prediction(NamedTuple):
 
 
 Predict: TypeAlias = Callable[[Tensor, Tensor, Tensor], Prediction]
-"""(x_t, r, t) -> Prediction, of a network on conditions that are fixed."""
+"""(x_t, r, t) -> Prediction: a network whose conditions are fixed."""
 
 OnRows: TypeAlias = Callable[[Tensor | None], Predict]
-"""Given the indices (M,) of rows of the batch, repeats allowed, the network on the conditions of just those rows; None
-stands for all rows in order. Conditions are encoded once per call, so what it returns may be called several times."""
+"""Takes indices (M,) of rows of the batch, repeats allowed, or None for all rows in order, and returns the network on
+the conditions of those rows. Conditions are encoded once per call, so the returned function may be called repeatedly.
+"""
 
 VelocityOnRows: TypeAlias = Callable[[Tensor | None], Velocity]
-"""The same for an instantaneous velocity."""
+"""Takes indices of rows as `OnRows` does and returns the instantaneous velocity on the conditions of those rows."""
 
 
 def u_only(u_fn: AverageVelocity) -> Predict:
@@ -44,14 +45,14 @@ def u_only(u_fn: AverageVelocity) -> Predict:
 
 
 def moving_rows(r: Time, t: Time) -> Int[Tensor, " moving"]:
-    """Indices (M,) of the rows with r < t; the others are rows of plain flow matching."""
+    """Indices (M,) of the rows with r < t, which move in time; rows with r = t are plain flow matching."""
     return torch.nonzero(r < t).squeeze(1)
 
 
 def on_moving_rows(
     make: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor], x_t: Latent, r: Time, t: Time, *, otherwise: Latent
 ) -> Latent:
-    """make(rows, x_t, r, t) on the M rows with r < t, whose indices are `rows`, and `otherwise` on the others.
+    """The result of make(rows, x_t, r, t) on the M rows with r < t, of indices `rows`; `otherwise` on the others.
 
     `make` receives those rows alone and is not called where there are none, so rows with r = t cost nothing. The result
     (B, N, C) has the dtype of `otherwise`.

@@ -1,7 +1,7 @@
-"""Forward-mode rules that cost what they must, used by `ForwardAD` for every module.
+"""Forward-mode rules without needless products, used by `ForwardAD` for every module.
 
-torch's own rules take every operand for variable: with a constant weight a product still multiplies by a tangent of
-zeros, three products for two, and a sum adds one. Here the tangent of a constant is left out: y = W x + b, dy = W dx.
+torch's own rules treat every operand as variable: a product with a constant weight also multiplies by a tangent of
+zeros, which makes three products of two. Here the tangent of a constant is left out: y = W x + b, dy = W dx.
 Attention without a mask goes through `meanflow.attention`. Numbers are those of torch's rules up to rounding.
 """
 
@@ -18,7 +18,7 @@ from meanflow.attention import attention
 
 
 class SparingRules(TorchFunctionMode):
-    """While active, calls of the functions in RULES go through their rule. For use without a graph only."""
+    """While active, calls of the functions in RULES go through their rule. Use it without a graph only."""
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None

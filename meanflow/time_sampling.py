@@ -20,7 +20,7 @@ __all__ = [
 ]  # fmt: skip
 
 Edges: TypeAlias = tuple[int | float, int | float, int | float]
-"""Where, among the positions in a batch, three shares of its rows end."""
+"""Where, among the positions in a batch, three groups of its rows end (see `placed`)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,7 +94,7 @@ def placed(r: Time, t: Time, position: Tensor, edges: Edges, fm_t: Time | None =
     return r, torch.where(corner, torch.ones_like(t), t)
 
 
-def _check_shares(config: object, *names: str) -> None:
+def _check_fractions(config: object, *names: str) -> None:
     for name in names:
         if not 0.0 <= getattr(config, name) <= 1.0:
             raise ValueError(f"{name} must lie in [0, 1], got {getattr(config, name)}")
@@ -102,20 +102,22 @@ def _check_shares(config: object, *names: str) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class TimePairs:
-    """Pairs (r, t): both times from `density`, ordered; a share of rows with r = t; a share with r = 0, t = 1.
+    """Pairs (r, t): both times from `density`, ordered; some rows get r = t, some r = 0 and t = 1.
 
-    fm_fraction is P(r = t), the rows of plain flow matching (arXiv 2505.13447, table 1a). full_fraction is the share of
-    the remaining rows placed on the corner (r, t) = (0, 1), all that one-step sampling uses. Rows are assigned at
+    fm_fraction is P(r = t), the rows of plain flow matching (arXiv 2505.13447, table 1a). full_fraction is the fraction
+    of the other rows that get (r, t) = (0, 1), the only pair that one-step sampling uses. Rows are assigned at
     random, independently of everything else in the batch; the counts are exact up to rounding.
     """
 
     density: Density = field(default_factory=LogitNormal)
     fm_fraction: float = 0.75
+    """P(r = t), the fraction of rows of plain flow matching."""
     full_fraction: float = 0.0
+    """Fraction of the other rows that get (r, t) = (0, 1)."""
     fixed_order: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        _check_shares(self, "fm_fraction", "full_fraction")
+        _check_fractions(self, "fm_fraction", "full_fraction")
 
     def __call__(self, n: int, *, generator: torch.Generator, progress: float = 1.0) -> tuple[Time, Time]:
         pairs = Ordered(first=self.density)
@@ -128,33 +130,33 @@ class TimePairs:
 
 @dataclass(frozen=True, kw_only=True)
 class MixedTimes:
-    """Pairs (r, t) of any density, with shares of the whole batch set aside: r = t, r = 0, and (r, t) = (0, 1).
+    """Pairs (r, t) of any density, with fractions of the whole batch set aside: r = t, r = 0, and (r, t) = (0, 1).
 
-    `progress` in [0, 1] moves the share of r = t from `fm_fraction` to `fm_fraction_end` in a straight line.
+    `progress` in [0, 1] moves the fraction of r = t linearly from `fm_fraction` to `fm_fraction_end`.
     """
 
     pairs: Pairs = field(default_factory=Ordered)
     fm_fraction: float = 0.5
-    """Share of rows with r = t, plain flow matching."""
+    """Fraction of rows with r = t, which is plain flow matching."""
     fm_fraction_end: float | None = None
-    """That share at the end of training; none = it stays."""
+    """fm_fraction at the end of training; none = it stays the same."""
     fm_density: Density | None = None
     """Density of t on rows with r = t; none = the t of their pair, a maximum of two for ordered pairs."""
     zero_fraction: float = 0.0
-    """Share of rows with r = 0: straight to the data, as in consistency models."""
+    """Fraction of rows with r = 0: straight to the data, as in consistency models."""
     corner_fraction: float = 0.0
-    """Share of rows with r = 0 and t = 1: all that one-step sampling uses."""
+    """Fraction of rows with r = 0 and t = 1, the only pair that one-step sampling uses."""
     max_gap: float = 1.0
     """Largest t - r: r is raised to t - max_gap (restricted MeanFlow, arXiv 2602.05449); 1 = no bound."""
     assign: Literal["random", "prefix", "independent"] = "random"
-    """Which rows make up the shares: exact counts, rounded down, at random or at the front of the batch; or every row
-    by itself, the counts then being random. The front matters where condition dropout takes the front too: in the
-    published MeanFlow code dropped conditions therefore fall on rows with r = t only."""
+    """Which rows make up these fractions. random: exact counts, rounded down, of random rows. prefix: the same counts
+    of the first rows of the batch. independent: every row is drawn by itself, so that counts are random. The published
+    MeanFlow code drops the conditions of the first rows too, so that with prefix only rows with r = t lose them."""
 
     def __post_init__(self) -> None:
-        _check_shares(self, "fm_fraction", "zero_fraction", "corner_fraction")
+        _check_fractions(self, "fm_fraction", "zero_fraction", "corner_fraction")
         if self.fm_fraction_end is not None:
-            _check_shares(self, "fm_fraction_end")
+            _check_fractions(self, "fm_fraction_end")
         fm = max(self.fm_fraction, self.fm_fraction_end or 0.0)
         if fm + self.zero_fraction + self.corner_fraction > 1.0 + 1e-9:
             raise ValueError(
@@ -193,16 +195,16 @@ class MixedTimes:
 
     @property
     def fixed_order(self) -> bool:
-        """Whether the order of the rows means something, so that it must stay as it was drawn."""
+        """Whether rows are assigned by their position, so that they must stay in the order in which they were drawn."""
         return self.assign == "prefix"
 
     def edges(self, n: int, progress: float = 1.0) -> Edges:
-        """The positions at which the shares r = t, r = 0 and (0, 1) end: counts, or shares themselves."""
+        """The positions at which the rows with r = t, r = 0 and (0, 1) end: counts, or fractions of the batch."""
         end = self.fm_fraction if self.fm_fraction_end is None else self.fm_fraction_end
         fm = self.fm_fraction + progress * (end - self.fm_fraction)
         zero, corner = self.zero_fraction, self.corner_fraction
         if self.assign != "independent":
-            fm, zero, corner = (math.floor(share * n) for share in (fm, zero, corner))
+            fm, zero, corner = (math.floor(fraction * n) for fraction in (fm, zero, corner))
         return fm, fm + zero, fm + zero + corner
 
 
@@ -231,7 +233,7 @@ PUBLISHED: dict[str, MixedTimes] = {
     "transition": MixedTimes(pairs=Ordered(first=_MEANFLOW), fm_fraction=0.5, zero_fraction=0.1, assign="prefix"),
     # lumalabs/tvm; its flow-matching term has a time of its own and belongs to the objective.
     "terminal_velocity": MixedTimes(pairs=Gap(), fm_fraction=0.0),
-    # arXiv 2605.13724, NVlabs/AnyFlow: the shares are counted over all processes together.
+    # arXiv 2605.13724, NVlabs/AnyFlow: the fractions are counted over all processes together.
     "anyflow": MixedTimes(
         pairs=Ordered(first=Shifted(shift=5.0)), fm_fraction=0.5, zero_fraction=0.25, assign="prefix"
     ),
@@ -243,5 +245,5 @@ PUBLISHED: dict[str, MixedTimes] = {
         assign="independent",
     ),
 }  # fmt: skip
-"""Samplers of published systems, in this package's clock. A batch in random order makes "prefix" and "random" the same
-unless something else goes by the position in the batch."""
+"""Samplers of published systems, in this package's clock. In a batch in random order "prefix" and "random" are the same
+unless something else depends on the position in the batch."""

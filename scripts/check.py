@@ -1,4 +1,4 @@
-"""Compare run folders, features, comparisons and saved models with the digests they carry: has a byte changed?"""
+"""Verify run folders, features, comparisons and saved models against their recorded digests: has a byte changed?"""
 
 import sys
 from dataclasses import dataclass
@@ -13,15 +13,15 @@ from scripts.errors import one_line_errors
 
 @dataclass(frozen=True, kw_only=True)
 class Check:
-    """Read every file that something is recorded of, in these folders and all folders in them; exit status 1 where any
-    is damaged or missing."""
+    """Read every file with a recorded digest, in these folders and all folders below them; exit status 1 if any is
+    damaged or missing."""
 
     folders: tyro.conf.Positional[tuple[Path, ...]]
     """Run folders, feature folders, saved models, comparisons, or folders that hold several of these."""
 
 
 def faults(folder: Path) -> list[str]:
-    """What is damaged or missing in a folder and all folders in it, one line each; empty where nothing is."""
+    """The damaged or missing files in a folder and all folders below it, one line each."""
     check = FolderCheck(others=check_files)
     check(folder)
     return check.faults
@@ -37,7 +37,7 @@ def cli() -> None:
     for folder in folders:
         found(folder)
     damaged = f"{len(found.faults)} damaged" if found.faults else "none damaged"
-    print(f"{found.files} files ({found.bytes:,} bytes) compared, {damaged}; {found.unrecorded} carry no record")
+    print(f"{found.files} files ({found.bytes:,} bytes) compared, {damaged}; {found.unrecorded} without a digest")
     sys.exit(1 if found.faults else 0)
 
 

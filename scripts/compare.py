@@ -1,9 +1,9 @@
 """Compare networks on video-to-audio and text-to-audio: quality against steps and guidance, and time by stage.
 
 mf-compare --teacher runs/demo/teacher --student runs/demo/student --steps 1 25 --seeds 0 1 2
-torchrun --nproc-per-node 4 -m scripts.compare ...       the clips are dealt to the processes, the results are the same
+torchrun --nproc-per-node 4 -m scripts.compare ...       divides the clips among processes; the results are the same
 
-Rows already in rows.jsonl with the same configuration are kept, and of an unfinished row the parts that are done.
+Rows already in rows.jsonl with the same configuration are reused, and so are the finished parts of an unfinished row.
 """
 
 import shlex

@@ -1,4 +1,4 @@
-"""Take weights out of a run: one folder that mf-sample and mf-compare accept, without what only resuming needs."""
+"""Export the weights of a run to one folder for mf-sample and mf-compare, without the states that resuming needs."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,11 +18,11 @@ class Consolidate:
     out: Path
     """Folder to write; must not exist."""
     step: int | None = None
-    """The checkpoint of this step."""
+    """Take the checkpoint of this step."""
     best: bool = False
-    """The checkpoint whose evaluation was best."""
+    """Take the checkpoint with the best evaluation."""
     weights: str = "auto"
-    """Which of its weights: model, ema-0.05 and so on; auto is the narrowest average, else the step's own."""
+    """Which weights of the checkpoint: model, ema-0.05, ...; auto takes the narrowest average, else model."""
 
 
 @one_line_errors

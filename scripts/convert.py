@@ -29,7 +29,7 @@ class Convert:
     file: Path | None = None
     """One official file, wherever it lies, to become a component in the weights folder."""
     component: str | None = None
-    """What --file is; without it, it is recognised by names and shapes."""
+    """Component that --file holds; by default it is recognised by the names and shapes of its tensors."""
     strict_digest: bool = False
     """Refuse files whose md5 is not the published one, instead of warning."""
 
@@ -59,9 +59,9 @@ def run(arguments: Convert) -> None:
     if (arguments.variant is None) == (arguments.file is None):
         raise ValueError("give a published variant (such as small_16k) or --file, one of the two")
     if arguments.variant is not None and arguments.component is not None:
-        raise ValueError("--component goes with --file; a variant knows its components")
+        raise ValueError("--component needs --file; the components of a variant are fixed")
     if arguments.file is not None and arguments.out is not None:
-        raise ValueError("--out goes with a variant; --file writes into --weights-dir")
+        raise ValueError("--out needs a variant; --file writes into --weights-dir")
     bars = _Bars()
     try:
         if arguments.file is not None:

@@ -1,4 +1,4 @@
-"""The whole way in one command: render or read clips, extract, train a teacher, distil, compare, report."""
+"""The whole pipeline in one command: render or read clips, extract, train a teacher, distil, compare, report."""
 
 import os
 import shlex
@@ -17,7 +17,7 @@ from teacher.files.errors import INTERRUPTED, SAVED_AND_LEFT
 
 @dataclass(frozen=True, kw_only=True)
 class Demo:
-    """Runs the pipeline's commands in a row, each printed before it runs; finished work is kept when run again."""
+    """Runs the pipeline's commands in order and prints each before it runs; finished steps are skipped on a rerun."""
 
     data: Path | None = None
     """A folder of videos, a JSONL/CSV manifest, or a folder with manifests; without it, the procedural world."""
@@ -26,19 +26,19 @@ class Demo:
     num_clips: int = 960
     """Clips of the procedural world."""
     duration_s: float = 2.0
-    """Length of the pieces that are learnt from, in seconds."""
+    """Length of the training clips, in seconds."""
     teacher_steps: int | None = None
-    """Training steps of the teacher; None keeps the preset's."""
+    """Training steps of the teacher; None takes the preset's."""
     student_steps: int | None = None
-    """Distillation steps of the student; None keeps the preset's."""
+    """Distillation steps of the student; None takes the preset's."""
     seeds: tuple[int, ...] = (0, 1, 2)
     """Seeds of the comparison."""
     training_seeds: tuple[int, ...] = (0,)
     """Seeds of the two trainings. With several, teacher and student are trained and compared once for each; the first
     makes the page, the others go into folders of their own (seed-1, ...)."""
     record: Path | None = None
-    """Also write what came out, over all training seeds, to this file (results/NAME.json), from which `make tables`
-    makes the tables of the documents. Times are those of this run: a command that finds its work done takes none."""
+    """Also write the results of all training seeds to this file (results/NAME.json), from which `make tables`
+    makes the tables of the documents. Times are those of this run; a command that was finished before takes none."""
     num_processes: int = 1
     """Processes for the two trainings."""
 
@@ -55,9 +55,9 @@ def cli() -> None:
         status = subprocess.run([sys.executable, *command[1:]], check=False).returncode
         if status:
             again = (
-                "start it again to go on from there"
+                "start it again to continue from there"
                 if status in (INTERRUPTED, SAVED_AND_LEFT)
-                else "put right what it says, or use another --out"
+                else "correct what its message names, or use another --out"
             )
             print(f"stopped: the command above ended with status {status}; {again}")
             sys.exit(status)
@@ -93,7 +93,7 @@ def commands(args: Demo, out: Path) -> list[list[str]]:
 
 
 def folders(args: Demo, out: Path) -> list[Path]:
-    """Where each training seed leaves its runs and rows."""
+    """The folder of runs and rows of each training seed."""
     return [out, *(out / f"seed-{seed}" for seed in args.training_seeds[1:])]
 
 
@@ -116,7 +116,7 @@ def _trained(args: Demo, features: Path, folder: Path, seed: int) -> list[list[s
 
 
 def _short(command: list[str]) -> str:
-    """What a command does, by the program it runs: scripts.distill demo."""
+    """A short name of a command, such as "scripts.distill demo"."""
     at = next(k for k, word in enumerate(command) if word.startswith("scripts."))
     return " ".join(word for word in command[at : at + 2] if not word.startswith("--"))
 

@@ -20,7 +20,7 @@ class DistillCommand:
     out: Path = Path("runs/demo/student")
     """Run folder: configuration, weights, averages, metrics.jsonl, TensorBoard events."""
     weights_dir: Path | None = None
-    """Folder of converted official weights, where the features come from them and they lie elsewhere by now."""
+    """Folder of converted official weights, if the features were made with them and they have been moved since."""
 
 
 FOLDERS = {"demo": Path("runs/demo/student"), "debug": Path("runs/demo/student")}
@@ -28,7 +28,7 @@ FOLDERS = {"demo": Path("runs/demo/student"), "debug": Path("runs/demo/student")
 
 
 def commands() -> dict[str, tuple[str, DistillCommand]]:
-    """For the name of every preset its line of help and the command that it stands for."""
+    """For every preset, by name, its line of help and its command."""
     return {
         name: (summary(make), DistillCommand(run=make(), out=FOLDERS.get(name, Path("runs") / name)))
         for name, make in STUDENTS.items()

@@ -20,32 +20,32 @@ from teacher.weights.loading import load_network
 
 @dataclass(frozen=True, kw_only=True)
 class Doctor:
-    """Give --module or --run. Exit status 1 if something was found that would make training go wrong."""
+    """Give --module or --run. Exit status 1 if it finds a fault that would make training fail or diverge."""
 
     module: str | None = None
     """Import path package.module:factory. The factory returns a module called as module(x_t, r, t), or (module,
     (x_t, r, t, *conditions)) with example inputs of its own."""
     run: Path | None = None
-    """Run folder of this project instead: a student (u) or a teacher (v, which ignores r)."""
+    """Run folder to examine instead of a module: a student (u) or a teacher (v, which ignores r)."""
     batch: int | None = None
-    """Rows of the example inputs, at least 2; 4 without it."""
+    """Rows of the example inputs, at least 2; 4 by default."""
     frames: int | None = None
-    """Frames of the example latents; 16 without it."""
+    """Frames of the example latents; 16 by default (32 with --run)."""
     channels: int | None = None
-    """Channels of the example latents; 8 without it. A run folder knows its own."""
+    """Channels of the example latents; 8 by default. With --run they are those of the network."""
     seed: int = 0
-    """Seed of the module, the example inputs and whatever the module draws."""
+    """Seed of the module, the example inputs and the random draws of the module."""
     device: str = "cuda" if torch.cuda.is_available() else "cpu"
     processes: bool = True
     """Compare gradients of one and two processes, which starts two of them."""
     limit_s: float = 60.0
-    """Seconds after which one examination stops where it stands."""
+    """Time limit of one examination in seconds; its results so far are reported."""
     json: Path | None = None
-    """File for every figure, as JSON."""
+    """Also write all figures to this file, as JSON."""
 
 
 class Velocity(nn.Module):
-    """u(x_t, r, t) of a network of this project, in the clock of `meanflow`, on plain tensors as conditions."""
+    """u(x_t, r, t) of a network of this project, with times as in `meanflow` (1 is noise) and conditions as tensors."""
 
     def __init__(self, net: MMAudio) -> None:
         super().__init__()
@@ -64,7 +64,7 @@ class Velocity(nn.Module):
 
 @dataclass(frozen=True, kw_only=True)
 class RunFolder:
-    """Factory for the network of a run folder, on random features: the first row has none, the others have all."""
+    """Factory for the network of a run folder with random features: row 0 is unconditional, the others have all."""
 
     run: Path
     batch: int
@@ -72,7 +72,7 @@ class RunFolder:
     seed: int
 
     def __call__(self) -> Made:
-        """Trainable as in training; the branch of a velocity head, which u does not use, is left out of it."""
+        """The network with the parameters that training trains, except a velocity head, which u does not use."""
         net = load_network(self.run)
         for name, parameter in net.named_parameters():
             parameter.requires_grad_(name not in FROZEN_PARAMETERS and not name.startswith("velocity_"))
@@ -112,7 +112,7 @@ def cli() -> None:
         )  # fmt: skip
     elif args.run is not None:
         if args.channels is not None:
-            raise ValueError("leave out --channels: a run folder knows its own")
+            raise ValueError("leave out --channels: with --run they are those of the network")
         source = RunFolder(run=args.run.resolve(), batch=args.batch or 4, frames=args.frames or 32, seed=args.seed)
         patient = admit(source, seed=args.seed, device=args.device)
     report = examine(patient, limit_s=args.limit_s, processes=args.processes)

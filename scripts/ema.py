@@ -1,4 +1,4 @@
-"""Make an average of any width from the snapshots that a training has kept (post-hoc averaging, arXiv 2312.02696)."""
+"""Make an average of any width from the snapshots that a training has saved (post-hoc averaging, arXiv 2312.02696)."""
 
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -14,17 +14,17 @@ from teacher.files import FolderLock
 
 @dataclass(frozen=True, kw_only=True)
 class Ema:
-    """Average the weights of a run over another part of its training, afterwards."""
+    """Average the weights of a finished or running training with a width that it did not average with."""
 
     run: Path
     """Run folder of a training with --loop.ema-snapshot-every above 0."""
     std: float
     """Relative width of the average; 0.1 is about the last tenth of the training."""
     step: int | None = None
-    """Step at which the average ends; the last snapshot's without it."""
+    """Step at which the average ends; by default that of the last snapshot."""
     out: Path | None = None
-    """File to write; without it, ema-<std>.safetensors in the run folder, or at-<step>-ema-<std>.safetensors. While the
-    run is in training, it must lie elsewhere."""
+    """File to write; by default ema-<std>.safetensors or at-<step>-ema-<std>.safetensors in the run folder. While the
+    run is in training, give a path outside of it."""
 
 
 @one_line_errors

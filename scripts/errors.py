@@ -1,6 +1,6 @@
-"""Errors a user can mend become one line on standard error and an exit status; anything else keeps its traceback.
+"""Errors that a user can correct become one line on standard error and an exit status; others print a traceback.
 
-Which error means which status is said in `teacher.files.errors`.
+`teacher.files.errors` lists the statuses.
 """
 
 import functools
@@ -45,7 +45,7 @@ def one_line_errors(command: Callable[[], None]) -> Callable[[], None]:
 
 def _line(error: BaseException) -> str:
     if isinstance(error, KeyboardInterrupt):
-        return "interrupted; what was finished is kept, and the same command goes on from there"
+        return "interrupted; finished results are saved, and the same command continues from there"
     return f"error: {' '.join(str(error).split())}"
 
 

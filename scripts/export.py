@@ -1,8 +1,8 @@
 """Write the one-step generator for other programs: an ONNX file and/or torch.export's archive, checked and described.
 
-The graph takes noise and features of the project's encoders (`has_clip` and so on say what is there) and gives sound
+The graph takes noise and features of the project's encoders (`has_clip` and so on flag what is given) and returns sound
 for a codec of MMAudio's, else latents for `open_codec(RUN / "codec.safetensors").decode`. The check
-is part of the command: a file that does not do what the network does is not kept, and the exit status is 2. ONNX is the
+is part of the command: a file whose output differs from the network's is removed, and the exit status is 2. ONNX is the
 format for exchange; loading a .pt2 is loading code, so load none that you did not write yourself. With onnxruntime:
 
     import json
@@ -42,21 +42,21 @@ class Export:
     guidance: float | Literal["input"] = 1.0
     """Guidance scale fixed in the graph, 1 is off; input makes it one more input, a number for every sound."""
     batch: int | Literal["dynamic"] = "dynamic"
-    """Sounds in a call; dynamic is any number."""
+    """Sounds per call; dynamic accepts any number."""
     seconds: float | None = None
     """Duration of the sound, fixed in the graph; without it, the one the network was trained on."""
     weights: str = "auto"
     """Which weights of the run: model, ema-0.05, ...; auto takes the narrowest average."""
     weights_dir: Path | None = None
-    """Folder of codec and encoder files, where it is not the one the run folder names."""
+    """Folder of codec and encoder files, when it is not the one recorded in the run folder."""
     tolerance: float | None = None
     """Largest deviation that is accepted; 1e-3 for sound and 1e-4 for latents unless given."""
     timing: int = 0
-    """Rounds in which the network and each file take turns on one sound, to be timed; 0 is none."""
+    """Rounds in which the network and each file are timed in turn on one sound; 0 is none."""
 
 
 def export_config(args: Export) -> ExportConfig:
-    """What the flags say. Raises ValueError for a wrong value."""
+    """The export configuration that the flags describe. Raises ValueError for a wrong value."""
     return ExportConfig(
         formats=args.format,
         guidance="input" if args.guidance == "input" else Guidance(omega=args.guidance),

@@ -1,7 +1,7 @@
 """Extract latents and condition features: `python -m scripts.extract --data PATH --out runs/demo/features`.
 
 Under `torchrun --nproc_per_node N -m scripts.extract ...` or `accelerate launch -m scripts.extract ...` the processes
-divide the work; on several machines, --out must lie on a common disk.
+divide the clips; on several machines, --out must lie on a common disk.
 """
 
 import time
@@ -35,9 +35,9 @@ class Arguments:
     media: Path | None = None
     """Folder of the media files of a list."""
     split: Split | None = None
-    """With --list-kind: the rows of this split; for a list without splits, the split of all its rows."""
+    """With --list-kind: extract the rows of this split; for a list without splits, the split of all its rows."""
     overwrite: bool = False
-    """Remove features that are already there; without it, a rerun goes on where the last one stopped."""
+    """Remove existing features first; without it, a rerun continues where the last one stopped."""
     config: Annotated[ExtractConfig, tyro.conf.arg(name="")] = field(default_factory=ExtractConfig)
 
 

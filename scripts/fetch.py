@@ -18,13 +18,13 @@ class Fetch:
     """Download official files with resume and digest check. Nothing else in this project downloads anything."""
 
     variants: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="[VARIANT ...]")] = ()
-    """Published variants; each brings its network, VAE, vocoder, Synchformer and CLIP."""
+    """Published variants to download, each with its network, VAE, vocoder, Synchformer and CLIP."""
     component: tuple[str, ...] = ()
     """Single components, such as vae_16k."""
     weights_dir: Path = Path("weights")
     """Folder for the files."""
     base_url: str | None = None
-    """A mirror that holds the files under the names that --list prints; without it, the publishers are asked."""
+    """A mirror that holds the files under the names that --list prints; by default the publishers' addresses."""
     list: bool = False
     """Print the cards (size, digest, licence, address) and download nothing."""
 
@@ -47,7 +47,7 @@ class _Bar:
 
 
 def run(arguments: Fetch, *, report: Callable[[str], None] = print) -> list[Path]:
-    """Fetch what is asked for; the files."""
+    """Download the requested files; returns their paths."""
     names = [component for variant in arguments.variants for component in bundle(variant)]
     cards = [card(component) for component in dict.fromkeys([*names, *arguments.component])]
     if arguments.list:

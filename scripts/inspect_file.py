@@ -21,13 +21,13 @@ INDENT = "  "
 
 @dataclass(frozen=True, kw_only=True)
 class Inspect:
-    """Exit status 0 if every file says where it came from, 1 if one does not (or --check-model says no), 2 if one
+    """Exit status 0 if every file names its origin, 1 if one does not (or --check-model finds another model), 2 if one
     cannot be read."""
 
     files: Annotated[tuple[Path, ...], tyro.conf.Positional]
     """Sound or video files."""
     check_model: Path | None = None
-    """Run folder; says whether its weights made the sound, by their digest."""
+    """Run folder; check by digest whether its weights made the sound."""
     json: bool = False
     """One line of JSON for each file."""
 

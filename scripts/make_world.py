@@ -18,14 +18,14 @@ from teacher.world.render import WorldConfig, render_world
 class MakeWorld:
     """Render the procedural audio-visual world: MP4 clips with exact event times, captions and splits.
 
-    Clips that are already there stay, so an interrupted or smaller run is continued by running again.
+    Existing clips are reused, so the same command continues an interrupted run or enlarges a smaller one.
     """
 
     out: Path
     """Folder to write: clips/, manifest.jsonl and world.json."""
     world: tyro.conf.OmitArgPrefixes[WorldConfig] = dataclasses.field(default_factory=WorldConfig)
     workers: int = 2
-    """Processes that render; below 2, everything happens in this one."""
+    """Number of processes that render; below 2, the main process does."""
 
 
 def main(options: MakeWorld) -> Path:

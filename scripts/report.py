@@ -32,7 +32,7 @@ def report(
         figures: also draw the leading charts for a paper, as PDF and SVG in figures/ beside the rows.
     """
     if data is None and (runs or manifest is not None):
-        raise ValueError("runs and manifest are for looking at the overlap with training data, which needs --data too")
+        raise ValueError("--runs and --manifest measure the overlap with training data, which needs --data too")
     if not rows.is_file():
         raise ValueError(f"{rows} does not exist; run the comparison first")
     if data is not None:

@@ -1,12 +1,12 @@
-"""Make sound for videos and/or from words: WAV, FLAC, Ogg or MP3, and each video again with its new sound.
+"""Make sound for videos and/or text prompts: WAV, FLAC, Ogg or MP3, and each video again with its new sound.
 
 mf-sample --video holiday.mov --guidance 1.4                       one film; also folders, "films/*.mp4" and manifests
-mf-sample --prompt "a glass ball bounces" --seed 1 --format mp3    words alone
+mf-sample --prompt "a glass ball bounces" --seed 1 --format mp3    a prompt without video
 mf-sample --video a.mp4 --best-of 8                                the one of eight whose onsets follow the picture best
 mf-sample --video a.mp4 --stems "footsteps" "rain"                 a sound for each text, and their mix
 
 Results of an earlier call are replaced; a file that this program did not make is not, nor a film that was given. Files
-appear whole, so any number of calls may write into one folder; the last to make a result of one name keeps it.
+appear whole, so any number of calls may write into one folder; a later result of the same name replaces the earlier.
 
 Exit status: 0 all made, 1 some inputs failed and are named, 2 nothing made or wrong input.
 """
@@ -40,46 +40,46 @@ class Sample:
     video: tuple[str, ...] = ()
     """Videos of any frame rate, size and length, folders of them, patterns in quotes, or manifests with captions."""
     prompt: str | None = None
-    """What to hear; with --video, the words go with every video."""
+    """Text prompt: the sound that is wanted; with --video, it is used with every video."""
     negative_prompt: str | None = None
-    """What not to hear; acts through --guidance."""
+    """Negative prompt: sound that is not wanted; takes effect through --guidance above 1."""
     duration_s: float | None = None
-    """Seconds of sound for a prompt alone, or a limit for videos."""
+    """Seconds of sound for a prompt without video, or the longest sound for videos."""
     steps: int = 1
     """Sampling steps; each is one network evaluation, two under guidance, three with --guidance-video/-text."""
     guidance: float | Literal["auto"] = 1.0
     """Classifier-free guidance scale; 1 is off. auto takes 1.4 for 1 step, rising to 4.5 for 25 or more (and adaptive
     steps), meant for the published weights."""
     guidance_video: float | None = None
-    """Separate scale for the video, instead of --guidance; 1 is off and goes with --guidance-text alone."""
+    """Guidance scale of the video alone, instead of --guidance; 1 is off (set --guidance-text then)."""
     guidance_text: float | None = None
-    """Separate scale for the words, likewise."""
+    """Guidance scale of the text alone, instead of --guidance; 1 is off (set --guidance-video then)."""
     rescale: bool = True
     """Rescale the unconditional prediction by the scalar s* (limits the spread of guided steps)."""
     std_rescale: float = 0.0
-    """Bring the standard deviation of guided predictions back to that of the conditional ones: 0 not, 1 wholly."""
+    """Rescale guided predictions towards the standard deviation of the conditional ones: 0 not at all, 1 fully."""
     parallel: float = 1.0
-    """Projected guidance: weight of the part of the guidance along the conditional prediction; 1 is off."""
+    """Projected guidance: weight of the component of the guidance parallel to the conditional prediction; 1 is off."""
     guidance_interval: tuple[float, float] = (0.0, 1.0)
-    """Times that are guided, from 0 (sound) to 1 (noise); steps that start elsewhere are not."""
+    """Interval of times under guidance, from 0 (sound) to 1 (noise); steps that start outside it are not guided."""
     solver: Literal["euler", "heun", "midpoint", "adaptive"] = "euler"
     """Integrator of a teacher; heun and midpoint take two evaluations a step, adaptive (Dormand-Prince 5(4)) chooses
     its own steps to meet --tolerance."""
     shift: float = 1.0
-    """Above 1 smaller steps near the noise, below 1 near the sound."""
+    """Shift of the time grid: above 1 the steps near the noise are smaller, below 1 those near the sound."""
     zero_init_steps: int = 0
-    """First steps that leave the noise as it is (CFG-Zero*); of 25 or more steps."""
+    """Number of first steps whose velocity is set to zero (CFG-Zero*); meant for 25 or more steps."""
     tolerance: float = 1e-3
-    """Relative and absolute error of a step of the adaptive solver."""
+    """Tolerance of the adaptive solver: relative and absolute error of a step."""
     seed: int = 0
     best_of: int = 1
-    """Sounds made of which the best by --score is kept; their seeds are seed, seed + 1, ..."""
+    """Number of sounds to generate, of which the best by --score is written; their seeds are seed, seed + 1, ..."""
     score: Score = "motion"
-    """What best means: motion (onsets follow the picture; no weights), or a model given by --judges."""
+    """Score that --best-of maximises: motion (onsets follow the picture; no weights), or a model given by --judges."""
     judges: PublishedModels = field(default_factory=PublishedModels)
-    """Files of published models, for --score."""
+    """Weight files of the published models that --score can use."""
     stems: tuple[str, ...] = ()
-    """A sound for each of these texts, in files of their own, and their mix, instead of --prompt."""
+    """Texts to use instead of --prompt: one sound for each, and their mix, in separate files."""
     weights: str = "auto"
     """Which weights of the run: model, ema-0.05, ...; auto takes the narrowest average."""
     out: Path = Path("runs/samples")
@@ -88,21 +88,21 @@ class Sample:
     film: bool = True
     """Also write each video again with its new sound."""
     json: bool = False
-    """One line of JSON per sound instead of words."""
+    """Print one line of JSON per sound instead of text."""
     quiet: bool = False
-    """Say nothing but errors."""
+    """Print errors only."""
     verbose: bool = False
-    """Also say the time of every sound and the scores of those that were not kept."""
+    """Also print the time of every sound and the scores of the sounds that were not chosen."""
     weights_dir: Path | None = None
-    """Folder of codec and encoder files, where it is not the one the run folder names."""
+    """Folder of codec and encoder files, when it is not the one recorded in the run folder."""
     precision: Precision = "float32"
     """Arithmetic of the network: float32; bfloat16 (float32 weights and state); demo (bfloat16 throughout, as MMAudio's
     own demo)."""
     fast: bool = False
-    """Sound in less time, with the same numbers to rounding, for MMAudio's codec: CUDA graphs on a CUDA device; on a
-    processor fewer products in the vocoder, for 0.64 GB of memory."""
+    """Sample faster with MMAudio's codec, with the same numbers up to rounding: CUDA graphs on a CUDA device, fast
+    convolutions in the vocoder on a CPU (0.64 GB more memory)."""
     cache: Path | None = None
-    """Folder for encoded pictures, so that the same film under other words or seeds is not encoded again."""
+    """Folder that caches encoded pictures, so that a video is encoded once for all prompts and seeds."""
     device: str = "cuda" if torch.cuda.is_available() else "cpu"
 
 
@@ -135,17 +135,17 @@ def _check(args: Sample) -> None:
     if args.out.exists() and not args.out.is_dir():
         raise ValueError(f"--out {args.out} is a file; give a folder")
     if args.stems and args.prompt is not None:
-        raise ValueError("--stems are texts of their own and take the place of --prompt")
+        raise ValueError("--stems replace --prompt: give one or the other")
     if any(not text.strip() for text in (*args.stems, *([] if args.prompt is None else [args.prompt]))):
-        raise ValueError("--prompt and --stems must hold words; leave --prompt out for sound from the picture alone")
+        raise ValueError("--prompt and --stems must not be empty; leave --prompt out for sound from the picture alone")
     if args.best_of < 1:
         raise ValueError(f"--best-of must be at least 1, got {args.best_of}")
     if args.quiet and (args.json or args.verbose):
-        raise ValueError("--quiet goes with neither --json nor --verbose")
+        raise ValueError("--quiet cannot be combined with --json or --verbose")
 
 
 def sampling_config(args: Sample) -> SamplingConfig:
-    """What the flags say about sampling. Raises ValueError for flags that do not go together."""
+    """The sampling configuration that the flags describe. Raises ValueError for flags that exclude each other."""
     return SamplingConfig(
         steps=args.steps,
         guidance=_guidance(args),
@@ -167,7 +167,7 @@ def _guidance(args: Sample) -> GuidanceRule:
             interval=args.guidance_interval,
         )
     if args.guidance != 1.0 or args.parallel != 1.0:
-        raise ValueError("--guidance-video and --guidance-text go with neither --guidance nor --parallel")
+        raise ValueError("--guidance-video and --guidance-text cannot be combined with --guidance or --parallel")
     return JointGuidance(
         video=1.0 if args.guidance_video is None else args.guidance_video,
         text=1.0 if args.guidance_text is None else args.guidance_text,
@@ -180,7 +180,7 @@ def _guidance(args: Sample) -> GuidanceRule:
 def _one(
     pipeline: Pipeline, args: Sample, sampling: SamplingConfig, job: Job, inputs: frozenset[Path], *, alone: bool
 ) -> bool:
-    """One job; a bad video among several is named and counted, and the rest go on."""
+    """Run one job; of several, a failing one is reported and counted, and the others continue."""
     scalars: list[float] = []
     clamped: list[bool] = []
 

@@ -1,4 +1,4 @@
-"""How the sound of held-out clips is scored while a network trains: with embedded features.
+"""Scores of held-out clips during training, computed from embedded features without any weights.
 
 Sixteen clips of 8 s take one second at 16 kHz and three at 44.1 kHz, on one core.
 """
@@ -21,23 +21,23 @@ from teacher.features.store import Record
 
 CLIPS_PER_CLASS = 4
 RIDGE = 1.0
-"""Of the classifier: as many clips as here are always separable, and with less the posteriors would be all or none."""
+"""Ridge penalty of the classifier. With a smaller one the posteriors of so few clips, always separable, are 0 or 1."""
 
 
 def embedded_scores() -> Scores:
-    """Scores of sounds made (B, samples) against those of a reference, row by row of one clip each; no weights needed.
+    """A function that scores generated sounds (B, samples) against reference sounds of the same clips, row by row.
 
     feature_distance    mean over clips of ||f_made - f_reference||^2, f the 84 embedded features; 0 for equal sounds
     frechet_diagonal    Frechet distance of the features' Gaussians without covariances between features
     kl                  mean KL of class posteriors, the classes being labels of the clips, else clusters of the
-                        reference; missing with fewer than 8 clips and where all of the reference sounds alike
-    onset_precision, onset_recall, onset_f1     onsets heard in what was made, matched with those of the reference
+                        reference; missing with fewer than 8 clips, and when all reference sounds are alike
+    onset_precision, onset_recall, onset_f1     onsets detected in the output, matched with those of the reference
 
     The covariance of 16 clips has rank 15 in 84 dimensions. Two sets of 16 different clips of 4 s from one procedural
     world are at a full Frechet distance of 50 +- 11, more than twice the 22 +- 4 by which the embedded codec changes 16
-    sounds; without covariances it is 18 +- 7 against 16 +- 3. Even this one mistakes the choice of clips for quality,
-    and feature_distance, which compares each clip with its own reference (194 +- 22 against 23 +- 4), is the one to
-    trust.
+    sounds; without covariances it is 18 +- 7 against 16 +- 3. Even the diagonal distance thus depends on the choice of
+    clips as much as on quality; prefer feature_distance, which compares each clip with its own reference (194 +- 22
+    against 23 +- 4).
     """
     return _scores
 

@@ -1,4 +1,4 @@
-"""What one sound costs, stage by stage: times, FLOPs, bytes, the machine's floor and real-time factors by scope."""
+"""Measure the cost of one sound by stage: times, FLOPs, bytes, the machine's lower bound and real-time factors."""
 
 import shlex
 import sys
@@ -21,42 +21,42 @@ from teacher.sampling.pipeline import Pipeline, Precision
 
 @dataclass(frozen=True, kw_only=True)
 class Speed:
-    """Time a run (--run) or a published size with random weights (--variant), alone or with what is around it."""
+    """Time a run (--run) or a published size with random weights (--variant), alone or with decoding and encoders."""
 
     run: Path | None = None
     """Run folder of a teacher or student."""
     variant: str | None = None
-    """Published size with random weights, such as small_16k: times do not depend on the values, no file is needed."""
+    """Published size with random weights, such as small_16k; needs no files, as times do not depend on the values."""
     encoders: EncoderSet = "text"
-    """With --variant: CLIP's text tower, all encoders (4 GB, minutes on a processor) or none. A run has its own."""
+    """With --variant: CLIP's text tower, all encoders (4 GB, minutes on a CPU) or none. --run uses those of the run."""
     data: Path | None = None
     """Extracted features: clips of the test split are decoded and their captions encoded."""
     video: tuple[Path, ...] = ()
-    """Videos instead. Without either, nothing is decoded and encoders see random frames."""
+    """Videos to decode instead of --data. Without either, nothing is decoded and encoders get random frames."""
     prompt: str | None = None
-    """Words to encode; a caption of the data, or a sentence of seven words, otherwise."""
+    """Prompt to encode; by default a caption of the data, or a sentence of seven words."""
     duration_s: float | None = None
-    """Duration of one clip; the run's own, or 8 s for a published size, otherwise."""
+    """Seconds of one clip; by default the duration that the run was trained on, or 8 s for a published size."""
     steps: tuple[int, ...] = (1, 25)
     guidance: tuple[float, ...] = (1.0,)
-    """Guidance scales; 1 is off, one evaluation a step, else two."""
+    """Guidance scales; 1 is off and takes one evaluation per step, others take two."""
     batch: tuple[int, ...] = (1, 8)
-    """Clips at once. 1 is the latency of a clip; more show the throughput."""
+    """Batch sizes: 1 measures the latency of a clip, more the throughput."""
     repeats: int | None = None
-    """Timed calls a stage; 50 on a GPU, 5 on a processor."""
+    """Timed calls per stage; by default 50 on a GPU and 5 on a CPU."""
     warmup: int | None = None
-    """Calls before them that do not count, at least 1; 10 on a GPU."""
+    """Untimed calls before the timed ones, at least 1; by default 10 on a GPU and 1 on a CPU."""
     dtype: Precision = "float32"
     """Arithmetic of the network, as --precision of mf-sample; encoders and decoders compute in float32."""
     tf32: bool = False
     """Let a GPU round float32 products to TF32, as MMAudio does."""
     fast: bool = False
-    """With --run: the fast form of its generator, as --fast of mf-sample."""
+    """With --run: time the fast form of its generator, as --fast of mf-sample."""
     weights_dir: Path | None = None
-    """Folder of codec and encoder files, where it is not the one the run folder names."""
+    """Folder of codec and encoder files, when it is not the one recorded in the run folder."""
     device: str = "cuda" if torch.cuda.is_available() else "cpu"
     out: Path = Path("runs/speed/budget.json")
-    """The budget; the same as a table goes beside it with the ending .md."""
+    """JSON file for the budget; the same as a table is written beside it with the ending .md."""
     record: Path | None = None
     """Also write the tables to this file of the ledger (results/NAME.json)."""
 
@@ -93,7 +93,7 @@ def cli() -> None:
 
 
 def _model(args: Speed) -> tuple[StagedGenerator, float]:
-    """What is timed, and the duration it is made for."""
+    """The stages to time, and the duration in seconds that they were trained for."""
     if (args.run is None) == (args.variant is None):
         raise ValueError("give either --run or --variant")
     if args.fast and args.run is None:

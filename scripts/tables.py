@@ -2,7 +2,7 @@
 methods from the objectives, their pages and the presets.
 
 python -m scripts.tables            # rewrite the blocks between the marks
-python -m scripts.tables --check    # change nothing; exit status 1 where a document says something else
+python -m scripts.tables --check    # change nothing; exit status 1 where a document differs
 """
 
 import sys
@@ -23,7 +23,7 @@ def documents(root: Path) -> list[Path]:
 
 
 def tables(check: bool = False) -> int:
-    """Rewrite every block; how many documents differed.
+    """Rewrite the generated blocks of all documents; returns how many documents differed.
 
     Args:
         check: only compare.

@@ -32,7 +32,7 @@ from scripts.errors import one_line_errors
 
 @dataclass(frozen=True, kw_only=True)
 class Toys:
-    """Every objective gets the same steps, batch, network, learning rate and, per seed, the same draws."""
+    """Every objective is trained with the same steps, batch, network, learning rate and, per seed, random draws."""
 
     objectives: tuple[str, ...] = tuple(name for name, made in RECIPES.items() if not made.objective.needs.teacher)
     """Names of recipes; none with --objective-import to train the imported one alone."""
@@ -41,14 +41,14 @@ class Toys:
     objective_import: str | None = None
     """An objective of your own as module:name, a class or an instance; the working folder is searched too."""
     head: bool = False
-    """Says nothing any more: an imported objective declares its head itself, by needs = Needs(head=True)."""
+    """Has no effect any more: an imported objective declares its head itself, by needs = Needs(head=True)."""
     velocity: Source = "data"
-    """What is averaged: e - x, or the exact v, which stands for a perfect teacher."""
+    """Velocity to average: data is e - x, exact is the exact v, which stands for a perfect teacher."""
     fm_fraction: float | None = None
-    """Share of rows with r = t for all objectives that learn u; None keeps each recipe's."""
+    """Fraction of rows with r = t for all objectives that learn u; None takes that of each recipe."""
     sampling_steps: tuple[int, ...] = (1, 2, 4, 8)
     workers: int = 1
-    """Trainings at a time, one process and one thread each."""
+    """Trainings that run at the same time, one process and one thread each."""
     out: Path | None = None
     """Also write the tables to this file."""
     record: Path | None = None
@@ -81,7 +81,7 @@ def cli() -> None:
 
 
 def jobs(args: Toys) -> list[Job]:
-    """All trainings, problem by problem; one's own objective first, since it may fail."""
+    """All trainings, problem by problem; the imported objective comes first, because it may fail."""
     recipes = {}
     if args.objective_import is not None:
         sys.path.insert(0, os.getcwd())

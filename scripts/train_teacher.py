@@ -20,7 +20,7 @@ class TrainTeacher:
     out: Path = Path("runs/demo/teacher")
     """Run folder: configuration, weights, averages, metrics.jsonl, TensorBoard events."""
     weights_dir: Path | None = None
-    """Folder of converted official weights, where the features come from them and they lie elsewhere by now."""
+    """Folder of converted official weights, if the features were made with them and they have been moved since."""
 
 
 FOLDERS = {
@@ -33,7 +33,7 @@ FOLDERS = {
 
 
 def commands() -> dict[str, tuple[str, TrainTeacher]]:
-    """For the name of every preset its line of help and the command that it stands for."""
+    """For every preset, by name, its line of help and its command."""
     return {
         name: (summary(make), TrainTeacher(run=make(), out=FOLDERS.get(name, Path("runs") / name)))
         for name, make in TEACHERS.items()

@@ -1,4 +1,4 @@
-"""Compute cells of a comparison again from what it kept, and say where they differ.
+"""Recompute cells of a comparison from its stored features, and report where they differ.
 
 mf-verify --rows runs/demo/rows.jsonl --cell vta student 1 0 onset_f1
 mf-verify --rows runs/demo/rows.jsonl --all --data runs/demo/features
@@ -6,8 +6,8 @@ mf-verify --rows runs/demo/rows.jsonl --cross-check
 
 Cells are metrics, their intervals and biases ("kl low", "kl high", "frechet bias") and totals of times
 ("rtf video-to-audio"). --cross-check has torch-fidelity compute FD, KAD and the inception score of every row from the
-kept features, and writes cross-check.json beside the rows. Exit status: 0 all that was computed agrees, 1 something
-differs, 2 wrong input or a cell nothing was kept for.
+stored features, and writes cross-check.json beside the rows. Exit status: 0 all that was computed agrees, 1 something
+differs, 2 wrong input or a cell for which no features are stored.
 """
 
 import sys
@@ -31,25 +31,25 @@ DIFFERENT = 1
 
 @dataclass(frozen=True, kw_only=True)
 class Verify:
-    """One cell, or all of them."""
+    """Recompute one cell, or all cells, of a comparison."""
 
     rows: Path = Path("runs/demo/rows.jsonl")
-    """rows.jsonl of a comparison, with clips.jsonl, embeddings/ and media/ beside it as far as they were files."""
+    """rows.jsonl of a comparison; clips.jsonl, embeddings/ and media/ are read from the same folder, if stored."""
     cell: tuple[Task, str, int, int, str] | None = None
-    """Task, model, steps, seed and metric of one cell; "kl low" for the end of an interval, "frechet bias", and for a
-    total of times "rtf video-to-audio" and the like."""
+    """Task, model, steps, seed and metric of one cell. The metric may be the end of an interval ("kl low"), a bias
+    ("frechet bias") or a total of times ("rtf video-to-audio")."""
     guidance: float | None = None
-    """Guidance scale of the row of --cell, where a model was run with several."""
+    """Guidance scale of the row of --cell, if the model was run with several."""
     all: bool = False
-    """Every cell of every row, and that all models of a task were scored on the same clips."""
+    """Check every cell of every row, and that all models of a task were scored on the same clips."""
     cross_check: bool = False
-    """FD, KAD and inception score of every row by torch-fidelity too, into cross-check.json beside the rows."""
+    """Also compute FD, KAD and inception score of every row with torch-fidelity; written to cross-check.json."""
     data: Path | None = None
-    """Feature folder of the comparison: checks real sound, codec round trip and the kept files from the sounds too."""
+    """Feature folder of the comparison: recompute real sound, codec round trip and stored features from the sounds."""
     judges: PublishedModels = field(default_factory=PublishedModels)
-    """With --data: files of the published models whose scores are checked from the sounds too."""
+    """Weight files of the published models whose scores are recomputed from the sounds; needs --data."""
     device: str = "cpu"
-    """Where the published models run."""
+    """Device of the published models."""
     verbose: bool = False
     """Print cells that agree as well."""
 
@@ -59,11 +59,11 @@ def cli() -> None:
     """Entry point of `mf-verify`."""
     args = tyro.cli(Verify, description=__doc__)
     if [args.all, args.cell is not None, args.cross_check].count(True) != 1:
-        raise ValueError("give one of --cell TASK MODEL STEPS SEED METRIC, --all and --cross-check")
+        raise ValueError("give exactly one of --cell TASK MODEL STEPS SEED METRIC, --all and --cross-check")
     if args.guidance is not None and args.cell is None:
-        raise ValueError("--guidance names the row of a --cell; --all checks every row")
+        raise ValueError("--guidance selects the row of a --cell; --all checks every row, so leave it out")
     if args.data is None and args.judges != PublishedModels():
-        raise ValueError("--judges.* need --data: published models need the sounds themselves")
+        raise ValueError("--judges.* need --data: published models are computed from the sounds")
     files = ComparisonFiles.read(args.rows)
     if args.cross_check:
         sys.exit(DIFFERENT if _cross_checked(files) else 0)
@@ -78,13 +78,13 @@ def cli() -> None:
 
 
 def _cross_checked(files: ComparisonFiles) -> bool:
-    """Print both values of every metric, write the file, and return whether any differ."""
+    """Print both values of every metric and write cross-check.json; returns whether any differ."""
     checks = []
     for check in cross_checks(files.rows_path, files.rows):
         print(check, flush=True)
         checks.append(check)
     if not checks:
-        raise ValueError(f"{files.rows_path.parent / 'embeddings'} holds no features of these rows to compute from")
+        raise ValueError(f"{files.rows_path.parent / 'embeddings'} holds no features of these rows")
     path = write_cross_checks(files.rows_path, checks)
     differing = sum(not check.agrees for check in checks)
     print(f"{len(checks)} computed by {PACKAGE} too: {len(checks) - differing} agree, {differing} differ; {path}")
@@ -127,7 +127,7 @@ def _sounds(args: Verify, files: ComparisonFiles, task: Task, cache: Path) -> Re
 
 
 def _print_checks(checks: Iterable[Check], *, verbose: bool) -> bool:
-    """Print what differs, what could not be computed and the counts; whether anything differs."""
+    """Print the differing cells, those that could not be computed, and the counts; returns whether any differ."""
     checks = list(checks)
     computed = [c for c in checks if c.found is not None]
     differing = [c for c in computed if not c.agrees]
@@ -136,7 +136,7 @@ def _print_checks(checks: Iterable[Check], *, verbose: bool) -> bool:
     left = [c for c in checks if c.found is None]
     if left:
         names = ", ".join(sorted({c.name for c in left}))
-        print(f"{len(left)} cells were not computed, as nothing was kept to compute them from: {names}")
+        print(f"{len(left)} cells were not computed, because no features are stored for them: {names}")
     print(f"{len(computed)} computed again: {len(computed) - len(differing)} agree, {len(differing)} differ")
     return bool(differing)
 

@@ -15,19 +15,20 @@ from teacher.network.velocity import forward_velocity
 
 
 class Terms(NamedTuple):
-    """What a training step returns: one loss per sample (with a graph) and values per sample for the log."""
+    """Result of a training step: one loss per sample (with a graph), and values per sample for the log."""
 
     loss: PerSample
     logs: dict[str, Tensor]
-    """(B,) each; nan in rows that a value says nothing about. Their means go into the log."""
+    """Values (B,) by name, nan in rows to which a value does not apply; their means are logged."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ConditionDropout:
-    """Which conditions a training row keeps.
+    """Random dropout of conditions during training.
 
-    text_only is the fraction of audio-video-text rows shown as audio-text rows (joint training on one set). In the
-    others video (image and sync) and text are dropped independently, which trains the unconditional branch of guidance.
+    text_only is the fraction of audio-video-text rows that are used as audio-text rows (joint training on one set). In
+    the others video (image and sync) and text are dropped independently, which trains the unconditional branch of
+    guidance.
     """
 
     video: float = 0.1
@@ -47,7 +48,7 @@ class ConditionDropout:
     ) -> Conditions:
         """The conditions with some modalities marked absent; the input is not modified.
 
-        `batch_slice` says which rows of a larger batch they are, for which the numbers are drawn.
+        The random numbers are drawn for the whole batch, of which `batch_slice` describes these rows.
         """
         batch_slice = batch_slice or BatchSlice.whole(len(conditions))
         kinds = 3 if self.joint_video else 4
@@ -65,7 +66,7 @@ class ConditionDropout:
 
 @dataclass(frozen=True, kw_only=True)
 class FlowMatching:
-    """How the teacher is trained: time density, condition dropout."""
+    """Configuration of flow-matching training: density of the times, dropout of conditions."""
 
     times: Density = field(default_factory=lambda: LogitNormal(mean=0.0))
     """MMAudio's density: logit-normal with mean 0 and scale 1, the same in either clock."""
@@ -82,8 +83,8 @@ def flow_matching_step(
 ) -> Terms:
     """Mean over frames and channels of ||v_net(x_t, t) - (e - x)||^2, one value per sample (B,).
 
-    `net` may be wrapped by a data-parallel engine: it is called once. `batch_slice` says which
-    rows of a larger batch these are.
+    `net` may be wrapped by a data-parallel engine: it is called once. `batch_slice` describes which rows of a larger
+    batch these are.
     """
     x = batch.latents
     batch_slice = batch_slice or BatchSlice.whole(len(x))
@@ -96,6 +97,6 @@ def flow_matching_step(
 
 
 def noise_of(batch_slice: BatchSlice, x: Tensor, *, generator: torch.Generator) -> Tensor:
-    """Gaussian noise like `x`, the rows of a batch slice, out of the noise drawn for the whole batch."""
+    """Gaussian noise for the rows `x` of a batch slice, taken from the noise drawn for the whole batch."""
     shape = (batch_slice.total, *x.shape[1:])
     return batch_slice.of(torch.randn(shape, generator=generator, device=x.device, dtype=x.dtype))

@@ -5,5 +5,5 @@ ema          power-function averages of the weights while training
 publish      config.json and the weights for use in the run folder
 posthoc      averages of any width afterwards, from snapshots (mf-ema)
 consolidate  weights taken out of a run into a folder of their own (mf-consolidate)
-check        everything that folders record of themselves, compared (mf-check)
+check        the files of a folder compared with their recorded digests (mf-check)
 """

@@ -1,7 +1,7 @@
-"""Everything that a folder records of itself, compared: digests.json, the manifests of checkpoints, stated digests.
+"""Compares files with their recorded digests: digests.json, the manifests of checkpoints, digests in config.json.
 
-Folders hold one another (a demo's folder holds features, teacher and student), so the whole tree is walked. Files that
-nothing records, such as logs, media and what earlier versions wrote, are counted.
+Folders may contain one another (a demo's folder holds features, teacher and student), so the whole tree is walked.
+Files without a recorded digest, such as logs, media and what earlier versions wrote, are counted.
 """
 
 import os
@@ -35,34 +35,34 @@ REMEDIES = {
     "other": "restore it from where the folder came from",
 }
 LONGEST_LINE = 1000
-"""Characters of a line about a fault; names of strangers may be longer."""
+"""Most characters of a line about a fault; file names may be longer."""
 Others = Callable[[Path, Sequence[str]], Iterable[tuple[Path, str | None]]]
-"""Files of a folder, whose names are given, that others keep records of, and what is wrong with each."""
+"""(folder, names of its files) -> the files recorded by a format outside this module, and what is wrong with each."""
 EDITED = "; if you changed it on purpose, remove its entry from digests.json"
 
 
 @dataclass
 class FolderCheck:
-    """Compares everything in folders with what they record of it, and counts what it found."""
+    """Compares the files of folders with their recorded digests, and counts the files by outcome."""
 
     report: Callable[[str], None] = lambda fault: None
-    """Called with every fault as soon as it is known."""
+    """Called with every fault as soon as it is found."""
     others: Others = lambda place, names: ()
     files: int = 0
     """Files compared."""
     bytes: int = 0
     unrecorded: int = 0
-    """Files that nothing records."""
+    """Number of files without a recorded digest."""
     faults: list[str] = field(default_factory=list)
-    """One line each, with what to do."""
+    """One line for each fault, with what to do."""
     _recorded: set[Path] = field(default_factory=set)
     """Files of the folder at hand that something records."""
 
     def __call__(self, folder: Path) -> None:
         """Compare a folder and all folders in it.
 
-        What a training or comparison that runs meanwhile replaces or removes is compared again, and is no fault. Links
-        to folders are not followed. Raises NotADirectoryError where there is no such folder.
+        Files that a running training or comparison replaces or removes meanwhile are compared again and are no fault.
+        Links to folders are not followed. Raises NotADirectoryError where there is no such folder.
         """
         if not folder.is_dir():
             raise NotADirectoryError(f"{folder} is no folder")

@@ -1,4 +1,4 @@
-"""Weights taken out of a run: one folder with one safetensors file and what sampling and evaluation need beside it."""
+"""Copies weights out of a run: one folder with a safetensors file and all that sampling and evaluation need."""
 
 import json
 from collections.abc import Mapping
@@ -27,7 +27,7 @@ Which: TypeAlias = int | Literal["newest", "best"]
 
 @dataclass(frozen=True, kw_only=True)
 class Consolidated:
-    """What was taken, and where it went."""
+    """The checkpoint and weights that were copied, and the folder they were written to."""
 
     out: Path
     step: int

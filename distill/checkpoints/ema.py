@@ -41,7 +41,7 @@ def clock(step: int, *, corrected: bool) -> float:
 
 
 def new_weight(step: int, gamma: float, *, corrected: bool) -> float:
-    """1 - beta: what the new weights count at update `step`, counted from 1; all of them at the first."""
+    """1 - beta, the weight of the newest weights at update `step`, counted from 1; it is 1 at the first."""
     if step < 1:
         raise ValueError(f"updates count from 1, got {step}")
     if corrected:
@@ -68,7 +68,7 @@ class PowerEMA:
 
     @torch.no_grad()
     def update(self, model: nn.Module, step: int) -> None:
-        """Fold in the weights after update `step`, counted from 1; the first replaces the initial value."""
+        """Add the weights after update `step`, counted from 1, to the average; the first replace the initial value."""
         weight = new_weight(step, self.gamma, corrected=self.corrected)
         named = dict(model.named_parameters())
         targets = list(self.shadow.values())
@@ -89,7 +89,7 @@ def trained_names(model: nn.Module) -> list[str]:
 
 
 def deal(sizes: dict[str, int], processes: int) -> list[list[str]]:
-    """Names dealt over processes, the largest first and each to the one that holds least: (processes,) lists."""
+    """Names divided among processes, the largest first and each to the one that holds least: (processes,) lists."""
     hands: list[list[str]] = [[] for _ in range(processes)]
     held = [0] * processes
     for name in sorted(sizes, key=lambda n: (-sizes[n], n)):
@@ -100,7 +100,7 @@ def deal(sizes: dict[str, int], processes: int) -> list[list[str]]:
 
 
 class SharedAverages:
-    """Power-function averages of several widths of the parameters `names`, a part of the tensors per process."""
+    """Power-function averages of several widths of the trained parameters; each process holds a part of the tensors."""
 
     def __init__(
         self,
@@ -111,11 +111,11 @@ class SharedAverages:
         corrected: bool,
         network: nn.Module | None = None,
     ) -> None:
-        """The engine is prepared; every average starts at the present weights.
+        """Start every average at the present weights of a prepared engine.
 
-        `network`, a copy of the network in training, holds the weights of the narrowest average from here on, whole in
-        every process, for objectives whose targets come from averaged weights. Each process updates its copy from
-        `engine.plain`, which is whole and the same in all of them, so this needs no collective under any engine.
+        `network`, a copy of the network in training, holds the weights of the narrowest average from here on, all of
+        them in every process, for objectives whose targets come from averaged weights. Each process updates its copy
+        from `engine.plain`, which is complete and the same in all of them, so this needs no collective.
         """
         self.engine = engine
         sizes = {n: p.numel() for n, p in engine.plain.named_parameters() if n in set(names)}
@@ -142,12 +142,12 @@ class SharedAverages:
         return [part.name for part in self.parts]
 
     def update(self, step: int) -> None:
-        """Fold in the weights after update `step`, counted from 1."""
+        """Add the weights after update `step`, counted from 1, to every average."""
         for part in self._all:
             part.update(self.engine.plain, step)
 
     def load(self, read: Callable[[str], Tensors]) -> None:
-        """Take each process's part, and all of the network's, out of whole averages by name, such as ema-0.05."""
+        """Set each process's part, and all of `network`, from complete averages by name, such as ema-0.05."""
         for part in self._all:
             average = read(part.name)
             for name, tensor in part.shadow.items():
@@ -169,7 +169,7 @@ class SharedAverages:
 
 @contextmanager
 def holding(net: nn.Module, tensors: Tensors) -> Iterator[None]:
-    """Inside, the network has these values in place of its own for the parameters they name."""
+    """Context in which the named parameters of the network have these values in place of their own."""
     named = dict(net.named_parameters())
     own: dict[str, Tensor] = {name: named[name].detach().to("cpu", copy=True) for name in tensors}
     with torch.no_grad():

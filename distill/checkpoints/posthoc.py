@@ -10,7 +10,7 @@ and with t_a <= t_b the inner product is an elementary integral,
     <p_a, p_b> = (gamma_a + 1) (gamma_b + 1) / (gamma_a + gamma_b + 1) * (t_a / t_b)^gamma_b / t_b.
 
 Everything is float64. Only trained tensors are combined; the weights x sum to one only up to the error of the fit, so
-what training left alone is copied.
+tensors that were not trained are copied.
 """
 
 import json
@@ -38,7 +38,7 @@ from teacher.weights.run_folder import SNAPSHOTS, read_run_config
 
 @dataclass(frozen=True, kw_only=True)
 class Snapshot:
-    """Where one stored average lies, and which profile it is."""
+    """A stored average: its file, and the width and the step that give its profile."""
 
     path: Path
     std: float
@@ -47,13 +47,13 @@ class Snapshot:
 
     @property
     def profile(self) -> tuple[float, float]:
-        """(gamma, end of the averaged time)."""
+        """The profile of the average: (gamma, end of the averaged time)."""
         return gamma_from_std(self.std), clock(self.step, corrected=self.corrected)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Combination:
-    """Weights of the snapshots for a wanted profile, and how well they make it."""
+    """Weights of the snapshots that approximate a wanted profile, and the error of the approximation."""
 
     weights: np.ndarray
     error: float
@@ -73,8 +73,8 @@ def inner_product(gamma_a: Reals, t_a: Reals, gamma_b: Reals, t_b: Reals) -> np.
 
 
 def combine(stored: list[tuple[float, float]], wanted: tuple[float, float]) -> Combination:
-    """Least-squares weights that make the profile `wanted` (gamma, t) of the stored ones. Profiles are unit vectors
-    during the solution, since those of different lengths of training differ in size by orders of magnitude."""
+    """Least-squares weights of the stored profiles that approximate `wanted` (gamma, t). Profiles are scaled to unit
+    length for the solution, since those of different lengths of training differ in size by orders of magnitude."""
     if not stored:
         raise ValueError("no stored averages to combine")
     gamma, t = (np.array(column, dtype=np.float64) for column in zip(*stored, strict=True))
@@ -89,7 +89,7 @@ def combine(stored: list[tuple[float, float]], wanted: tuple[float, float]) -> C
 
 
 def write_snapshot(run: Path, average: PowerEMA, step: int) -> Path:
-    """Keep the trained tensors of an average for good: ema_ckpts/ema-<std>.<step>.safetensors, float32, recorded."""
+    """Write the trained tensors of an average to ema_ckpts/ema-<std>.<step>.safetensors, float32, and its digest."""
     path = run / SNAPSHOTS / f"{average.name}.{step:07d}.safetensors"
     path.parent.mkdir(parents=True, exist_ok=True)
     described = {"std": average.std, "step": step, "corrected": average.corrected}
@@ -119,8 +119,8 @@ def _describe(path: Path) -> Snapshot:
 
 
 def combined_tensors(snapshots: list[Snapshot], weights: np.ndarray) -> dict[str, Tensor]:
-    """sum_i x_i theta_i of every trained tensor, summed in float64, returned in float32. One tensor is held at a time
-    beside the result, so that averages larger than memory are no obstacle."""
+    """sum_i x_i theta_i of every trained tensor, summed in float64, returned in float32. One tensor of a snapshot is in
+    memory at a time beside the result."""
     for snapshot in snapshots:
         compare_weights(snapshot.path, folder=snapshot.path.parents[1])
     with ExitStack() as stack:
@@ -139,8 +139,8 @@ def combined_tensors(snapshots: list[Snapshot], weights: np.ndarray) -> dict[str
 
 
 def write_average(path: Path, run: Path, std: float, tensors: dict[str, Tensor], *, step: int | None = None) -> None:
-    """Write an average made by `reconstruct`. Its metadata say how it was made, and in a run folder digests.json
-    records it: call it with the run's lock held then."""
+    """Write an average made by `reconstruct`, with its origin as metadata. In a run folder, digests.json records it;
+    hold the run's lock while calling it there."""
     step = read_snapshots(run)[-1].step if step is None else step
     described = {"made_afterwards": {"by": "mf-ema", "std": std, "step": step}}
     written = write_tensors(path, tensors, {"json": json.dumps(described)})
@@ -151,8 +151,8 @@ def write_average(path: Path, run: Path, std: float, tensors: dict[str, Tensor],
 def reconstruct(run: Path, std: float, *, step: int | None = None) -> tuple[dict[str, Tensor], Combination]:
     """Weights of a run averaged with relative width `std` up to `step` (the last stored one if None).
 
-    What training left alone is copied from the run. Raises WeightsError if there are no snapshots, ValueError for a
-    width or step outside what they cover.
+    Tensors that were not trained are copied from the run. Raises WeightsError if there are no snapshots, ValueError for
+    a width or step outside what they cover.
     """
     snapshots = read_snapshots(run)
     last = snapshots[-1].step

@@ -1,4 +1,4 @@
-"""What a training writes into its run folder for others to read: config.json, and the weights for use.
+"""Writes the files of a run folder that other commands read: config.json, and the weights for use.
 
 All files of a run folder are listed in `teacher.weights.run_folder`.
 """
@@ -39,7 +39,7 @@ def write_config(
     digests: dict[str, str],
     licence: str | None = None,
 ) -> None:
-    """config.json before step 0; a folder that already holds another configuration is refused.
+    """Write config.json before step 0. Raises ValueError where the folder already holds another configuration.
 
     Configurations are compared as values, so that a field added later, at its default, changes nothing. Folders that
     the run reads may have been moved: what counts is their digests.
@@ -65,13 +65,13 @@ def write_config(
 
 
 def publish(run: Path, checkpoint: Path, names: Iterable[str], transform: Transform | None = None) -> None:
-    """Make the weights for use, run/<name>.safetensors, those of a checkpoint's folder; each is replaced atomically.
+    """Make run/<name>.safetensors, the weights for use, those of a checkpoint's folder; each is replaced atomically.
 
     Main process only, with the run's lock held. They are hard links to the checkpoint's files, and stay when the
     checkpoint is removed; where the file system has no links, copies. With `transform` its results are written. Their
     lengths and digests, which are known, are recorded in run/digests.json with the step. The averages come first:
-    whenever the process stops, none of them is older than model.safetensors. To repeat it writes nothing. Raises
-    OSError, in one line, where a file cannot be written.
+    whenever the process stops, none of them is older than model.safetensors. A second call for the same checkpoint
+    writes nothing. Raises OSError, in one line, where a file cannot be written.
     """
     try:
         # What a killed process left may be a link to the file of another checkpoint, never to be written into.

@@ -1,12 +1,12 @@
-"""Checkpoints: run/trainer/step-NNNNNNN holds all that resuming needs, complete and verified, or is passed over.
+"""Checkpoints: run/trainer/step-NNNNNNN holds all that resuming needs; one that is incomplete or damaged is skipped.
 
 A checkpoint is a folder of safetensors files, state.json and manifest.json, which lists the length and SHA-256 of every
 other file in the folder, the step, the version of the layout and a digest of itself. A checkpoint verifies if the
-folder holds exactly these files and they are what the manifest says.
+folder holds exactly these files with these lengths and digests.
 
-It is written under a temporary name, flushed file by file, then renamed; the folders are flushed after what they name.
-Whenever the process or the machine stops, each folder step-NNNNNNN is complete; should one be damaged later, it no
-longer verifies, and the newest one that does is gone on from.
+It is written under a temporary name, flushed file by file, then renamed; a folder is flushed after its files.
+Whenever the process or the machine stops, each folder step-NNNNNNN is complete. One that is damaged later no longer
+verifies, and a run resumes from the newest one that does.
 """
 
 import hashlib
@@ -49,7 +49,7 @@ HASHERS = 4
 
 
 class DamagedError(ValueError):
-    """What is wrong with a checkpoint."""
+    """A checkpoint is damaged or incomplete; the message names what is wrong with it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +60,7 @@ class Checkpoint:
     step: int
     """Steps done."""
     state: dict[str, Any]
-    """state.json: the step and whatever else the loop keeps."""
+    """state.json: the step and whatever else the loop stores."""
 
     def tensors(self, name: str) -> Tensors:
         """One of its sets of tensors: model, optimizer, ema-0.05; WeightsError if it has none of that name."""
@@ -74,7 +74,7 @@ def read_manifest(folder: Path) -> dict[str, Written]:
         content = read_bytes(path, MANIFEST_LIMIT)
     except FileNotFoundError as error:
         raise DamagedError(
-            f"it has no {MANIFEST}, so it is incomplete or from a version that wrote none and cannot be gone on from"
+            f"it has no {MANIFEST}, so it is incomplete or from a version that wrote none and cannot be resumed from"
         ) from error
     except OSError as error:
         raise DamagedError(f"{MANIFEST} cannot be read: {error.strerror or error}") from error
@@ -94,12 +94,12 @@ def read_manifest(folder: Path) -> dict[str, Written]:
     if version != FORMAT:
         raise DamagedError(f"its format is {version!r}, this version reads {FORMAT}")
     if plain["step"] != step_of(folder):
-        raise DamagedError(f"{MANIFEST} says step {plain['step']}")
+        raise DamagedError(f"{MANIFEST} is of step {plain['step']}")
     return files
 
 
 def manifest(step: int, files: Mapping[str, Written]) -> bytes:
-    """The one way of writing a manifest, with a digest of its own: no byte can change unnoticed."""
+    """The bytes of a manifest, always in the same form, with a digest of itself: no byte can change unnoticed."""
     plain: dict[str, object] = {"format": FORMAT, "step": step, "files": {n: w._asdict() for n, w in files.items()}}
     plain["sha256"] = hashlib.sha256(json.dumps(plain).encode()).hexdigest()
     return json.dumps(plain, indent=2).encode()
@@ -128,7 +128,7 @@ def verified(folder: Path, *, digests: bool = True) -> Checkpoint:
     except ValueError as error:
         raise DamagedError(str(error)) from error
     if state.get("step") != step_of(folder):
-        raise DamagedError(f"{STATE} does not say step {step_of(folder)}")
+        raise DamagedError(f"{STATE} is not of step {step_of(folder)}")
     return Checkpoint(folder=folder, step=step_of(folder), state=state)
 
 
@@ -162,10 +162,10 @@ def save(
     keep_last: int,
     best: int | None = None,
 ) -> Path:
-    """Write the checkpoint of `step` and remove all but the newest `keep_last` and that of step `best`; its folder.
+    """Write the checkpoint of `step`, remove all but the newest `keep_last` and that of step `best`, return its folder.
 
-    Main process only, with the run's lock held: what is unfinished in trainer/ is removed as a killed process's. A
-    checkpoint of this step that verifies is kept as it is. Raises OSError, in one line, where it cannot be written:
+    Main process only, with the run's lock held: unfinished folders in trainer/ are a killed process's and are removed.
+    A checkpoint of this step that verifies stays as it is. Raises OSError, in one line, where it cannot be written:
     earlier checkpoints are as they were, and nothing of this one is left.
     """
     folder = _folder(run, step)
@@ -185,7 +185,7 @@ def save(
         files[STATE] = write_new(staging / STATE, document)
         write_new(staging / MANIFEST, manifest(step, files))
         flush_folder(staging)
-        if folder.exists():  # damaged, or it would have been kept
+        if folder.exists():  # damaged, or it would have been returned above
             _remove(folder)
         os.replace(staging, folder)
         flush_folder(folder.parent)
@@ -204,8 +204,8 @@ def save(
 def newest(run: Path, *, report: Callable[[str], None] = print) -> Checkpoint | None:
     """The newest checkpoint of a run that verifies; None where none was ever completed.
 
-    `report` receives one line for each newer one that is passed over. Reads every byte of the files. Raises ValueError,
-    in one line, where there are checkpoints but none verifies: a run never silently starts again.
+    `report` receives one line for each newer one that is skipped. Reads every byte of the files. Raises ValueError,
+    in one line, where there are checkpoints but none verifies: a run never starts again by itself.
     """
     faults: list[tuple[Path, str]] = []
     for folder in reversed(_folders(run)):
@@ -220,7 +220,7 @@ def newest(run: Path, *, report: Callable[[str], None] = print) -> Checkpoint | 
     if faults:
         listed = "; ".join(f"{folder.name}: {fault}" for folder, fault in faults)
         raise ValueError(
-            f"no checkpoint in {run / 'trainer'} can be gone on from ({listed}); restore one of them, or start again "
+            f"no checkpoint in {run / 'trainer'} can be resumed from ({listed}); restore one of them, or start again "
             "with another --out"
         )
     return None
@@ -230,8 +230,8 @@ def finished_without_checkpoints(run: Path, steps: int) -> bool:
     """Whether a run of `steps` steps has come to its end and has its weights, but no checkpoint in trainer/ any more.
 
     False for a run with checkpoints, and for one that was stopped before its first: it has a configuration and perhaps
-    a log of steps that come again, but no weights. Raises ValueError, in one line, where checkpoints were saved, by all
-    that is left, and are gone: such a run is never started anew over its weights and its log.
+    a log of steps that are made again, but no weights. Raises ValueError, in one line, where the remaining files show
+    that checkpoints were saved and are gone: such a run is never started anew over its weights and its log.
     """
     if _folders(run):
         return False
@@ -258,7 +258,7 @@ def finished_without_checkpoints(run: Path, steps: int) -> bool:
 
 
 def _recorded_save_every(run: Path) -> float:
-    """Of a run of an earlier version, which has no history."""
+    """save_every of a run of an earlier version, which has no history."""
     try:
         return int(json.loads((run / "config.json").read_bytes())["run"]["loop"]["save_every"])
     except (OSError, ValueError, KeyError, TypeError):
@@ -268,7 +268,7 @@ def _recorded_save_every(run: Path) -> float:
 def at(run: Path, step: int, *, digests: bool = True) -> Checkpoint:
     """The checkpoint of a step; ValueError, in one line, where there is none or it does not verify.
 
-    Without `digests` only lengths are compared, for one that another process has verified.
+    Without `digests` only lengths are compared, for a checkpoint that another process has verified.
     """
     folder = _folder(run, step)
     if not folder.exists():
@@ -281,7 +281,7 @@ def at(run: Path, step: int, *, digests: bool = True) -> Checkpoint:
 
 
 def drop_later(run: Path, step: int) -> None:
-    """Remove checkpoints after `step`, which the run goes on from: they did not verify, and are no reserve.
+    """Remove checkpoints after `step`, from which the run resumes: they did not verify.
 
     Main process only, once every process has read its checkpoint.
     """
@@ -300,7 +300,7 @@ def _prune(run: Path, step: int, *, keep_last: int, best: int | None) -> None:
 
 
 def _remove(folder: Path) -> None:
-    """Under a temporary name first, so that a removal cut short leaves no damaged checkpoint. A folder that cannot be
+    """Rename, then remove, so that a removal cut short leaves no damaged checkpoint. A folder that cannot be
     removed is reported; training goes on."""
     doomed = folder.with_name(folder.name + ".old.tmp")
     try:

@@ -1,4 +1,4 @@
-"""How a run is spread over processes: the only room that knows accelerate, DeepSpeed and FSDP."""
+"""Engines, which distribute a run over processes: the only package that imports accelerate, DeepSpeed and FSDP."""
 
 from distill.engines.base import Engine, Tensors
 from distill.engines.choose import choose_engine

@@ -1,4 +1,4 @@
-"""What the training loop asks of an engine, whichever way it spreads weights, gradients and moments over processes.
+"""The interface between the training loop and an engine, which distributes weights, gradients and moments.
 
 Two views of the network matter. `model` is called once per forward pass, with gradients, and may hold a shard. `plain`
 is the same network whole, with nothing hooked into it and current after every step: derivatives, targets and samples
@@ -23,7 +23,7 @@ Tensors: TypeAlias = dict[str, Tensor]
 
 
 class TogetherError(RuntimeError):
-    """An error of one or several processes, raised in all of them."""
+    """An error that occurred in one or several processes and is raised in all of them."""
 
 
 def precision_name(precision: torch.dtype) -> str:
@@ -35,7 +35,7 @@ class Engine(ABC):
     """A started engine. Methods marked collective must be called by every process, in the same order."""
 
     name: str
-    """As in the log: single process, DDP, FSDP2, ZeRO-2."""
+    """The name in the log: single process, DDP, FSDP2, ZeRO-2."""
     model: nn.Module
     plain: MMAudio
 
@@ -54,7 +54,7 @@ class Engine(ABC):
 
     @property
     def main(self) -> bool:
-        """Whether this process writes."""
+        """Whether this is the main process, which writes files and prints."""
         return self.process == 0
 
     @property
@@ -67,7 +67,7 @@ class Engine(ABC):
         return f"{self.name}, {self.processes} process(es), {self.device}, {precision_name(self.precision)}"
 
     def autocast(self) -> AbstractContextManager[object]:
-        """The precision of forward passes, with a graph or without."""
+        """Context of every forward pass, with a graph or without: autocast in the precision of the run."""
         if self.precision == torch.float32:
             return nullcontext()
         return torch.autocast(self.device.type, dtype=self.precision)
@@ -82,7 +82,7 @@ class Engine(ABC):
 
     @abstractmethod
     def micro(self, *, last: bool) -> AbstractContextManager[object]:
-        """Around one forward and its backward; gradients are averaged over processes in the `last` of a step."""
+        """Context of one forward and backward pass; gradients are averaged over processes in the `last` of a step."""
 
     @abstractmethod
     def backward(self, loss: Tensor) -> None:
@@ -90,30 +90,30 @@ class Engine(ABC):
 
     @abstractmethod
     def step(self, lr: float, clip_norm: float, *, healthy: bool) -> Tensor | None:
-        """One optimiser step at rate lr with the gradient clipped to clip_norm; its norm over all processes, before.
+        """One optimiser step at rate lr with the gradient clipped to clip_norm; returns the norm before clipping.
 
-        None, with weights and moments untouched, where it is not finite or `healthy` (the same in every process) is
-        false. Gradients are cleared in either case. Collective.
+        The norm is that over all processes. Where it is not finite or `healthy` (the same in every process) is false,
+        the result is None and weights and moments stay as they are. Gradients are cleared in any case. Collective.
         """
 
     @abstractmethod
     def moments(self) -> Tensors:
-        """Adam's state as exp_avg.<parameter>, exp_avg_sq.<parameter> (whole, float32, CPU) and step ().
+        """Adam's state as exp_avg.<parameter>, exp_avg_sq.<parameter> (full tensors, float32, CPU) and step ().
 
-        Complete in the main process, empty elsewhere; empty before the first step. Collective.
+        It is complete in the main process and empty elsewhere, and empty before the first step. Collective.
         """
 
     @abstractmethod
     def load_moments(self, moments: Tensors) -> None:
-        """The inverse of `moments`; each process passes the whole. ValueError where names or shapes do not fit."""
+        """Restore what `moments` returned; each process passes all of it. ValueError where names or shapes differ."""
 
     def total(self, values: Tensor) -> Tensor:
-        """Sum over processes, elementwise. Collective."""
+        """The elementwise sum of a tensor over processes. Collective."""
         total: Tensor = self.accelerator.reduce(values, "sum")
         return total
 
     def gather(self, item: Any) -> list[Any]:
-        """What every process gives, in their order, in every process; for small things on the CPU. Collective."""
+        """Returns to every process what all processes pass, in their order; for small CPU tensors. Collective."""
         if self.processes == 1:
             return [item]
         from accelerate.utils import gather_object
@@ -122,13 +122,13 @@ class Engine(ABC):
         return items
 
     def broadcast(self, tensor: Tensor, source: int) -> Tensor:
-        """A tensor of process `source`, in every process; elsewhere `tensor` is overwritten by it. Collective."""
+        """Returns the tensor of process `source` to every process, overwriting `tensor` in the others. Collective."""
         if self.processes > 1:
             torch.distributed.broadcast(tensor, src=source)
         return tensor
 
     def together(self, error: str | None) -> None:
-        """Raise TogetherError in every process if one of them passes an error. Collective."""
+        """Raises TogetherError in every process if one of them passes an error. Collective."""
         found = [(k, text) for k, text in enumerate(self.gather(error)) if text is not None]
         if found:
             where = "" if self.processes == 1 else f"process {found[0][0]}: "

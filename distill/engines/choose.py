@@ -1,4 +1,4 @@
-"""Which engine runs: read from what `accelerate launch` configured, checked before anything is trained."""
+"""Chooses the engine from the configuration of `accelerate launch` and checks it before anything is trained."""
 
 import atexit
 import os
@@ -39,7 +39,7 @@ def choose_engine(*, timeout_s: float = 1800.0) -> Engine:
         from distill.engines.fsdp import Settings
 
         Settings.from_environment()  # refused before accelerate acts on them
-    # Later than the loop's watchdog, which says more than a collective that gives up.
+    # Later than the loop's watchdog, whose message explains more than a collective's timeout.
     accelerator = _accelerator(timedelta(seconds=2 * timeout_s + 60), deepspeed)
     atexit.register(_leave)
     expected = this_process().world_size

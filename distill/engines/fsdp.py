@@ -37,7 +37,7 @@ BLOCKS = ("joint_blocks", "fused_blocks", "velocity_blocks")
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """What of `accelerate launch`'s FSDP settings has a meaning here."""
+    """Those of `accelerate launch`'s FSDP settings that this engine reads."""
 
     reshard_after_forward: bool = True
     """Drop a block's gathered weights after its forward pass and gather them again for the backward pass."""
@@ -46,7 +46,7 @@ class Settings:
 
     @classmethod
     def from_environment(cls) -> Self:
-        """From the FSDP_ variables. ValueError for version 1 and for checkpointing, which is the loop's."""
+        """Read from the FSDP_ variables. ValueError for version 1 and for checkpointing, which the run's loop sets."""
         version = os.environ.get("FSDP_VERSION", "2")
         if version != "2":
             raise ValueError(f"FSDP of version {version} is not supported: set fsdp_version: 2 in accelerate's config")
@@ -59,7 +59,7 @@ class Settings:
 
 
 class FSDP2(Engine):
-    """`fully_shard` on every block and on the rest. ValueError for settings that are not understood."""
+    """The engine that applies `fully_shard` to every block and to the rest. ValueError for unsupported settings."""
 
     def __init__(self, accelerator: "Accelerator", precision: torch.dtype) -> None:
         super().__init__(accelerator, precision)
@@ -93,7 +93,7 @@ class FSDP2(Engine):
         self.optimizer = adamw(net, optim)
 
     def micro(self, *, last: bool) -> AbstractContextManager[object]:
-        """Every micro-batch's gradient is averaged at once: adding up whole ones would undo the saving in memory."""
+        """Averages the gradient of every micro-batch over processes, since accumulating unsharded ones takes memory."""
         return nullcontext()
 
     def backward(self, loss: Tensor) -> None:

@@ -52,7 +52,7 @@ def named_moments(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[st
 
 
 def restore_moments(model: nn.Module, optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
-    """The inverse of `named_moments`; ValueError where the names or shapes are not those of the trained parameters."""
+    """Set the moments to those that `named_moments` gave; ValueError unless names and shapes fit the parameters."""
     check_moments({n: p.shape for n, p in model.named_parameters() if p.requires_grad}, tensors)
     if not tensors:
         return
@@ -66,7 +66,7 @@ def restore_moments(model: nn.Module, optimizer: torch.optim.Optimizer, tensors:
 
 
 def check_moments(shapes: Mapping[str, torch.Size], tensors: dict[str, Tensor]) -> None:
-    """ValueError unless `tensors` is empty or the moments of exactly these parameters."""
+    """Raises ValueError unless `tensors` is empty or holds the moments of exactly these parameters."""
     wanted = {f"{key}.{name}": shape for name, shape in shapes.items() for key in MOMENTS} | {"step": torch.Size()}
     found = {name: tensor.shape for name, tensor in tensors.items()}
     if tensors and found != wanted:
@@ -75,7 +75,7 @@ def check_moments(shapes: Mapping[str, torch.Size], tensors: dict[str, Tensor]) 
 
 
 def steps_on_device(optimizer: torch.optim.Optimizer) -> bool:
-    """Whether Adam's step counts lie where the parameters do, instead of on the CPU."""
+    """Whether Adam's step counts are on the device of the parameters instead of the CPU."""
     return any(group.get("fused") or group.get("capturable") for group in optimizer.param_groups)
 
 

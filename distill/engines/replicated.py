@@ -1,4 +1,4 @@
-"""Whole weights in every process: a single process, or DistributedDataParallel."""
+"""The engine with all weights in every process: a single process, or DistributedDataParallel."""
 
 from contextlib import AbstractContextManager, nullcontext
 
@@ -13,7 +13,7 @@ from teacher.network.mmaudio import MMAudio
 
 
 class Replicated(Engine):
-    """DDP averages gradients in the backward pass of its one forward call; a single process needs no wrapper."""
+    """A single process without a wrapper, or DDP, which averages gradients in the backward pass."""
 
     @property
     def name(self) -> str:  # type: ignore[override]

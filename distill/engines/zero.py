@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 GATHERED_AT_ONCE = 2**25
-"""Weights of a ZeRO-3 network that are whole at the same time while `plain` is refilled: 128 MiB."""
+"""Weights of a ZeRO-3 network that are gathered at a time while `plain` is refilled: 128 MiB."""
 REFUSED = {
     "bf16.enabled": "use --mixed_precision bf16 instead, which is autocast over float32 weights",
     "fp16.enabled": "use --mixed_precision bf16 instead, whose range needs no loss scaling",
@@ -46,7 +46,7 @@ REFUSED = {
     "zero_optimization.offload_optimizer.super_offload": "remove it: it brings an Adam of its own",
     "compression_training": "remove it: weights must stay float32",
 }
-"""What may not be set in a DeepSpeed configuration, and what to use instead."""
+"""Settings that a DeepSpeed configuration may not have, and what to use instead."""
 
 MAX_BUCKET = 500_000_000
 """DeepSpeed's own size of a bucket of gradients, in numbers."""
@@ -181,7 +181,7 @@ class ZeRO(Engine):
 
 
 class Autocast(nn.Module):
-    """The network as DeepSpeed calls it. Casts are not cached: a sharded weight would live on as its cast."""
+    """The network under autocast, which DeepSpeed calls. Casts are not cached, as they would keep sharded weights."""
 
     def __init__(self, net: nn.Module, device: str, precision: torch.dtype) -> None:
         super().__init__()
@@ -231,7 +231,7 @@ def _portions(sizes: dict[str, int], limit: int) -> Iterator[list[str]]:
 
 
 def check_settings(settings: dict[str, Any]) -> None:
-    """ValueError, saying what to use instead, for settings that would change what is computed or that never ran."""
+    """Raises ValueError, naming what to use instead, for settings that would change results or were never tested."""
     for path, instead in REFUSED.items():
         if _at(settings, path) not in (None, False, "auto", {}):
             raise ValueError(f"DeepSpeed's setting {path} is not supported: {instead}")

@@ -1,4 +1,4 @@
-"""What the trainer measures on held-out clips while it trains."""
+"""Evaluation of a training run on held-out clips, during training."""
 
 from distill.evaluation.clips import Reference
 from distill.evaluation.held_out import BEST_STUDENT, BEST_TEACHER, Evaluated, HeldOut, Preview, Scores

@@ -1,5 +1,5 @@
-"""The held-out clips of an evaluation: what is generated of them, always from the same noise, the teacher's latents of
-them, which are stored in the run folder, and how near two sets of latents are."""
+"""The held-out clips of an evaluation: generation from the same noise every time, the teacher's latents, which are
+stored in the run folder, and measures of how close two sets of latents are."""
 
 import hashlib
 import json
@@ -25,13 +25,13 @@ from teacher.network.velocity import teacher_velocity
 from teacher.sampling.generator import Generator, SamplingConfig, clip_seed, noise
 
 SPLITS = ("val", "test")
-"""Where clips are taken from: validation clips, since the best checkpoint is chosen by them."""
+"""The splits that clips are taken from: first validation, since the best checkpoint is chosen by them, then test."""
 SEED = 0
 """Seed of the noise, together with the id of each clip."""
 LOSS_TIMES = 8
 """The held-out loss is measured at the times (i + 1/2) / 8."""
 TEACHERS_LATENTS = "held_out.safetensors"
-"""The file of a run folder that holds the teacher's latents of the held-out clips: a resumed run need not make them."""
+"""The file of a run folder that holds the teacher's latents of the held-out clips, for use when the run is resumed."""
 NAME = "latents"
 
 
@@ -41,12 +41,12 @@ class Reference:
 
     net: MMAudio
     digest: str
-    """Digest of its weights: stored latents of another teacher are not used."""
+    """Digest of the teacher's weights; stored latents are used only where it is the same."""
     guidance: Guidance
 
 
 def agreement(made: Tensor, reference: Tensor) -> dict[str, float]:
-    """How near latents m (B, N, C) are to reference latents x, in float64, as means over clips.
+    """How close latents m (B, N, C) are to reference latents x, in float64, as means over clips.
 
     latent_error = ||m - x||^2 / ||x||^2, latent_cosine = <m, x> / (||m|| ||x||), energy_ratio = ||m||^2 / ||x||^2,
     with norms over frames and channels.
@@ -64,18 +64,18 @@ def agreement(made: Tensor, reference: Tensor) -> dict[str, float]:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class FixedClips:
-    """The first held-out clips of a feature folder. Each is treated alone, so that no number depends on a batch."""
+    """The first held-out clips of a feature folder. Each is generated alone, so that no number depends on a batch."""
 
     split: str
     features: FeatureSet
     records: tuple[Record, ...]
     codec: AudioCodec
     engine: Engine
-    """Its device and precision are those of the networks; the codec keeps its own precision."""
+    """The engine whose device and precision the networks use; the codec has its own precision."""
 
     @classmethod
     def open(cls, folder: Path, codec: AudioCodec, engine: Engine, num_clips: int) -> "FixedClips | None":
-        """At most `num_clips`, in the units of the codec's statistics; None where there are no held-out clips."""
+        """At most `num_clips` clips, latents normalised by the codec's statistics; None without held-out clips."""
         split = held_out_split(folder, num_clips)
         if split is None:
             return None
@@ -128,7 +128,7 @@ def held_out_split(folder: Path, num_clips: int) -> str | None:
 
 
 def decoding_on(codec: AudioCodec, device: torch.device) -> AudioCodec:
-    """The codec with its networks, if it has any, on a device: on a CPU they take longer than the sound lasts."""
+    """Context with the codec's networks, if it has any, on a device; on a CPU they are slower than real time."""
     if isinstance(codec, MMAudioCodec) and codec.models.device != str(device):
         return replace(codec, models=replace(codec.models, device=str(device)))
     return codec

@@ -1,4 +1,4 @@
-"""How a training is started: accelerate's configuration files, a launcher that keeps signals and statuses, a check."""
+"""Starting a training: accelerate's configuration files, a launcher that passes on signals and statuses, a check."""
 
 from pathlib import Path
 

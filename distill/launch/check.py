@@ -18,13 +18,13 @@ from pathlib import Path
 from distill.launch import FOLDER
 
 ANSWER = "--answer"
-"""The argument of the two processes."""
+"""The argument with which the two processes are started."""
 LIMIT_S = 600.0
 """Long enough for two cold imports of torch and DeepSpeed on a slow disk."""
 
 
 def check() -> str:
-    """The engine that two processes started, in words. Raises OSError where they did not start or answer."""
+    """The description of the engine that two processes started. Raises OSError where they did not start or answer."""
     command = [console_command(), "launch"]
     command += ["--config_file", str(FOLDER / "zero2_8gpu.yaml"), "--num_processes", "2"]
     command += ["-m", "distill.launch.check", ANSWER]
@@ -62,7 +62,7 @@ def _reason(errors: str) -> str:
 
 
 def answer() -> None:
-    """One of the two processes."""
+    """The program of each of the two processes: add up a number over the engine and print it."""
     import torch
 
     from distill.engines import choose_engine

@@ -62,7 +62,7 @@ def _ended(who: str, code: int) -> int:
 
 
 def _pass_on(number: int, frame: FrameType | None) -> None:
-    """To the training processes; Ctrl-C in a terminal has already reached those of this process's own group."""
+    """Send a signal to the training processes; Ctrl-C in a terminal has already reached those of its own group."""
     import psutil
 
     children = psutil.Process().children()

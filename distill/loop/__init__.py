@@ -1,1 +1,1 @@
-"""Parts of the training loop: what it is given, its data, its state, and what goes wrong."""
+"""The training loop: the loop itself, its state and resuming, its log, and what ends it early."""

@@ -34,15 +34,15 @@ NUMBERS = 65
 
 
 def fit(task: TrainingTask, run: Path) -> Path:
-    """Train until loop.steps, from the newest checkpoint of `run` that verifies if there is one; the run folder.
+    """Train until loop.steps, from the newest checkpoint of `run` that verifies if there is one; return the run folder.
 
     Data order and random numbers derive from (seed, step, position in the batch), so that a resumed run repeats the
-    uninterrupted one, and processes may come and go between two runs. SIGINT, SIGTERM and SIGUSR1 save at the end of
-    the current step and leave with a status of their own (`teacher.files.errors`).
+    uninterrupted one, also with another number of processes. SIGINT, SIGTERM and SIGUSR1 save at the end of the current
+    step and leave with a status of their own (`teacher.files.errors`).
 
     The main process holds the run folder's lock from before its first file is written to the end, so that a second
-    training into the folder is refused. Nothing is done, and a line says so, where the run is finished and its
-    checkpoints were removed.
+    training into the folder is refused. Where the run is finished and its checkpoints were removed, nothing is done but
+    to print that.
     """
     loop, process = task.loop, this_process()
     with ExitStack() as stack:
@@ -76,7 +76,7 @@ def fit(task: TrainingTask, run: Path) -> Path:
 
 
 def check_precision(float32_only: bool, precision: torch.dtype) -> None:
-    """ValueError, saying what to launch with, for a step that differences the network in less than float32."""
+    """Raises ValueError, naming what to launch with, for a step that takes differences in less than float32."""
     if float32_only and precision != torch.float32:
         raise ValueError(
             "this objective takes its derivative by differences, which need float32: launch with a file of "
@@ -86,7 +86,7 @@ def check_precision(float32_only: bool, precision: torch.dtype) -> None:
 
 @contextmanager
 def writing(run: Path) -> Iterator[None]:
-    """A full disk or damaged data during training is no wrong input: TrainingError."""
+    """Context in which errors of a full disk or damaged data become a TrainingError, since no input is wrong."""
     try:
         yield
     except (OSError, FeatureError) as error:
@@ -94,7 +94,7 @@ def writing(run: Path) -> Iterator[None]:
 
 
 class Feed:
-    """The rows of each step's batch that this process learns from, read one pass ahead by a thread.
+    """The rows of each step's batch that belong to this process, read one pass ahead by a thread.
 
     Batches are a function of (seed, step, position), the same for any number of processes and of passes per step.
     """
@@ -110,7 +110,7 @@ class Feed:
         processes: int = 1,
         micro_batch: int | None = None,
     ) -> None:
-        """`steps` is the end, beyond which nothing is read ahead."""
+        """`steps` is the last step, beyond which nothing is read ahead."""
         self.data, self.steps, self.batch_size, self.seed = data, steps, batch_size, seed
         self.batch_slices = batch_slices(batch_size, process=process, processes=processes, micro_batch=micro_batch)
         self.reader = ThreadPoolExecutor(1, thread_name_prefix="feed")

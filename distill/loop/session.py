@@ -49,7 +49,7 @@ asks for one, batch, generator, fraction of training done, which rows of the who
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingTask:
-    """What the loop trains: a network, its step, its data, and how the result is measured and published."""
+    """What the loop trains: a network, its step, its data, and how the result is evaluated and published."""
 
     kind: str
     config: TeacherRun | DistillRun
@@ -64,9 +64,9 @@ class TrainingTask:
     net: MMAudio
     step: Step
     evaluate: HeldOut
-    """Called by every process; what the main process gets goes into the log."""
+    """Evaluates a network; every process calls it, and the main process logs the result."""
     best: str
-    """The number of an evaluation of which the smallest marks the best checkpoint."""
+    """Name of the value of an evaluation that is smallest for the best checkpoint."""
     averaged_targets: bool = False
     """Whether the step takes targets from a network with averaged weights: those of the narrowest of loop.ema_std."""
     float32_only: bool = False
@@ -83,9 +83,10 @@ class TrainingTask:
 
 @contextmanager
 def everywhere(engine: Engine, *, status: int = CANNOT_GO_ON) -> Iterator[None]:
-    """An error inside (ValueError, OSError) in one process becomes a TrainingError in all, so that none of them waits.
+    """Context in which a ValueError or OSError of one process becomes a TrainingError in all, so that none waits.
 
-    With a single process, wrong input stays a ValueError. Collective at its end; nothing inside may be collective."""
+    With a single process, a ValueError for wrong input stays one. Leaving the context is collective; nothing inside may
+    be collective."""
     error: str | None = None
     try:
         yield
@@ -99,7 +100,7 @@ def everywhere(engine: Engine, *, status: int = CANNOT_GO_ON) -> Iterator[None]:
 
 @contextmanager
 def ending(status: int) -> Iterator[None]:
-    """A TogetherError from inside ends this process with `status`."""
+    """Context in which a TogetherError ends this process with the exit status `status`."""
     try:
         yield
     except TogetherError as error:
@@ -172,7 +173,8 @@ class Session:
                 self._begin_stretch()
 
     def save(self, step: int, log: dict[str, list[float]], bad_in_a_row: int) -> None:
-        """A checkpoint after `step` steps, and the weights for use; `log` and `bad_in_a_row` as when resuming."""
+        """Write a checkpoint after `step` steps, and the weights for use. `log` and `bad_in_a_row` are stored in it and
+        restored when the run is resumed."""
         moments, engine = self.engine.moments(), self.engine
         best: dict[str, object] | None = None
         if self.best is not None:
@@ -191,7 +193,7 @@ class Session:
         self.saved = step
 
     def snapshot(self, done: int) -> None:
-        """Keep the averages for good where the configuration asks for it, the last step included."""
+        """Write a snapshot of the averages at the steps of the configuration and at the last step."""
         every = self.task.loop.ema_snapshot_every
         if every and (done % every == 0 or done == self.task.loop.steps):
             for index, part in enumerate(self.averages.parts):
@@ -203,9 +205,9 @@ class Session:
                         write_snapshot(self.run, average, done)
 
     def evaluate(self, done: int) -> tuple[Evaluated | None, bool]:
-        """Evaluate the weights that sampling takes, those of the narrowest average, on held-out clips.
+        """Evaluate the weights that sampling uses, those of the narrowest average, on held-out clips.
 
-        The numbers are returned in the main process alone, whether they are the best so far in every process."""
+        Returns the numbers (in the main process alone) and, in every process, whether they are the best so far."""
         net, stds = self.engine.plain, self.task.loop.ema_std
         narrowest: Tensors = {}
         if stds:
@@ -244,7 +246,7 @@ class Session:
             write_digests(run, (), forget=["codec.safetensors"])
             task.codec.save(run / "codec.safetensors")
         _copy(task.features / "features.json", run / "features.json")
-        # A configuration that is recorded already may have been edited since, which mf-check tells.
+        # A configuration that is recorded already may have been edited since, which mf-check reports.
         config = [] if "config.json" in read_digests(run) else ["config.json"]
         write_digests(run, ["codec.safetensors", "features.json", *config])
 
@@ -289,7 +291,7 @@ class Session:
 
         Another precision than before is allowed, as another number of processes is: weights, gradients and moments are
         float32 in both (`Engine.precision`), and a training begun on one machine may have to end on another. The result
-        is not that of either precision alone, however, so the log says which steps were made in which.
+        is not that of either precision alone, however, so the log states which steps were made in which.
         """
         path = self.run / HISTORY
         drop_later(path, self.first - 1)
@@ -310,7 +312,7 @@ class Session:
         append_lines(path, [json.dumps(stretch, ensure_ascii=False)])
         if before is not None and before.get("precision") != precision:
             print(
-                f"precision: {precision} from step {self.first + 1} on, {before.get('precision')} before; {path} says "
+                f"precision: {precision} from step {self.first + 1} on, {before.get('precision')} before; {path} lists "
                 "which steps were made in which",
                 flush=True,
             )
@@ -351,10 +353,11 @@ def blocks_of(net: MMAudio) -> list[nn.Module]:
 
 
 def prepare_blocks(net: MMAudio, *, checkpoint: bool, compile: bool) -> None:
-    """Switch on what LoopConfig asks for, in place and before an engine wraps `net`; names of parameters stay.
+    """Apply the block settings of LoopConfig in place, before an engine wraps `net`; names of parameters stay.
 
-    `checkpoint`: with gradients recorded, blocks keep their inputs alone and compute the rest again in the backward
-    pass (torch.utils.checkpoint without reentry). Derivatives, targets and samples, which record none, do not notice.
+    `checkpoint`: where gradients are recorded, blocks store their inputs alone and compute the rest again in the
+    backward pass (torch.utils.checkpoint without reentry). Derivatives, targets and samples, which record none, are not
+    affected.
 
     `compile`: each block is compiled by itself when it is first called, so blocks of a kind share one compilation;
     ForwardAD runs them as written. A deep copy of the network is not compiled: call this on the copy too.

@@ -1,4 +1,4 @@
-"""What a run writes while it trains: metrics.jsonl always, TensorBoard scalars, sounds and spectrograms beside it."""
+"""The log of a run: metrics.jsonl, and TensorBoard scalars, sounds and spectrograms beside it."""
 
 import json
 import math
@@ -21,8 +21,8 @@ from teacher.weights.run_folder import METRICS
 class Tracker:
     """Writer for one run folder; only the main process makes one.
 
-    `first` is the step training goes on from: what an interrupted run logged after its last checkpoint is dropped, so
-    that every step is logged once.
+    `first` is the step from which training resumes: what an interrupted run logged after its last checkpoint is
+    dropped, so that every step is logged once.
     """
 
     def __init__(self, run: Path, *, first: int = 0) -> None:
@@ -32,14 +32,14 @@ class Tracker:
         self.board = SummaryWriter(run / "tensorboard", purge_step=first + 1 if first else None)
 
     def scalars(self, step: int, values: dict[str, float]) -> None:
-        """One line of JSON and one TensorBoard point per finite value."""
+        """Write one line of JSON, and one TensorBoard point per finite value."""
         finite = {k: v for k, v in values.items() if math.isfinite(v)}
         self.stream.write(json.dumps({"step": step} | {k: _short(v) for k, v in finite.items()}) + "\n")
         for name, value in finite.items():
             self.board.add_scalar(name, value, step)
 
     def preview(self, step: int, preview: Preview) -> None:
-        """A few sounds with their spectrograms and captions."""
+        """Write a few sounds with their spectrograms and captions to TensorBoard."""
         names = preview.names or tuple(str(i) for i in range(len(preview.waves)))
         parts = zip(names, preview.waves, preview.pictures, preview.captions, strict=True)
         for name, wave, picture, caption in parts:
@@ -73,8 +73,8 @@ class Tracker:
 
 
 def _literal(text: str) -> str:
-    """The words as a block of code. TensorBoard takes them for Markdown, in which a caption of a stranger could have
-    the browser fetch a picture from a host of its choice, or be a link."""
+    """The text as a block of code. TensorBoard renders texts as Markdown, in which a caption from untrusted data could
+    make the browser fetch a picture from any host, or be a link."""
     return "    " + " ".join(text.split())
 
 
@@ -91,7 +91,7 @@ class Means:
         self.sums: dict[str, Tensor] = {}
 
     def add(self, logs: dict[str, Tensor]) -> None:
-        """Values per row (B,) or single ones; those that are not finite do not count."""
+        """Add values per row (B,) or single ones; those that are not finite do not count."""
         for name, value in logs.items():
             value = value.detach().double().flatten()
             finite = torch.isfinite(value)
@@ -99,8 +99,8 @@ class Means:
             self.sums[name] = self.sums[name] + both if name in self.sums else both
 
     def take(self, total: Callable[[Tensor], Tensor] = lambda x: x) -> dict[str, float]:
-        """The means since the last call, nan where nothing counted; `total` sums over processes, which must all have
-        been given the same names."""
+        """The means since the last call, nan where nothing counted; `total` sums over processes, all of which must have
+        added the same names."""
         names = sorted(self.sums)
         if not names:
             return {}
@@ -116,7 +116,7 @@ class Means:
         return dict(zip(names, total(torch.stack([self.sums[name] for name in names])).tolist(), strict=True))
 
     def load(self, state: dict[str, list[float]], *, main: bool, device: torch.device) -> None:
-        """Go on from a state, which one process holds for all."""
+        """Restore what `state` returned; one process holds it for all."""
         for name, sums in state.items():
             whole = torch.tensor(sums, dtype=torch.float64, device=device)
             self.sums[name] = whole if main else torch.zeros_like(whole)
@@ -131,7 +131,7 @@ class Pace:
         self.logged_step = first
 
     def at(self, done: int) -> dict[str, float]:
-        """Numbers for the log after `done` steps."""
+        """The pace as numbers for the log after `done` steps."""
         now = time.perf_counter()
         rate = (done - self.logged_step) * self.batch_size / max(now - self.logged_at, 1e-9)
         per_step = (now - self.began) / max(done - self.first, 1)

@@ -1,4 +1,4 @@
-"""What may end a run before its last step: a signal, a process that hangs or died, too many skipped steps.
+"""What may end a run before its last step: a signal, a process that hangs or has died, too many skipped steps.
 
 The exit statuses are listed in `teacher.files.errors`.
 """
@@ -20,15 +20,15 @@ from teacher.files.errors import INTERRUPTED, LOST, SAVED_AND_LEFT, TrainingErro
 from teacher.files.lines import append_lines, drop_later
 
 TWICE_S = 0.5
-"""Seconds within which a second SIGINT is the same one: Ctrl-C reaches a process from the terminal and its launcher."""
+"""Seconds within which a second SIGINT counts as the same: the terminal and the launcher both pass Ctrl-C on."""
 SHOWN = 8
-"""Clips named in an error."""
+"""Most clips that an error names."""
 BROKEN = ("gloo", "nccl", "processgroup", "connection closed by peer", "connection reset by peer", "broken pipe")
-"""What the errors of collectives say when another process is gone."""
+"""Texts of the errors of collectives when another process has died."""
 
 
 def signal_status(number: int) -> int:
-    """What a run leaves with that saved because of signal `number`."""
+    """The exit status of a run that saved because of signal `number`."""
     return INTERRUPTED if number == signal.SIGINT else SAVED_AND_LEFT
 
 
@@ -70,18 +70,18 @@ class Signals:
 class Watchdog:
     """Ends a process in which nothing is finished for `timeout_s` seconds, and explains broken collectives.
 
-    While open, a thread looks at the last `beat`. After too long it says which process stands where, prints the stack
-    of every thread and leaves by os._exit(71), without waiting for a main thread that waits for others. That needs
-    Python's lock, which torch's collectives release; should something else hold it, faulthandler's own timer ends the
-    process a quarter later, with the stacks alone.
+    While open, a thread checks the time since the last `beat`. After `timeout_s` it reports the process and its phase,
+    prints the stack of every thread and leaves by os._exit(71), without waiting for a main thread that waits for
+    others. That needs Python's lock, which torch's collectives release; should something else hold it, faulthandler's
+    own timer ends the process a quarter later and prints the stacks alone.
 
-    An error of a collective that passes through means that another process is gone: it becomes a TrainingError.
+    An error of a collective inside the context means that another process has died: it becomes a TrainingError.
     """
 
     def __init__(
         self, timeout_s: float, report: Callable[[str], None] | None = None, *, process: int = 0, processes: int = 1
     ) -> None:
-        """`report` gets the one line, by default for standard error."""
+        """`report` gets the line about a timeout; by default it is printed on standard error."""
         self.timeout_s = timeout_s
         self._report = report or _to_standard_error
         self._who = f"process {process} of {processes} on {socket.gethostname()}"
@@ -90,7 +90,7 @@ class Watchdog:
         self._closed = threading.Event()
 
     def beat(self, phase: str, *, checkpoint: str = "") -> None:
-        """The loop is alive and begins `phase`. `checkpoint` says, from now on, which checkpoint is the last."""
+        """State that the loop is alive and begins `phase`, and which checkpoint is the last, if that has changed."""
         self._checkpoint = checkpoint or self._checkpoint
         self._last = (time.monotonic(), phase)
 
@@ -105,9 +105,9 @@ class Watchdog:
         self._closed.set()
         faulthandler.cancel_dump_traceback_later()
         if error is not None and is_broken_collective(error):
-            words = " ".join(str(error).split())[:200]
+            text = " ".join(str(error).split())[:200]
             raise TrainingError(
-                f"{self._who}: another process died or hangs ({self._last[1]}; {words}); its own output says why"
+                f"{self._who}: another process died or hangs ({self._last[1]}; {text}); its own output says why"
                 f"{self._where_to_go_on()}",
                 status=LOST,
             ) from error
@@ -138,7 +138,7 @@ class Watchdog:
 
 
 def is_broken_collective(error: BaseException) -> bool:
-    """Whether an error is torch.distributed's about another process, by its class or, for gloo, by its words."""
+    """Whether an error is torch.distributed's about another process, by its class or, for gloo, by its text."""
     if isinstance(error, TrainingError) or not isinstance(error, RuntimeError):
         return False
     named = any(kind.__name__ in ("DistError", "DistBackendError", "DistNetworkError") for kind in type(error).__mro__)
@@ -159,8 +159,8 @@ class SkippedSteps:
     def __init__(
         self, run: Path, max_in_a_row: int, *, write: bool = True, in_a_row: int = 0, first: int | None = None
     ) -> None:
-        """`write` in the main process alone; `in_a_row` as it was in the checkpoint that the run goes on from, and
-        `first` the number of its steps, behind which lines are dropped since those steps come again."""
+        """`write` is true in the main process alone. `in_a_row` is that of the checkpoint from which the run resumes,
+        `first` its step; lines of later steps are dropped, since those steps are made again."""
         self.path, self.max_in_a_row, self.write = run / "skipped.jsonl", max_in_a_row, write
         self.in_a_row = in_a_row
         self.total = 0
@@ -180,7 +180,7 @@ class SkippedSteps:
         ids: Sequence[str],
         losses: Sequence[float] | None = None,
     ) -> None:
-        """A step was left out. Raises TrainingError when it is the `max_in_a_row`-th in a row, or cannot be written."""
+        """Record a skipped step. Raises TrainingError for the `max_in_a_row`-th in a row, or if writing fails."""
         self.in_a_row += 1
         self.total += 1
         if self.write:
@@ -194,6 +194,6 @@ class SkippedSteps:
             rest = f" and {len(ids) - SHOWN} more" if len(ids) > SHOWN else ""
             raise TrainingError(
                 f"{self.in_a_row} steps in a row had a {reason} that is not finite, up to step {step} with the clips "
-                f"{', '.join(ids[:SHOWN])}{rest} (all in {self.path}); the weights are those before them: look at "
+                f"{', '.join(ids[:SHOWN])}{rest} (all in {self.path}); the weights are those before them: check "
                 "these clips if they repeat, else start again, with another --out, at a lower optim.lr or in float32"
             )

@@ -1,4 +1,4 @@
-"""Training low-rank adapters: what is trained, and how a run folder stays usable without knowing of them."""
+"""Training low-rank adapters: what is trained, and how they are merged so that a run folder holds plain weights."""
 
 import copy
 from dataclasses import dataclass
@@ -29,9 +29,10 @@ ADAPTER = "adapter"
 
 @dataclass(frozen=True)
 class Merging:
-    """Turns a state dict of an adapted network into plain weights of the same name, and the adapters in a file.
+    """Turns the state dict of an adapted network into plain weights of the same name, and a file of the adapters.
 
-    That file is only written where adapters are all that was trained, since a base network and it are then the whole.
+    The file of adapters is written only where nothing else was trained, so that it and the base network make the
+    trained one.
     """
 
     template: MMAudio
@@ -40,7 +41,7 @@ class Merging:
 
     @classmethod
     def of(cls, net: MMAudio, *, adapters_alone: bool = True) -> "Merging":
-        """For an adapted network, whatever becomes of it in training."""
+        """The merging of an adapted network; training may change the network afterwards."""
         hollow = {id(p): nn.Parameter(p.detach().to("meta"), p.requires_grad) for p in net.parameters()}
         return cls(copy.deepcopy(net, dict(hollow)), adapters_alone)
 
@@ -53,7 +54,7 @@ class Merging:
 
 
 def adapt(net: MMAudio, config: LoRAConfig, *, seed: int, in_full: tuple[str, ...] = ()) -> Merging:
-    """Freeze the network and add adapters in place; at the start they change nothing.
+    """Freeze the network and add adapters in place; before training they do not change what the network computes.
 
     Parameters whose names begin with one of `in_full` are trained themselves and get no adapters. Raises ValueError
     where that leaves no layer to adapt.
@@ -72,8 +73,8 @@ def adapt(net: MMAudio, config: LoRAConfig, *, seed: int, in_full: tuple[str, ..
 
 
 def merged(tensors: Tensors, network: MMAudioConfig, alpha: float, where: str) -> Tensors:
-    """Plain weights out of the state dict of an adapted network, from a file: which layers have adapters is seen from
-    their names. What has none is passed on, not copied. Raises WeightsError naming what does not fit.
+    """Plain weights from the state dict of an adapted network in a file, whose names show which layers have adapters.
+    Tensors of other layers are passed on, not copied. Raises WeightsError naming what does not fit.
     """
     adapters = {name: tensor for name, tensor in tensors.items() if name.endswith((".lora_a", ".lora_b"))}
     with torch.device("meta"):  # names and shapes alone

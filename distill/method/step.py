@@ -1,6 +1,6 @@
-"""What is learnt (`Method`) and one step of learning it: a batch in, a loss per sample and scalars for the log out.
+"""The method of a distillation (`Method`), and its step from a batch to a loss per sample and scalars for the log.
 
-Knows nothing of engines.
+Nothing here depends on the engine.
 """
 
 from dataclasses import dataclass, field
@@ -42,14 +42,14 @@ class Method:
     times: Times = field(default_factory=TimePairs)
     velocity: VelocitySource = field(default_factory=FromData)
     velocity_head: int = 0
-    """Fused blocks of the student's velocity head, which objectives with a head learn from; 0 = no head."""
+    """Number of fused blocks of the student's velocity head, which some objectives train; 0 = no head."""
     time_embedding: Literal["auto", "teacher", "smooth"] = "auto"
     """The student's embeddings of t and t - r. teacher: as the teacher's; smooth: without frequencies above 100 rad per
     unit, fitted to the teacher's (which changes the student's start; train it at r = t first); auto: smooth where the
     teacher's are faster, which is in MMAudio v2, and the teacher's otherwise."""
     guided_from: float = 0.0
-    """Share of training before which targets are not guided: a warm start without guidance, 0 = guided from the first
-    step, 1 = never."""
+    """Fraction of training before which targets are not guided, for a warm start; 0 = guided from the first step, 1 =
+    never guided."""
     dropout: ConditionDropout = field(default_factory=ConditionDropout)
 
     def __post_init__(self) -> None:
@@ -86,13 +86,13 @@ def train_step(
     batch_slice: BatchSlice | None = None,
     averaged: MMAudio | None = None,
 ) -> Terms:
-    """Draw noise, times and dropped conditions; form the objective's residual; weigh it.
+    """Draw noise, times and dropped conditions; compute the objective's residual and its weighted loss per sample.
 
     `student` is the possibly wrapped network and is called exactly once, with gradients; `plain` is the same network
     without a wrapper, on which derivatives and targets are taken without a graph; `teacher` is frozen. `progress` in
     [0, 1] is the fraction of training that is done, for schedules of the objective, of the times and of the guidance.
-    `batch_slice` says which rows of a larger batch these are. `averaged` is the student with averaged weights, for
-    objectives that declare to need them (`Needs.averaged`).
+    `batch_slice` states which rows of a larger batch these are. `averaged` is the student with averaged weights, for
+    objectives that declare that they need them (`Needs.averaged`).
     """
     x = batch.latents
     batch_slice = batch_slice or BatchSlice.whole(len(x))

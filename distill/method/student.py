@@ -1,4 +1,4 @@
-"""The student: the teacher's network with a second time, started from the teacher's weights."""
+"""The student: the teacher's network with a second time input r, initialised with the teacher's weights."""
 
 from dataclasses import fields, replace
 from typing import Literal, NamedTuple, TypeAlias
@@ -15,9 +15,9 @@ from teacher.network.variants import MMAudioConfig
 from teacher.network.velocity import student_velocity, teacher_velocity
 
 NEW_PARAMETERS = ("interval_embed.", "guidance_embed.", "velocity_blocks.", "velocity_layer.")
-"""What a student has and its teacher has not."""
+"""Beginnings of the names of parameters that a student has and its teacher lacks."""
 REFITTED_PARAMETERS = ("t_embed.",)
-"""What is fitted anew where the teacher's time embedding is too fast to differentiate."""
+"""Beginnings of the names of parameters fitted anew where the teacher's time embedding is too fast to differentiate."""
 
 TimeEmbedding: TypeAlias = Literal["auto", "teacher", "smooth"]
 
@@ -45,12 +45,12 @@ def student_config(
 
 
 def refitted(student: MMAudioConfig, teacher: MMAudioConfig) -> bool:
-    """Whether the student's embedding of t is another one than the teacher's."""
+    """Whether the student's embedding of t differs from the teacher's and is fitted to it."""
     return student.time_frequencies != teacher.time_frequencies
 
 
 def in_full(student: MMAudioConfig, teacher: MMAudioConfig) -> tuple[str, ...]:
-    """Beginnings of the names of parameters that a student does not take over, and which are trained in any case."""
+    """Beginnings of the names of parameters that a student does not take from its teacher; they are always trained."""
     return NEW_PARAMETERS + (REFITTED_PARAMETERS if refitted(student, teacher) else ())
 
 
@@ -78,11 +78,11 @@ def student_from_teacher(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         student = MMAudio(config).to(teacher.latent_mean.dtype)
-    kept, new = teacher.state_dict(), in_full(config, teacher.config)
+    taken, new = teacher.state_dict(), in_full(config, teacher.config)
     if refitted(config, teacher.config):
-        kept = {name: tensor for name, tensor in kept.items() if not name.startswith(REFITTED_PARAMETERS)}
+        taken = {name: tensor for name, tensor in taken.items() if not name.startswith(REFITTED_PARAMETERS)}
         fit_smooth(student.t_embed, teacher.t_embed)
-    missing, unexpected = student.load_state_dict(kept, strict=False)
+    missing, unexpected = student.load_state_dict(taken, strict=False)
     if unexpected or any(not name.startswith(new) for name in missing):
         raise ValueError(f"the teacher's weights do not fit a student: missing {missing}, unexpected {unexpected}")
     if velocity_head:
@@ -94,12 +94,12 @@ def student_from_teacher(
 
 
 class TimeFit(NamedTuple):
-    """What a smooth time embedding changed, each relative to the rms of what it should be."""
+    """Errors of a smooth time embedding, each relative to the root mean square of the exact value."""
 
     embedding: float
     """Difference of the embeddings of t."""
     variation: float
-    """The same, relative to what varies with t in the teacher's; 1 = no better than a constant."""
+    """Difference of the embeddings relative to the part of the teacher's that varies with t; 1 = a constant's."""
     velocity: float
     """Difference of u(x_t, t, t) from the teacher's v(x_t, t)."""
 
@@ -117,7 +117,7 @@ def time_fit(student: MMAudio, teacher: MMAudio, x: Tensor, conditions: Conditio
 
 
 def check_differences(student: MMAudio, objective: Objective) -> None:
-    """ValueError where an objective takes a derivative in time by differences of a network too fast for them."""
+    """Raises ValueError where an objective differentiates by differences, for which the time embedding is too fast."""
     fastest = student.t_embed.fastest
     if objective.needs.derivative == "difference" and fastest > SMOOTH_LIMIT:
         raise ValueError(

@@ -1,6 +1,6 @@
-"""Where the velocity v to be averaged comes from, and how it is guided.
+"""Sources of the velocity v to be averaged, with their guidance.
 
-A source declares what it asks of the student, and the step, the configuration and the evaluation go by that.
+A source declares what it needs of the student; the step, the configuration and the evaluation read that declaration.
 """
 
 import math
@@ -23,7 +23,7 @@ Predictions: TypeAlias = Literal["teacher", "student"]
 
 
 class State(NamedTuple):
-    """Where a source is asked for the velocity of a batch, and what its random draws depend on."""
+    """A batch at its noisy latents and times, with the generator of random draws: the input of a source."""
 
     x_t: Tensor
     """The noisy latents (B, N, C)."""
@@ -33,13 +33,13 @@ class State(NamedTuple):
     """The conditional velocity e - x of the data (B, N, C)."""
     generator: torch.Generator
     batch_slice: BatchSlice
-    """Which rows of the whole batch, for which the numbers are drawn, these are."""
+    """Which rows of the whole batch these are; random numbers are drawn for the whole batch."""
 
 
 class Target(NamedTuple):
-    """v (B, N, C) to be averaged, and the guidance scale omega (B,) that the student is shown, if any.
+    """The velocity v (B, N, C) to be averaged, and the guidance scale omega (B,) given to the student, if any.
 
-    `guided` holds what rescaled guidance did, where the velocity went through one, for the log.
+    `guided` holds, for the log, what rescaled guidance did to the velocity, where it was used.
     """
 
     v: Tensor
@@ -84,7 +84,8 @@ class Networks:
     def pair(self, of: Predictions, rows: Tensor, x_t: Tensor, t: Tensor, omega: Tensor | None = None) -> Pair:
         """Both predictions at x_t (M, N, C), t (M,), which belong to `rows`, in one batched evaluation.
 
-        A student's are its own u(x_t, t, t), or its velocity head's; shown `omega` with the conditions and 1 without.
+        A student's are its own u(x_t, t, t), or its velocity head's; its scale is `omega` with the conditions and 1
+        without.
         """
         conditions = self.conditions_of(rows)
         both = Conditions.cat([conditions, conditions.unconditional()])
@@ -99,7 +100,7 @@ class Networks:
         return Pair(*v.chunk(2))
 
     def teaching(self, guidance: Guidance, observe: Callable[[Guided], None] | None = None) -> VelocityOnRows:
-        """The teacher's velocity on the conditions of some rows, guided as at sampling."""
+        """The teacher's velocity on the conditions of some rows, guided by the rule of sampling."""
 
         def predict(x: Tensor, r: Tensor, t: Tensor, encoded: Encoded) -> Tensor:
             return teacher_velocity(self.teacher, x, t, encoded)
@@ -129,7 +130,7 @@ class Networks:
 
 
 class VelocitySourceLike(Protocol):
-    """Every source: what it declares, and where it gives the velocity."""
+    """The interface of every source: what it declares, and the velocity that it returns."""
 
     guidance_input: ClassVar[bool]
     """Whether the student embeds the guidance scale as an input."""
@@ -146,10 +147,10 @@ class VelocitySourceLike(Protocol):
         """The source without its guidance, for the first part of a training that guides later."""
 
     def target(self, nets: Networks, state: State) -> Target:
-        """The velocity to be averaged at the state."""
+        """The velocity to be averaged at x_t of the state."""
 
     def teaching(self, nets: Networks, target: Target) -> VelocityOnRows:
-        """The teacher's velocity with the guidance of `target`, for objectives that ask elsewhere than at x_t."""
+        """The teacher's velocity with the guidance of `target`, for objectives that need it at points besides x_t."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,7 +167,7 @@ class FromData:
 
     mixed: MixedGuidance = field(default_factory=MixedGuidance)
     predictions: Predictions = "teacher"
-    """Whose predictions: the frozen teacher's, or the student's own u(x_t, t, t) as published."""
+    """The network that predicts v_cond and v_uncond: the teacher, or the student by its u(x_t, t, t) as published."""
 
     @property
     def scale(self) -> float:
@@ -207,7 +208,7 @@ class FromData:
 
 @dataclass(frozen=True, kw_only=True)
 class FromTeacher:
-    """v = the frozen teacher's velocity at x_t, guided: the student averages the very flow the teacher samples."""
+    """v = the frozen teacher's guided velocity at x_t: the student averages the flow that the teacher samples."""
 
     guidance_input: ClassVar[bool] = False
     asks_student: ClassVar[bool] = False
@@ -221,7 +222,7 @@ class FromTeacher:
         return Target(made, guided=combined[0] if combined else None)
 
     def teaching(self, nets: Networks, target: Target) -> VelocityOnRows:
-        """The same velocity anywhere else."""
+        """The teacher's velocity with the same guidance, at any point."""
         return nets.teaching(self.guidance)
 
     @property
@@ -238,22 +239,25 @@ class FromTeacher:
 class GuidedInput:
     """Guidance as an input of the student: one network for every scale omega in [1, max_omega] (iMF, arXiv 2512.02012).
 
-    Each row draws p(omega) ~ omega^-power and is shown it, embedded as 1 - 1/omega. In `interval`, with v = e - x,
+    Each row draws omega with density ~ omega^-power; the student embeds it as 1 - 1/omega. In `interval`, v = e - x,
 
-        v_g = v + (1 - 1/omega) (v_cond - v_uncond)     predictions of the student, shown the same omega
+        v_g = v + (1 - 1/omega) (v_cond - v_uncond)     predictions of the student at the same omega
         v_g = v + (omega - 1)   (v_cond - v_uncond)     predictions of the teacher
 
     both of which are v_uncond + omega (v_cond - v_uncond) on average: the student's v_cond is itself guided, so that
-    v_g - v_cond = 0 there; the teacher's is not. Rows without conditions keep v and are shown omega = 1.
+    v_g - v_cond = 0 there; the teacher's is not. Rows without conditions keep v and get omega = 1.
     """
 
     guidance_input: ClassVar[bool] = True
 
     max_omega: float = 8.0
+    """Largest guidance scale; the scales lie in [1, max_omega]."""
     power: float = 1.0
+    """Exponent of the density omega^-power of the guidance scales."""
     interval: tuple[float, float] = (0.0, 1.0)
+    """Times t at which the velocity is guided."""
     predictions: Predictions = "student"
-    """Whose predictions: the frozen teacher's, or the student's own."""
+    """The network that predicts v_cond and v_uncond: the frozen teacher or the student."""
 
     def __post_init__(self) -> None:
         if not 1.0 < self.max_omega < math.inf:
@@ -263,7 +267,7 @@ class GuidedInput:
         check_interval(self.interval)
 
     def draw(self, n: int, *, generator: torch.Generator) -> Tensor:
-        """omega (n,) by inversion: omega^(1 - power) is uniform, log omega is for power = 1."""
+        """omega (n,) by inversion: omega^(1 - power) is uniform; for power = 1, log omega is."""
         uniform = torch.rand(n, generator=generator, device=generator.device)
         if self.power == 1.0:
             return torch.exp(uniform * math.log(self.max_omega))
@@ -295,19 +299,19 @@ class GuidedInput:
 
     @property
     def reference_guidance(self) -> Guidance:
-        """The median of the scales that are drawn, of which the student learns every one."""
+        """The median of the drawn scales, with which the student is compared; it learns every one."""
         q = 1 - self.power
         median = math.sqrt(self.max_omega) if q == 0 else ((1 + self.max_omega**q) / 2) ** (1 / q)
         return Guidance(omega=median, rescale=False, interval=self.interval)
 
     def unguided(self) -> "UnguidedInput":
-        """v = e - x, and every row is shown omega = 1."""
+        """v = e - x, and every row gets omega = 1."""
         return UnguidedInput()
 
 
 @dataclass(frozen=True)
 class UnguidedInput:
-    """v = e - x of the data for a student that embeds the guidance scale: every row is shown omega = 1."""
+    """v = e - x of the data for a student that embeds the guidance scale: every row gets omega = 1."""
 
     guidance_input: ClassVar[bool] = True
     asks_student: ClassVar[bool] = False

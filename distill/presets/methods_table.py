@@ -19,8 +19,8 @@ BLOCK = re.compile(r"(?<=<!-- methods -->\n).*?(?=<!-- end of methods -->)", re.
 
 
 def render_methods(text: str, pages: Path) -> str:
-    """A document with the table written anew between its marks `<!-- methods -->` and `<!-- end of methods -->`; one
-    without the marks as it is.
+    """A document with the table written anew between its marks `<!-- methods -->` and `<!-- end of methods -->`. A
+    document without the marks is returned as it is.
 
     `pages` is the folder of the methods' pages. Raises ValueError for an objective without a page, or with a page that
     lacks the three lines.

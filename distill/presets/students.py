@@ -47,22 +47,22 @@ FULL_DATA = (Path("features/vgg"),)
 PRETRAINED_V2 = Path("runs/mmaudio-large-44k-v2")
 UNGUIDED = Path("runs/mf-mjt-unguided")
 HEALED = Path("runs/mf-mjt-large-44k-v2-heal")
-UNGUIDED_SHARE = 1 / 3
-"""Of a warm-started training, the part before guidance: 20 of 60 epochs of MeanFlow from SiT-XL (zhuyu-cs/MeanFlow)."""
+UNGUIDED_FRACTION = 1 / 3
+"""Fraction of a warm-started training before guidance: 20 of 60 epochs of MeanFlow from SiT-XL (zhuyu-cs/MeanFlow)."""
 IMAGENET = AdaptiveL2(p=1.0, c=1e-2, reduction="sum")
-"""MeanFlow and improved MeanFlow on ImageNet."""
+"""The loss of MeanFlow and improved MeanFlow on ImageNet."""
 AUDIO = AdaptiveL2(p=1.0, c=1e-3)
-"""MeanAudio and alpha-Flow."""
+"""The loss of MeanAudio and alpha-Flow."""
 SQUARED = AdaptiveL2(p=0.0)
 """The plain squared error."""
 SCALE_3 = FromData(mixed=MixedGuidance(omega=0.3, kappa=0.9), predictions="student")
-"""MeanAudio's guided target, of scale 0.3 / (1 - 0.9) = 3; used where a method publishes none."""
+"""MeanAudio's guided target, of guidance scale 0.3 / (1 - 0.9) = 3; used for methods that publish none."""
 GUIDED_TEACHER = FromTeacher(guidance=Guidance(omega=3.0, rescale=False))
-"""The same scale from the teacher, for objectives that do not learn u(x_t, t, t) or stand on it."""
+"""The teacher's velocity at the same guidance scale, for objectives that do not train u(x_t, t, t) or build on it."""
 
 
 def student_demo() -> DistillRun:
-    """The demo's student on two CPU cores in a few minutes."""
+    """The demo's student, trained on two CPU cores in a few minutes."""
     return DistillRun(
         data=DATA,
         teacher=TEACHER,
@@ -93,8 +93,8 @@ def student_mf_mjt() -> DistillRun:
     predictions are the scale 0.3 / (1 - 0.9) = 3; Adam's epsilon belongs to bfloat16 autocast. From MMAudio (arXiv
     2412.15322), whose trainer MeanAudio builds on: weight decay of every parameter, the exclusive warm-up and the
     corrected averages. The first third without guidance is the 20 of 60 epochs of a MeanFlow fine-tuned from SiT-XL.
-    Ours: how often is saved, evaluated and, for averages of any width afterwards, kept. What MF-MJT itself (arXiv
-    2509.06389) used is not in what could be read of it. Nothing here was run at this size.
+    Ours: how often the run saves, evaluates and stores snapshots of the averages. The settings of MF-MJT itself (arXiv
+    2509.06389) were not available. Nothing here was run at this size.
     """
     return DistillRun(
         data=FULL_DATA,
@@ -104,7 +104,7 @@ def student_mf_mjt() -> DistillRun:
             times=PUBLISHED_TIMES["meanaudio"],
             velocity=FromData(mixed=MixedGuidance(omega=0.3, kappa=0.9), predictions="student"),
             loss=AdaptiveL2(p=1.0, c=1e-3),
-            guided_from=UNGUIDED_SHARE,
+            guided_from=UNGUIDED_FRACTION,
             dropout=ConditionDropout(video=0.1, text=0.1),
         ),
         loop=_full_loop(),
@@ -114,34 +114,34 @@ def student_mf_mjt() -> DistillRun:
 def student_mf_mjt_unguided() -> DistillRun:
     """The first of two commands in place of mf-mjt: its first third, without guidance, as a run of its own.
 
-    The rate's steps come at shares of a run, so here they come at 80 and 90 % of this third, as they did for the
-    fine-tuned SiT-XL, whose parts were two runs.
+    The milestones of the rate are fractions of a run, so here they are at 80 and 90 % of this third, as they were for
+    the fine-tuned SiT-XL, whose parts were two runs.
     """
     full = student_mf_mjt()
     return replace(
         full,
         method=replace(full.method, guided_from=1.0),
-        loop=replace(full.loop, steps=round(full.loop.steps * UNGUIDED_SHARE)),
+        loop=replace(full.loop, steps=round(full.loop.steps * UNGUIDED_FRACTION)),
     )
 
 
 def student_mf_mjt_guided() -> DistillRun:
-    """The second of two commands: goes on from the student of mf-mjt-unguided, every target guided."""
+    """The second of two commands: continues with the student of mf-mjt-unguided, every target guided."""
     full = student_mf_mjt()
     return replace(
         full,
         student=FromWeights(run=UNGUIDED),
         method=replace(full.method, guided_from=0.0),
-        loop=replace(full.loop, steps=full.loop.steps - round(full.loop.steps * UNGUIDED_SHARE)),
+        loop=replace(full.loop, steps=full.loop.steps - round(full.loop.steps * UNGUIDED_FRACTION)),
     )
 
 
 def student_mf_mjt_lora() -> DistillRun:
     """mf-mjt with adapters beside the teacher's frozen weights; the embedding of t - r is trained in full.
 
-    Published: rate 5e-5 without decay of weights, 6,000 steps of 32 and 1,000 of warm-up are AnyFlow's (arXiv
+    Published: rate 5e-5 without weight decay, 6,000 steps of 32 and 1,000 of warm-up are AnyFlow's (arXiv
     2605.13724), which trains adapters of rank 256 on a video network of 14 billion parameters. Ours: rank 64 for a
-    network a hundred times smaller, and a constant rate. Method as in mf-mjt. Never run at this size.
+    network a hundred times smaller, and a constant rate. The method is that of mf-mjt. Never run at this size.
     """
     full = student_mf_mjt()
     optim = OptimConfig(lr=5e-5, weight_decay=0.0, adam_eps=1e-6, warmup_steps=1000)
@@ -157,9 +157,9 @@ def student_large_44k_v2_heal() -> DistillRun:
 
     The second version embeds time with up to 10,000 rad per unit, whose derivative drowns the velocity. The student's
     embedding has none above 100 rad and is fitted to the teacher's, which is not exact; here every row has r = t,
-    uniform in t since the embedding is wanted everywhere, and the velocity to learn is the teacher's own, unguided, so
-    that what the fit missed is learnt again. Its embedding of t - r stays silent until the second command. All
-    numbers are ours: a tenth of the published rate, since all but the embedding is where it should be. Never run.
+    uniform in t since the embedding is needed everywhere, and the velocity to learn is the teacher's own, unguided, so
+    that training corrects the error of the fit. The embedding of t - r stays at zero until the second command. All
+    numbers are ours: a tenth of the published rate, since only the embedding is new. Never run at this size.
     """
     full = student_mf_mjt()
     return replace(
@@ -186,7 +186,8 @@ def student_large_44k_v2_heal() -> DistillRun:
 def student_large_44k_v2() -> DistillRun:
     """The second of two commands for MMAudio large_44k_v2: mf-mjt from the healed student.
 
-    As mf-mjt; pictures and synchronisation are dropped each on their own, as the second version was trained. Never run.
+    Settings are those of mf-mjt, but image and synchronisation features are dropped independently, as in the training
+    of MMAudio's second version. Never run at this size.
     """
     full = student_mf_mjt()
     return replace(
@@ -240,7 +241,7 @@ def student_meanflow() -> DistillRun:
 
 
 def student_improved() -> DistillRun:
-    """Improved MeanFlow (2512.02012), boundary form: tangent u(x_t, t, t), the guidance scale as an input."""
+    """Improved MeanFlow (2512.02012), boundary form: tangent u(x_t, t, t), guidance scale as an input."""
     return _with_method(
         Method(
             objective=ImprovedMeanFlow(),
@@ -281,7 +282,7 @@ def student_split() -> DistillRun:
 
 
 def student_transition() -> DistillRun:
-    """Transition model (2509.04394): central differences; for the float32 launch files alone."""
+    """Transition model (2509.04394): central differences; only with the float32 launch files."""
     return _with_method(
         Method(
             objective=TransitionModel(),
@@ -293,7 +294,7 @@ def student_transition() -> DistillRun:
 
 
 def student_terminal() -> DistillRun:
-    """Terminal velocity matching (2511.19797): four rows through the network for each; float32 launch files."""
+    """Terminal velocity matching (2511.19797): computes four rows for each; only with the float32 launch files."""
     return _with_method(
         Method(objective=TerminalVelocity(), times=PUBLISHED_TIMES["terminal_velocity"], loss=SQUARED, velocity=SCALE_3)
     )
@@ -342,4 +343,4 @@ STUDENTS: dict[str, Callable[[], DistillRun]] = {
     "consistency": student_consistency,
     "flow-matching": student_flow_matching,
 }
-"""Presets by the name that `mf-distill` gives them; the first line of a docstring is its help. Built when called."""
+"""Presets by their name in `mf-distill`, as functions whose docstring's first line is the help."""

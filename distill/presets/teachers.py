@@ -19,7 +19,7 @@ DATA = (Path("runs/demo/features"),)
 OWN_DATA = (Path("runs/own/features"),)
 PRETRAINED = Path("runs/mmaudio-small-16k")
 BASE = "small_16k"
-"""The size that the paper's comparisons are made with."""
+"""The network size with which the paper's comparisons are made."""
 PUBLISHED = ("small_16k", "small_44k", "medium_44k", "large_44k", "large_44k_v2")
 
 
@@ -37,7 +37,7 @@ def debug_loop() -> LoopConfig:
 
 
 def teacher_demo() -> TeacherRun:
-    """A small teacher on two CPU cores in a few minutes."""
+    """A small teacher, trained on two CPU cores in a few minutes."""
     return TeacherRun(
         data=DATA,
         start=Fresh(network=variant("tiny_16k"), init="unit"),
@@ -97,13 +97,12 @@ def teacher_debug() -> TeacherRun:
 
 
 def teacher_finetune() -> TeacherRun:
-    """All weights of a trained network, on a small own set.
+    """Fine-tune all weights of a trained network on a small data set of your own.
 
-    The rate is a tenth of the published one, that of its second stage: large enough to move, small enough to forget
-    little. The warm-up gives Adam time to measure gradients that its fresh state does not know, the cosine ends on
-    settled weights. Both dropouts stay, since guidance needs the unconditional branch. 3,000 steps of 32 show a
-    thousand clips about a hundred times, after which a small set is learnt by heart; the snapshots let `mf-ema --step`
-    take an earlier average if it was too long.
+    The rate is a tenth of the published one, as in its second stage, so that little is forgotten. The warm-up gives
+    Adam time to estimate its moments, and the cosine ends at a rate of zero. Both dropouts stay, since guidance needs
+    the unconditional branch. 3,000 steps of 32 pass a thousand clips about a hundred times, after which a small set is
+    overfitted; the snapshots let `mf-ema --step` compute an earlier average if the training was too long.
     """
     return TeacherRun(
         data=OWN_DATA,
@@ -121,11 +120,11 @@ def teacher_finetune() -> TeacherRun:
 
 
 def teacher_lora() -> TeacherRun:
-    """Low-rank adapters beside the frozen weights of a trained network, on a set too small to fine-tune on.
+    """Train low-rank adapters beside the frozen weights of a trained network, on a set too small for fine-tuning.
 
-    A few percent of the weights learn, so a hundred clips spoil little of what the rest knows and memory holds no
-    optimiser state for it. Adapters start at zero and have far to go: the rate is ten times that of fine-tuning, and
-    weight decay, which would pull them back to the network they start from, is off.
+    A few percent of the weights are trained, so a hundred clips change little of what the network has learnt, and
+    frozen weights need no optimiser state. Adapters start at zero and need larger updates: the rate is ten times that
+    of fine-tuning, and weight decay, which would pull them back to zero, is off.
     """
     return replace(
         teacher_finetune(),
@@ -175,7 +174,7 @@ ABLATIONS: dict[str, tuple[str, Callable[[], TeacherRun]]] = {
         lambda: ablation(network=replace(variant(BASE), missing="zeros")),
     ),
 }
-"""What differs from the published recipe, in words and as a run, by the name behind ablate- in TEACHERS."""
+"""What differs from the published recipe, as a description and as a run, by the name after ablate- in TEACHERS."""
 
 
 def _described(text: str, make: Callable[[], TeacherRun]) -> Callable[[], TeacherRun]:
@@ -200,4 +199,4 @@ TEACHERS: dict[str, Callable[[], TeacherRun]] = {
         for name, (difference, make) in ABLATIONS.items()
     },
 }
-"""Presets by the name that `mf-train-teacher` gives them; a docstring's first line is its help. Built when called."""
+"""Presets by their name in `mf-train-teacher`, as functions whose docstring's first line is the help."""

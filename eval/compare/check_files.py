@@ -1,4 +1,4 @@
-"""Whether the files of a comparison are as it wrote them: damage and gaps that `mf-check` reports."""
+"""Checks whether the files of a comparison are complete and as it wrote them, for `mf-check`."""
 
 import re
 from collections.abc import Iterator, Sequence
@@ -25,10 +25,11 @@ REFERENCE = re.compile(r"reference-([0-9a-f]{16})\.safetensors")
 
 
 def check_files(folder: Path, names: Sequence[str]) -> Iterator[tuple[Path, str | None]]:
-    """The files of one folder that a comparison wrote with a record of their content, and what is wrong with each.
+    """The files of one folder that a comparison wrote with a checksum or digest, and what is wrong with each.
 
-    They are lines of rows.jsonl and clips.jsonl, lists of scored clips, features of rows, entries of the cache and
-    parts. What older versions wrote without a record is not among them; nor are files that go away meanwhile.
+    These are rows.jsonl and clips.jsonl, lists of scored clips, features of rows, entries of the cache and parts of
+    unfinished rows. Files that older versions wrote without a digest are left out, as are files that disappear
+    meanwhile.
     """
     for name in names:
         path = folder / name

@@ -1,6 +1,6 @@
-"""A comparison: what it is asked for, and its run over models x steps x guidance x seeds on the test set of each task.
+"""A comparison: its configuration, and its run over models x steps x guidance x seeds on the test set of each task.
 
-Real sound and the codec round trip come first, the floor and the ceiling that every model is read against.
+Real sound and the codec round trip come first; they are the floor and the ceiling of every model.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -40,15 +40,17 @@ class ComparisonConfig:
     student: Path | None = Path("runs/demo/student")
     """Run folder of a network that jumps; None for none."""
     also: tuple[str, ...] = ()
-    """More networks as NAME=RUN; whether one jumps or is integrated is seen in its files."""
+    """More networks as NAME=RUN; the files show whether one jumps or is integrated."""
     out: Path = Path("runs/demo")
     """Folder for rows.jsonl, clips.jsonl, embeddings/, examples.json and media/."""
     cache: Path | None = None
-    """Where features of real sound and picture are kept by the digest of the file; OUT/cache unless given."""
+    """Folder for features of real sound and picture, stored by the digest of the file; OUT/cache unless given."""
     steps: tuple[int, ...] = (1, 2, 4, 8, 25)
+    """Numbers of sampling steps."""
     seeds: tuple[int, ...] = (0, 1, 2)
+    """Seeds of the noise; each makes a row of its own."""
     tasks: tuple[Task, ...] | None = None
-    """vta: sound from video, tta: sound from text alone. Not given: both, where the data has clips for them."""
+    """vta: sound from video, tta: sound from text alone. Without it both, where the data has clips for them."""
     max_clips: int = 96
     """Test clips per task."""
     test_list: Path | None = None
@@ -63,32 +65,34 @@ class ComparisonConfig:
     student_guidance: tuple[float, ...] = (1.4,)
     """Guidance scales of networks that jump; 1 is off, one evaluation a step."""
     rescale: bool = True
-    """Scalar rescaling of the unconditional prediction under guidance."""
+    """Whether guidance rescales the unconditional prediction by a scalar per sample (CFG-Zero*)."""
     judges: PublishedModels = field(default_factory=PublishedModels)
     """Files of published models."""
     extrapolate: bool = False
-    """Also the Frechet distance extrapolated to infinitely many clips, which takes 15 distances for each."""
+    """Also compute the Frechet distance extrapolated to infinitely many clips, which takes 15 distances for each."""
     num_examples: int = 6
-    """Clips kept as players on the page."""
+    """Number of clips with players on the page."""
     part: int = PART
     """Clips generated and scored at a time."""
     timing_repeats: int = 3
-    """Of every stage, after one call for warming up; 50 for figures to publish. 0: no timing."""
+    """Timed calls of every stage, after one call for warming up; use 50 for figures to publish. 0: no timing."""
     timing_batches: tuple[int, ...] = (1, 8)
-    """Sounds made at once, 1 among them: real-time factors in the rows, and what is called time per clip, are its."""
+    """Batch sizes that are timed; 1 must be among them, since the rows have its real-time factors and times per clip.
+    """
     device: str = "auto"
+    """Device that generates and scores: auto, cpu, cuda or cuda:N."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Comparison:
-    """What all tasks of a comparison share."""
+    """The settings and models that all tasks of a comparison have in common."""
 
     entries: tuple[Entry, ...]
     steps: tuple[int, ...]
     seeds: tuple[int, ...]
     rows_path: Path
     origin: Origin
-    """Without a configuration digest: that of each row is made here."""
+    """The origin of the rows without a configuration digest, which each row gets here."""
     codec: Mapping[str, object]
     """Digest of the codec."""
     roundtrip: Callable[[Tensor], Tensor]
@@ -125,7 +129,7 @@ class Comparison:
         )
 
     def rows(self, task: Task, test: TestSet, entry: Entry) -> Iterator[Row]:
-        """Rows of one entry, those already there included; none for processes that do not lead."""
+        """Rows of one entry, finished ones included; none in processes other than the lead."""
         rtf = entry.rtf
         origin = self._origin(test, entry.settings)
         yield from sweep(
@@ -147,8 +151,8 @@ class Comparison:
         )
 
     def shown(self) -> tuple[Shown, ...]:
-        """What stands on the page beside the ground truth: every teacher at its most and at its fewest steps, every
-        student at its fewest."""
+        """The versions that the page shows beside the ground truth: every teacher at its most and at its fewest steps,
+        every student at its fewest."""
         few, many = min(self.steps), max(self.steps)
         found = []
         for one in self.entries:
@@ -171,7 +175,7 @@ class Comparison:
 def run_comparison(
     config: ComparisonConfig, processes: Processes, *, command: str, device: str, report: Callable[[str], None] = print
 ) -> None:
-    """All tasks, one after the other; the lead process writes rows and reports each in a line.
+    """Compare the models on all tasks, one after the other; the lead process writes rows and reports each in a line.
 
     Raises:
         ValueError: numbers, networks or clips that a comparison cannot be made with, before anything is made.
@@ -269,12 +273,13 @@ def run_comparison(
 
 
 def tasks_of(config: ComparisonConfig, records: Sequence[Record], *, report: Callable[[str], None]) -> tuple[Task, ...]:
-    """The tasks asked for; else those for which the test split has clips. What is left out is reported, a line each."""
+    """The tasks of the configuration; without any, those for which the test split has clips. Tasks left out are
+    reported in a line each."""
     if config.tasks is not None:
         return config.tasks
     counts: dict[Task, tuple[int, str]] = {
         "vta": (sum(record.has_video for record in records), "picture"),
-        "tta": (sum(bool(record.caption) for record in records), "words"),
+        "tta": (sum(bool(record.caption) for record in records), "captions"),
     }
     for task, (count, need) in counts.items():
         if count < 2:
@@ -325,7 +330,7 @@ def _line(row: Row) -> str:
 
 
 def check_least(**numbers: tuple[Sequence[int], int]) -> None:
-    """ValueError naming the flag unless it holds numbers and none is below its least one."""
+    """Raises ValueError naming the flag unless it has values and none is below `least`."""
     for name, (values, least) in numbers.items():
         if not values or min(values) < least:
             flag = name.replace("_", "-")

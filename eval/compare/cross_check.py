@@ -1,6 +1,6 @@
-"""FD, KAD and IS of a comparison, computed a second time by torch-fidelity from the features the comparison kept.
+"""FD, KAD and IS of a comparison, computed a second time by torch-fidelity from the features the comparison stored.
 
-The package is the field's reference implementation; what it computes here shares no line with `eval.metrics`:
+The package is the field's reference implementation; its computation uses no code of `eval.metrics`:
 
 - FD: `fid_statistics_to_metric`, the eigenvalues of the product of both covariances.
 - KAD: `kid_features_to_metric`, 100 times the kernel distance with our Gaussian kernel (not KID's polynomial one, which
@@ -33,11 +33,11 @@ from teacher.files import replacing
 
 PACKAGE = "torch-fidelity"
 FILE = "cross-check.json"
-"""Written beside rows.jsonl."""
+"""Name of the file of cross-checks beside rows.jsonl."""
 FRECHET_RELATIVE = 1e-6
-"""Share of FD by which both may differ: of large sets ours takes products in float32, where they cost a tenth of it."""
+"""Largest relative difference of FD: of large sets ours takes products in float32, which costs a tenth of it."""
 INCEPTION_RELATIVE = 1e-9
-"""Share of IS by which both may differ: sums in float64 over clips and classes, taken in another order."""
+"""Largest relative difference of IS: sums in float64 over clips and classes, taken in another order."""
 MOST_FOR_KERNEL = 5000
 """Clips up to which the package computes KAD: three matrices of as many rows and columns in float64, 0.6 GB."""
 UNIT = float(np.finfo(np.float64).eps)
@@ -58,7 +58,7 @@ class CrossCheck:
 
     @property
     def agrees(self) -> bool:
-        """False where either is not a finite number, too."""
+        """Whether both are finite and differ by at most `tolerance`."""
         return abs(self.ours - self.theirs) <= self.tolerance
 
     def __str__(self) -> str:
@@ -85,18 +85,18 @@ class CrossCheck:
 def cross_checks(
     rows_path: Path, rows: Sequence[Row], *, report: Callable[[str], None] = lambda line: None
 ) -> Iterator[CrossCheck]:
-    """Every FD, KAD and IS of the rows whose features were kept, in the order of the rows and of `METRICS`. `report`
-    takes a line about each that is left out.
+    """Every FD, KAD and IS of the rows whose features were stored, in the order of the rows and of `METRICS`. `report`
+    receives a line about each that is left out.
 
     Raises:
-        ValueError: kept features that cannot be read or belong to other rows.
+        ValueError: stored features that cannot be read or belong to other rows.
     """
     for row in rows:
-        kept = features_of_row(rows_path, row)
-        if kept is None:
+        features = features_of_row(rows_path, row)
+        if features is None:
             continue
         for metric in set_metrics():
-            sides = kept.sides(metric)
+            sides = features.sides(metric)
             if metric.formula is None or metric.key not in row.metrics or sides is None:
                 continue
             found = COMPUTED[metric.formula](*sides, metric, row.metrics)
@@ -109,8 +109,8 @@ def cross_checks(
 
 
 def write_cross_checks(rows_path: Path, checks: Iterable[CrossCheck]) -> Path:
-    """cross-check.json beside rows.jsonl, complete or not there at all: package, version, and one entry per check of
-    which both values are finite."""
+    """Write cross-check.json beside rows.jsonl atomically: package, version, and one entry per check whose values are
+    both finite."""
     entries = [check.facts() for check in checks if math.isfinite(check.ours) and math.isfinite(check.theirs)]
     content = {"package": f"{PACKAGE} {version(PACKAGE)}", "rows": entries}
     path = rows_path.with_name(FILE)

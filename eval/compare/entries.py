@@ -26,7 +26,7 @@ from teacher.weights.loading import weight_file
 from teacher.weights.run_folder import read_features_info
 
 RESERVED = ("codec", "reference")
-"""Names of the rows that are of no network."""
+"""Names of the rows that belong to no network, which no network may have."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class NamedRun:
         return cls(name.strip(), Path(run.strip()))
 
     def load(self, device: str) -> Pipeline:
-        """Everything the run folder names."""
+        """Load the network of the run folder with the codec and encoders that it names."""
         return Pipeline.load(self.run, device=device)
 
 
@@ -59,8 +59,8 @@ def named_runs(teacher: Path | None, student: Path | None, also: Sequence[str]) 
 
 
 def check_fits(named: NamedRun, pipeline: Pipeline, features: FeatureSet) -> None:
-    """ValueError unless the network was trained for the windows, encoders and sample rate of the data: its waves would
-    be scored as sound of another rate, or it would be given features that it does not know."""
+    """Raises ValueError unless the network was trained for the windows, encoders and sample rate of the data. Otherwise
+    its waves would be scored at the wrong rate, or its inputs would be features of other encoders."""
     jumps = pipeline.net.config.interval_embedding
     if (named.name, jumps) in (("teacher", True), ("student", False)):
         kind = "jumps, as students do" if jumps else "is integrated, as teachers are"
@@ -83,7 +83,7 @@ class Entry:
     kind: Kind
     generate: Generate
     settings: Mapping[str, object]
-    """Everything about it that decides the sound: digests of weights and codec, guidance."""
+    """Everything about the network that the sound depends on: digests of weights and codec, guidance."""
     guidance: float
     evaluations_per_step: int
     params: int
@@ -110,7 +110,7 @@ def make_entries(
     out: Path,
     command: str,
 ) -> tuple[Entry, ...]:
-    """Every network with every guidance scale of its kind; a network that jumps is a student."""
+    """The entries of every network, one for each guidance scale of its kind; a network that jumps is a student."""
     if repeats and 1 not in batches:
         raise ValueError(f"timing batches must hold 1, which the real-time factors of rows are of, got {batches}")
     found = []
@@ -152,7 +152,7 @@ def make_entries(
 
 def _generator(pipeline: Pipeline, guidance: Guidance) -> Generate:
     def make(conditions: Conditions, steps: int, seeds: Sequence[int]) -> Tensor:
-        """Clip by clip: in a batch, the sound of a clip would depend on the others (`Pipeline.__call__`)."""
+        """Generate clip by clip, since the sound of a clip in a batch depends on the others (`Pipeline.__call__`)."""
         frames, waves = pipeline.codec.sequence.latent_frames(pipeline.window_s), []
         sampling = SamplingConfig(steps=steps, guidance=guidance)
         for k, seed in enumerate(seeds):

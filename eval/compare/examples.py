@@ -1,4 +1,4 @@
-"""The players of the page: a few clips, each as ground truth and as every saved generation, with spectrograms."""
+"""Players for the report's page: a few clips, each as ground truth and as every saved generation, with spectrograms."""
 
 import json
 from collections.abc import Sequence
@@ -61,10 +61,10 @@ def _picture_power(samples: NDArray[np.float64], sample_rate: int) -> NDArray[np
 
 @dataclass(frozen=True, kw_only=True)
 class Shown:
-    """One version that stands beside the ground truth."""
+    """One version of a clip that is shown beside the ground truth."""
 
     name: str
-    """As it stands on the page."""
+    """The name of the version on the page."""
     model: str
     steps: int
     guidance: float
@@ -111,6 +111,6 @@ class ExampleWriter:
 
 
 def write_examples(path: Path, examples: list[dict[str, object]]) -> None:
-    """examples.json for the page, written under a temporary name and renamed."""
+    """Write examples.json for the page, under a temporary name first."""
     with replacing(path) as temporary:
         temporary.write_text(json.dumps(examples, indent=2))

@@ -18,20 +18,20 @@ class Overlap:
     """Test clips that are also in the training split of the runs compared. Ids are those of the test clips."""
 
     training_files: int
-    """Media files the runs learnt from."""
+    """Number of media files in the training splits of the runs."""
     by_id: tuple[str, ...]
     by_source: tuple[str, ...]
-    """Of the same group (group_id) or video as a file trained on, under another id."""
+    """Test clips of the same group (group_id) or video as a training file, under another id."""
     by_content: tuple[str, ...]
-    """Of a file with the same bytes, under another id and source."""
+    """Test clips whose file has the same bytes as a training file, under another id and source."""
     unread: int
-    """Files, of either side, that are gone: their bytes could not be compared."""
+    """Number of test or training files that do not exist any more, so that their bytes could not be compared."""
     unknown: tuple[str, ...] = ()
-    """Runs whose training data are not known here, and why."""
+    """Runs whose training data are not available, and why."""
 
     @property
     def clean(self) -> bool:
-        """Whether nothing was found in common; what could not be compared is in `unread` and `unknown`."""
+        """Whether no overlap was found; what could not be compared is in `unread` and `unknown`."""
         return not (self.by_id or self.by_source or self.by_content)
 
 
@@ -46,7 +46,7 @@ class TestFacts:
     excluded: tuple[tuple[str, str], ...] = ()
     """Clips that could not be read, left out for every model, and why."""
     overlap: Overlap | None = None
-    """None where nobody searched for it."""
+    """None where overlap was not searched for."""
 
     def __post_init__(self) -> None:
         if self.task not in get_args(Task):
@@ -72,7 +72,7 @@ class TestFacts:
 
 
 def write_facts(folder: Path, facts: Iterable[TestFacts]) -> Path:
-    """testset.json and the sorted ids of each task as scored-<task>.txt, whose `sha256sum` is the digest.
+    """Write testset.json and the sorted ids of each task as scored-<task>.txt, whose `sha256sum` is the digest.
 
     Tasks of an earlier testset.json that are not given again stay in it.
     """
@@ -87,7 +87,7 @@ def write_facts(folder: Path, facts: Iterable[TestFacts]) -> Path:
 
 
 def read_facts(path: Path) -> dict[Task, TestFacts]:
-    """testset.json; empty where there is none.
+    """Read testset.json; empty where there is none.
 
     Raises:
         ValueError: not such a file, or ids that do not give the digest written beside them.
@@ -112,8 +112,8 @@ def scored_ids(
     scores is left out. `rows_path` names the file in errors.
 
     Raises:
-        ValueError: rows of one task that were not scored on the same clips, or as many as the row says: an average
-            over other clips is no comparison.
+        ValueError: rows of one task that were scored on different clips, or on another number of clips than the row
+            states: averages over different clips do not compare.
     """
     found: dict[Task, tuple[str, ...]] = {}
     for row in rows:
@@ -167,7 +167,7 @@ def _overlap(entry: Mapping[str, Any]) -> Overlap:
 def _overlap_text(o: Overlap | None) -> str:
     """What is known about the overlap, in one to three sentences."""
     if o is None:
-        return "Overlap with training data: not looked at."
+        return "Overlap with training data: not checked."
     kinds = {"id": o.by_id, "source": o.by_source, "content": o.by_content}
     found = "; ".join(f"{len(i)} by {k} ({', '.join(i[:5])}{', ...' * (len(i) > 5)})" for k, i in kinds.items() if i)
     sentences = []

@@ -1,4 +1,4 @@
-"""Search for test clips in the training data of the networks compared: by id, by source and by content."""
+"""Searches for test clips in the training data of the networks compared: by id, by source and by content."""
 
 import csv
 import io
@@ -21,7 +21,7 @@ letters. Two clips of one video sound alike."""
 
 
 def trained_on(runs: Iterable[Path]) -> tuple[tuple[Path, ...], tuple[str, ...]]:
-    """Feature folders the runs learnt from, each once; and the runs for which they are not known, with the reason."""
+    """Feature folders that the runs were trained on, each once; and the runs without known folders, with the reason."""
     folders: dict[Path, None] = {}
     unknown = []
     for run in runs:
@@ -35,11 +35,11 @@ def trained_on(runs: Iterable[Path]) -> tuple[tuple[Path, ...], tuple[str, ...]]
 
 
 def find_overlap(test: Sequence[Record], runs: Iterable[Path], *, groups: Mapping[str, str] | None = None) -> Overlap:
-    """Look for test clips in the training splits of all feature folders the runs learnt from.
+    """Search for test clips in the training splits of all feature folders that the runs were trained on.
 
-    By item id; by the group of the records and by video, for ids that name one; and by SHA-256 of the media files, of
-    which only those with a size that occurs on both sides are read. `groups`: item id -> group_id, in place of what the
-    records say (see `read_groups`); features extracted before groups were kept have none.
+    Clips are compared by item id; by the group of the records and by video, for ids that name one; and by SHA-256 of
+    the media files, of which only those with a size that occurs on both sides are read. `groups`: item id -> group_id,
+    in place of the groups of the records (see `read_groups`), which features of older versions lack.
     """
     folders, unknown = trained_on(runs)
     ids: set[str] = set()
@@ -65,9 +65,9 @@ def find_overlap(test: Sequence[Record], runs: Iterable[Path], *, groups: Mappin
 
 
 def sources_of(record: Record, groups: Mapping[str, str] | None = None) -> frozenset[str]:
-    """What a record is a piece of: its group where known, and its video where its id names one, else the item itself.
+    """The sources of a record: its group where known, and its video where its id names one, else the item itself.
 
-    Both count, since the other side may know only one of them.
+    Group and video both count, since records of the other set may have only one of them.
     """
     video = CLIP_OF_A_VIDEO.fullmatch(record.item_id)
     own = (video.group(1) or video.group(3)) if video else record.item_id
@@ -114,9 +114,9 @@ def recheck_overlap(
     clips = read_clip_scores(rows_path.with_name("clips.jsonl"))
     found = {}
     for task, fact in facts_of(read_rows(rows_path), clips, rows_path).items():
-        strangers = [i for i in fact.ids if i not in records]
-        if strangers:
-            raise ValueError(f"{data} has no test clips {', '.join(strangers[:5])}, which were scored")
+        unknown = [i for i in fact.ids if i not in records]
+        if unknown:
+            raise ValueError(f"{data} has no test clips {', '.join(unknown[:5])}, which were scored")
         overlap = find_overlap([records[i] for i in fact.ids], runs, groups=groups)
         found[task] = replace(fact, overlap=overlap)
     write_facts(rows_path.parent, found.values())

@@ -1,4 +1,4 @@
-"""Which of several sounds for one picture or one text to keep: the best by one metric of single clips."""
+"""Ranks several sounds for one picture or one text by one metric of single clips, to choose the best."""
 
 import tempfile
 from dataclasses import dataclass
@@ -38,7 +38,7 @@ class Ranker:
 
     @classmethod
     def load(cls, score: Score, files: PublishedModels, *, duration_s: float, device: str) -> "Ranker":
-        """With the model that the metric needs, of which its file must be given.
+        """Load the model that the metric needs, whose file must be given.
 
         Raises:
             ValueError: an unknown metric, or the file was not given.
@@ -63,7 +63,7 @@ class Ranker:
         """
         key = self.metric.key
         if self.metric.tasks == ("vta",) and scene.video is None:
-            raise ValueError(f"--score {key} scores sound against a picture; for words alone use clap_laion")
+            raise ValueError(f"--score {key} scores sound against a picture; for text alone use clap_laion")
         task: Task = "vta" if scene.video is not None else "tta"
         record = Record(
             id="sound",
@@ -79,6 +79,6 @@ class Ranker:
         )
         found = clip_scores(self.scorers, [record] * len(waves), waves, sample_rate, task)
         if any(key not in entry for entry in found):
-            raise ValueError(f"--score {key} says nothing about this sound (no caption, or too short a clip)")
+            raise ValueError(f"--score {key} cannot score this sound: it has no caption, or the clip is too short")
         sign = -1.0 if self.metric.better == "lower" else 1.0
         return [sign * entry[key] for entry in found]

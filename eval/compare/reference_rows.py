@@ -1,4 +1,4 @@
-"""The floor and the ceiling every model is read against: real sound, and real sound through the codec and back."""
+"""The rows of real sound, and of real sound through the codec and back: the floor and the ceiling of every model."""
 
 import shutil
 from collections.abc import Callable, Iterator
@@ -31,7 +31,7 @@ def reference_rows(
     part_size: int = PART,
     processes: Processes | None = None,
 ) -> Iterator[Row]:
-    """One row each, as steps 0.
+    """The rows "reference" and "codec", both with 0 steps.
 
     "reference": real clips. Distances are those of `other()`, real clips that are not in the test set (as many as
     possible, best the same number); inception score, alignment and onsets are those of the real clips themselves, so
@@ -88,7 +88,7 @@ def _codec_row(scorer: Scorer, features: ClipFeatures, task: Task, rows_path: Pa
 def _real_row(
     scorer: Scorer, features: ClipFeatures, other: ClipFeatures, task: Task, rows_path: Path, origin: Origin
 ) -> Row:
-    # A divergence of a clip from itself says nothing about real sound.
+    # A divergence of a clip from itself does not measure real sound.
     paired = {metric.key for metric in clip_metrics() if metric.divergence is not None}
     per_clip = tuple(
         {name: value for name, value in entry.items() if name not in paired} for entry in features.per_clip

@@ -30,7 +30,7 @@ ScoresKey = tuple[tuple[str, str, int, int], str]
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One line of rows.jsonl: what was run and what came out."""
+    """One line of rows.jsonl: the setting of a run and its results."""
 
     task: Task
     """vta: sound from video (and its text); tta: sound from text alone."""
@@ -48,19 +48,19 @@ class Row:
     """Real-time factor by stage and total; empty where no timing was taken."""
     num_clips: int
     config_digest: str
-    """Digest of everything that decides the numbers: weights, sampling settings, clips, metrics."""
+    """Digest of everything that the numbers depend on: weights, sampling settings, clips, metrics."""
     run_id: str
     command: str
     """The command that made the row."""
     machine: Mapping[str, str] = field(default_factory=dict)
     clips_digest: str | None = None
-    """`ids_digest` of the clips scored; None in rows made before it was kept."""
+    """`ids_digest` of the clips scored; None in rows of versions that did not record it."""
     params: int | None = None
     """Parameters of the generating network; None where they were not counted."""
     duration_s: float | None = None
-    """Duration of one clip in seconds; None where it was not kept."""
+    """Duration of one clip in seconds; None where it was not recorded."""
     kind: Kind = None  # type: ignore[assignment]
-    """What the model is. Where it is not given its name says it, as in rows of older versions."""
+    """The kind of model. Where it is not given the model's name states it, as in rows of older versions."""
     estimates: Mapping[str, Estimate] = field(default_factory=dict)
     """Interval, bias and number of clips of the metrics, by name; rows of older versions have none."""
 
@@ -84,17 +84,17 @@ class Row:
 
     @property
     def key(self) -> Key:
-        """What the row is about; a later row of the same key replaces an earlier one."""
+        """Task, model, steps, guidance and seed; a later row of the same key replaces an earlier one."""
         return (self.task, self.model, self.steps, self.guidance, self.seed)
 
     @property
     def scores_key(self) -> ScoresKey:
-        """Under which clips.jsonl has the scores of its clips."""
+        """The key under which clips.jsonl has the scores of the row's clips."""
         return (self.task, self.model, self.steps, self.seed), self.config_digest
 
     @property
     def title(self) -> str:
-        """The row in words."""
+        """Task, model, steps, guidance and seed of the row as text."""
         guidance = f", guidance {self.guidance:g}" if self.steps and self.guidance != 1.0 else ""
         steps = f"{self.steps} step{'s' * (self.steps != 1)}"
         return f"{self.task} {self.model}, {steps}{guidance}, seed {self.seed}"
@@ -106,7 +106,7 @@ class Row:
 
     @classmethod
     def from_json(cls, line: str) -> Self:
-        """The row a line holds; unknown and missing fields are refused by name. Optional fields may be absent."""
+        """The row of a line. Raises ValueError naming unknown or missing fields; optional fields may be absent."""
         data = json.loads(line)
         if isinstance(data, dict):
             data.pop(CHECK, None)
@@ -138,7 +138,7 @@ def changed_lines(path: Path) -> list[int]:
             data = json.loads(line)
             check = data.pop(CHECK, None)
             ok = check is None or check == _crc(json.dumps(data, sort_keys=True))
-        except (ValueError, AttributeError, RecursionError):
+        except (ValueError, TypeError, AttributeError, RecursionError):
             ok = False
         if not ok:
             found.append(number)
@@ -212,7 +212,7 @@ def check_distinct(ids: Sequence[str]) -> None:
     twice = [clip_id for clip_id, count in Counter(ids).items() if count > 1]
     if twice:
         raise ValueError(
-            f"{len(twice)} of {len(ids)} clips share their id with another: {', '.join(twice[:5])}"
+            f"{len(twice)} of {len(ids)} clips have the id of another: {', '.join(twice[:5])}"
             f"{', ...' * (len(twice) > 5)}; give them ids of their own in the manifest and extract again"
         )
 

@@ -1,4 +1,4 @@
-"""Scores generated clips against the real ones: features of each part first, then the metrics of the whole set."""
+"""Scores generated clips against the real ones: first the features of each part, then the metrics of the set."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -25,7 +25,7 @@ class Scores:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Scorer:
-    """The reference side of every score; built once, used for all models and step counts."""
+    """The references of every score, built once and used for all models and step counts."""
 
     sources: tuple[FeatureSource, ...]
     clip_scorers: tuple[ClipScorer, ...]
@@ -36,7 +36,7 @@ class Scorer:
     num_samples: int
     """Samples of every reference clip; generated waves are cut to it."""
     costly: bool = False
-    """Also the metrics that take many distances (Frechet distance at infinitely many clips)."""
+    """Whether to compute the metrics that need many distances too (Frechet distance at infinitely many clips)."""
 
     def __post_init__(self) -> None:
         if tuple(record.id for record in self.records) != self.reference.ids:
@@ -53,7 +53,7 @@ class Scorer:
         clip_scorers: Sequence[ClipScorer] = (),
         sample_rate: int,
     ) -> Self:
-        """From the real sound (clips, samples) of all records at once; `TestSet` reads it part by part."""
+        """Build from the real sound (clips, samples) of all records at once; `TestSet` reads it part by part."""
         features = features_of(sources, [record.id for record in records], reference, sample_rate)
         return cls(
             sources=tuple(sources),
@@ -71,7 +71,7 @@ class Scorer:
 
     @property
     def name(self) -> str:
-        """Everything beside the waves that decides the scores."""
+        """Everything that the scores depend on beside the waves, as text."""
         return "; ".join([*(one.name for one in self.sources), *(one.name for one in self.clip_scorers)])
 
     def features(self, first: int, waves: Tensor, task: Task) -> ClipFeatures:
@@ -96,7 +96,7 @@ class Scorer:
         return ClipFeatures(ids=made.ids, tensors=made.tensors, per_clip=tuple(per_clip))
 
     def cut(self, waves: Tensor) -> Tensor:
-        """Waves on the processor, as long as the reference."""
+        """Waves on the CPU, cut to the length of the reference. Raises ValueError for shorter ones."""
         if waves.ndim != 2 or waves.shape[1] < self.num_samples:
             raise ValueError(
                 f"waves must be (clips, samples) of at least {self.num_samples} samples, got {tuple(waves.shape)}"
@@ -104,7 +104,7 @@ class Scorer:
         return waves[:, : self.num_samples].detach().cpu()
 
     def score(self, features: ClipFeatures) -> Scores:
-        """All metrics of a set: those of its features, and those of the values of its clips; with estimates.
+        """All metrics of a set with their estimates: those of its features and those of the values of its clips.
 
         Raises:
             ValueError: fewer than two clips.

@@ -25,7 +25,7 @@ PART = 32
 
 
 class Generate(Protocol):
-    """Turns conditions into sound. The caller closes over model, sampler and guidance; nothing here loads a model."""
+    """A function from conditions to sound, in which the caller binds model, sampler and guidance."""
 
     def __call__(self, conditions: Conditions, steps: int, seeds: Sequence[int]) -> Tensor:
         """conditions of B clips, number of steps, one noise seed per clip -> waves (B, samples)."""
@@ -34,7 +34,7 @@ class Generate(Protocol):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Clips:
-    """The clips to generate: their ids, and the conditions of clips first .. last - 1 when they are asked for."""
+    """The clips to generate: their ids, and a function that gives the conditions of clips first .. last - 1."""
 
     ids: tuple[str, ...]
     conditions: Callable[[int, int], Conditions]
@@ -42,7 +42,7 @@ class Clips:
 
 @dataclass(frozen=True, kw_only=True)
 class Origin:
-    """Where a row comes from."""
+    """The facts about the origin of a row."""
 
     config_digest: str
     run_id: str
@@ -53,18 +53,18 @@ class Origin:
     duration_s: float | None = None
     """Duration of one clip."""
     kind: Kind | None = None
-    """What the model is, where its name does not say it."""
+    """The kind of model, where its name does not state it."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SavedAudio:
-    """The waves that are saved: those of the first `count` clips of one seed, as WAV files in `folder`."""
+    """Which waves are saved: those of the first `count` clips of one seed, as WAV files in `folder`."""
 
     folder: Path
     count: int
     seed: int
     comment: str | None = None
-    """Goes into the tags of every file: the licence of the weights."""
+    """The comment in the tags of every file: the licence of the weights."""
 
     def path(self, task: Task, model: str, steps: int, guidance: float, clip_id: str) -> Path:
         """File of one clip; model and id are made safe for a file name."""
@@ -94,8 +94,8 @@ def sweep(
 
     A row already in `rows_path` with the same key and configuration digest is not made again; of an unfinished one the
     parts in parts/ are not. Clips are dealt to the processes part by part; the lead alone appends rows and yields them.
-    Scores of single clips go to clips.jsonl beside the rows. For "tta" the video conditions are taken away. `rtf` is
-    called by the lead, once per step count that has to run.
+    Scores of single clips go to clips.jsonl beside the rows. For "tta" the video conditions are removed. The lead calls
+    `rtf` once per step count that has to run.
 
     Raises:
         ValueError: clips and scorer that do not hold the same ids in the same order, or waves that are not finite.
@@ -172,10 +172,10 @@ def record(
     rtf: Mapping[str, float] | None = None,
     own: ClipFeatures | None = None,
 ) -> Row:
-    """Append scores as a row, those of single clips first; also the way floors and ceilings enter (steps 0).
+    """Append scores as a row, after those of single clips to clips.jsonl; floors and ceilings are rows of 0 steps.
 
-    Features of the generated and of the reference clips go to embeddings/. `own`: whose inception score and
-    number of clips it is, if not those of `features` (the row of real sound, whose distances are those of other clips).
+    Features of the generated and of the reference clips go to embeddings/. `own` gives inception score and number of
+    clips, if not `features` does: in the row of real sound, whose distances are those of other real clips.
     """
     clips = features if own is None else own
     row = Row(
@@ -214,7 +214,7 @@ def finished(rows_path: Path, key: tuple[str, str, int, float, int], config_dige
 
 
 def parts_folder(rows_path: Path, origin: Origin, task: Task, model: str, steps: int, seed: int) -> Path:
-    """Where the parts of an unfinished row are; empty once it is finished."""
+    """The folder of the parts of an unfinished row, which is empty once the row is finished."""
     return rows_path.parent / "parts" / f"{task}-{safe_name(model)}-{steps}-{seed}-{origin.config_digest[:16]}"
 
 

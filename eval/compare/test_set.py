@@ -1,7 +1,7 @@
 """The clips a comparison is made on: their real sound, conditions, events, and the scorer built from them.
 
-They are the test split of a feature folder, or those of it that a list names. Lists are told apart by suffix and first
-row:
+They are the test split of a feature folder, or those of it that a list names. The suffix and the first row show what a
+list is:
 
 .txt or without suffix    an id a line: scored-<task>.txt of another comparison, train.txt and test.txt of Greatest Hits
 .json                     a list of ids, as CondFoleyGen's splits of Greatest Hits
@@ -60,8 +60,8 @@ FORMS = (
     "caption, and manifests"
 )
 Unreadable = Literal["fail", "exclude"]
-"""What happens when the real sound of a test clip cannot be read: the run fails, or the clip is left out for every
-model and listed. It is never replaced by another."""
+"""How a test clip whose real sound cannot be read is treated: the run fails, or the clip is left out for every model
+and listed. It is never replaced by another."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -198,7 +198,7 @@ def _name(item_id: str) -> str:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class TestSet:
-    """Held-out clips of one task with everything scoring needs; sound and conditions are read when asked for."""
+    """Held-out clips of one task with everything that scoring needs; sound and conditions are read on demand."""
 
     __test__ = False
 
@@ -232,8 +232,8 @@ class TestSet:
 
         `only`: these ids and no others, as in a list of ids that were scored before; `max_clips` does not apply.
         Clips are chosen before any file is read: one that cannot be read makes the set smaller, never different.
-        Features of the real sound are kept in `cache` under the digests of the files. `clip_scorers`: those that need
-        no model unless given.
+        Features of the real sound are stored in `cache` under the digests of the files. `clip_scorers` are those that
+        need no model unless given.
 
         Raises ValueError if an id of `only` is not there, a clip cannot be read while `unreadable` is "fail", or fewer
         than two remain.
@@ -294,7 +294,7 @@ class TestSet:
         return self.features.batch(list(self.rows[first:last])).conditions
 
     def waves(self, first: int, last: int) -> Tensor:
-        """Real sound of clips first .. last - 1, (clips, samples), as the codec had it in training."""
+        """Real sound of clips first .. last - 1, (clips, samples), prepared as for the codec in training."""
         return read_waves(self.features, self.records[first:last])
 
 
@@ -319,7 +319,7 @@ class _Reference:
         for record in (self.features.records[k] for k in rows):
             wave = read_window(self.features, record)
             if isinstance(wave, str):
-                if self.unreadable == "fail":  # not kept: it may be readable the next time
+                if self.unreadable == "fail":  # not stored: it may be readable the next time
                     raise ValueError(self.features.gone(record, wave))
                 excluded.append((record.id, wave))
             else:

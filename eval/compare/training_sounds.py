@@ -23,7 +23,7 @@ PSEUDO_CLASSES = 16
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class TrainingSounds:
-    """Some training clips and a classifier fitted to them."""
+    """Training clips of a feature folder, and a classifier fitted to them."""
 
     records: tuple[Record, ...]
     features: FeatureSet
@@ -59,19 +59,19 @@ class TrainingSounds:
 
     @property
     def source(self) -> EmbeddedSource:
-        """The embedded features with this classifier; its name holds what the classifier was fitted to.
+        """The embedded features with this classifier; the name has a digest of what the classifier was fitted to.
 
-        Of the sounds and labels, not of the weights: these might differ in the last digit between processes.
+        It is the digest of sounds and labels, since weights may differ in the last digit between processes.
         """
         labels = [r.label if self.label_kind == "labels" else "" for r in self.records]
-        words = json.dumps([self.label_kind, [r.id for r in self.records], labels])
-        mark = hashlib.sha256((words + self.sounds_digest).encode()).hexdigest()[:12]
+        text = json.dumps([self.label_kind, [r.id for r in self.records], labels])
+        mark = hashlib.sha256((text + self.sounds_digest).encode()).hexdigest()[:12]
         extractor = EmbeddedAudioFeatures(sample_rate=self.sample_rate)
         return EmbeddedSource(extractor=extractor, classifier=self.classifier, labels=f"{self.label_kind}:{mark}")
 
     def like(self, count: int, *, video: bool) -> tuple[Record, ...]:
-        """`count` training clips (fewer if there are fewer), evenly spaced: those with picture alone if `video` and
-        there are two of them."""
+        """`count` evenly spaced training clips, or all where there are fewer; with `video` only those with picture, if
+        there are two of these."""
         records = self.features.records
         shown = [k for k, record in enumerate(records) if record.has_video] if video else []
         pool: Sequence[int] = shown if len(shown) >= 2 else range(len(records))

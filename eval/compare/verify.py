@@ -1,7 +1,7 @@
-"""Cells of the results, computed again from what a comparison wrote, and from the sounds themselves.
+"""Computes cells of the results again, from the files of a comparison and from the sounds themselves.
 
-clips.jsonl gives means and pooled counts, embeddings/ every metric of features (`eval.features.cache`),
-the real-time factors of the stages their totals. With the feature folder of the comparison the test set is built again:
+Means and pooled counts are computed from clips.jsonl, metrics of features from embeddings/ (`eval.features.cache`), and
+totals of real-time factors from the stages. With the feature folder of the comparison the test set is built again:
 real sound and the codec round trip are scored anew, and so are the generated files in media/.
 """
 
@@ -48,26 +48,26 @@ from eval.speed.budget import TOTALS
 from teacher.features.codec import load_codec
 
 RELATIVE, ABSOLUTE = 1e-6, 1e-7
-"""Two values agree within RELATIVE of the larger or ABSOLUTE: sums of another order, never another formula."""
-CLIPS, FEATURES, STAGES, OTHERS = "clips.jsonl", "kept features", "its stages", "other rows of the network"
+"""Two values agree within RELATIVE of the larger or ABSOLUTE, which allows for another order of sums."""
+CLIPS, FEATURES, STAGES, OTHERS = "clips.jsonl", "stored features", "its stages", "other rows of the network"
 PARTS: Mapping[str, Callable[[Estimate], float]] = {
     "low": lambda estimate: estimate.low,
     "high": lambda estimate: estimate.high,
     "bias": lambda estimate: estimate.bias,
 }
-"""What a report shows of an estimate; a cell is called "kl low" and the like."""
+"""The parts of an estimate that a report shows; their cells are called "kl low" and the like."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Check:
-    """One cell, or one fact about a row, and what came out the second time."""
+    """One cell, or one fact about a row, and the value computed the second time."""
 
     row: Row
     name: str
     """Metric, "<metric> low", "high" or "bias", "rtf <total>", "num_clips", "clips_digest", "params" or "nfe"."""
     expected: float | str
     found: float | str | None
-    """None: there is nothing to compute it from."""
+    """The value computed; None where there is nothing to compute it from."""
     source: str
     tolerance: tuple[float, float] = (RELATIVE, ABSOLUTE)
 
@@ -96,7 +96,7 @@ class Check:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ComparisonFiles:
-    """Rows and everything beside them that cells can be computed from."""
+    """The rows of a comparison and the files beside them from which cells can be computed."""
 
     rows_path: Path
     rows: tuple[Row, ...]
@@ -112,7 +112,7 @@ class ComparisonFiles:
         return cls(rows_path=rows_path, rows=rows, clips=read_clip_scores(rows_path.with_name("clips.jsonl")))
 
     def row(self, task: str, model: str, steps: int, seed: int, guidance: float | None = None) -> Row:
-        """The row of a key; ValueError naming those there are, or where only the guidance scale tells some apart."""
+        """The row of a key; ValueError naming the rows, or where several differ in guidance scale and none is given."""
         found = [r for r in self.rows if (r.task, r.model, r.steps, r.seed) == (task, model, steps, seed)]
         if guidance is not None:
             found = [row for row in found if row.guidance == guidance]
@@ -126,9 +126,9 @@ class ComparisonFiles:
         )
 
     def check(self, row: Row, only: str | None = None) -> Iterator[Check]:
-        """Every cell of a row by every way there is; one that cannot be computed comes once, without a found value.
+        """Compute every cell of a row in every way possible; one that cannot be computed has one check without a value.
 
-        `only`: the cell of this name alone, and no other is computed.
+        `only` computes the cell of this name alone.
         """
         yield from (check for check in self._facts(row) if only in (None, check.name))
         features = features_of_row(self.rows_path, row)
@@ -190,7 +190,7 @@ class ComparisonFiles:
 
 
 def features_of_row(rows_path: Path, row: Row) -> RowFeatures | None:
-    """The features that a row was computed from; None where they are not there. Raises what `RowFeatures.read` does."""
+    """The features that a row was computed from; None where they are missing. Raises what `RowFeatures.read` raises."""
     path = embeddings_path(rows_path, row)
     return RowFeatures.read(path, config_digest=row.config_digest, of_reference=row.kind == "reference")
 
@@ -208,7 +208,7 @@ def _checks(row: Row, name: str, expected: float, found: Mapping[str, float | No
         for way, value in found.items()
         if value is not None
     ]
-    reason = "its clips have no score of their own, and its features were not kept"
+    reason = "its clips have no score of their own, and its features were not stored"
     return done or [Check(row=row, name=name, expected=expected, found=None, source=reason)]
 
 
@@ -217,7 +217,7 @@ def _text(value: float | str) -> str:
 
 
 TOLERANCES = {name: metric.tolerance for metric in clip_metrics() for name in metric.names}
-"""Of the values of a clip by key, as its file was rounded to 16 bits."""
+"""Tolerances (relative, absolute) of the values of a clip by key, since its file is rounded to 16 bits."""
 REAL = "the real sounds of the data"
 
 
@@ -240,8 +240,8 @@ class RebuiltTestSet:
         sources: Sequence[FeatureSource] = (),
         clip_scorers: Sequence[ClipScorer] | None = None,
     ) -> Self:
-        """From the feature folder of the comparison; `sources` beside the one that needs no weights, and
-        `clip_scorers` (those that need no model unless given).
+        """Build the test set from the feature folder of the comparison. `sources` are those beside the embedded one,
+        and `clip_scorers` are those that need no model unless given.
 
         Raises:
             ValueError: no scored ids of the task in clips.jsonl, or the folder does not have them.
@@ -266,7 +266,7 @@ class RebuiltTestSet:
         return cls(files=files, data=data, test=test, training=training)
 
     def check_floors(self, task: Task) -> Iterator[Check]:
-        """The rows of real sound and of the codec round trip, all cells from the beginning."""
+        """Check all cells of the rows of real sound and of the codec round trip, computed from the sounds."""
         codec, scorer = load_codec(self.data), self.test.scorer
         with tempfile.TemporaryDirectory() as folder:
             made = reference_rows(

@@ -90,7 +90,7 @@ class AestheticsSettings:
 
     @classmethod
     def read(cls, path: Path) -> Self:
-        """Those of a weights file: in it, or in `config.json` beside a safetensors file.
+        """Read the settings of a weights file: from the file itself, or from `config.json` beside a safetensors file.
 
         Raises WeightsError in one line naming the file and what is missing or wrong.
         """
@@ -163,7 +163,7 @@ class Aesthetics:
     settings: AestheticsSettings
     loaded: LoadedFile
     digest: str
-    """Of the weights file and, where they are in another one, of the settings."""
+    """Digest of the weights file and, where they are in another one, of the settings."""
 
     @classmethod
     def load(cls, path: Path, *, device: torch.device | str = "cpu") -> Self:

@@ -1,4 +1,4 @@
-"""What adapters of published embedding models share: their interface, the loading of official files, exact float32.
+"""Common parts of the adapters of published embedding models: interface, loading of official files, exact float32.
 
 An official file is given by its path and is never downloaded. It is read as nothing but tensors, loaded strictly and
 recorded by digest. PyTorch files go through the reader of `mf-convert`, which runs nothing of what they hold;
@@ -87,7 +87,7 @@ class LoadedFile:
 
 
 class _NotRead:
-    """Stands in for NumPy's classes and functions in a checkpoint: takes what they would get and drops it.
+    """Replaces NumPy's classes and functions in a checkpoint: it takes their arguments and drops them.
 
     The published Cnn14_16k file holds the order of its training clips as an array. With this in its place, NumPy is
     never called by a file, and what is not a tensor is lost.
@@ -111,7 +111,7 @@ _NUMPY_NAMES = (
 
 
 def read_official(path: Path, *, unused: Sequence[str] = ()) -> dict[str, Tensor]:
-    """Tensors by name, without the key they are under and without a prefix "module." that all names share.
+    """Tensors by name, without the key they are under and without a prefix "module." common to all names.
 
     Tensors whose name matches one of the patterns `unused` (fnmatch) are left out, whatever their values: the causal
     mask in ImageBind's file is minus infinity above the diagonal.
@@ -169,7 +169,7 @@ def load_official(
 ) -> LoadedFile:
     """Load a file strictly into `module`, which is then frozen and set to evaluation.
 
-    `names` says under which names of the module each tensor of the file goes; one that goes under several is cut into
+    `names` states the names in the module of each tensor of the file; a tensor with several names is cut into
     as many equal parts along its first axis. None means that the file's names are the module's. `unused` are patterns
     (fnmatch) of names that may be in the file and are not wanted. Floating-point values are converted to the module's
     precision; integers stay integers. A module on the meta device gets storage on the CPU.

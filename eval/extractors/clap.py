@@ -10,7 +10,7 @@ Differences from av-benchmark:
 - Of a clip longer than the 10 s or 7 s that a network takes, the middle is used, not a place drawn from an unseeded
   generator (see `clap_audio.py`). Shorter clips are treated alike.
 - Loading is strict, where the published code of MS-CLAP ignores what is missing. The position numbers and causal masks
-  that old transformers kept in the files are the only names left out.
+  that old versions of transformers stored in the files are the only names left out.
 - Channels, the mean of the wave and the sample rate are the business of `eval/extractors/clip_audio.py`: stereo is
   mixed to mono before it comes here, where MS-CLAP's published code puts the channels one behind the other.
 """
@@ -57,17 +57,17 @@ CAPTIONS_AT_ONCE = 32
 
 @dataclass(frozen=True, kw_only=True)
 class ClapSpec:
-    """What sets one of the published models apart; sizes are the published ones unless a test makes them smaller."""
+    """How one published model differs from the other; sizes are the published ones unless a test makes them smaller."""
 
     title: str
-    """As messages call the model."""
+    """Name of the model in messages."""
     name: str
     """First part of the name of the features; a new one throws away what users have computed."""
     official: OfficialFile
     names: Mapping[str, str]
     """Beginnings of names in `ClapNetwork`, and what the published file has in their place."""
     unused: tuple[str, ...]
-    """Patterns of names that transformers before 4.31 kept in the file, and that nothing needs."""
+    """Patterns of names that transformers before 4.31 stored in the file, and that nothing needs."""
     audio: HtsatConfig
     fit: Callable[..., Tensor]
     """Waves of any length to `samples`."""
@@ -80,11 +80,11 @@ class ClapSpec:
     joint: int
     """Length of both vectors."""
     projection: Callable[[int, int], nn.Module]
-    """From the width of a tower to `joint`."""
+    """Makes the projection from the width of a tower to `joint`."""
     training: Callable[[int], nn.Module]
-    """What the file holds beside, which only training uses."""
+    """Further modules of the file that only training uses."""
     other_file: Callable[[Mapping[str, Tensor], HtsatConfig], str]
-    """What a file that does not fit looks like, as the end of a message; empty where it cannot be told."""
+    """What kind of file one that does not fit probably is, as the end of a message; empty where that is unknown."""
 
     def __post_init__(self) -> None:
         if self.joint < 1:
@@ -151,7 +151,7 @@ class Clap:
 
     @property
     def spec(self) -> ClapSpec:
-        """Which of the published models this is."""
+        """The description of the published model that this is."""
         return self.network.spec
 
     @property

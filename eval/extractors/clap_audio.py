@@ -43,7 +43,7 @@ AMIN = 1e-10
 MASKED = -100.0
 """Added to the attention scores of pairs that are no neighbours; a finite number, as in the files."""
 CONSTANT_TOLERANCE = 1e-4
-"""Greatest difference of the file's constants from ours, as a share of the greatest entry."""
+"""Greatest difference of the file's constants from ours, as a fraction of the greatest entry."""
 
 
 def laion_length(
@@ -307,11 +307,11 @@ OFFICIAL_WORDS = (
     (r"\.intermediate\.dense\.", ".mlp.fc1."),
     (r"\.output\.dense\.", ".mlp.fc2."),
 )
-"""What turns a name in `Htsat` into the published one; replaced in this order."""
+"""Replacements, made in this order, that turn a name in `Htsat` into the published one."""
 
 
 def htsat_name(own: str) -> str:
-    """The published name of a tensor of `Htsat`. Query, key and value share one, in which they lie in this order."""
+    """The published name of a tensor of `Htsat`. Query, key and value are one published tensor, in this order."""
     for pattern, published in OFFICIAL_WORDS:
         own = re.sub(pattern, published, own)
     return own

@@ -115,7 +115,7 @@ class CaptionTokenizer:
         return cls(encoder=encoder, end=MS_END, digest=digest, published=published)
 
     def __call__(self, captions: Sequence[str]) -> Int[Tensor, "captions 77"]:
-        """Raises ValueError for a single text in place of a list of them, an empty list, or a caption without words."""
+        """Raises ValueError for a single text in place of a list of them, an empty list, or an empty caption."""
         if isinstance(captions, str) or len(captions) == 0:
             raise ValueError(f"captions must be a list of at least one text, got {captions!r}")
         for number, caption in enumerate(captions):
@@ -184,7 +184,7 @@ def _check_vocabulary(path: Path, vocabulary: Any, published: PublishedVocabular
 
 
 ROBERTA_PAD = 1
-"""Padding token of RoBERTa, and the position that padding has; positions of words begin one further."""
+"""Padding token of RoBERTa, and the position of padding; positions of other tokens begin one further."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -30,7 +30,7 @@ Differences from av-benchmark:
 - Of stereo files it takes the left channel alone; here the mean of the channels, as for every other model.
 - It takes the whole sound file, not the scored duration: with `ClipAudio(sample_rate=16_000)` so does this.
 
-**The weights are CC BY-NC-SA 4.0**: not for commercial use, and what is made of them is shared alike. They are never
+**The weights are CC BY-NC-SA 4.0**: not for commercial use, and derived works need the same licence. They are never
 downloaded from here.
 """
 

@@ -16,7 +16,7 @@ from teacher.audio.mel import hann_window, hz_to_mel, mel_to_hz
 
 MelScale = Literal["htk", "slaney"]
 PREEMPHASIS = 0.97
-"""Share of the sample before that Kaldi subtracts from each."""
+"""Kaldi's pre-emphasis: this fraction of the sample before is subtracted from each sample."""
 ENERGY_FLOOR = float(torch.finfo(torch.float32).eps)
 """Kaldi's energies are raised to this before the logarithm, so that silence is ln 2^-23 = -15.9424."""
 

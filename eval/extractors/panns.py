@@ -46,7 +46,7 @@ SHORTEST = (2 ** (len(CHANNELS) - 1) - 1) * HOP
 CLIPS_AT_ONCE = 8
 """Bounds the memory; no result depends on it."""
 FRONT_END_TOLERANCE = 1e-4
-"""Greatest difference of the file's transform and filters from ours, as a share of the greatest entry."""
+"""Greatest difference of the file's transform and filters from ours, as a fraction of the greatest entry."""
 
 
 def mel_filters() -> Float[Tensor, "64 257"]:
@@ -143,11 +143,11 @@ def check_front_end(network: Cnn14, path: Path) -> None:
         apart = (theirs - ours).abs().max()
         if name.endswith("conv_imag.weight"):
             apart = torch.minimum(apart, (theirs + ours).abs().max())
-        share = float(apart / ours.abs().max())
-        if share > FRONT_END_TOLERANCE:
+        relative = float(apart / ours.abs().max())
+        if relative > FRONT_END_TOLERANCE:
             raise WeightsError(
                 f"{path} was trained on another front end: {name} differs from that of {CNN14_16K.file} "
-                f"by {share:.2g} of its greatest value"
+                f"by {relative:.2g} of its greatest value"
             )
 
 
@@ -160,7 +160,7 @@ class Panns:
 
     @classmethod
     def load(cls, path: Path, *, device: torch.device | str = "cpu") -> Self:
-        """From the published file, strictly. Raises WeightsError in one line where layout or front end differ."""
+        """Load the published file strictly. Raises WeightsError in one line where layout or front end differ."""
         with torch.device("meta"):
             network = Cnn14()
         loaded = load_official(network, path, CNN14_16K)

@@ -52,7 +52,7 @@ class DesyncExtractor:
     network: Synchformer
     loaded: LoadedFile
     digest: str
-    """Of all tensors: the same for the official file and for one that mf-convert made of it."""
+    """Digest of all tensors, which is the same for the official file and for one that mf-convert made of it."""
     visual_name: str
     """The name that stored synchronisation features of the same visual encoder carry."""
     request: FrameRequest = SYNC_REQUEST

@@ -102,7 +102,7 @@ class Vggish:
 
     @classmethod
     def load(cls, path: Path, *, device: torch.device | str = "cpu") -> Self:
-        """From the published file, strictly. Raises WeightsError in one line where it is not that layout."""
+        """Load the published file strictly. Raises WeightsError in one line where it is not that layout."""
         with torch.device("meta"):
             network = VggishNetwork()
         loaded = load_official(network, path, VGGISH)

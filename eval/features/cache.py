@@ -1,7 +1,7 @@
-"""Features on disk: those of media files, found by a digest of everything that decides them, and those of rows.
+"""Features on disk: those of media files, by a digest of everything they depend on, and those of rows.
 
 `FeatureCache` has files under a digest of the content of the media file, the part of it and the model, so that they are
-computed once. Beside rows.jsonl lie the features that rows were computed from, by which they can be computed again:
+computed once. Beside rows.jsonl are the features that rows were computed from, so that they can be computed again:
 
 embeddings/{task}-{model}-{steps}-{seed}-{configuration}.safetensors    of every generated clip
 embeddings/reference-{digest}.safetensors                              of the real sounds they were compared with
@@ -31,22 +31,22 @@ class FeatureCache:
     folder: Path
 
     def path(self, what: Mapping[str, object]) -> Path:
-        """File of what is described; other values, other file."""
+        """The file for a description, whose name is a digest of it."""
         digest = json_digest(what)
         return self.folder / digest[:2] / f"{digest[2:34]}.safetensors"
 
     def get(self, what: Mapping[str, object], make: Callable[[], tuple[ClipFeatures, Mapping[str, str]]]) -> None:
-        """Make and write it unless it is there."""
+        """The features of a description: read where they are stored, else made and written."""
         path = self.path(what)
         if not path.exists():
             features, facts = make()
             features.write(path, facts)
 
     def read(self, what: Mapping[str, object]) -> tuple[ClipFeatures, dict[str, str]]:
-        """What was written.
+        """Read the features of a description.
 
         Raises:
-            ValueError: the file is damaged; it is named, and nothing takes its place.
+            ValueError: the file is damaged; the message names it, and it is not replaced.
         """
         return ClipFeatures.read(self.path(what))
 
@@ -61,7 +61,7 @@ class FileDigests:
     _known: dict[tuple[str, int, int], str] = field(default_factory=dict)
 
     def of(self, path: Path) -> str:
-        """Digest of a file; empty where there is none, which its reader will report in its own words.
+        """SHA-256 of a file; empty where there is none, which its reader reports.
 
         Raises:
             ValueError: a list of digests is damaged; named.
@@ -101,8 +101,8 @@ def in_parts(
     """Files of all parts [first, last) of `count` clips, each made by one process unless it is there.
 
     Part k belongs to process k mod world; the parts, and so all results, are the same for any number of processes.
-    With `wait`, returns when all are there, and fails if another process does. Without, returns when those of this
-    process are: whoever does not read them must not look for them either, as who reads them may remove them.
+    With `wait` it returns when all exist, and fails if another process does. Without, it returns when those of this
+    process exist; then do not check the others, since the process that reads them may remove them.
     """
     parts = [(first, min(first + size, count)) for first in range(0, count, size)]
     for number, (first, last) in enumerate(parts):
@@ -124,11 +124,12 @@ class RowFeatures:
     generated: ClipFeatures
     reference: ClipFeatures
     of_reference: bool
-    """The row of real sound: its distances are those of other real clips, its inception score its own."""
+    """Whether the row is that of real sound, whose distances are those of other real clips and whose inception score is
+    that of the test clips themselves."""
 
     @classmethod
     def read(cls, path: Path, *, config_digest: str, of_reference: bool) -> "RowFeatures | None":
-        """What `write_row_features` wrote for a row of this configuration; None where there is nothing.
+        """Read what `write_row_features` wrote for a row of this configuration; None where it wrote nothing.
 
         Raises:
             ValueError: a file that cannot be read, or a reference that is not the one the row was scored against.
@@ -147,7 +148,7 @@ class RowFeatures:
         return cls(generated=generated, reference=reference, of_reference=of_reference)
 
     def metrics(self, keys: Iterable[str]) -> dict[str, float]:
-        """Those of the metrics of some keys that are made of features which are here."""
+        """Values of the metrics of some keys, where the features they are computed from are stored."""
         wanted = set(keys)
         found: dict[str, float] = {}
         for uses_reference, generated in self._sides():
@@ -161,7 +162,7 @@ class RowFeatures:
         return found
 
     def estimates(self, keys: Iterable[str]) -> dict[str, Estimate]:
-        """Their intervals and biases."""
+        """Intervals and biases of the metrics of some keys."""
         wanted = set(keys)
         found: dict[str, Estimate] = {}
         for uses_reference, generated in self._sides():
@@ -169,7 +170,7 @@ class RowFeatures:
         return found
 
     def sides(self, metric: SetMetric) -> tuple[Embeddings, Embeddings] | None:
-        """What a metric of the row is made of, as `metric_sides`."""
+        """The embeddings from which a metric of the row is computed, as `metric_sides` returns them."""
         return metric_sides(metric, self.reference, dict(self._sides())[metric.uses_reference])
 
     def _sides(self) -> tuple[tuple[bool, ClipFeatures], ...]:
@@ -182,7 +183,7 @@ class RowFeatures:
 
 
 def write_row_features(path: Path, generated: ClipFeatures, reference: ClipFeatures, *, config_digest: str) -> Path:
-    """Write what `RowFeatures.read` reads. The reference is written once for all rows of a folder that share it."""
+    """Write what `RowFeatures.read` reads. Rows of a folder with the same reference have one file of it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     written = _REFERENCES.setdefault(reference, {})
     digest, size = written.get(path.parent, ("", -1))

@@ -1,4 +1,4 @@
-"""Features of clips: embedding rows and logits by model, and the values of single clips; what metrics are made of."""
+"""Features of clips, from which metrics are computed: embedding rows and logits by model, and values of each clip."""
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
@@ -52,7 +52,7 @@ class ClipFeatures:
     def of(
         cls, ids: Sequence[str], by_source: Mapping[str, Embeddings], per_clip: Sequence[Mapping[str, float]] = ()
     ) -> Self:
-        """From the embeddings that each source gives for the same clips."""
+        """Make the features of clips from the embeddings that each source gives for them."""
         tensors: dict[str, Tensor] = {}
         for source, embeddings in by_source.items():
             tensors[source + FEATURES] = embeddings.rows
@@ -85,7 +85,7 @@ class ClipFeatures:
         return self.tensors.get(source + LOGITS)
 
     def clips(self, begin: int, end: int) -> "ClipFeatures":
-        """Clips begin .. end - 1."""
+        """The features of clips begin .. end - 1."""
         tensors = {}
         for source in self.sources:
             counts = self.tensors[source + COUNTS]
@@ -97,7 +97,7 @@ class ClipFeatures:
         return ClipFeatures(ids=self.ids[begin:end], tensors=tensors, per_clip=self.per_clip[begin:end])
 
     def write(self, path: Path, facts: Mapping[str, str] | None = None) -> Path:
-        """One safetensors file, complete or not there at all; ids, scores and `facts` are in its metadata."""
+        """Write one safetensors file atomically, with ids, scores and `facts` in its metadata."""
         about = {
             "ids": list(self.ids),
             "per_clip": [dict(entry) for entry in self.per_clip],
@@ -110,7 +110,7 @@ class ClipFeatures:
 
     @classmethod
     def read(cls, path: Path) -> "tuple[ClipFeatures, dict[str, str]]":
-        """What `write` wrote, with its facts.
+        """Read a file that `write` wrote; returns the features and the facts.
 
         Raises:
             ValueError: not such a file, or damaged; named.
@@ -120,7 +120,7 @@ class ClipFeatures:
             about = json.loads(metadata["json"])
             written = about.pop("sha256", None)  # files of older versions have none
             if about.keys() != {"ids", "per_clip", "facts"}:
-                raise ValueError(f"it says {sorted(about)} of itself")
+                raise ValueError(f"its metadata has the keys {sorted(about)}")
             if written is not None and written != _digest(about, tensors):
                 raise ValueError("what is in it is not what was written")
             found = cls(ids=tuple(about["ids"]), tensors=tensors, per_clip=tuple(about["per_clip"]))
@@ -130,7 +130,7 @@ class ClipFeatures:
 
 
 def set_values(metrics: Iterable[SetMetric], reference: ClipFeatures, generated: ClipFeatures) -> dict[str, float]:
-    """Values of those metrics for which both sides hold the features, by key; each computation is done once."""
+    """Values by key of those metrics whose features both sets of clips have; each computation is done once."""
     found: dict[str, float] = {}
     for metric in metrics:
         if metric.key not in found and (sides := metric_sides(metric, reference, generated)) is not None:
@@ -141,7 +141,7 @@ def set_values(metrics: Iterable[SetMetric], reference: ClipFeatures, generated:
 def set_estimates(
     metrics: Iterable[SetMetric], reference: ClipFeatures, generated: ClipFeatures
 ) -> dict[str, Estimate]:
-    """Their intervals and biases."""
+    """Intervals and biases by key of those metrics whose features both sets of clips have."""
     found: dict[str, Estimate] = {}
     for metric in metrics:
         if metric.key not in found and (sides := metric_sides(metric, reference, generated)) is not None:
@@ -152,8 +152,8 @@ def set_estimates(
 def metric_sides(
     metric: SetMetric, reference: ClipFeatures, generated: ClipFeatures
 ) -> tuple[Embeddings, Embeddings] | None:
-    """Embeddings of the real and of the generated clips that a metric is made of, twice those of the generated ones for
-    a metric without reference; None where its source is missing."""
+    """Embeddings of the real and of the generated clips from which a metric is computed; those of the generated ones
+    twice for a metric without reference; None where its source is missing."""
     name = metric.source + (FEATURES if metric.needs == "features" else LOGITS)
     if name not in generated.tensors or (metric.uses_reference and name not in reference.tensors):
         return None
@@ -162,8 +162,8 @@ def metric_sides(
 
 
 def is_sealed(path: Path) -> bool:
-    """Whether a file holds a digest of itself; files of older versions have none. ValueError where it is no such
-    file or cannot be opened."""
+    """Whether a file of features holds a digest of itself; files of older versions have none. ValueError where it is no
+    such file or cannot be opened."""
     check_regular(path)
     try:
         about = json.loads(read_header(path).metadata["json"])

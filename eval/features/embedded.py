@@ -36,7 +36,7 @@ TEXTURE_FRAMES = 3
 MIN_HZ = 60.0
 MAX_HZ = 7600.0
 POWER_FLOOR = 1e-8
-"""Added to the mean power per bin (full scale 1): -80 dB, below any background meant to be heard."""
+"""Added to the mean power per bin (full scale 1): -80 dB, below any audible background."""
 CHUNK = 64
 """Clips transformed at once, to bound the memory; no result depends on it."""
 LENGTH = 2 * NUM_BANDS + (len(MODULATION_EDGES_HZ) - 1 + 2) * NUM_GROUPS + 12
@@ -107,7 +107,7 @@ class EmbeddedAudioFeatures:
         return (spectrum.abs() * (2.0 / window.sum())).square().transpose(1, 2)
 
     def _frequencies(self, power: Tensor) -> Tensor:
-        """Of the bins in Hz, float64."""
+        """Frequencies of the bins in Hz, float64."""
         return torch.linspace(0.0, self.sample_rate / 2, power.shape[2], dtype=torch.float64, device=power.device)
 
     def _bands(self, count: int, power: Tensor) -> Tensor:
@@ -166,8 +166,8 @@ def _modulation(level: Tensor) -> Tensor:
 def _at_texture_rate(energies: Tensor) -> Tensor:
     """Band energies (batch, frames, bands) averaged over TEXTURE_FRAMES frames, floored.
 
-    Texture is judged at the time scale that spectrograms of latents resolve; finer structure is the phase's, that is
-    the vocoder's, and would tell codecs apart instead of models.
+    Texture is measured at the time scale that spectrograms of latents resolve; finer structure comes from the vocoder's
+    phase and would distinguish codecs instead of models.
     """
     frames = energies.shape[1] // TEXTURE_FRAMES * TEXTURE_FRAMES
     return energies[:, :frames].unflatten(1, (-1, TEXTURE_FRAMES)).mean(dim=2) + POWER_FLOOR
@@ -262,7 +262,7 @@ class EmbeddedClassifier:
         return ((features.detach().cpu().double() - self.centre) / self.scale) @ self.weight + self.bias
 
     def accuracy(self, features: Tensor, labels: Sequence[str]) -> float:
-        """Share of rows whose most likely class is their label."""
+        """Fraction of rows whose most likely class is their label."""
         best = self.logits(features).argmax(dim=1).tolist()
         return sum(self.classes[k] == label for k, label in zip(best, labels, strict=True)) / len(labels)
 
@@ -297,7 +297,7 @@ class EmbeddedClassifier:
 
 
 def labels_are_useful(labels: Sequence[str]) -> bool:
-    """Whether a classifier can learn from them: none empty, at least two classes, two clips per class on average."""
+    """Whether a classifier can learn from labels: none empty, at least two classes, two clips per class on average."""
     classes = set(labels)
     return len(classes) >= 2 and "" not in classes and len(labels) >= 2 * len(classes)
 
@@ -306,7 +306,7 @@ def pseudo_labels(features: Features, num_classes: int, seed: int) -> list[str]:
     """k-means cluster names "cluster-0", ... of standardised features (n, d), for data without useful labels.
 
     k-means++ start from `seed`, then Lloyd iterations until nothing moves. A cluster is a grouping of the features, not
-    a category of sound: a divergence computed with them says so in its name.
+    a category of sound; the name of the features states that their classes are clusters.
     """
     matrix = as_matrix(features)
     if not 2 <= num_classes <= len(matrix):
@@ -316,8 +316,8 @@ def pseudo_labels(features: Features, num_classes: int, seed: int) -> list[str]:
     centres = rows[[int(rng.integers(len(rows)))]]
     while len(centres) < num_classes:
         distance = _squared_distances(rows, centres).min(axis=1)
-        share = distance / distance.sum() if distance.sum() > 0 else np.full(len(rows), 1.0 / len(rows))
-        centres = np.vstack([centres, rows[int(rng.choice(len(rows), p=share))]])
+        weights = distance / distance.sum() if distance.sum() > 0 else np.full(len(rows), 1.0 / len(rows))
+        centres = np.vstack([centres, rows[int(rng.choice(len(rows), p=weights))]])
     nearest = _squared_distances(rows, centres).argmin(axis=1)
     for _ in range(KMEANS_ITERATIONS):
         centres = np.stack(

@@ -1,4 +1,4 @@
-"""The published models of a comparison, loaded from the files one has: what is not given is not computed."""
+"""The published models of a comparison, loaded from given files; metrics whose file is not given are left out."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
@@ -27,9 +27,9 @@ from teacher.media import probe
 Side = Callable[[Record], Tensor]
 """The features of a record's picture or caption that its sound is compared with."""
 PROMPTS_CACHED = 4096
-"""Captions whose embeddings are kept in memory."""
+"""Number of captions whose embeddings stay in memory."""
 LEAST_S = {"imagebind": 4.0, "synchformer": 4.8}
-"""Two frames of picture 2 s apart; the 14 segments that the offset head takes."""
+"""Shortest clip in seconds by model: two frames of picture 2 s apart; the 14 segments that the offset head takes."""
 ADAPTER = "adapter"
 """Marks a field of `PublishedModels` whose model is a source of features for set metrics, called as the field is. The
 value is "module:class" of its `EmbeddingModel`, which is imported only where the file is given."""
@@ -37,7 +37,7 @@ value is "module:class" of its `EmbeddingModel`, which is imported only where th
 
 @dataclass(frozen=True, kw_only=True)
 class PublishedModels:
-    """Files of published models; nothing is downloaded, and what is not given is left out of the tables by name.
+    """Files of published models. Nothing is downloaded; a report names the metrics whose file is not given.
 
     A new audio embedding model is its adapter and one field here, with `ADAPTER`.
     """
@@ -64,7 +64,7 @@ class PublishedModels:
     """Audiobox-Aesthetics, checkpoint.pt, or model.safetensors with its config.json beside it; needs the package
     audiobox_aesthetics."""
     greatest_hits: bool = False
-    """Also the scores of MMAudio's Greatest Hits script (gh_accuracy, gh_ap, gh_f1), faults included."""
+    """Also compute the scores of MMAudio's Greatest Hits script (gh_accuracy, gh_ap, gh_f1), with its faults."""
 
     def __post_init__(self) -> None:
         for model, tokens in (("clap_laion", "roberta_tokens"), ("clap_ms", "gpt2_tokens")):
@@ -170,7 +170,7 @@ class PublishedModels:
 
 @dataclass(frozen=True, kw_only=True)
 class _Sides:
-    """Features of pictures, kept on disk by the digest of the media file."""
+    """Features of pictures, stored on disk by the digest of the media file."""
 
     cache: FeatureCache
     digests: FileDigests
@@ -183,7 +183,7 @@ class _Sides:
 
         def side(record: Record) -> Tensor:
             what: dict[str, object] = {
-                "seen": name,  # the words in which older versions wrote their files: other ones would be another digest
+                "seen": name,  # as older versions wrote their files: another text would be another digest
                 "file": self.digests.of(Path(record.path)),
                 "start": record.start_s,
                 "seconds": duration_s,

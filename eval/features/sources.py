@@ -16,7 +16,7 @@ from eval.metrics.embeddings import Embeddings
 
 @runtime_checkable
 class FeatureSource(Protocol):
-    """One source of features. A clip's rows and logits do not depend on the clips of its batch."""
+    """A source of features. A clip's rows and logits do not depend on the other clips of its batch."""
 
     @property
     def source(self) -> str:
@@ -40,7 +40,7 @@ class EmbeddedSource:
     extractor: EmbeddedAudioFeatures
     classifier: EmbeddedClassifier
     labels: str
-    """Where the classes come from; part of the name, with a digest of the classifier if there is one."""
+    """The origin of the classes, with a digest of the classifier if there is one; a part of the name."""
 
     @property
     def source(self) -> str:
@@ -84,7 +84,7 @@ class ModelSource:
 
 
 def prepare_all(policy: ClipAudio, waves: Tensor, sample_rate: int) -> Tensor:
-    """waves (clips, samples) as a policy has them, at its sample rate and length."""
+    """waves (clips, samples) prepared by a policy, at its sample rate and length."""
     return torch.stack([policy.prepare(wave.double().numpy(), sample_rate) for wave in waves])
 
 

@@ -107,7 +107,7 @@ METRICS: tuple[Metric, ...] = (
     *GREATEST_HITS,
     MOTION,
 )
-"""In the order of tables: first the columns of the tables that published networks are known from."""
+"""All metrics in the order of tables: first the columns that publications have."""
 
 EMBEDDED_NOTE = (
     "Scores marked (embedded) use this project's own audio features and classes, which need no weights. They rank the "
@@ -126,7 +126,7 @@ COMPANIONS = {
     "_bias": ("bias", 2, "First-order bias of {label} at this number of clips, as rows of older versions keep it."),
     "_clips": ("clips", 0, "Clips that have {label}; it is their mean."),
 }
-"""What stands in a row beside a metric under its key and a suffix: word after its label, digits, explanation."""
+"""Numbers of a row beside a metric, by the suffix of its key: the text after its label, digits, explanation."""
 _BY_KEY = {m.key: m for m in METRICS}
 
 
@@ -146,12 +146,12 @@ def metric(key: str) -> Metric:
                 explanation=explanation.format(label=of.label),
                 source=of.source,
             )
-    return Metric(key=key, label=key, better=None, digits=3, explanation="A score this report has no words for.")
+    return Metric(key=key, label=key, better=None, digits=3, explanation="A score without a description here.")
 
 
 def metrics_of(keys: Iterable[str]) -> tuple[Metric, ...]:
-    """The metrics of some keys in the order of METRICS, those of the main table first; what belongs to a metric stands
-    after it, and unknown keys last."""
+    """The metrics of some keys in the order of METRICS, those of the main table first. Numbers that belong to a metric
+    (COMPANIONS) follow it, and unknown keys come last."""
     order = {m.key: k for k, m in enumerate(sorted(METRICS, key=lambda m: not m.main))}
 
     def place(key: str) -> tuple[int, int]:
@@ -164,7 +164,7 @@ def metrics_of(keys: Iterable[str]) -> tuple[Metric, ...]:
 
 
 def leading(keys: Iterable[str]) -> list[str]:
-    """Of some keys those that stand in a summary: one of each aspect, in the order of `Aspect`."""
+    """The metrics of some keys that a summary shows: one of each aspect, in the order of `Aspect`."""
     present = [_BY_KEY[key] for key in dict.fromkeys(keys) if key in _BY_KEY]
     order = {m.key: k for k, m in enumerate(METRICS)}
     found = []
@@ -175,15 +175,15 @@ def leading(keys: Iterable[str]) -> list[str]:
 
 
 def pooled(per_clip: Sequence[Mapping[str, float]], keys: Collection[str] | None = None) -> dict[str, float]:
-    """Metrics of a set from the values of its clips: means, ratios of sums, and of how many clips each is where not
-    all have it. `keys`: those of the metrics wanted; all unless given."""
+    """Metrics of a set from the values of its clips: means, ratios of sums, and the number of clips of each where not
+    all clips have a value. `keys` selects metrics; without it all are computed."""
     return {key: value for one in _of_clips(per_clip, keys) for key, value in one.pooled(per_clip).items()}
 
 
 def pooled_intervals(
     per_clip: Sequence[Mapping[str, float]], keys: Collection[str] | None = None
 ) -> dict[str, Estimate]:
-    """Their percentile bootstraps over the clips that have a value; none for a single clip."""
+    """Percentile bootstrap intervals of `pooled`, over the clips that have a value; none for a single clip."""
     return {key: found for one in _of_clips(per_clip, keys) for key, found in one.interval(per_clip).items()}
 
 
@@ -191,13 +191,13 @@ def _of_clips(per_clip: Sequence[Mapping[str, float]], keys: Collection[str] | N
     """The metrics that some clips have; a value that no metric is made of is one of its own."""
     there = {key for entry in per_clip for key in entry}
     known = [one for one in clip_metrics() if there & set(one.names)]
-    strangers = sorted(there - {key for one in known for key in one.names})
-    found = [*known, *(ClipMetric(key=key, label=key, better=None, digits=3, explanation="") for key in strangers)]
+    unknown = sorted(there - {key for one in known for key in one.names})
+    found = [*known, *(ClipMetric(key=key, label=key, better=None, digits=3, explanation="") for key in unknown)]
     return [one for one in found if keys is None or one.key in keys or one.count_key in keys]
 
 
 def set_metrics() -> Iterator[SetMetric]:
-    """Those of a whole set of clips."""
+    """The metrics of METRICS that are computed from a whole set of clips."""
     return (m for m in METRICS if isinstance(m, SetMetric))
 
 
@@ -207,6 +207,6 @@ def clip_metrics() -> Iterator[ClipMetric]:
 
 
 def model_free_scorers() -> tuple[ClipScorer, ...]:
-    """What computes the clip metrics of every comparison that need no published model."""
+    """The scorers of the clip metrics that every comparison computes and that need no published model."""
     makers = dict.fromkeys(metric.scorer for metric in clip_metrics() if metric.compared)
     return tuple(make() for make in makers if make is not None)

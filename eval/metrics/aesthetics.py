@@ -1,6 +1,6 @@
 """Audiobox-Aesthetics (arXiv 2502.05139): quality, complexity, enjoyment and usefulness of single clips, 1 to 10.
 
-A published network predicts what listeners would answer. It needs no reference and knows neither video nor caption.
+A published network predicts the ratings of human listeners. It needs no reference, no video and no caption.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class AestheticsScorer:
-    """The four predictions for single clips. The mean of the wave stays in, as in the published code."""
+    """Computes the four predictions for single clips. The mean of the wave is not removed, as in the published code."""
 
     name: str
     """Model, digest of its weights, and policy."""
@@ -41,7 +41,7 @@ class AestheticsScorer:
 def aesthetics_metric(
     key: str, label: str, *, what: str, better: Better | None = "higher", sub: str = ""
 ) -> ClipMetric:
-    """One of the four predictions."""
+    """The declaration of one of the four predictions."""
     return ClipMetric(
         key=key,
         label=label,
@@ -61,4 +61,4 @@ AESTHETICS = (
     aesthetics_metric("aes_ce", "AES enjoyment", what="content enjoyment, 1 to 10", sub="CE"),
     aesthetics_metric("aes_cu", "AES usefulness", what="content usefulness, 1 to 10", sub="CU"),
 )
-"""In the order in which the model gives them."""
+"""The four metrics in the order in which the model gives them."""

@@ -1,8 +1,8 @@
 """Cosine between the two embeddings of a clip: the ImageBind score and the CLAP scores.
 
 ImageBind score (arXiv 2305.05665): picture and sound of a clip, each the mean over its parts of unit vectors; papers
-print 100 times the mean over clips. CLAP score (arXiv 2211.06687): sound and caption; printed as it is, negative
-values kept. Nothing is clipped or scaled here.
+print 100 times the mean over clips. CLAP score (arXiv 2211.06687): sound and caption; printed as it is, with negative
+values. Nothing is clipped or scaled here.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from teacher.features.store import Record
 
     Side = Callable[[Record], Tensor]
-    """What a clip is compared with, (dimensions,): the embedding of its picture or of its caption."""
+    """A function of a clip that returns the embedding (dimensions,) of its picture or of its caption."""
 
 Against = Literal["picture", "caption"]
 
@@ -65,7 +65,7 @@ def _row_products(a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np.
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class CosineScorer:
-    """Cosine between the embedding of the sound and that of the picture or the caption; nothing for a clip without."""
+    """Computes the cosine between the embedding of a sound and that of its picture or caption, where a clip has one."""
 
     key: str
     model: SoundModel
@@ -98,7 +98,7 @@ class CosineScorer:
 
 
 def clap_metric(key: str, label: str, *, model: str, sub: str) -> ClipMetric:
-    """CLAP score of one model."""
+    """The declaration of the CLAP score of one model."""
     return ClipMetric(
         key=key,
         label=label,

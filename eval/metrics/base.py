@@ -1,4 +1,4 @@
-"""What a metric is: one object with its words, its direction, its place in every table and the way it is computed.
+"""What a metric is: one object with its texts, its direction, its place in every table and the way it is computed.
 
 `SetMetric` is computed from the features of two sets of clips, `ClipMetric` clip by clip. Each file of this package
 declares its metrics, and `eval.metrics.METRICS` lists them; page, paper, console, cautions and checks read them there.
@@ -23,10 +23,10 @@ if TYPE_CHECKING:
     from teacher.features.store import Record
 
 Task = Literal["vta", "tta"]
-"""vta: sound from video (and its text); tta: sound from text alone."""
+"""vta: sound from video (and its caption); tta: sound from text alone."""
 Better = Literal["lower", "higher"]
 Aspect = Literal["distance", "kind", "clarity", "picture", "caption", "timing", "events"]
-"""What a metric is of, in the order in which a summary names them: distance to real sound as a set, the right kind of
+"""The property that a metric measures, in the order of a summary: distance to real sound as a set, the right kind of
 sound, clear and varied classes, fit to the picture, fit to the caption, timing, onsets at known events."""
 Formula = Literal["frechet", "kernel", "inception"]
 """Published formulas that another package computes as well: FD, KAD and the inception score."""
@@ -58,10 +58,10 @@ class PaperColumn:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Metric:
-    """One number of a row: how it is called and printed. Counts are plain metrics; the others say how they are made."""
+    """One number of a row: its name and how it is printed. Counts are plain metrics; subclasses compute values."""
 
     key: str
-    """Its name in rows.jsonl and clips.jsonl."""
+    """Name of the metric in rows.jsonl and clips.jsonl."""
     label: str
     better: Better | None
     """None for counts and deviations, of which none is better."""
@@ -74,13 +74,13 @@ class Metric:
     aspect: Aspect | None = None
     """One metric of each aspect stands in a summary: the first of METRICS that a row has."""
     leads: bool = False
-    """It stands for its aspect even where an earlier one was computed."""
+    """Whether it stands for its aspect even where an earlier one was computed."""
     paper: PaperColumn | None = None
     """None where a paper has no column of it."""
     dimensions: int | None = None
-    """Of the features of a Frechet distance, which needs twice as many clips."""
+    """Number of dimensions of the features of a Frechet distance, which needs twice as many clips."""
     costly: bool = False
-    """It takes many distances instead of one; left out unless asked for."""
+    """Whether it needs many distances instead of one; such metrics are computed on request."""
 
     @property
     def arrow(self) -> str:
@@ -93,12 +93,12 @@ class Metric:
 
     @property
     def embedded(self) -> bool:
-        """Whether it is of the project's own features."""
+        """Whether it is computed from the project's own features."""
         return self.source == EMBEDDED
 
     @property
     def published(self) -> bool:
-        """Whether it is of a published network."""
+        """Whether it is computed from a published network's features."""
         return self.source not in ("", EMBEDDED, EVENTS)
 
 
@@ -106,9 +106,9 @@ class Metric:
 class SetMetric(Metric):
     """A metric of a whole set of clips, made of the features or logits that one model gives both sets.
 
-    `value` and `estimate` take those of the real and of the generated clips and return numbers by key: that of the
-    metric, of what belongs to it (KEY_std), and of all metrics that come out of the same computation. They return
-    nothing where there are too few clips.
+    `value` and `estimate` take the embeddings of the real and of the generated clips and return numbers by key: that
+    of the metric, those beside it (KEY_std), and those of all metrics of the same computation. They return nothing
+    where there are too few clips.
     """
 
     needs: Literal["features", "logits"]
@@ -116,9 +116,9 @@ class SetMetric(Metric):
     estimate: Callable[[Embeddings, Embeddings], Estimates] = lambda reference, generated: {}
     """Interval and bias."""
     uses_reference: bool = True
-    """False for the inception score, which never looks at the real clips."""
+    """False for the inception score, which does not use the real clips."""
     formula: Formula | None = None
-    """By which `eval.compare.cross_check` has it computed a second time; None where no other package computes it."""
+    """The formula by which `eval.compare.cross_check` computes it a second time; None where no other package has it."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -128,24 +128,24 @@ class ClipMetric(Metric):
     tasks: tuple[Task, ...] = ("vta", "tta")
     """Tasks in which a clip can have it."""
     scorer: Callable[[], ClipScorer] | None = None
-    """Makes what computes it, where no published model is needed."""
+    """Makes the scorer that computes it, where no published model is needed."""
     compared: bool = True
-    """Whether every comparison runs `scorer`; without, it is run where it is asked for."""
+    """Whether every comparison runs `scorer`; otherwise it runs on request."""
     divergence: Callable[[Tensor, Tensor], Tensor] | None = None
-    """Of the logits of `source`, (clips, classes) of the real and of the generated clips -> (clips,)."""
+    """(logits of the real clips, logits of the generated clips), both (clips, classes) by `source` -> (clips,)."""
     columns: tuple[str, ...] = ()
-    """Counts of a clip that are summed over clips before `ratio` is taken; without, the mean of the key itself."""
+    """Counts of a clip that are summed over clips before `ratio` is taken; empty for the mean of the key itself."""
     ratio: Callable[[Vector], Vector] | None = None
     """Rows of sums or means of `columns`, (rows, columns) -> (rows,)."""
     count_key: str = ""
-    """Key of the number of clips that have it; without, KEY_clips, and only where not all have it."""
+    """Key of the number of clips that have a value. If empty it is KEY_clips, and only where not all clips have one."""
     tolerance: tuple[float, float] = (2e-3, 2e-3)
     """Relative and absolute: how far the value of a clip may move when its wave is read from a file of 16 bits. Over
     60 files of the demo the divergence of a clip moves by 6e-4 at most."""
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Keys of the values of a clip that it is made of."""
+        """Keys of the values of a clip from which it is computed."""
         return self.columns or (self.key,)
 
     def rows(self, per_clip: Sequence[Values]) -> Vector:
@@ -179,7 +179,7 @@ class ClipMetric(Metric):
 
 
 class ClipScorer(Protocol):
-    """Computes metrics of clips one by one, its model loaded. A clip that has no such value gets an empty entry."""
+    """Computes metrics of single clips with a loaded model. A clip that has no such value gets an empty entry."""
 
     @property
     def name(self) -> str:
@@ -188,7 +188,7 @@ class ClipScorer(Protocol):
 
     @property
     def tasks(self) -> tuple[Task, ...]:
-        """Tasks in which it is run."""
+        """The tasks in which the scorer runs."""
         ...
 
     def scores(self, records: Sequence[Record], waves: Tensor, sample_rate: int) -> list[Scores]:
@@ -209,7 +209,7 @@ class SoundModel(Protocol):
         ...
 
     def embed(self, waves: Tensor, sample_rate: int) -> Embeddings:
-        """waves (clips, samples) -> what the model gives for them."""
+        """waves (clips, samples) -> their embeddings."""
         ...
 
 

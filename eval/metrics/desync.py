@@ -2,7 +2,7 @@
 
 The model sorts a window of 14 segments (4.8 s) into 21 offsets from -2.0 to 2.0 s. A clip is scored on its first and on
 its last window, and its DeSync is the mean of the two |offsets| (arXiv 2412.15322). Chance is 22/21 = 1.048 s for a
-model that answers evenly; one that always answers "0" scores a perfect 0, so look at the ground truth's score too.
+model that chooses offsets evenly; one that always chooses 0 scores a perfect 0, so read the ground truth's score too.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from teacher.features.store import Record
 
 WINDOW_SEGMENTS = 14
-"""As many as the offset head has positions for."""
+"""Segments of a window, for which the offset head has positions."""
 SEGMENT_S = 0.64
 STEP_S = 0.32
 CLASSES = 21
@@ -35,7 +35,7 @@ class DeSync:
     """Offsets in seconds, signed: class k stands for -2.0 + 0.2 k."""
 
     offsets_s: NDArray[np.float64]
-    """(clips, 2): of the first and of the last window."""
+    """(clips, 2): the offsets of the first and of the last window of each clip."""
 
     def __post_init__(self) -> None:
         if self.offsets_s.ndim != 2 or self.offsets_s.shape[1] != 2 or len(self.offsets_s) == 0:
@@ -82,7 +82,7 @@ def first_and_last(segments: int) -> tuple[slice, slice]:
 
 
 class OffsetModel(Protocol):
-    """What `eval.extractors.synchformer.DesyncExtractor` gives."""
+    """The interface of `eval.extractors.synchformer.DesyncExtractor`, which the scorer uses."""
 
     @property
     def name(self) -> str:

@@ -1,4 +1,4 @@
-"""The material of every metric of features: what one embedding model gives for a number of clips."""
+"""Embeddings and class logits that one model gives for a number of clips: the input of every metric of features."""
 
 from __future__ import annotations
 

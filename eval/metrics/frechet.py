@@ -3,7 +3,8 @@
     FD = ||mu_a - mu_b||^2 + Tr(S_a + S_b - 2 (S_a S_b)^(1/2))
 
 of the mean and covariance of the features of all real and of all generated clips (`eval.metrics.moments.distance`),
-and FD∞, its extrapolation to infinitely many clips (arXiv 1911.07023).
+and FD∞, its extrapolation to infinitely many clips (arXiv 1911.07023). FD_PaSST, FD_PANNs and FD_VGG are the distances
+on the features of these networks; the embedded one needs no weights.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ INFINITE = (
 def frechet_metric(
     key: str, label: str, *, source: str, features: str, dimensions: int, paper: PaperColumn
 ) -> SetMetric:
-    """FD of one source; every row counts."""
+    """The declaration of FD for one source of features; every row of features counts as a sample."""
 
     def value(reference: Embeddings, generated: Embeddings) -> dict[str, float]:
         from eval.metrics.moments.distance import frechet_distance
@@ -66,9 +67,9 @@ def frechet_metric(
 def frechet_interval(reference: Embeddings, generated: Embeddings) -> Estimate | None:
     """Interval and bias of FD; None with too few clips.
 
-    Clips are deleted by groups, so that rows of one clip stay together. Bias: the closed form of `frechet_bias`; where
-    clips have several rows that of the jackknife, since rows of one clip are alike and the closed form, which counts
-    them as independent, would be far too small.
+    The interval is that of the jackknife over groups of clips, so that rows of one clip stay together. The bias is the
+    closed form of `frechet_bias`. Where clips have several rows it is the jackknife's, since rows of one clip are alike
+    and the closed form, which counts them as independent, would be far too small.
     """
     from eval.metrics.moments.distance import frechet_bias, frechet_distance
     from eval.metrics.moments.gaussian import GaussianStats
@@ -80,8 +81,8 @@ def frechet_interval(reference: Embeddings, generated: Embeddings) -> Estimate |
     x, y = reference.by_clip, generated.by_clip
     if not all(len(rows) == 1 for rows in (*x, *y)):
         found = jackknife(
-            lambda kept, others: frechet_distance(
-                np.concatenate([x[k] for k in kept]), np.concatenate([y[k] for k in others])
+            lambda reference, generated: frechet_distance(
+                np.concatenate([x[k] for k in reference]), np.concatenate([y[k] for k in generated])
             ),
             np.arange(len(x)),
             np.arange(len(y)),
@@ -96,7 +97,7 @@ def frechet_interval(reference: Embeddings, generated: Embeddings) -> Estimate |
 
 
 def infinite_metric(key: str, label: str, *, source: str) -> SetMetric:
-    """FD∞ of one source, and as KEY_error the standard error of the line's intercept."""
+    """The declaration of FD∞ for one source, with the standard error of the line's intercept under KEY_error."""
 
     def value(reference: Embeddings, generated: Embeddings) -> dict[str, float]:
         from eval.metrics.moments.extrapolation import frechet_infinity

@@ -1,7 +1,7 @@
 """Onset accuracy, average precision and F1 as the Greatest-Hits script of MMAudio (arXiv 2412.15322) computes them.
 
-Only for comparison with published numbers; `eval.metrics.onsets` holds the trustworthy ones. Behaviour kept because it
-decides the numbers, each a test:
+Use them only for comparison with published numbers; `eval.metrics.onsets` has reliable scores. These properties of the
+script decide its numbers and are reproduced, each with a test:
 
 1. Matching ends with the last unmatched prediction: events after that are no misses. One event found of five gives
    average precision 1, and F1 1 if it is the first. Silence has average precision 1 as well: its list holds events
@@ -40,7 +40,7 @@ SAMPLE_RATE = 22_050
 DURATION_S = 8
 """Only the head of a clip is scored."""
 DELTA = 0.3
-"""Threshold of the detector (share of the strongest flux) and tolerance of the matching (s) in one."""
+"""Threshold of the detector (fraction of the strongest flux) and also tolerance of the matching (s)."""
 NEAR_SAMPLES = int(0.05 * SAMPLE_RATE)
 NEAR_THINNED = 0.05 * SAMPLE_RATE
 N_FFT, HOP_LENGTH, NUM_MELS = 2048, 512, 128
@@ -59,7 +59,7 @@ class ScriptScores:
 
     def __post_init__(self) -> None:
         for name in ("accuracy", "average_precision", "f1"):
-            if not 0.0 <= getattr(self, name) <= 1.0 + 1e-12:  # a sum of shares may round up
+            if not 0.0 <= getattr(self, name) <= 1.0 + 1e-12:  # a sum of fractions may round up
                 raise ValueError(f"{name} must be between 0 and 1, got {getattr(self, name)}")
 
 
@@ -120,28 +120,28 @@ def script_onsets(wave: NDArray[np.floating]) -> NDArray[np.int64]:
 def thin_out(onsets: NDArray[np.int64], scaled: NDArray[np.float64]) -> NDArray[np.int64]:
     """Onsets in samples left after the script's thinning, ascending; the most confident ones go first.
 
-    Of the others, in order, one closer than 50 ms goes and the one after it is not looked at (point 5).
+    Of the others, in order, one closer than 50 ms goes and the one after it is skipped (point 5).
     """
     confidence = [_confidence(scaled, int(onset)) for onset in onsets]
-    waiting, kept = onsets.tolist(), []
+    waiting, chosen = onsets.tolist(), []
     for index in np.argsort(confidence, kind="stable")[::-1]:
         current = int(onsets[index])
         if current not in waiting:
             continue
-        kept.append(current)
+        chosen.append(current)
         waiting.remove(current)
         place = 0
         while place < len(waiting):
             if abs(waiting[place] - current) < NEAR_THINNED:
                 del waiting[place]
             place += 1  # also after a removal, when the next one has moved into this place
-    return np.array(sorted(kept), dtype=np.int64)
+    return np.array(sorted(chosen), dtype=np.int64)
 
 
 def average_precision(labels: NDArray[np.int64], confidences: NDArray[np.float64]) -> float:
     """sum_k (R_k - R_(k-1)) P_k over the distinct confidences from the highest down; 0 without positives.
 
-    Equal confidences enter together: a miss and a false alarm of confidence 0 share one step.
+    Equal confidences enter together: a miss and a false alarm of confidence 0 are one step.
     """
     if not labels.any():
         return 0.0
@@ -224,7 +224,7 @@ def _head(wave: NDArray[np.floating]) -> NDArray[np.float64]:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ScriptScorer:
-    """gh_accuracy, gh_ap and gh_f1 of single clips, those without events left out: the script cannot score them."""
+    """Computes gh_accuracy, gh_ap and gh_f1 of single clips, but not of clips without events, as the script cannot."""
 
     @property
     def name(self) -> str:
@@ -252,7 +252,7 @@ class ScriptScorer:
 
 
 def script_metric(key: str, label: str, *, what: str) -> ClipMetric:
-    """One of the script's three scores; a comparison computes it where it is asked for."""
+    """The declaration of one of the script's three scores, which a comparison computes on request."""
     return ClipMetric(
         key=key,
         label=label,
@@ -267,7 +267,7 @@ def script_metric(key: str, label: str, *, what: str) -> ClipMetric:
 
 
 GREATEST_HITS = (
-    script_metric("gh_accuracy", "GH accuracy", what="share of the known events it matches."),
+    script_metric("gh_accuracy", "GH accuracy", what="fraction of the known events it matches."),
     script_metric("gh_ap", "GH AP", what="silence scores 1. Read Onset F1 instead."),
     script_metric("gh_f1", "GH F1", what="events that were missed after the last detection are not counted."),
 )

@@ -64,14 +64,14 @@ def inception_jackknife(
 ) -> Jackknife:
     """`jackknife` of the mean score. Every clip stays in its split when others are deleted.
 
-    A new shuffle for every replicate would be counted as luck with clips and widen the interval many times.
+    A new shuffle for every replicate would count as variation between clips and widen the interval many times.
     """
     import torch
 
     labels = split_labels(logits, splits=splits, seed=seed)
 
-    def score(kept: NDArray[np.floating], kept_labels: NDArray[np.int64]) -> float:
-        return float(_split_scores(torch.from_numpy(kept), kept_labels, splits).mean())
+    def score(rows: NDArray[np.floating], row_labels: NDArray[np.int64]) -> float:
+        return float(_split_scores(torch.from_numpy(rows), row_labels, splits).mean())
 
     return jackknife(score, logits.detach().cpu().numpy(), labels, groups=groups, seed=group_seed)
 
@@ -125,16 +125,16 @@ def _split_scores(logits: Tensor, labels: NDArray[np.int64], splits: int) -> NDA
 
 EXPLANATION = (
     "Inception score over {classes}: clear and varied classes score high, from 1 to the number of classes. It never "
-    "looks at the real clips; their own value is what to aim at. It rises with the number of clips."
+    "uses the real clips; their own value is what to aim at. It rises with the number of clips."
 )
 PUBLISHED_SPLITS = 10
 """Parts over which publications average the score."""
 LEAST_PER_SPLIT = 10
-"""With fewer clips than this per part one part is taken; the row says how many there were."""
+"""With fewer clips than this per part one part is taken; the row states the number of parts."""
 
 
 def splits_for(clips: int, *, wanted: int) -> int:
-    """Parts the score is averaged over."""
+    """Number of parts that the score is averaged over, for a number of clips."""
     return wanted if clips >= LEAST_PER_SPLIT * wanted else 1
 
 

@@ -28,7 +28,8 @@ SINGLE_PAIRS, SINGLE_REACH = 1_000_000, 100.0
 and no squared distance from the centre exceeds so many squared bandwidths: an exponent is off by 1e-5 at most."""
 
 Precision = Literal["auto", "single", "double"]
-"""Of the products x.y only; norms, exponents and sums are float64. `auto`: single where the two limits above hold.
+"""Precision of the products x.y; norms, exponents and sums are float64. `auto` is `single` where SINGLE_PAIRS and
+SINGLE_REACH allow it.
 At 4,000 x 2,048 `single` moves the distance by about 1e-10 of its scale of 100, and halves the time."""
 
 BINS = 1 << 16
@@ -39,7 +40,7 @@ def reference_bandwidth(reference: Features) -> float:
     """Median distance between different clips of the reference; for an even number of pairs the mean of the middle two.
 
     The bandwidth belongs to the reference, never to the evaluated set: distances with different kernels do not compare.
-    (kadtk takes it from the evaluated set, whatever its README says.) Two passes over the blocks: a histogram finds the
+    (The code of kadtk takes it from the evaluated set.) Two passes over the blocks: a histogram finds the
     bin of the median, then the distances of that bin are sorted.
 
     Raises:
@@ -65,11 +66,11 @@ def reference_bandwidth(reference: Features) -> float:
     below = histogram.cumsum(0)
     ranks = ((pairs - 1) // 2, pairs // 2)
     first, last = (int(torch.searchsorted(below, rank, right=True)) for rank in ranks)
-    kept = []
+    found = []
     for values in _pair_values(x):
         bins = _bin_of(values, top)
-        kept.append(values[(bins >= first) & (bins <= last)])
-    ordered = torch.cat(kept).sort().values
+        found.append(values[(bins >= first) & (bins <= last)])
+    ordered = torch.cat(found).sort().values
     offset = int(below[first - 1]) if first > 0 else 0
     low, high = (float(ordered[rank - offset]) for rank in ranks)
     if low <= 1e-12 * spread:
@@ -104,7 +105,7 @@ def kernel_jackknife(
     groups: int = GROUPS,
     seed: int = 0,
 ) -> Jackknife:
-    """`jackknife` of `kernel_distance` from one pass: kernel sums are kept for every pair of groups.
+    """`jackknife` of `kernel_distance` from one pass, with the kernel sums of every pair of groups.
 
     The bandwidth stays that of the full reference. Sets of one length are taken as paired.
     """
@@ -233,7 +234,7 @@ EXPLANATION = (
 def kernel_metric(
     key: str, label: str, *, source: str, features: str, paper: PaperColumn, main: bool = False
 ) -> SetMetric:
-    """KAD of one source, with the bandwidth of the reference and one row per clip, the mean where it has several."""
+    """The declaration of KAD for one source: bandwidth of the reference, one row per clip (the mean of several)."""
 
     def value(reference: Embeddings, generated: Embeddings) -> dict[str, float]:
         x = reference.means

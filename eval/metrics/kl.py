@@ -63,7 +63,7 @@ EXPLANATION = (
 def kl_metric(
     key: str, label: str, *, source: str, classes: str, paper: PaperColumn, leads: bool = False
 ) -> ClipMetric:
-    """KL over the classes of one source."""
+    """The declaration of KL over the classes of one source."""
     return ClipMetric(
         key=key,
         label=label,

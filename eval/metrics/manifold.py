@@ -20,10 +20,10 @@ if TYPE_CHECKING:
 class ManifoldScores:
     """Scores with neighbourhoods of `neighbours` clips, and both numbers of clips.
 
-    precision: share of generated clips inside the ball of some reference clip (arXiv 1904.06991).
-    recall: share of reference clips inside the ball of some generated clip (same).
+    precision: fraction of generated clips inside the ball of some reference clip (arXiv 1904.06991).
+    recall: fraction of reference clips inside the ball of some generated clip (same).
     density: reference balls a generated clip lies in, over `neighbours`, averaged (arXiv 2002.09797); may exceed 1.
-    coverage: share of reference clips whose ball holds a generated clip (same).
+    coverage: fraction of reference clips whose ball holds a generated clip (same).
     """
 
     precision: float
@@ -74,7 +74,7 @@ def manifold_scores(reference: Features, generated: Features, *, neighbours: int
 
 
 def _squared_radii(x: Tensor, neighbours: int) -> Tensor:
-    """Squared distance of every row to its `neighbours`-th nearest other row; only that many candidates are kept."""
+    """Squared distance of every row to its `neighbours`-th nearest other row, with only that many candidates stored."""
     import torch
 
     from eval.metrics.moments.pairwise import row_blocks, squared_distances
@@ -93,8 +93,8 @@ NEIGHBOURS = 5
 MOST_CLIPS = 5000
 """Above this number of clips the intervals, which take twenty times all pairs, are left out."""
 PARTS: tuple[tuple[str, Callable[[ManifoldScores], float], str], ...] = (
-    ("precision", lambda found: found.precision, "share of generated clips that lie among real ones: quality"),
-    ("recall", lambda found: found.recall, "share of real clips that lie among generated ones: variety"),
+    ("precision", lambda found: found.precision, "fraction of generated clips that lie among real ones: quality"),
+    ("recall", lambda found: found.recall, "fraction of real clips that lie among generated ones: variety"),
     (
         "density",
         lambda found: found.density,
@@ -104,13 +104,13 @@ PARTS: tuple[tuple[str, Callable[[ManifoldScores], float], str], ...] = (
     (
         "coverage",
         lambda found: found.coverage,
-        "share of real clips that have a generated one in their neighbourhood: variety",
+        "fraction of real clips that have a generated one in their neighbourhood: variety",
     ),
 )
 
 
 def manifold_metrics(source: str, *, label: str, features: str, prefix: str = "") -> tuple[SetMetric, ...]:
-    """The four scores of one source, which come out of one computation with one row per clip; none below 6 clips."""
+    """The declarations of the four scores of one source, computed together, one row per clip; none below 6 clips."""
 
     def value(reference: Embeddings, generated: Embeddings) -> dict[str, float]:
         if min(len(reference), len(generated)) <= NEIGHBOURS:
@@ -143,13 +143,13 @@ def manifold_metrics(source: str, *, label: str, features: str, prefix: str = ""
             label=f"{name.capitalize()} ({label})",
             better="higher",
             digits=3,
-            explanation=f"In {features}, 5 neighbours: {words}.",
+            explanation=f"In {features}, 5 neighbours: {text}.",
             source=source,
             needs="features",
             value=value,
             estimate=estimate,
         )
-        for name, _, words in PARTS
+        for name, _, text in PARTS
     )
 
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 HOP_S = 0.008
 WINDOW_S = 0.032
 LAG_FRAMES = 3
-"""A rise is measured against the frame 24 ms earlier, which the 32-ms windows hardly share."""
+"""A rise is measured against the frame 24 ms earlier, with which the 32-ms windows overlap little."""
 NUM_BANDS = 36
 MIN_HZ = 80.0
 MAX_HZ = 7600.0
@@ -101,12 +101,12 @@ MEDIAN_SPAN_S = 0.4
 MIN_FLUX = 0.3
 """Threshold above the running median: mean rise per band, in ln(power). Hits at -22 dB above steady noise give 0.4 and
 more, the noise itself up to 0.2."""
-PEAK_SHARE = 0.15
-"""Threshold above the running median as a share of the strongest peak of the clip."""
+PEAK_FRACTION = 0.15
+"""Threshold above the running median as a fraction of the strongest peak of the clip."""
 REFINE_S = 0.04
 """An onset is moved by at most this to the steepest rise of the waveform's energy."""
 EDGE_S = 0.02
-"""What lies closer to an end of the clip is left out: there the cut itself may sound like an onset."""
+"""Onsets closer than this to an end of the clip are left out: there the cut itself may be detected as one."""
 DEFAULT_TOLERANCE_S = 0.05
 
 
@@ -196,11 +196,11 @@ def detect_onsets(wave: NDArray[np.float32], sample_rate: int) -> NDArray[np.flo
         return np.zeros(0)
     flux = flux_envelope(samples, sample_rate)
     strengths = {frame: flux[frame] for frame in _peaks(flux)}
-    kept: list[int] = []
+    chosen: list[int] = []
     for frame in sorted(strengths, key=lambda k: -strengths[k]):
-        if all(abs(frame - other) * HOP_S >= MIN_GAP_S for other in kept):
-            kept.append(frame)
-    times = np.unique([_refine(samples, sample_rate, frame * HOP_S) for frame in kept])
+        if all(abs(frame - other) * HOP_S >= MIN_GAP_S for other in chosen):
+            chosen.append(frame)
+    times = np.unique([_refine(samples, sample_rate, frame * HOP_S) for frame in chosen])
     return times[(times >= EDGE_S) & (times <= len(samples) / sample_rate - EDGE_S)]
 
 
@@ -210,7 +210,7 @@ def _peaks(flux: NDArray[np.float64]) -> list[int]:
     padded = np.pad(flux, span, mode="reflect" if len(flux) > span else "edge")
     median = np.median(np.lib.stride_tricks.sliding_window_view(padded, 2 * span + 1), axis=1)
     excess = flux - median
-    threshold = max(MIN_FLUX, PEAK_SHARE * float(excess.max()))
+    threshold = max(MIN_FLUX, PEAK_FRACTION * float(excess.max()))
     left, right = np.r_[-np.inf, flux[:-1]], np.r_[flux[1:], -np.inf]
     return [int(k) for k in np.flatnonzero((excess > threshold) & (flux > left) & (flux >= right))]
 
@@ -234,7 +234,7 @@ COUNTS = ("hits", "misses", "false_alarms")
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class OnsetScorer:
-    """hits, misses and false_alarms of clips whose events are known: detected onsets matched with them one to one."""
+    """Counts hits, misses and false_alarms of clips with known events; detected onsets are matched one to one."""
 
     tolerance_s: float = DEFAULT_TOLERANCE_S
 
@@ -290,7 +290,7 @@ def onset_metric(
     main: bool = False,
     paper: PaperColumn | None = None,
 ) -> ClipMetric:
-    """One ratio of the counts."""
+    """The declaration of one ratio of the counts."""
     return ClipMetric(
         key=key,
         label=label,
@@ -323,11 +323,11 @@ ONSET_F1 = onset_metric(
 ONSET_PRECISION = onset_metric(
     "onset_precision",
     "Onset precision",
-    "Share of the detected onsets that belong to a known event.",
+    "Fraction of the detected onsets that belong to a known event.",
     ratio=precision_of,
 )
 ONSET_RECALL = onset_metric(
-    "onset_recall", "Onset recall", "Share of the known events with a detected onset.", ratio=recall_of
+    "onset_recall", "Onset recall", "Fraction of the known events with a detected onset.", ratio=recall_of
 )
 ONSET_CLIPS = Metric(
     key="onset_clips",

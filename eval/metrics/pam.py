@@ -1,11 +1,11 @@
-"""PAM (arXiv 2402.00282): sound quality without a reference, asked of MS-CLAP 2023 by two opposite prompts.
+"""PAM (arXiv 2402.00282): sound quality without a reference, from MS-CLAP 2023 and two opposite prompts.
 
     PAM = mean over the windows w of a clip of P(clean | w),
     P(clean | w) = softmax over the two prompts of s cos(w, prompt) = 1 / (1 + exp(-s (cos(w, clean) - cos(w, noisy))))
 
 with s the model's logit scale. It measures quality, not whether the sound fits a video or a caption. It lies between 0
-and 1 and has no absolute meaning. Windows are 7 s long, so that nothing is cropped at random; what is done with the
-rest of a clip (`Tail`) belongs beside every score: the published code changed it.
+and 1 and has no absolute meaning. Windows are 7 s long, so that nothing is cropped at random. State how the rest of a
+clip is treated (`Tail`) beside every score, since the published code changed it.
 """
 
 from __future__ import annotations
@@ -119,7 +119,7 @@ class Pam:
 
 
 class PromptModel(Protocol):
-    """What `eval.extractors.clap_ms.ClapMs` gives."""
+    """The interface of MS-CLAP (`eval.extractors.clap.Clap`) that PAM uses."""
 
     @property
     def logit_scale(self) -> float:
@@ -137,7 +137,7 @@ class PamScorer:
 
     model: PromptModel
     sound: SoundModel
-    """The same model with the policy by which sound reaches it."""
+    """The prompt model with the policy by which sound is prepared for it."""
     prompts: Tensor
     """Embeddings of `PROMPTS`, (2, dimensions)."""
     window: int

@@ -1,6 +1,5 @@
-"""How far a score would move with other clips: bootstrap for per-clip scores, jackknife for corpus scores.
-
-What surrounds a score in a row: its interval, its bias and the number of clips."""
+"""Interval and bias of a score: how far it would move with other clips. Bootstrap for per-clip scores, jackknife for
+corpus scores."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -186,7 +185,7 @@ def paired_difference(
 def group_labels(counts: tuple[int, ...], *, groups: int = GROUPS, seed: int = 0) -> list[NDArray[np.int64]]:
     """Group 0..groups-1 of every clip of every sample: random, sizes equal but for one.
 
-    Samples of one length are paired (clip i of each stands for the same clip) and share their groups.
+    Samples of one length are paired (clip i of each stands for the same clip) and have the same groups.
 
     Raises:
         ValueError: fewer than two groups, or groups that would leave a sample with fewer than two clips.
@@ -214,7 +213,7 @@ def jackknife(
 
     samples: arrays whose rows are clips, for instance `jackknife(frechet_distance, reference, generated)`. A
     bootstrap would repeat clips, which lowers the rank of a covariance and biases such scores; deletion does not.
-    The statistic must not draw at random, or the draw is counted as luck with clips, G - 1 times over.
+    The statistic must not draw at random: its variation would count as variation between clips, G - 1 times over.
 
     Raises:
         ValueError: see `group_labels`; a value that is not finite.
@@ -253,7 +252,7 @@ class Estimate:
     replicates: tuple[float, ...] = ()
     """Delete-a-group values, by which two scores of the same clips can be compared pairwise; empty for means."""
     seed: int = 0
-    """Of the groups or of the bootstrap."""
+    """Seed of the groups or of the bootstrap."""
 
     def __post_init__(self) -> None:
         values = {"low": self.low, "high": self.high, "bias": self.bias}
@@ -281,7 +280,7 @@ class Estimate:
 
     @classmethod
     def of_mean(cls, interval: Interval, *, bias_method: str = "a mean over clips has none") -> Self:
-        """Of a mean over clips, or a ratio of such means."""
+        """The estimate of a mean over clips, or of a ratio of such means."""
         return cls(
             low=interval.low,
             high=interval.high,
@@ -295,7 +294,7 @@ class Estimate:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Self:
-        """What `dataclasses.asdict` made of one; unknown and missing fields are refused by name."""
+        """The estimate of a dictionary made by `dataclasses.asdict`. ValueError naming unknown or missing fields."""
         names = {f.name for f in fields(cls)}
         if set(data) != names:
             raise ValueError(f"an estimate needs exactly {sorted(names)}, got {sorted(data)}")

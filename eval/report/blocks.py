@@ -17,7 +17,7 @@ LONG = 48
 
 
 class Block(Protocol):
-    """Anything a report shows."""
+    """The interface of a part of a report, such as a table, a note or a card."""
 
     @property
     def macro(self) -> str:
@@ -35,7 +35,7 @@ class Cell:
 
     text: str
     spread: str = ""
-    """Shown after the text, smaller: a deviation."""
+    """A deviation, shown after the text in smaller type."""
     best: bool = False
     """Whether it is marked as the best of its column."""
 
@@ -50,12 +50,12 @@ class TableRow:
     """One line of a table: its first cell, the others, and how it is coloured."""
 
     model: str
-    """What stands in the first column."""
+    """The text of the first column."""
     cells: tuple[Cell, ...]
     muted: bool = False
     """Set for real sound and the codec round trip, which are floors and ceilings, not results."""
     kind: Kind | None = None
-    """Gives the row its colour."""
+    """The kind of model, which decides on the colour of the row."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,7 +92,7 @@ class Heading:
     text: str
     level: int = 3
     anchor: str = ""
-    """What links within the page refer to."""
+    """The anchor to which links within the page refer."""
     within: str = ""
     """Name of the part that the heading stands in; Markdown adds it, so that headings of a document differ."""
 
@@ -114,7 +114,7 @@ class Paragraph:
 
 @dataclass(frozen=True, kw_only=True)
 class Note:
-    """A caution, with a word or two in front that say what it is about."""
+    """A caution, preceded by one or two words for its subject."""
 
     macro: ClassVar[str] = "note"
     head: str
@@ -155,7 +155,7 @@ class Fold:
     blocks: tuple[Block, ...]
     opened: bool = False
     heading: Heading | None = None
-    """How Markdown titles it; without, the title stands in bold."""
+    """The heading in Markdown; without it the title is printed in bold."""
 
     def markdown(self) -> Iterator[str]:
         yield from [inert(f"**{self.title}**")] if self.heading is None else self.heading.markdown()
@@ -248,8 +248,8 @@ def markdown(blocks: Sequence[Block]) -> str:
 
 
 def inert(text: str) -> str:
-    """A text in one line that Markdown shows without HTML, pictures, links or code, whatever names are in it. Emphasis
-    stays: it is ours."""
+    """A text in one line that Markdown shows without HTML, pictures, links or code, even where names contain them.
+    Emphasis stays, since the report itself sets it."""
     line = " ".join(text.split()).replace("&", "&amp;").replace("<", "&lt;").replace("`", "\\`")
     return line.replace("![", "!\\[").replace("](", "]\\(").replace("][", "]\\[")
 

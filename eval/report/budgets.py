@@ -18,21 +18,22 @@ from eval.speed.budget import Setting as BudgetSetting
 FILE = re.compile(r"budget-(?P<model>.+)-(?P<task>vta|tta)\.json")
 UNKNOWN = "the number of calls was not recorded"
 RELATIVE = 1e-6
-"""By which a factor of a row may differ from that of its budget; from a later measurement it differs by more."""
+"""Largest relative difference between a real-time factor of a row and that of its budget, if both are of one
+measurement."""
 READING = (
     "RTF: wall time over the duration of the sound made; below 1 is faster than real time. Floor: the least time that "
     "the machine's own measured rates allow, max(FLOP / rate of a large product, bytes / rate of streaming), with "
     "weights and inputs read once for every operator that reads them, results written, and nothing in between leaving "
-    "the chip. Share: floor / median; above 100 % where a cache held what was taken to come from memory. MB eager: "
-    "what moves when every operator reads and writes memory. FLOP: matrix products, convolutions and attention, 2 per "
-    "multiply-add; nothing element-wise and no FFT, so the floor of Griffin-Lim is too low. Totals are sums of the "
-    "stages' medians. Not included anywhere: loading weights, writing files, drawing noise."
+    "the chip. Efficiency: floor / median; above 100 % where a cache held what was taken to come from memory. "
+    "MB eager: what moves when every operator reads and writes memory. FLOP: matrix products, convolutions and "
+    "attention, 2 per multiply-add; nothing element-wise and no FFT, so the floor of Griffin-Lim is too low. "
+    "Totals are sums of the stages' medians. Not included anywhere: loading weights, writing files, drawing noise."
 )
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelBudget:
-    """A budget with the task and the model it is of."""
+    """A budget with its task and its model."""
 
     task: Task
     model: str
@@ -41,7 +42,7 @@ class ModelBudget:
 
     @property
     def block(self) -> Fold:
-        """The whole budget, folded away."""
+        """The whole budget, as a block that the page opens with a click."""
         inside = [Paragraph(circumstances(self.budget))]
         parts = (part for batch in self.budget.batches for part in _batch_blocks(self.budget, batch))
         return Fold(title=f"Staged budget of {MODEL_TITLES.get(self.model, self.model)}", blocks=(*inside, *parts))
@@ -49,10 +50,10 @@ class ModelBudget:
 
 @dataclass(frozen=True, kw_only=True)
 class Calls:
-    """How the times of one setting were taken."""
+    """How the times of one setting were measured: calls and threads."""
 
     count: int
-    """Calls behind every median; the fewest of any stage."""
+    """Number of calls behind every median; the fewest of any stage."""
     threads: int
     """Of the processor."""
 
@@ -79,8 +80,8 @@ def read_budgets(folder: Path, models: Sequence[str]) -> list[ModelBudget]:
 
 
 def calls_of(chosen: Sequence[Setting], budgets: Sequence[ModelBudget]) -> dict[SettingKey, Calls]:
-    """How the times of each setting were taken, by its key. A setting is left out whose budget is not there, or is of
-    another measurement than its rows."""
+    """Calls and threads of the times of each setting, by its key. Settings are left out that have no budget, or one
+    of another measurement than their rows."""
     found = {}
     for s in chosen:
         for own in budgets:
@@ -91,7 +92,7 @@ def calls_of(chosen: Sequence[Setting], budgets: Sequence[ModelBudget]) -> dict[
 
 
 def timing_text(chosen: Sequence[Setting], calls: Mapping[SettingKey, Calls]) -> str:
-    """Calls and threads in words, per model where they differ; empty where nothing was timed."""
+    """Calls and threads as text, per model where they differ; empty where nothing was timed."""
     groups: dict[str, list[str]] = {}
     for s in timed(chosen):
         groups.setdefault(_timing(s, calls.get(s.key)), []).append(s.name)
@@ -109,33 +110,35 @@ def timing_sentence(chosen: Sequence[Setting], calls: Mapping[SettingKey, Calls]
 
 
 def timed(chosen: Sequence[Setting]) -> list[Setting]:
-    """Settings with the total of their task."""
+    """The settings that have a time for the total of their task."""
     return [s for s in chosen if s.generated and TASK_TOTALS[s.task] in s.rtf]
 
 
 def budget_table(budget: Budget, batch: int) -> Table:
-    """One line a stage, the flow network once a setting. Raises ValueError for a batch size that was not measured."""
+    """A table of stages, with a line of the flow network per setting. ValueError for a batch size not measured."""
     chosen = [s for s in budget.stages if s.batch == batch]
     if not chosen:
         raise ValueError(f"batch must be one of {', '.join(map(str, budget.batches))}, got {batch}")
-    columns = ("Stage", "GFLOP", "MB at least", "MB eager", "Operators", "Floor ms", "Median ms", "p10–p90 ms", "Share")
+    columns = (
+        "Stage", "GFLOP", "MB at least", "MB eager", "Operators", "Floor ms", "Median ms", "p10–p90 ms", "Efficiency"
+    )  # fmt: skip
     rows = tuple(TableRow(model=_named(s), cells=_stage_cells(budget, s)) for s in chosen)
     return Table(columns=(*columns, _rate_title(batch)), rows=rows)
 
 
 def totals_table(budget: Budget, batch: int) -> Table:
-    """One line per total and setting, with what it includes."""
+    """A table with one line per total and setting, which states what the total includes."""
     rows = tuple(
         TableRow(model=total.name, cells=_total_cells(budget, total, batch, setting))
         for setting in budget.settings(batch)
         for total in budget.totals(batch, setting)
     )
-    columns = ("Total", "Steps", "Guidance", "Floor ms", "Median ms", "Share", _rate_title(batch), "Includes")
+    columns = ("Total", "Steps", "Guidance", "Floor ms", "Median ms", "Efficiency", _rate_title(batch), "Includes")
     return Table(columns=columns, rows=rows)
 
 
 def budget_markdown(budget: Budget) -> str:
-    """The whole budget: what it was taken on, the tables of every batch size, how to read them."""
+    """The whole budget in Markdown: machine and software, the tables of every batch size, how to read them."""
     blocks: list[Block] = [Heading(text=f"Staged budget: {budget.name}", level=1), Paragraph(circumstances(budget))]
     for batch in budget.batches:
         blocks += [Heading(text=_batch_title(budget, batch), level=2)]
@@ -146,12 +149,12 @@ def budget_markdown(budget: Budget) -> str:
 
 
 def batch_markdown(budget: Budget, batch: int) -> str:
-    """Stages and totals of one batch size."""
+    """The tables of stages and totals of one batch size in Markdown."""
     return markdown([budget_table(budget, batch), totals_table(budget, batch)])
 
 
 def circumstances(budget: Budget) -> str:
-    """Machine, software, precision, rates, calls: everything a time depends on, in a sentence each."""
+    """Sentences about machine, software, precision, rates and calls, on which the times depend."""
     m, first = budget.machine, budget.stages[0].timing
     rates = "; ".join(
         f"{r.dtype}: {r.flops_per_s / 1e9:.4g} GFLOP/s, {r.bytes_per_s / 1e9:.3g} GB/s" for r in budget.rooflines
@@ -200,9 +203,9 @@ def _timing(setting: Setting, calls: Calls | None) -> str:
     threads = dict.fromkeys(row.machine.get("threads", "") for row in setting.rows.values())
     if calls is not None:
         threads = {str(calls.threads): None}
-    words = " or ".join(f"{n} thread{'s' * (n != '1')}" for n in threads if n) or "threads not recorded"
+    text = " or ".join(f"{n} thread{'s' * (n != '1')}" for n in threads if n) or "threads not recorded"
     median = UNKNOWN if calls is None else f"median of {calls.count} call{'s' * (calls.count != 1)}"
-    return f"{median}, {words}"
+    return f"{median}, {text}"
 
 
 def _named(stage: StageBudget) -> str:
@@ -214,7 +217,7 @@ def _named(stage: StageBudget) -> str:
 
 
 def _stage_cells(budget: Budget, stage: StageBudget) -> tuple[Cell, ...]:
-    cost, time, floor_s, share = stage.cost, stage.timing, budget.floor_s(stage), budget.share(stage)
+    cost, time, floor_s, efficiency = stage.cost, stage.timing, budget.floor_s(stage), budget.efficiency(stage)
     counts = (NONE,) * 4
     if cost is not None:
         counts = (_plain(cost.flops / 1e9), _mega(cost.bytes), _mega(cost.traffic), str(cost.operators))
@@ -223,7 +226,7 @@ def _stage_cells(budget: Budget, stage: StageBudget) -> tuple[Cell, ...]:
         NONE if floor_s is None else _ms(floor_s),
         _ms(time.median_s),
         f"{_ms(time.p10_s)}–{_ms(time.p90_s)}",
-        NONE if share is None else _percent(share),
+        NONE if efficiency is None else _percent(efficiency),
         _rate(budget, time.median_s, stage.batch),
     )
     return tuple(Cell(text=text) for text in texts)
@@ -266,5 +269,5 @@ def _plain(value: float) -> str:
     return f"{value:.0f}" if value >= 100 else significant(value)
 
 
-def _percent(share: float) -> str:
-    return f"{100 * share:.3g} %"
+def _percent(fraction: float) -> str:
+    return f"{100 * fraction:.3g} %"

@@ -26,7 +26,7 @@ VARIANTS = 4
 INTERVALS, DEVIATIONS, NOTHING = "bars: 95 % interval", "bars: ± 1 sd over seeds", "no bars"
 BARS = (
     "Bars are the 95 % interval over clips where the rows have one, else one standard deviation over seeds; each chart "
-    "says which."
+    "states which."
 )
 
 
@@ -98,7 +98,7 @@ class Level:
 
 @dataclass(frozen=True, kw_only=True)
 class Axis:
-    """What is drawn to the right: a number of each setting, None where it is not known."""
+    """The horizontal axis: a number of each setting, None where it is not known."""
 
     key: str
     """Name in file names."""
@@ -117,7 +117,7 @@ class Chart:
     series: tuple[Series, ...]
     levels: tuple[Level, ...] = ()
     bars: str = NOTHING
-    """What the bars of the points are, in words."""
+    """A description of the bars of the points."""
 
     def __post_init__(self) -> None:
         xs = self.xs
@@ -154,7 +154,7 @@ def charts(chosen: Sequence[Setting]) -> tuple[list[Chart], list[Chart]]:
 
 
 def axes(made: Sequence[Setting]) -> tuple[Axis, ...]:
-    """Steps, evaluations, and the time of one clip, from all that a user of the task waits for."""
+    """The axes of a task: steps, evaluations, and the time of one clip by the total of the task."""
     total = TASK_TOTALS[made[0].task]
 
     def rtf(s: Setting) -> float | None:

@@ -43,15 +43,15 @@ class CheckedValue:
 
 @dataclass(frozen=True, kw_only=True)
 class CrossChecked:
-    """Everything that one package computed a second time."""
+    """The metrics that another package computed a second time."""
 
     package: str
     """Name and version."""
     rows: tuple[CheckedValue, ...]
 
     def table(self, chosen: Sequence[Setting]) -> Table | None:
-        """One line per metric of the settings of one task: how many values were computed twice, and the pair that
-        differs most. Values that are no longer those of the rows are left out; None where nothing remains."""
+        """A table with one line per metric of the settings of one task: how many values were computed twice, and the
+        pair that differs most. Values that the rows no longer have are left out; None where nothing remains."""
         settings = {s.key: s for s in chosen}
         own = [r for r in self.rows if r.key in settings and _is_current(r, settings[r.key])]
         lines = []

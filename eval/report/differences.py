@@ -1,9 +1,8 @@
-"""Paired differences: is one setting better than another on the same clips from the same noise, and how does every
-student stand against the teacher?
+"""Paired differences between settings on the same clips from the same noise, and of every student from the teacher.
 
-The baseline is the first teacher named. A student's setting meets it at the same guidance scale, at the baseline's most
-steps and at the student's own number of steps. Where the baseline was not run at that scale, it is taken at the scale
-its first score is best at, so that no student wins by a bad choice for the teacher.
+The baseline is the first teacher named. A student's setting is compared with it at the same guidance scale, at the
+baseline's most steps and at the student's own number of steps. Where the baseline was not run at that scale, its scale
+with the best first score is used, so that a bad scale for the teacher favours no student.
 """
 
 from collections.abc import Sequence
@@ -28,14 +27,14 @@ PAIRED_NOTE = (
     "difference is clear (▲ better, ▼ worse for the student) where its 95 % interval leaves out zero. p-values are "
     "of single comparisons, not corrected for how many there are: Wilcoxon’s signed-rank test where pairs are clips, "
     "Student’s t where they are groups of clips, of which one is left out at a time. Paired over seeds alone, a "
-    "difference says nothing about other clips and is never called clear."
+    "difference does not hold for other clips and is never called clear."
 )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Difference:
-    """Score of the first setting minus that of the second, its 95 % interval and two-sided p-value, as far as there is
-    material for them; `how` says which."""
+    """Score of the first setting minus that of the second, its 95 % interval and two-sided p-value, as far as they can
+    be computed; `how` names the method."""
 
     value: float
     low: float | None
@@ -52,14 +51,14 @@ class Difference:
 
 
 def difference(a: Setting, b: Setting, key: str) -> Difference:
-    """Difference of a score by the best way there is material for.
+    """Difference of a score by the first of these methods for which both settings have the data.
 
     1. Scores of the clips on both sides: each clip's difference, averaged over the seeds both have; bootstrap of the
        mean and Wilcoxon's signed-rank test. Ratios of sums: of jackknife pseudo-values (`clip_values`), without a test.
     2. Delete-a-group values on both sides with the same groups: their differences, averaged over common seeds; Student
        t with groups - 1 degrees of freedom.
-    3. Two or more common seeds: over seeds, which says nothing about other clips.
-    4. Nothing.
+    3. Two or more common seeds: over seeds, which does not hold for other clips.
+    4. Otherwise the difference alone, without an interval.
     """
     seeds = sorted(a.rows.keys() & b.rows.keys())
     value = a.mean[key] - b.mean[key]
@@ -97,7 +96,7 @@ def mean_interval(values: NDArray[np.float64], *, level: float = LEVEL) -> tuple
 
 
 def clip_values(scores: ClipScores, key: str) -> dict[str, float] | None:
-    """What each clip contributes to a score, so that the mean over clips is the score: its own value or, for a ratio of
+    """The contribution of each clip to a score, such that their mean is the score: its own value or, for a ratio of
     sums over n clips, the jackknife pseudo-value n f - (n - 1) f_{-i}. None where fewer than two clips have it."""
     found = _ratio_of_sums(key)
     if found is None or found.ratio is None:
@@ -128,7 +127,7 @@ class ScoreDifference:
 
     @property
     def verdict(self) -> str:
-        """How the student, the first of the pair, stands by this score."""
+        """Whether the student, the first of the pair, is better or worse by this score, or neither."""
         if "clips" not in self.found.how:
             return UNKNOWN
         if not self.found.clear:
@@ -138,7 +137,7 @@ class ScoreDifference:
 
 @dataclass(frozen=True, kw_only=True)
 class Pair:
-    """A student's setting against one of the teacher."""
+    """A student's setting and a setting of the teacher with which it is compared."""
 
     student: Setting
     teacher: Setting
@@ -150,11 +149,11 @@ class Pair:
 
     @property
     def counts(self) -> str:
-        """How many scores came out which way, in words."""
+        """The number of scores of each verdict, as text."""
         verdicts = [line.verdict for line in self.lines]
         found = {verdict: verdicts.count(verdict) for verdict in (BETTER, WORSE, OPEN, UNKNOWN)}
-        words = {BETTER: "clearly better", WORSE: "clearly worse", UNKNOWN: f"with {UNKNOWN}"}
-        return ", ".join(f"{count} {words.get(v, v)}" for v, count in found.items() if count)
+        texts = {BETTER: "clearly better", WORSE: "clearly worse", UNKNOWN: f"with {UNKNOWN}"}
+        return ", ".join(f"{count} {texts.get(v, v)}" for v, count in found.items() if count)
 
 
 def pairs(chosen: Sequence[Setting]) -> list[Pair]:
@@ -189,7 +188,7 @@ def rivals(chosen: Sequence[Setting], student: Setting) -> list[Setting]:
 
 
 def pairing_rule(chosen: Sequence[Setting]) -> str:
-    """By which rule settings were paired: the baseline's name, the guidance scales, the seeds."""
+    """The rule by which settings were paired, as text: the baseline's name, the guidance scales, the seeds."""
     best = strongest(chosen)
     if best is None:
         return ""
@@ -225,7 +224,7 @@ def pairing_rule(chosen: Sequence[Setting]) -> str:
 
 
 def strongest(chosen: Sequence[Setting]) -> Setting | None:
-    """The baseline at its most steps, with the guidance scale that its first score is best at; None without."""
+    """The baseline at its most steps and the guidance scale of its best first score; None without a baseline."""
     own = _baseline(chosen)
     if not own:
         return None
@@ -264,7 +263,7 @@ def _why(teachers: Sequence[Setting], best: Setting) -> str:
 
 
 def pair_table(pair: Pair) -> Table:
-    """One line per score: difference, interval, p-value, by which pairs, and the verdict."""
+    """A table with one line per score: difference, interval, p-value, kind of pairs, and verdict."""
     return Table(
         columns=("Score", "Difference", "95 % interval", "p", "Paired over", "The student is"),
         rows=tuple(_row(line) for line in pair.lines),
@@ -297,7 +296,7 @@ def _row(line: ScoreDifference) -> TableRow:
 
 
 def p_text(p_value: float | None) -> str:
-    """Three digits, or that it is below 0.001."""
+    """A p-value with three digits, or "< 0.001"."""
     if p_value is None:
         return NONE
     return "< 0.001" if p_value < 0.001 else f"{p_value:.3f}"

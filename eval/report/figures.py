@@ -35,17 +35,17 @@ STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "figures",
 }
-"""Text stays text in both formats, and equal data give equal bytes."""
+"""Settings of matplotlib, with which text stays text in both formats and equal data give equal bytes."""
 COLOURS = {
     "teacher": ("#2f6fde", "#0b8a8f", "#6a4fc4", "#4d6d1f"),
     "student": ("#d9603b", "#b23a7c", "#a27c0d", "#a3262a"),
 }
-"""By kind and variant, as in the light form of the page."""
+"""Colours by kind and variant, as in the light form of the page."""
 LEVEL_COLOUR = "#4c7a56"
 MARKERS = {"circle": "o", "square": "s", "diamond": "D", "triangle": "^", "wedge": "v", "cross": "P"}
 LINE_WIDTH = 1.3
 PAGE_LINE_WIDTH = 2.2
-"""Of a line on the page, which its dashes are given for; matplotlib counts dashes in line widths."""
+"""Line width on the page, for which dashes are given; matplotlib counts dashes in line widths."""
 DODGE = 0.018
 """Distance of the bars of two lines at the same x, as a part of the axis."""
 
@@ -77,7 +77,7 @@ def write_figures(results: Results) -> list[Path]:
 
 
 def caption(chart: Chart, results: TaskResults) -> str:
-    """What a figure shows, in a sentence for its caption: score, axis, task, clips, seeds and bars."""
+    """The caption of a figure, a sentence: score, axis, task, clips, seeds and bars."""
     clips = " or ".join(map(str, sorted({s.num_clips for s in results.settings if s.generated})))
     bars = f"; {chart.bars}{' over clips' if chart.bars == INTERVALS else ''}"
     levels = f"; horizontal: {' and '.join(level.label for level in chart.levels)}" if chart.levels else ""

@@ -57,9 +57,9 @@ RTF_NOTE = (
     "the codec; Σ video-to-audio is everything from the video file to the waveform."
 )
 BEST_NOTE = (
-    "The same noise per clip for every model and step count. Best generated value of each column marked, whether or "
-    "not it is clearly so, which the differences below say; real sound and the codec round trip are what can be "
-    "reached."
+    "The same noise per clip for every model and step count. The best generated value of each column is marked, "
+    "whether or not it is clearly better, which the differences below show; real sound and the codec round trip are "
+    "what can be reached."
 )
 REAL_SOUND = (
     "Distances of real sound are between the test clips and other real clips, those of the codec round trip between "
@@ -102,7 +102,7 @@ def write_report(results: Results, *, title: str = TITLE, lead: str = LEAD) -> P
 
 
 def cautions(keys: Iterable[str]) -> Iterator[Note]:
-    """What a reader has to know of the scores before reading any."""
+    """Cautions that a reader needs before reading any score."""
     main = [m for m in metrics_of(keys) if m.main and m.source != EVENTS]
     if any(m.embedded for m in main):
         yield Note(head="Embedded scores.", text=EMBEDDED_NOTE)
@@ -111,7 +111,7 @@ def cautions(keys: Iterable[str]) -> Iterator[Note]:
 
 
 def task_blocks(results: TaskResults) -> list[Block]:
-    """One task: cards, tables, charts, differences, speed, test set, players."""
+    """The blocks of one task: cards, tables, charts, differences, speed, test set, players."""
     title = TASK_TITLES[results.task]
     return [
         Heading(text=title, level=2, anchor=results.task),
@@ -211,7 +211,7 @@ def _test_set(results: TaskResults, *, within: str) -> Iterator[Block]:
 
 
 def facts_blocks(facts: TestFacts) -> Iterator[Block]:
-    """The clips scored, with their digest and list, what was left out, and the overlap with training data."""
+    """Blocks about the test set: scored clips with digest and list, excluded clips, overlap with training data."""
     yield Bullets(facts.sentences())
     ids = Preformatted(text=" ".join(sorted(facts.ids)))
     yield OnPage((Fold(title=f"Ids of the {len(facts.ids)} clips", blocks=(ids,)),))
@@ -227,8 +227,8 @@ def _examples(results: TaskResults) -> Iterator[Block]:
 
 
 def headline(chosen: Sequence[Setting]) -> list[Setting]:
-    """The settings the project is about: the baseline at its most steps and at its fewest, other teachers at their most
-    steps, every student at its fewest."""
+    """The settings of the cards at the top: the baseline at its most steps and at its fewest, other teachers at their
+    most steps, every student at its fewest."""
     found = []
     best = strongest(chosen)
     if best is not None:
@@ -256,7 +256,7 @@ def _card(setting: Setting) -> Card:
 
 
 def not_in_every_seed(chosen: Sequence[Setting]) -> str:
-    """Which scores have no mean over seeds because a seed lacks them; empty where there are none."""
+    """A sentence naming the scores without a mean over seeds, since a seed lacks them; empty where there are none."""
     found: dict[str, list[str]] = {}
     for s in chosen:
         for key in dict.fromkeys(key for row in s.rows.values() for key in row.metrics):
@@ -267,7 +267,7 @@ def not_in_every_seed(chosen: Sequence[Setting]) -> str:
 
 
 def reading_block(keys: Iterable[str]) -> Definitions:
-    """How to read each metric, the rows of real sound and the evaluations."""
+    """A block that explains each metric, the rows of real sound and the evaluations."""
     items = {
         m.title: f"{f'{m.better.capitalize()} is better. ' if m.better else ''}{m.explanation}"
         for m in metrics_of(keys)
@@ -276,7 +276,7 @@ def reading_block(keys: Iterable[str]) -> Definitions:
 
 
 def origin_blocks(rows: Sequence[Row]) -> Iterator[Block]:
-    """Machine, runs, digests and commands; and a caution where rows of several configurations are mixed."""
+    """Blocks on machine, runs, digests and commands, with a caution where rows of several configurations are mixed."""
     items: dict[str, str] = {}
     for row in rows:
         items |= {name.replace("_", " "): value for name, value in row.machine.items()}

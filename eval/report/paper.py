@@ -1,8 +1,8 @@
 """The tables of a paper, in LaTeX and Markdown: the columns of MMAudio's tables 1 and 3 (arXiv 2412.15322), then ours.
 
-A column nobody computed is left out and named below the table; other scores of published networks follow where there
-are any. Embedded metrics come after the published ones under names of their own. Below the LaTeX table stands what a
-reader needs, a caption and a short footnote; the rest follows as comments, in Markdown as text.
+A column without values is left out and named below the table; other scores of published networks follow where there
+are any. Embedded metrics come after the published ones under names of their own. The LaTeX table has a caption and a
+short footnote; all further notes follow as comments, in Markdown as text.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -39,7 +39,7 @@ LATEX: Mapping[str, str] = {
     "∞": r"$\infty$",
     "±": r"$\pm$",
 }
-"""What stands in LaTeX for a letter."""
+"""LaTeX for characters that need it."""
 EMBEDDED_WARNING = (
     "Embedded scores use this project's own features and classes, fitted to this data; they are other quantities than "
     "the FD, KL and IS of publications and must not be compared with them."
@@ -48,13 +48,13 @@ BOLD = (
     "Bold: the best generated score, if the 95 % interval of its difference from every other, paired, leaves out zero."
 )
 PAIRED = "paired over clips", "paired over groups of clips"
-"""Ways to find that interval which need no word of warning."""
+"""Methods for that interval which need no warning."""
 IN_RESULTS = "95 % intervals and bias of every value are in results.md."
 
 
 @dataclass(frozen=True, kw_only=True)
 class Column:
-    """One metric as a paper prints it."""
+    """A metric as a column of a paper's table."""
 
     metric: Metric
     paper: PaperColumn
@@ -85,7 +85,7 @@ def columns_of(task: Task) -> tuple[Column, ...]:
 
 
 def kinds_text(columns: Sequence[Column]) -> str:
-    """What kinds of scores some columns hold, in words."""
+    """The kinds of scores that some columns hold, as text."""
     found = ["scores of published networks"] * any(c.metric.published for c in columns)
     found += ["scores on this project's own (embedded) features"] * any(c.metric.embedded for c in columns)
     found += ["onsets against known events"] * any(c.metric.source == EVENTS for c in columns)
@@ -98,7 +98,7 @@ def escaped(text: str) -> str:
 
 
 def caption(chosen: Sequence[Setting], metrics: Sequence[Column]) -> str:
-    """Task, size of the test set and kinds of scores."""
+    """The caption of a table: task, size of the test set and kinds of scores."""
     kinds = kinds_text(metrics)
     title = f"{TASK_TITLES[chosen[0].task]} on {_clips(chosen)} test clips"
     return f"{title}: {kinds}." if kinds else f"{title}."
@@ -118,7 +118,7 @@ def notes(
     if any(c.metric.embedded for c in metrics):
         found.append(EMBEDDED_WARNING)
     weak = [c for c in metrics if how[c.key] not in PAIRED and len(_having(chosen, c)) > 1]
-    found.append(f"{BOLD}{''.join(f' {words}.' for words in _grouped(weak, how))}")
+    found.append(f"{BOLD}{''.join(f' {text}.' for text in _grouped(weak, how))}")
     if timed(chosen):
         devices = dict.fromkeys(
             row.machine.get("device", "a device not recorded") for s in timed(chosen) for row in s.rows.values()
@@ -134,7 +134,7 @@ def notes(
 def details(
     chosen: Sequence[Setting], metrics: Sequence[Column], missing: Sequence[str], how: Mapping[str, str]
 ) -> list[str]:
-    """Columns without values, by which pairs the bold was decided, how intervals and bias were found."""
+    """Notes on columns without values, on the pairs behind the bold, and on the methods of intervals and bias."""
     found = []
     if missing:
         found.append(f"Not computed, therefore without a column: {', '.join(missing)}.")
@@ -198,19 +198,19 @@ SPEED = (Fact(title="RTF ↓", of=_rtf), Fact(title="Time (s) ↓", of=_time))
 
 @dataclass(frozen=True, kw_only=True)
 class PaperTable:
-    """One task: titles, rows with the bold decided, and the text around them."""
+    """The table of one task: titles, rows with the best values in bold, and the text around them."""
 
     title: str
     label: str
-    """To refer to it by in LaTeX."""
+    """The label of the table in LaTeX."""
     caption: str
     table: Table
     latex_columns: tuple[str, ...]
     notes: tuple[str, ...] = field(default=())
     details: tuple[str, ...] = field(default=())
-    """What a reader need not know to read it: comments in LaTeX."""
+    """Notes that are not needed to read the table: comments in LaTeX."""
     in_results: str = ""
-    """What stands in results.md beside it; in Markdown alone."""
+    """A pointer to results.md, in Markdown alone."""
 
 
 def paper_table(results: TaskResults) -> PaperTable:
@@ -232,7 +232,7 @@ def paper_table(results: TaskResults) -> PaperTable:
         cells += [Cell(text=_value(s, c), best=bold[c.key][0] is s) for c in metrics]
         cells += [Cell(text=f.of(s) if made else NONE) for f in after]
         lines.append(TableRow(model=s.model_title, kind=s.kind, cells=tuple(cells), muted=not made))
-    how = {key: words for key, (_, words) in bold.items()}
+    how = {key: method for key, (_, method) in bold.items()}
     more = details(chosen, metrics, missing, how)
     if results.facts is not None:
         more.append(f"Test set: {' '.join(results.facts.sentences())}")

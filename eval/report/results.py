@@ -1,4 +1,4 @@
-"""What a report is made of, read once: rows, scores of clips, facts of the test set, budgets, examples, cross-check."""
+"""The input of a report: rows, scores of clips, facts of the test set, budgets, examples, cross-check, read once."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from eval.report.settings import Setting, settings
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class TaskResults:
-    """Everything there is to show of one task."""
+    """The settings, facts and files of one task."""
 
     task: Task
     settings: tuple[Setting, ...]
@@ -28,7 +28,7 @@ class TaskResults:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Results:
-    """The rows of a comparison and what lies beside them."""
+    """The rows of a comparison and the contents of the files beside them."""
 
     path: Path
     """Of rows.jsonl."""

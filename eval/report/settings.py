@@ -13,7 +13,7 @@ SettingKey = tuple[Task, str, int, float]
 """Task, model, number of steps and guidance scale."""
 TASK_TITLES: Mapping[Task, str] = {"vta": "Video to audio", "tta": "Text to audio"}
 TASK_TOTALS: Mapping[Task, str] = {"vta": "video-to-audio", "tta": "text-to-audio"}
-"""The sum of stages that a user of the task waits for."""
+"""By task, the total (see TOTALS) that covers everything from the user's input to the sound."""
 MODEL_TITLES: Mapping[str, str] = {
     "teacher": "Teacher",
     "student": "Student",
@@ -21,7 +21,7 @@ MODEL_TITLES: Mapping[str, str] = {
     "reference": "Real sound",
 }
 GENERATORS = ("teacher", "student")
-"""Kinds of models that generate; the others are floors and ceilings."""
+"""Kinds of models that generate sound; the other kinds are floors and ceilings."""
 
 
 @dataclass(frozen=True, kw_only=True)

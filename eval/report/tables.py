@@ -11,14 +11,14 @@ from eval.report.settings import TASK_TOTALS, Setting, SettingKey, Span
 from eval.speed.budget import STAGES
 
 NONE = "–"
-"""In a cell without a value."""
+"""The text of a cell without a value."""
 FEWEST_CALLS = 10
 """Below this number of timed calls no time is marked as the lowest."""
 FEWEST_CLIPS = 50
 """Below this number of clips no Frechet distance goes without a caution."""
 SEEDS_NOTE = "Where two settings have different seeds, a difference is over those that both have."
 INTERVALS_NOTE = (
-    "Interval: how far the score would move with other clips from the same source, the noise kept. Value, interval "
+    "Interval: how far the score would move with other clips from the same source and the same noise. Value, interval "
     "and bias are means over the seeds, so the interval is as wide as that of one seed. Bias: what the method and this "
     "number of clips make by themselves; value − bias is the estimate for infinitely many clips. It is not taken off "
     "anywhere else."
@@ -85,7 +85,7 @@ class IntervalTable:
     metric: Metric
     table: Table
     method: str
-    """How intervals and bias were found, in words."""
+    """A description of how intervals and bias were found."""
 
 
 def interval_tables(chosen: Sequence[Setting]) -> Iterator[IntervalTable]:
@@ -105,28 +105,28 @@ def interval_text(low: float, high: float, digits: int, *, plus: bool = False) -
 
 
 def spread_text(chosen: Sequence[Setting]) -> str:
-    """Over which seeds values and deviations go; names the missing ones where settings differ."""
+    """A sentence naming the seeds of values and deviations, and the missing ones where settings differ."""
     seeds = seeds_of(chosen)
     if len(seeds) < 2:
         return "One seed of the noise."
     if seeds_differ(chosen):
-        return f"Mean ± standard deviation over as many seeds of the noise as the row says. {unfinished(chosen)}"
+        return f"Mean ± standard deviation over the number of seeds in the row. {unfinished(chosen)}"
     return f"Mean ± standard deviation over seeds {', '.join(map(str, seeds))} of the noise."
 
 
 def means_text(chosen: Sequence[Setting]) -> str:
-    """What the values of a table are over, in the words of a footnote: the number of seeds, which has a column where it
-    differs."""
+    """The number of seeds that the values of a table are means over, as a footnote; where it differs, the table has a
+    column of it."""
     counts = sorted({len(s.seeds) for s in chosen if s.generated})
     if not counts:
         return "no noise"
     if seeds_differ(chosen):
-        return "means over seeds of the noise, as many as the column Seeds says"
+        return "means over seeds of the noise, whose number is in the column Seeds"
     return f"means over {counts[0]} seed{'s' * (counts[0] != 1)} of the noise"
 
 
 def unfinished(chosen: Sequence[Setting]) -> str:
-    """Which seeds that other settings have are missing for which; empty where all have the same."""
+    """A sentence naming the settings that lack seeds of the others; empty where all have the same seeds."""
     seeds = seeds_of(chosen)
     steps_of: dict[str, list[int]] = {}
     for s in chosen:
@@ -159,7 +159,7 @@ def listed(values: Iterable[object]) -> str:
 
 
 def seeds_differ(chosen: Sequence[Setting]) -> bool:
-    """Whether generated settings are means over different seeds; a column then says over how many."""
+    """Whether generated settings are means over different seeds; a column then states how many."""
     return len({s.seeds for s in chosen if s.generated}) > 1
 
 
@@ -181,8 +181,8 @@ def few_clips(chosen: Sequence[Setting]) -> str:
     if not cautions:
         return ""
     return (
-        f"A Fréchet distance wants {FEWEST_CLIPS} clips and twice as many as its features have dimensions. "
-        f"{' '.join(cautions)} Compare only rows with equal numbers of clips, and look at KAD, which has no such bias."
+        f"A Fréchet distance needs {FEWEST_CLIPS} clips and twice as many as its features have dimensions. "
+        f"{' '.join(cautions)} Compare only rows with equal numbers of clips, and read KAD, which has no such bias."
     )
 
 

@@ -1,4 +1,4 @@
-"""The same comparison after several trainings with other seeds, as documents quote it."""
+"""Tables and sentences for documents about one comparison repeated after several trainings with other seeds."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
@@ -73,7 +73,7 @@ def _renumbered(trainings: Sequence[Sequence[Row]]) -> list[Row]:
 def what_one_step_is_worth(trainings: Sequence[Sequence[Row]], task: Task) -> str:
     """Sentences about the student's one step beside the teacher's steps, computed: ratios of FD, training by training.
 
-    Says what is better than what, whichever way it comes out; empty where teacher or student is missing.
+    The sentences state which is better in either case; empty where teacher or student is missing.
     """
     found: list[dict[tuple[str, int], Setting]] = []
     for rows in trainings:

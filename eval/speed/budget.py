@@ -1,8 +1,8 @@
-"""The staged budget: what each stage on the way to sound costs, takes and could take at best on one machine.
+"""The staged budget: cost, measured time and least possible time of each stage of generation on one machine.
 
     floor = max(flops / F, bytes / B)      with F and B measured on the same device (eval/speed/roofline.py), flops and
                                            bytes counted on the same calls (eval/speed/cost.py)
-    share of the roofline = floor / median time
+    efficiency = floor / median time
 
 A budget is plain numbers, for which no torch is needed: eval/speed/measure.py takes one, it is written as JSON and read
 back, and eval/report/budgets.py shows it.
@@ -39,7 +39,7 @@ SCOPES: Mapping[str, str] = {
     "frames to wave": "the three encoders on frames that are decoded already, flow network, latent decoder and vocoder",
     "video-to-audio": "from the video file to the wave: decoding and resizing as well; no muxing, no writing",
 }
-"""What each total includes, in words. Papers call both of the first two the time of generation."""
+"""A description of what each total includes. Papers call both of the first two the time of generation."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,9 +54,9 @@ class Timing:
     p90_s: float
     repeats: int
     warmup: int = 0
-    """Calls before those, not in the figures."""
+    """Untimed calls before the timed ones."""
     warmup_s: float = 0.0
-    """What they took altogether: compilation and the choice of algorithms are in here."""
+    """Seconds of all warm-up calls together, which include compilation and the choice of algorithms."""
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.p10_s <= self.median_s <= self.p90_s < float("inf"):
@@ -79,7 +79,7 @@ class Timing:
 
 @dataclass(frozen=True, kw_only=True)
 class Machine:
-    """What a timing was taken on."""
+    """The machine and the software of a timing."""
 
     device: str
     torch_version: str
@@ -89,13 +89,13 @@ class Machine:
 
 @dataclass(frozen=True, kw_only=True)
 class StageCost:
-    """Counts of one call; see the module."""
+    """Operations and bytes of one call, as eval/speed/cost.py counts them."""
 
     flops: int
     bytes: int
     traffic: int
     operators: int
-    """That touch memory: on a GPU about the number of kernels launched, at some 5 microseconds each."""
+    """Operators that access memory: on a GPU about the number of kernels launched, at some 5 microseconds each."""
 
     def __post_init__(self) -> None:
         for name in ("flops", "bytes", "traffic", "operators"):
@@ -108,9 +108,9 @@ class Roofline:
     """Measured rates of one device in one precision."""
 
     flops_per_s: float
-    """Of a large matrix product; a multiply-add counts as 2."""
+    """Rate of a large matrix product in operations per second; a multiply-add counts as 2."""
     bytes_per_s: float
-    """Of the fastest way of streaming large blocks: reading, copying, or a = b + s c."""
+    """Rate of the fastest way of streaming large blocks, in bytes per second: reading, copying, or a = b + s c."""
     dtype: str
     device: str
 
@@ -126,13 +126,13 @@ class Roofline:
         return max(flops / self.flops_per_s, bytes / self.bytes_per_s)
 
     def bound(self, flops: float, bytes: float) -> str:
-        """Which of the two decides the floor: "arithmetic" or "memory"."""
+        """The limit that decides the floor: "arithmetic" or "memory"."""
         return "arithmetic" if flops / self.flops_per_s >= bytes / self.bytes_per_s else "memory"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Setting:
-    """What a generation was asked for."""
+    """Steps and guidance scale of a generation."""
 
     steps: int
     guidance: float
@@ -150,11 +150,11 @@ class StageBudget:
     cost: StageCost | None = None
     """None where there is nothing torch could count, as in decoding a video."""
     setting: Setting | None = None
-    """Of the flow network; no other stage depends on it."""
+    """Steps and guidance of the flow network; None for other stages, which do not depend on them."""
     evaluations: int | None = None
-    """Of the network, per sound."""
+    """Evaluations of the network per sound."""
     peak_bytes: int | None = None
-    """Most memory taken on a GPU, weights of all stages included; None on a processor."""
+    """Peak memory on a GPU in bytes, weights of all stages included; None on a CPU."""
 
     def __post_init__(self) -> None:
         check_stage(self.stage)
@@ -180,7 +180,7 @@ class Total:
 
 @dataclass(frozen=True, kw_only=True)
 class Budget:
-    """Everything that was measured, and on what."""
+    """All measurements of a generator's stages, with the machine they were made on."""
 
     name: str
     duration_s: float
@@ -188,7 +188,7 @@ class Budget:
     command: str
     machine: Machine
     cuda: str | None
-    """Version of CUDA; None on a processor."""
+    """Version of CUDA; None on a CPU."""
     tf32: str
     """Whether float32 products and convolutions were allowed to be rounded to TF32."""
     compiled: bool
@@ -209,7 +209,7 @@ class Budget:
         return tuple(dict.fromkeys(s.batch for s in self.stages))
 
     def settings(self, batch: int) -> tuple[Setting, ...]:
-        """That the flow network was measured at, at this batch size."""
+        """Settings at which the flow network was measured, at this batch size."""
         return tuple(dict.fromkeys(s.setting for s in self.stages if s.batch == batch and s.setting is not None))
 
     def at(self, batch: int, setting: Setting) -> dict[str, StageBudget]:
@@ -234,17 +234,17 @@ class Budget:
             return None
         return self.roofline(stage).floor_s(stage.cost.flops, stage.cost.bytes)
 
-    def share(self, stage: StageBudget) -> float | None:
-        """floor / median; above 1 where a cache served what memory was counted for."""
+    def efficiency(self, stage: StageBudget) -> float | None:
+        """floor / median time; above 1 where a cache held data that were counted as read from memory."""
         floor_s = self.floor_s(stage)
         return None if floor_s is None else floor_s / stage.timing.median_s
 
     def roofline(self, stage: StageBudget) -> Roofline:
-        """Of the precision that the stage computes in."""
+        """The rates in the precision in which the stage computes."""
         return next(r for r in self.rooflines if r.dtype == stage.dtype)
 
     def totals(self, batch: int, setting: Setting) -> tuple[Total, ...]:
-        """Those of TOTALS whose stages were all measured, in seconds a batch."""
+        """The totals of TOTALS whose stages were all measured, in seconds a batch."""
         measured = self.at(batch, setting)
         made = []
         for name, wanted in TOTALS.items():

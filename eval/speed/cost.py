@@ -1,4 +1,4 @@
-"""What a call costs whatever the machine: floating-point operations, and bytes that have to come from memory.
+"""The cost of a call on any machine: floating-point operations, and bytes that have to come from memory.
 
 Counted while the call runs for real, eagerly, operator by operator:
 
@@ -27,11 +27,11 @@ from eval.speed.budget import StageCost
 
 _aten = torch.ops.aten
 UNTOUCHED = (_aten.empty, _aten.empty_like, _aten.empty_strided, _aten.new_empty, _aten.new_empty_strided)
-"""Operators that set memory aside without writing it."""
+"""Operators that allocate memory without writing it."""
 OVERWRITING = (_aten.copy_, _aten.fill_, _aten.zero_, _aten.normal_, _aten.uniform_)
 """Operators that write their first argument without reading it."""
 LOOKUPS = (_aten.embedding, _aten.index, _aten.index_select, _aten.gather)
-"""Operators that read of their first argument only what they return."""
+"""Operators that read only those elements of their first argument that they return."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,7 +124,7 @@ def _storage(tensor: Tensor) -> int:
 
 
 def _distinct(tensors: list[Tensor]) -> list[Tensor]:
-    """Without repetitions of the same memory seen the same way, in order."""
+    """The tensors in order, without repetitions of the same memory with the same shape and strides."""
     return list({(_storage(t), t.storage_offset(), t.shape, t.stride()): t for t in tensors}.values())
 
 

@@ -1,4 +1,4 @@
-"""Taking a staged budget: every stage is counted, warmed up and timed."""
+"""Measures a staged budget: the operations of every stage are counted, then the stage is warmed up and timed."""
 
 from collections.abc import Callable
 

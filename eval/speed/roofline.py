@@ -1,4 +1,4 @@
-"""What a machine can do at best, measured: products per second and bytes per second, and the time they allow.
+"""Measured limits of a machine, in floating-point operations and bytes per second, and the least time of a call.
 
 A call that needs f floating-point operations and b bytes from memory takes at least max(f / F, b / B) seconds on a
 device that does F operations and moves B bytes a second (Williams, Waterman and Patterson, "Roofline", CACM 2009).
@@ -21,7 +21,7 @@ CPU_BYTES, GPU_BYTES = 128 * 2**20, 1024 * 2**20
 
 @functools.cache
 def roofline_of(dtype: torch.dtype, device: str) -> Roofline:
-    """`measure_roofline`, once for a process: every budget that it takes is held against the same rates."""
+    """`measure_roofline`, once for a process, so that all its budgets are compared with the same rates."""
     return measure_roofline(dtype, device)
 
 

@@ -1,7 +1,7 @@
-"""Generators and encoders cut where they are timed, and what they are given to do.
+"""Generators and encoders cut into stages for timing, and the inputs of a timed call.
 
-Of a pipeline, or of a published size with random weights, so that a time can be taken without any files: the values do
-not change it.
+They come from a pipeline, or from a published size with random weights, so that a time can be measured without any
+files: it does not depend on the values.
 """
 
 from collections.abc import Callable, Iterator
@@ -35,18 +35,18 @@ from teacher.sampling.pipeline import Pipeline, as_in_the_demo
 from teacher.sampling.stages import IMAGE, MOTION, READ, TEXT
 
 Frames = tuple[np.ndarray, np.ndarray]
-"""Of one clip, for the image and for the motion encoder."""
+"""Frames of one clip for the image encoder and for the motion encoder."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Workload:
-    """What is made in one call."""
+    """The inputs of one call: duration, captions and videos."""
 
     duration_s: float
     captions: tuple[str, ...] = ("a dog barks in the distance",)
-    """A batch takes them in turn."""
+    """Captions of the sounds of a batch, taken in turn."""
     windows: tuple[tuple[Path, float], ...] = ()
-    """(video, start in seconds) likewise; without any, nothing is decoded."""
+    """(video, start in seconds), taken in turn; without any, nothing is decoded."""
     random_frames: bool = False
     """Where there are no videos, time the image and the motion encoder on random frames; their cost is the same."""
 
@@ -67,7 +67,7 @@ class StageCall:
     steps: int | None = None
     guidance: float | None = None
     evaluations: int | None = None
-    """Of the network, per sound."""
+    """Evaluations of the network per sound."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -81,11 +81,11 @@ class StagedGenerator:
     image: ImageEncoder | None = None
     sync: SyncEncoder | None = None
     precision: Precision = "float32"
-    """Of the network; encoders and decoders compute in float32."""
+    """Precision of the network; encoders and decoders compute in float32."""
 
     @classmethod
     def of_pipeline(cls, pipeline: Pipeline, name: str) -> Self:
-        """The pipeline's own generator and encoders."""
+        """The stages of a pipeline's own generator and encoders."""
         return cls(
             name=name,
             generator=pipeline.generator,
@@ -98,7 +98,7 @@ class StagedGenerator:
 
     @property
     def device(self) -> str:
-        """Where the network computes."""
+        """The device of the network."""
         return str(self.generator.device)
 
     def calls(

@@ -1,4 +1,4 @@
-"""Timing one call: how often it is repeated, what is waited for, and the machine that it ran on."""
+"""Times one call over repetitions, waiting for the device, and describes the machine that it ran on."""
 
 import os
 import platform
@@ -13,7 +13,7 @@ from eval.speed.budget import Machine, Timing
 
 
 def synchroniser(device: torch.device | str) -> Callable[[], None]:
-    """A function that waits until the device has finished; does nothing on the CPU."""
+    """A function that waits until the device has finished; on the CPU it does nothing."""
     if torch.device(device).type != "cuda":
         return lambda: None
     return lambda: torch.cuda.synchronize(device)
@@ -57,7 +57,7 @@ def measure(
 
 
 def machine(device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> Machine:
-    """Facts about `device` and this process that a timing depends on."""
+    """The facts about `device` and this process that a timing depends on."""
     on_gpu = torch.device(device).type == "cuda"
     name = torch.cuda.get_device_name(device) if on_gpu else f"CPU {_cpu_name()}, {os.cpu_count()} cores"
     return Machine(

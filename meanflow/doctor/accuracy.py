@@ -19,10 +19,10 @@ from meanflow.doctor.verdict import Verdict, figure
 Part: TypeAlias = Literal["x_t", "r", "t"]
 PARTS: tuple[Part, ...] = ("x_t", "r", "t")
 STEPS = (1e-5, 1e-6, 1e-7)
-SHARE = 1e-3
-"""Errors of a partial derivative are relative to it, or to this share of du/dt where it is smaller."""
+FLOOR = 1e-3
+"""Errors of a partial derivative are relative to it, or to this fraction of du/dt where it is smaller."""
 ZERO = 1e-9
-"""A partial derivative below this share of rms(u) counts as none: rounding of differences is 1e-11 of u."""
+"""A partial derivative below this fraction of rms(u) counts as zero: rounding of differences is 1e-11 of u."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,14 +43,14 @@ class Accuracy:
     """Relative errors of ForwardAD along (v, 0, 1)."""
 
     reference: str
-    """float64, or float32 for a module that cannot run in float64; then only gross errors can be seen."""
+    """float64, or float32 for a module that cannot run in float64; then only gross errors can be found."""
     error_float32: float
     error_float64: float
     reference_error: float
-    """What the differences themselves may be off by."""
+    """Estimated relative error of the differences themselves."""
     partials: tuple[Partial, ...]
     forgotten: tuple[str, ...]
-    """Inputs whose effect forward mode does not see although it is there; "t - r" for a lost interval."""
+    """Inputs that u depends on but whose tangent forward mode loses; "t - r" for a lost interval."""
     ignored: tuple[str, ...]
     """Inputs that u does not depend on at all."""
     verdict: Verdict
@@ -76,7 +76,7 @@ def examine_accuracy(patient: Patient) -> Accuracy:
         tried = [fine.differences(x_dot, r_dot, t_dot, step)[0] for step in steps]
         by_difference[part] = _closest(by_forward[part], tried)
     nothing = (ZERO if exact else 1e-4) * rms(fine.u(fine.x_t, fine.r, fine.t).detach())
-    floor = SHARE * rms(dudt)
+    floor = FLOOR * rms(dudt)
     partials = tuple(_partial(part, by_forward[part], by_difference[part], nothing, floor) for part in PARTS)
     forgotten = tuple(_forgotten(partials, by_forward, by_difference, nothing))
     ignored = tuple(p.of for p in partials if max(p.forward, p.difference) <= nothing)

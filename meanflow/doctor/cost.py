@@ -1,7 +1,7 @@
 """Time and memory of each way to the derivative, beside a plain forward and backward.
 
-Memory is the peak of bytes allocated during the call: on a CUDA device what its allocator says, elsewhere the live
-storages that operators make, counted one by one.
+Memory is the peak of bytes allocated during the call: on a CUDA device as its allocator reports it, elsewhere the sum
+of the live storages that operators make.
 """
 
 import math

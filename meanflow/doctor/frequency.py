@@ -26,9 +26,9 @@ class Frequency:
 
     local: float
     spectral: float | None
-    """None if the time was up before the grid was through."""
+    """None if the time limit was reached before the whole grid was computed."""
     resolution: float
-    """Two neighbouring lines of the spectrum are this far apart."""
+    """Distance between two neighbouring lines of the spectrum."""
     u: float
     v: float
     d_t: float
@@ -40,8 +40,8 @@ class Frequency:
     @property
     def highest(self) -> float:
         """The larger reading; the spectral one counts from four lines on, the width of the window's own peak."""
-        seen = self.spectral if self.spectral is not None and self.spectral > 4 * self.resolution else 0.0
-        return max(self.local, seen)
+        spectral = self.spectral if self.spectral is not None and self.spectral > 4 * self.resolution else 0.0
+        return max(self.local, spectral)
 
 
 def examine_frequency(patient: Patient, *, forward_mode: bool = True, limit_s: float = 60.0) -> Frequency:
@@ -96,8 +96,8 @@ def _spectral(fine: Patient, window: float, deadline: float) -> float | None:
     hann = 0.5 - 0.5 * torch.cos(2 * math.pi * index / GRID)
     power = torch.fft.rfft(u * hann[:, None], dim=0).abs().pow(2).sum(1)
     omega = 2 * math.pi * torch.arange(len(power), dtype=power.dtype, device=power.device) / window
-    share = torch.cumsum(power * omega**2, 0)
-    return float(omega[torch.searchsorted(share, 0.99 * share[-1])]) if float(share[-1]) > 0 else 0.0
+    below = torch.cumsum(power * omega**2, 0)
+    return float(omega[torch.searchsorted(below, 0.99 * below[-1])]) if float(below[-1]) > 0 else 0.0
 
 
 def _verdict(found: Frequency) -> Verdict:

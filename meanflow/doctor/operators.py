@@ -1,4 +1,4 @@
-"""Which operators of a module have no forward-mode formula, found by trying every one of them.
+"""Finds the operators of a module that have no forward-mode formula, by trying every one of them.
 
 A plain forward is recorded operator by operator; each kind that meets a tensor depending on (x_t, r, t) is then called
 once more on its own inputs with tangents. What raises lacks the formula; what answers without a tangent lost it.
@@ -19,7 +19,7 @@ from meanflow.doctor.patient import Patient, map_tensors, tensors_in, where_call
 from meanflow.doctor.verdict import Verdict, one_line
 
 NO_VALUE = ("_like", "new_", "empty", "zeros", "ones", "full", "sign", "floor", "ceil", "fill_", "zero_")
-"""Operators whose result does not depend on the values they are given; that they carry no tangent is right."""
+"""Operators whose result does not depend on the values of their inputs, so that it rightly has no tangent."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +38,7 @@ class Operators:
     missing: tuple[Finding, ...]
     missing_with_math: tuple[Finding, ...]
     dropped: tuple[Finding, ...]
-    """Operators that answer without a tangent (detach, rounding): what they carry is constant to the derivative."""
+    """Operators whose result has no tangent (detach, rounding): the derivative treats it as a constant."""
     forward_ad: str
     """"" if the whole module goes through ForwardAD, else where and how it failed."""
     verdict: Verdict
@@ -123,7 +123,7 @@ class _Recorder(TorchDispatchMode):
         call = None
         if any(carries):
             kind = (func, carries, tuple(a.dtype for a in given))
-            if kind not in self.calls:  # kept as they are now: the operator may work in place
+            if kind not in self.calls:  # stored as they are now: the operator may work in place
                 keep = map_tensors(lambda a: a.detach().clone(), (args, options))
                 self.calls[kind] = _Call(func, keep[0], keep[1], carries)
             call = self.calls[kind]

@@ -33,7 +33,7 @@ class ImportPath:
         module_name, _, name = self.path.partition(":")
         if not module_name or not name.isidentifier():
             raise ValueError(f"a module is given as package.module:factory, got {self.path!r}")
-        if os.getcwd() not in sys.path:  # a console command, unlike `python -m`, does not look in the present folder
+        if os.getcwd() not in sys.path:  # a console command, unlike `python -m`, does not search the present folder
             sys.path.insert(0, os.getcwd())
         # Anything at all may go wrong in a user's file; the answer is always one line.
         try:
@@ -50,10 +50,10 @@ class ImportPath:
 
 @dataclass(frozen=True, kw_only=True)
 class Patient:
-    """A module and inputs it answers to: x_t (B, ...), times r <= t (B,), and a direction v like x_t.
+    """A module under examination and its inputs: x_t (B, ...), times r <= t (B,), and a direction v shaped like x_t.
 
-    `seed` is set before every call, so that a module that draws random numbers still is a function. Raises ValueError
-    naming the field, the rule and the value.
+    `seed` is set before every call, so that a module that draws random numbers is still a function of its inputs.
+    Raises ValueError naming the field, the rule and the value.
     """
 
     module: nn.Module
@@ -87,7 +87,7 @@ class Patient:
         return self.call(self.module, x_t, r, t)
 
     def call(self, module: nn.Module, x_t: Tensor, r: Tensor, t: Tensor) -> Tensor:
-        """The same through another module, such as a data-parallel wrapper."""
+        """u(x_t, r, t) of another module, such as a data-parallel wrapper, under the same conditions and seed."""
         torch.manual_seed(self.seed)
         return first_tensor(module(x_t, r, t, *self.conditions))
 
@@ -154,12 +154,12 @@ def admit(
     seed: int = 0,
     device: str = "cpu",
 ) -> Patient:
-    """Make the module, give it inputs (its own, else normal x_t (4, 16, 8)), and see whether it answers at all.
+    """Make the module, give it inputs (its own, else normal x_t (4, 16, 8)), and check that it runs on them.
 
     Raises ValueError in one line for a factory that fails or returns something else, a module that raises, and an
     answer that is not finite or not shaped like x_t.
     """
-    with random_state_kept():
+    with preserved_random_state():
         return _admitted(source, batch, frames, channels, seed, device)
 
 
@@ -210,8 +210,8 @@ def example_inputs(batch: int, frames: int, channels: int, *, seed: int) -> tupl
 
 
 @contextmanager
-def random_state_kept() -> Iterator[None]:
-    """Global generators are afterwards as they were before."""
+def preserved_random_state() -> Iterator[None]:
+    """Restores the states of the global random generators on leaving."""
     devices = list(range(torch.cuda.device_count())) if torch.cuda.is_available() else []
     with torch.random.fork_rng(devices=devices):
         yield
@@ -219,7 +219,7 @@ def random_state_kept() -> Iterator[None]:
 
 @contextmanager
 def plain_attention() -> Iterator[None]:
-    """Attention in forms that have a forward mode, for passes with dual tensors outside ForwardAD."""
+    """Uses forms of attention that have a forward mode, for passes with dual tensors outside ForwardAD."""
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:

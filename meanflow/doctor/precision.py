@@ -1,8 +1,8 @@
 """bfloat16 layer by layer: relative errors of the value and of the tangent of every submodule, against float32.
 
-`own`: the submodule alone in bfloat16, on float32 inputs and tangents, so that a sick layer is not blamed for its
-predecessors. `sofar`: its output when everything before it runs in bfloat16 too. A container is listed only where its
-own error is more than twice that of its worst part, which means that the code between its parts does the damage.
+`own` is the error of the submodule alone in bfloat16, on float32 inputs and tangents, so that errors of earlier layers
+do not count. `sofar` is that of its output when everything before it runs in bfloat16 too. A container is listed only
+where its own error is more than twice that of its worst part: then the error arises in the code between its parts.
 """
 
 import time
@@ -20,8 +20,8 @@ from meanflow.doctor.verdict import Verdict, figure
 
 Mode: TypeAlias = Literal["autocast", "weights"]
 MODES: tuple[Mode, ...] = ("autocast", "weights")
-KEPT = 16_384
-"""Values kept of every output: enough for a relative error to two digits, whatever the size of the network."""
+SAMPLED = 16_384
+"""Values stored of every output: enough for a relative error to two digits, whatever the size of the network."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +38,7 @@ class Layer:
 
     @property
     def worst(self) -> float:
-        """What layers are sorted by."""
+        """The larger of the two own errors, by which layers are sorted."""
         return max(self.own_value or 0.0, self.own_tangent or 0.0)
 
 
@@ -53,7 +53,7 @@ class Precision:
     weights_dudt: float | None
     layers: tuple[Layer, ...]
     complete: bool
-    """False if the time was up before every submodule had been run by itself."""
+    """False if the time limit was reached before every submodule had been run alone."""
     verdict: Verdict
 
 
@@ -158,11 +158,11 @@ def _as(a: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _taken(out: Any) -> _Out:
-    """At most KEPT evenly spaced values of the first floating tensor, and of its tangent, in float32."""
+    """At most SAMPLED evenly spaced values of the first floating tensor, and of its tangent, in float32."""
     a = next(a for a in tensors_in(out) if a.is_floating_point())
     dual = forward_ad.unpack_dual(a) if forward_ad._current_level >= 0 else None
     value, tangent = (a, None) if dual is None else (dual.primal, dual.tangent)
-    step = max(1, value.numel() // KEPT)
+    step = max(1, value.numel() // SAMPLED)
     thin = [None if b is None else b.detach().flatten()[::step].float().clone() for b in (value, tangent)]
     return _Out(thin[0] if thin[0] is not None else value, thin[1])
 
@@ -186,12 +186,12 @@ def _layer(name: str, kind: str, mode: Mode, reference: _Out, own: _Out | None, 
 
 
 def _without_containers(layers: list[Layer]) -> list[Layer]:
-    kept = []
+    chosen = []
     for layer in layers:
         parts = [a.worst for a in layers if a.mode == layer.mode and a.name.startswith(f"{layer.name}.")]
         if not parts or layer.worst > 2 * max(parts):
-            kept.append(layer)
-    return kept
+            chosen.append(layer)
+    return chosen
 
 
 def _verdict(whole: dict[Mode, tuple[float | None, float | None]], layers: list[Layer]) -> Verdict:

@@ -25,7 +25,7 @@ from meanflow.doctor.patient import Made, Patient, interval_times, map_tensors, 
 from meanflow.doctor.verdict import Verdict, figure, one_line
 
 SMALL = 1e-4
-"""Parameters whose gradient is below this share of the largest have no relative deviation worth naming."""
+"""Parameters whose gradient is below this fraction of the largest are left out of the relative deviations."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,15 +36,15 @@ class Processes:
     gradient: float | None
     """Largest relative deviation of a parameter's gradient, two processes against one."""
     parameter: str
-    """Which parameter that is."""
+    """Name of the parameter with that deviation."""
     ranks: float | None
-    """The same between the two processes, which an all-reduce makes equal."""
+    """Largest relative deviation of a gradient between the two processes, which an all-reduce makes equal."""
     random: float
     """Relative change of u under another seed: dropout, noise."""
     rows: float
     """Relative change of u on the first half of the batch when the second is left out: batch statistics."""
     unused: tuple[str, ...]
-    """Trainable parameters that get no gradient, which data-parallel wrappers must be told about."""
+    """Trainable parameters that get no gradient, for which data-parallel wrappers need find_unused_parameters."""
     error: str
     verdict: Verdict
 
@@ -133,7 +133,7 @@ def _two(job: _Job, fine: Patient, weights: dict[str, Tensor], limit_s: float) -
                 if child.is_alive():
                     child.terminate()
                 child.join(5)
-        if late:  # first: a process that lost its ended partner may have said so
+        if late:  # first: a process that lost its ended partner may have reported that
             return [], f"two processes gave no answer within {limit_s:g} s"
         failures = [(folder / f"error-{rank}").read_text() for rank in range(2) if (folder / f"error-{rank}").exists()]
         if failures:

@@ -14,7 +14,7 @@ from meanflow.doctor.accuracy import Accuracy, examine_accuracy
 from meanflow.doctor.cost import Cost, examine_cost
 from meanflow.doctor.frequency import LIMIT_RAD, Frequency, examine_frequency
 from meanflow.doctor.operators import Finding, Operators, examine_operators
-from meanflow.doctor.patient import Patient, random_state_kept
+from meanflow.doctor.patient import Patient, preserved_random_state
 from meanflow.doctor.precision import Precision, examine_precision
 from meanflow.doctor.processes import Processes, examine_processes
 from meanflow.doctor.verdict import Failed, failed, figure
@@ -57,10 +57,11 @@ EXAMINATIONS = ("operators", "accuracy", "precision", "frequency", "processes", 
 def examine(patient: Patient, *, limit_s: float = 60.0, processes: bool = True) -> Report:
     """Every examination on copies of the module; its weights, its mode and the global random state stay as they are.
 
-    limit_s: time after which one examination stops where it stands. processes: False leaves out the spawned ones.
+    limit_s: seconds after which an examination ends with what it has found. processes: False leaves out the comparison
+    of processes, which starts two.
     """
     start = time.monotonic()
-    with random_state_kept():
+    with preserved_random_state():
         operators = _survived(lambda: examine_operators(patient))
         works = isinstance(operators, Operators) and operators.works
         return Report(
@@ -117,7 +118,7 @@ TITLES = {
 }
 WIDTH = 120
 LAYERS = 8
-"""Rows of the precision table; all of them are in the JSON."""
+"""Most rows of the precision table in the text; the JSON has every layer."""
 
 
 def to_text(report: Report, recommendations: tuple[str, ...]) -> str:
@@ -144,9 +145,9 @@ def _wrapped(line: str, first: str, then: str | None = None) -> list[str]:
 
 
 def _details(found: Any) -> list[str]:
-    for kind, tell in DETAILS.items():
+    for kind, lines in DETAILS.items():
         if isinstance(found, kind):
-            return list(tell(found))
+            return list(lines(found))
     return []
 
 
@@ -345,4 +346,4 @@ RULES: tuple[Rule, ...] = (
         "on the rows with r < t alone, and in parts of the batch.",
     ),
 )  # fmt: skip
-"""Thresholds are those of the verdicts; reasons and figures stand in the documentation of the doctor."""
+"""The rules of `recommend`. Thresholds are those of the verdicts; docs/doctor.md gives reasons and figures."""

@@ -1,4 +1,4 @@
-"""What an examination comes to: one of four levels and one line of plain words."""
+"""The verdict of an examination: one of four levels and one line of plain English."""
 
 import math
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ class Verdict:
 
 @dataclass(frozen=True, kw_only=True)
 class Failed:
-    """Stands for the findings of an examination that the module did not survive."""
+    """Takes the place of the findings of an examination that ended in an error."""
 
     verdict: Verdict
 

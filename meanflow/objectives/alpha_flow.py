@@ -30,8 +30,8 @@ class AlphaFlow:
 
     * some ports invert the number (0 = flow matching, 1 = MeanFlow); here 1 is flow matching;
     * `end` must lie well inside the run: with a schedule longer than the training, a model ends as trajectory flow
-      matching, whose jumps fall on conditional means. `end` is a share of training, at most 1, so this cannot happen
-      here; but a run that is stopped early or prolonged keeps its place in the schedule by `progress` alone.
+      matching, whose jumps fall on conditional means. `end` is a fraction of training, at most 1, so this cannot happen
+      here unless a run is stopped early; in a run that is made longer the schedule stretches with `progress`.
 
     With the defaults alpha is 1 up to progress 0.288 and 0 from 0.712.
     """
@@ -39,9 +39,9 @@ class AlphaFlow:
     correction: Correction = dataclasses.field(default_factory=Correction)
     """Used where alpha = 0."""
     start: float = 0.0
-    """Share of training at which the schedule begins."""
+    """Fraction of training at which the schedule begins."""
     end: float = 1.0
-    """Share of training at which it ends."""
+    """Fraction of training at which the schedule ends."""
     gamma: float = 25.0
     """Steepness of the sigmoid over [start, end]."""
     snap: float = 5e-3
@@ -68,7 +68,7 @@ class AlphaFlow:
         return Needs(derivative=self.correction.derivative.kind)
 
     def alpha(self, progress: float) -> float:
-        """alpha at a share of training; 1 = flow matching, 0 = MeanFlow."""
+        """alpha at a fraction of training; 1 = flow matching, 0 = MeanFlow."""
         z = min(1.0, max(0.0, (progress - self.start) / (self.end - self.start)))
         alpha = 1 / (1 + math.exp(self.gamma * (z - 0.5)))
         if alpha <= self.snap:

@@ -1,4 +1,4 @@
-"""What every objective has: its declaration, its call, what it may ask of the network in training, what it returns."""
+"""What every objective has: what it declares, how it is called, how it may call the network, and what it returns."""
 
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol, runtime_checkable
@@ -36,32 +36,32 @@ class Needs:
     averaged: bool = False
     """The objective's targets come from `StudentCalls.averaged`, so the trainer keeps averaged weights for it."""
     learns_boundary: bool = True
-    """u(x_t, t, t) = v is learnt. Otherwise the student's own predictions of v mean nothing."""
+    """The objective trains u(x_t, t, t) = v. Otherwise the student's own predictions of v mean nothing."""
     learns_intervals: bool = True
-    """u(x_t, r, t) is learnt for r < t. Otherwise the network's embedding of t - r has nothing to learn from."""
+    """The objective trains u(x_t, r, t) for r < t. Otherwise nothing trains the network's embedding of t - r."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class StudentCalls:
     """The ways in which an objective may call the network in training. `of` makes them for a plain function.
 
-    Each takes the rows of the batch to be computed and returns a function of (x_t, r, t).
+    Each takes the rows of the batch that are computed and returns a function of (x_t, r, t); `teacher` one of (x_t, t).
     """
 
     train: OnRows
-    """With a graph, through whatever data-parallel wrapper there is: **exactly one call of what it returns per step**,
-    so that wrappers see an ordinary forward."""
+    """The network with a graph, inside its data-parallel wrapper if it has one. **Call the returned function exactly
+    once per step**, so that a wrapper sees one ordinary forward."""
     plain: OnRows
-    """Without a graph, on the bare module, as often as needed."""
+    """The network without a graph and without a wrapper; call it as often as needed."""
     averaged: OnRows | None = None
-    """Like `plain` with averaged weights, for targets that follow slowly; None where no average is kept."""
+    """Like `plain`, but with averaged weights, for targets that change slowly; None where nothing is averaged."""
     teacher: VelocityOnRows | None = None
     """A frozen instantaneous velocity; None where there is no teacher."""
 
     @classmethod
     def of(cls, u_fn: AverageVelocity, v_fn: Velocity | None = None) -> "StudentCalls":
-        """Calls of a function u(x_t, r, t) without conditions and without a head, for which rows make no difference;
-        `v_fn` takes the teacher's place."""
+        """The calls of a function u(x_t, r, t) without conditions and without a head, which ignores the rows; `v_fn` is
+        the teacher."""
         predict = u_only(u_fn)
         return cls(
             train=lambda rows: predict,
@@ -78,11 +78,11 @@ class Residual(NamedTuple):
     u: Latent
     """The prediction, for the log."""
     correction: Latent
-    """What u_target differs from v by: (t - r) du/dt where the objective has a derivative. For the log."""
+    """v - u_target, which is (t - r) du/dt where the objective has a derivative. For the log."""
     weight: PerSample | None = None
     """Constant factor on each row's loss."""
     extra: Latent | None = None
-    """A second error field (a velocity head's, a flow-matching term), weighed like the first and added to it."""
+    """A second error field (a velocity head's, a flow-matching term), whose loss is computed alike and added."""
 
     def loss(self, loss: Loss) -> PerSample:
         """One loss per row: weight loss(delta) + loss(extra)."""

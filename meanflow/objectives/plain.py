@@ -1,4 +1,4 @@
-"""Flow matching of the instantaneous velocity (arXiv 2210.02747): the baseline that knows nothing of averages."""
+"""Flow matching of the instantaneous velocity (arXiv 2210.02747): the baseline, which learns no average velocity."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -13,8 +13,8 @@ from meanflow.shapes import Latent, Time
 class PlainFlowMatching:
     """delta = u(x_t, t, t) - v.
 
-    r is not read: the network only ever sees r = t, so what it returns for r < t means nothing. Sample it with `euler`
-    or `heun` on v(x_t, t) = u(x_t, t, t), not with jumps.
+    r is not read: the network is only trained at r = t, so what it returns for r < t means nothing. Sample it with
+    `euler` or `heun` on v(x_t, t) = u(x_t, t, t), not with jumps.
     """
 
     needs: ClassVar[Needs] = Needs(learns_intervals=False)

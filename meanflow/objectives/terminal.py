@@ -17,12 +17,13 @@ class TerminalVelocity:
     """f(r) = x_t - (t - r) u(x_t, r, t),  df/dr = u - (t - r) d_r u,  delta = df/dr - sg v(f(r), r).
 
     The Lagrangian form of the identity: t and x_t stay, the arrival time r moves. v(f, r) is the network's own
-    u(f, r, r), on averaged weights where the trainer has them, or the frozen teacher's. It is wanted at the place of
-    arrival, where e - x of the row says nothing, so `v` enters through flow matching alone: on rows with r = t,
-    delta = u(x_t, t, t) - v, and with `anchor` also on the others, extra = u(x_t, t, t) - v. With source "self" that
-    term carries the method: without it u = 0 is a solution, hence fm_fraction > 0 or `anchor`.
+    u(f, r, r), on averaged weights where the trainer has them, or the frozen teacher's. It is needed at the point of
+    arrival f(r), where e - x of the row is not the velocity, so `v` enters through flow matching alone: on rows with
+    r = t, delta = u(x_t, t, t) - v, and with `anchor` also on the others, extra = u(x_t, t, t) - v. With source "self"
+    this term is essential: without it u = 0 is a solution, so use fm_fraction > 0 or `anchor`.
 
-    Unlike the other objectives, the gradient runs through the derivative. Two ways, both with one call of the network:
+    Unlike the other objectives, the gradient runs through the derivative, in one of two ways, both with one call of the
+    network:
 
         difference   the rows with r < t are repeated at two more arrival times: B + 2 M rows (and M for the anchor)
                      with M rows that move. An ordinary forward under every data-parallel wrapper, error O(eps^2),
@@ -39,12 +40,13 @@ class TerminalVelocity:
     """
 
     derivative: Literal["difference", "exact"] = "difference"
+    """How the derivative in r is taken: by difference of arrival times, or exact, by forward mode."""
     eps: float = 5e-3
-    """Distance of the arrival times of the difference."""
+    """Distance between the arrival times of the difference."""
     source: Literal["self", "teacher"] = "self"
-    """Whose velocity holds at the place of arrival."""
+    """Whose velocity is used at the point of arrival: the student's own or the teacher's."""
     anchor: bool = True
-    """Flow matching on rows with r < t as well, for one more row each."""
+    """Add flow matching on rows with r < t as well, which computes one more row for each."""
 
     def __post_init__(self) -> None:
         for name, known in (("derivative", ("difference", "exact")), ("source", ("self", "teacher"))):
@@ -111,7 +113,7 @@ class TerminalVelocity:
         return u, (b_ / a_ * (at_a - here) - a_ / b_ * (at_b - here)) / (b_ - a_), boundary
 
     def _exact(self, train: OnRows, x_t: Latent, r: Time, t: Time, moving: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The same by forward mode in r."""
+        """What `_difference` returns, with d_r u by forward mode in r."""
         parallel = torch.distributed
         if parallel.is_available() and parallel.is_initialized() and parallel.get_world_size() > 1:
             raise ValueError("derivative='exact' runs in one process only; use 'difference'")

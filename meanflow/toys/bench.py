@@ -42,9 +42,9 @@ class Score:
     problem: str
     seed: int
     errors: dict[int, float]
-    """By number of steps n: rms(x_n - x) / rms(x - e), both over points and coordinates; x_n is where n steps lead from
-    e, and x where the exact flow does. Not moving at all scores 1. One step only for a network that learns the end
-    of the flow alone; empty after a divergence."""
+    """Errors by number of steps n: rms(x_n - x) / rms(x - e), both over points and coordinates. n steps lead from e to
+    x_n, the exact flow to x; not moving at all scores 1. One step only for a network that learns the end of the flow
+    alone; empty after a divergence."""
     velocity_error: float | None
     """rms(u(x_t, t, t) - v(x_t, t)) / rms(v(x_t, t)), t uniform, x_t on the exact marginals; None where
     u(x_t, t, t) is not learnt."""
@@ -54,7 +54,7 @@ class Score:
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """One training and its judgement."""
+    """One training and the measurement of its errors."""
 
     name: str
     recipe: Recipe
@@ -89,7 +89,7 @@ def velocity_error(v_fn: Velocity, at: Reference) -> float:
 
 
 def score(job: Job) -> Score:
-    """Train and judge. Training runs on one thread, for which its time is counted."""
+    """Train and measure the errors. Training runs on one thread, whose processor time is counted."""
     toy, threads = problem(job.problem), torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -161,7 +161,7 @@ class Cell(NamedTuple):
 
 
 Cells = dict[str, dict[int, Cell]]
-"""By objective, by number of steps."""
+"""Cells by objective and number of steps."""
 
 
 def markdown(scores: Sequence[Score]) -> str:
@@ -172,7 +172,7 @@ def markdown(scores: Sequence[Score]) -> str:
 
 
 def verdict(scores: Sequence[Score]) -> str:
-    """Which objective wins where on one problem, and whether its one step keeps up with its four."""
+    """Which objective has the smallest error at which number of steps, and how one step compares with four."""
     cells = cell_table([s for s in scores if s.objective != EULER])
     if not cells:
         return "Nothing finished, so nothing wins."
@@ -200,7 +200,7 @@ def cell_table(scores: Sequence[Score]) -> Cells:
 
 
 def all_counts(cells: Cells) -> list[int]:
-    """Every number of steps that some objective was judged at."""
+    """Every number of steps at which the errors of some objective were measured."""
     return sorted({n for row in cells.values() for n in row})
 
 

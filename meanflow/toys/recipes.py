@@ -11,7 +11,7 @@ from meanflow.time_sampling import MixedTimes, Ordered
 
 
 def times(fm_fraction: float, *, zero_fraction: float = 0.0, corner_fraction: float = 0.0) -> MixedTimes:
-    """Uniform times: rows with r = t in the given share, with t ~ U(0, 1); the others ordered pairs of U(0, 1).
+    """Uniform times: a fraction of rows has r = t with t ~ U(0, 1); the others are ordered pairs of U(0, 1).
 
     Uniform in place of the published logit-normal densities, since these almost never reach t = 1 or r = 0, where
     every one-step sample is taken; images and sounds forgive that, a comparison with an exact map does not.
@@ -106,7 +106,7 @@ def imported(path: str) -> tuple[str, Recipe]:
 
 
 def with_fm_fraction(chosen: Recipe, fm_fraction: float | None) -> Recipe:
-    """Another share of rows with r = t, for the objectives that learn u; None = the recipe's own."""
+    """Recipes with another fraction of rows with r = t, where the objective learns u; None = the recipe's own."""
     if fm_fraction is None or not _learns_u(chosen.objective.needs):
         return chosen
     return replace(chosen, times=replace(chosen.times, fm_fraction=fm_fraction))

@@ -115,7 +115,7 @@ def warm_started(net: ToyNetwork, trained: dict[str, Tensor]) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class Budget:
-    """What every objective gets alike."""
+    """The settings of a training that are the same for every objective."""
 
     steps: int = 3000
     """Optimiser steps of each training."""
@@ -126,9 +126,9 @@ class Budget:
     clip_norm: float = 1.0
     """Largest norm of the gradient."""
     ema_std: float = 0.05
-    """Relative width of the average of the weights that is judged: 0.05 averages about the last twentieth."""
+    """Relative width of the average of the weights that is evaluated: 0.05 averages about the last twentieth."""
     slow_decay: float = 0.99
-    """Decay of the second average, from which objectives with slow targets take them."""
+    """Decay of the second average, from which objectives with averaged targets compute them."""
     warm_start: int = 0
     """Steps of plain flow matching before, as in distillation; the same network for every objective of a seed."""
     network: ToyConfig = field(default_factory=ToyConfig)
@@ -154,7 +154,7 @@ class Trained:
 
     net: ToyNetwork
     seconds_per_step: float
-    """Of processor time, which on one thread is what a step takes on an idle machine."""
+    """Processor time of a step in seconds, which on one thread is its wall-clock time on an idle machine."""
     diverged_at: int | None = None
     """The step whose gradient was not finite, where training ended; None = it ran to the end."""
 
@@ -205,7 +205,7 @@ def _run(
             group["lr"] = _learning_rate(step, steps, budget.lr)
         optimizer.step()
         _blend(slow, net, 1.0 if step == 0 else 1 - budget.slow_decay)
-        _blend(average, net, _new_share(step + 1, budget.ema_std))
+        _blend(average, net, _new_weight(step + 1, budget.ema_std))
     return Trained(net=average, seconds_per_step=_since(began, steps))
 
 
@@ -225,7 +225,7 @@ def _learning_rate(step: int, steps: int, lr: float) -> float:
     return lr * warm * 0.5 * (1 + math.cos(math.pi * step / steps))
 
 
-def _new_share(step: int, std: float) -> float:
+def _new_weight(step: int, std: float) -> float:
     """1 - (1 - 1/step)^(gamma + 1), the power-function average (arXiv 2312.02696, section 3); 1 at the first step.
 
     Its relative width sqrt((gamma + 1) / ((gamma + 2)^2 (gamma + 3))) is 1 / (gamma + 3) + O(gamma^-2).

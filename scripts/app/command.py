@@ -1,4 +1,4 @@
-"""A web page for sampling: drop a video or type words, hear teacher and student side by side."""
+"""A web page for sampling: upload a video or type a prompt, and compare teacher and student side by side."""
 
 import importlib.util
 import math
@@ -20,7 +20,7 @@ from teacher.network.sequence import MIN_DURATION_S
 from teacher.sampling.pipeline import Pipeline
 
 CLOSING_S = 10.0
-"""How long a click that is being served may take to reach its next step when the page is closed."""
+"""Longest wait, when the page is closed, for a running click to reach its next step."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,32 +28,32 @@ class App:
     """Serve the page until Ctrl-C. Needs the extra `app` (gradio); loads nothing from the network."""
 
     run: Path = Path("runs/demo/student")
-    """Run folder of the student, or of any one network."""
+    """Run folder of the student, or of any single network."""
     teacher: Path | None = Path("runs/demo/teacher")
-    """Run folder of the teacher beside it; None for a page with one model."""
+    """Run folder of the teacher; None for a page with one model."""
     host: str = "127.0.0.1"
-    """Address to listen at; 0.0.0.0 lets other machines in, and there is no password."""
+    """Address to listen on; 0.0.0.0 is open to other machines, without a password."""
     port: int = 7860
     max_seconds: float = 60.0
-    """Longest video that is taken and longest sound that is made."""
+    """Longest video that is accepted and longest sound that is generated, in seconds."""
     max_megabytes: int = 200
-    """Largest file that is taken."""
+    """Largest file that is accepted, in megabytes."""
     max_gigapixels: float = 4.0
-    """Longest video in billions of pixels, width x height x frames; a minute of 1920 x 1080 at 30/s has 3.7."""
+    """Largest video in billions of pixels, width x height x frames; a minute of 1920 x 1080 at 30/s has 3.7."""
     max_work: float = 4000.0
-    """Most work of a click: seconds of sound x seeds x steps, twice that under guidance."""
+    """Largest cost of a click: seconds of sound x seeds x steps, twice that under guidance."""
     allow_host: tuple[str, ...] = ()
-    """Names, besides localhost and --host, under which the page is asked for, as behind a proxy."""
+    """Host names, besides localhost and --host, under which the page is reached, for example behind a proxy."""
     guidance: float = 1.4
-    """What the student's slider starts with."""
+    """Initial guidance of the student's slider; 1 is off."""
     teacher_steps: int = 25
-    """What the teacher's slider starts with."""
+    """Initial number of steps of the teacher's slider."""
     teacher_guidance: float = 1.4
-    """Likewise; the published networks want 4.5."""
+    """Initial guidance of the teacher's slider; the published networks need 4.5."""
     share: bool = False
-    """Through gradio's public tunnel: fetches its program, and all that is sent passes its servers."""
+    """Publish the page through gradio's tunnel: its program is downloaded, and all traffic passes gradio's servers."""
     weights_dir: Path | None = None
-    """Folder of codec and encoder files, where it is not the one the run folders name."""
+    """Folder of codec and encoder files, when it is not the one recorded in the run folders."""
     device: str = "cuda" if torch.cuda.is_available() else "cpu"
 
     def __post_init__(self) -> None:
@@ -69,12 +69,12 @@ class App:
 
     @property
     def limits(self) -> Limits:
-        """What one click may ask for."""
+        """Limits of one click, from the flags."""
         return Limits(seconds=self.max_seconds, pixels=1e9 * self.max_gigapixels, evaluated_s=self.max_work)
 
     @property
     def settings(self) -> tuple[ModelSetting, ...]:
-        """What the sliders start with. Raises ValueError."""
+        """Initial steps and guidance of student and teacher. Raises ValueError for values out of range."""
         student = ModelSetting(model="student", steps=1, guidance=self.guidance)
         if self.teacher is None:
             return (student,)
@@ -116,19 +116,19 @@ def serve(args: App) -> None:
             page.close(verbose=False)
             studio.finish(CLOSING_S)
     if stop.signal is not None:
-        # Threads of the server may still be at work; ending the interpreter under them would end in a crash.
+        # Threads of the server may still run; ending the interpreter under them would crash.
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(128 + stop.signal)
 
 
 class Stop:
-    """Ctrl-C, SIGTERM and SIGHUP, as a service manager or a closed terminal sends them, while this is entered: the page
-    is closed in order and its files are removed."""
+    """Context that catches Ctrl-C, SIGTERM and SIGHUP (service manager, closed terminal), so that the page is closed in
+    order and its files are removed."""
 
     def __init__(self) -> None:
         self.signal: int | None = None
-        """What was received first."""
+        """The first signal that was received."""
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> Self:
@@ -147,6 +147,6 @@ class Stop:
             self.signal = number
 
     def wait(self) -> None:
-        """Until a signal comes."""
+        """Wait until a signal is received."""
         while self.signal is None:
             time.sleep(0.1)

@@ -36,30 +36,30 @@ SAFE = [
 ]
 LOCAL = ("localhost", "127.0.0.1", "::1")
 ANYWHERE = ("0.0.0.0", "::")
-"""Addresses to listen at that let other machines in, which know this one under names that are not known here."""
+"""Addresses that are open to other machines, which may use host names that are not known here."""
 SHARED = ".gradio.live"
 UPLOADS_AT_ONCE = 4
 REQUEST_BYTES = 2**20
-"""Longest request that is no upload, and what an upload may have beside its file."""
+"""Largest request in bytes that is not an upload, and the margin of an upload beside its file."""
 DRAINED = 64 * 2**20
 GRACE_S = 3.0
-"""How long work goes on for which nobody waits: who calls a function of the page asks for its result a moment later."""
+"""Seconds until a click that nobody waits for ends: a caller asks for the result a moment after the call."""
 UPLOAD, EVENTS = "/gradio_api/upload", re.compile(r"/gradio_api/(queue/data|call/(?:v2/)?\w+/(\w+))")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Hosts:
-    """Under which names the page answers. A foreign name that points here is how a page of a stranger would read this
-    one from within a visitor's browser."""
+    """The host names under which the page answers. Others are refused, because through a foreign name that points here
+    a stranger's page could read this one from within a visitor's browser (DNS rebinding)."""
 
     host: str
-    """Address it listens at."""
+    """Address that the server listens on."""
     extra: tuple[str, ...] = ()
-    """Names it has besides, behind a proxy for example."""
+    """Further names of the server, for example behind a proxy."""
     share: bool = False
 
     def refusal(self, method: str, headers: Headers) -> str | None:
-        """Why a request is not answered; None if it is."""
+        """The reason why a request is refused; None if it is answered."""
         named = headers.get("host", "")
         if not self._ours(_name(named)):
             return "this page is not served under that name; start it with --allow-host NAME if it should be"
@@ -89,7 +89,7 @@ class Hosts:
 
 
 class Visitors:
-    """Who waits for which result, and who pressed Stop."""
+    """Records who waits for which result, and who pressed Stop."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -101,7 +101,7 @@ class Visitors:
 
     @contextmanager
     def waiting(self, who: str) -> Iterator[None]:
-        """While a connection is open on which results are waited for."""
+        """Context of an open connection on which `who` waits for results."""
         with self._lock:
             self._waiting[who] += 1
         try:
@@ -117,7 +117,7 @@ class Visitors:
 
     @contextmanager
     def working(self, who: str) -> Iterator[Check]:
-        """While work is done for somebody: what to ask before every step of it."""
+        """Context of a click that is served; gives the check to call before each step (StoppedError ends the click)."""
         began = time.monotonic()
         with self._lock:
             self._running[who] += 1
@@ -144,7 +144,7 @@ class Visitors:
                     self._stopped.discard(who)
 
     def stop(self, who: str) -> bool:
-        """End what is done for somebody at its next step; whether anything is."""
+        """End the click of `who` at its next step; returns whether there is one."""
         with self._lock:
             if who in self._running:
                 self._stopped.add(who)
@@ -152,7 +152,7 @@ class Visitors:
 
 
 class Guard:
-    """Answers for this host alone, bounds what is sent, notes who waits, and adds POLICY to every answer."""
+    """Refuses foreign host names, bounds uploads, records who waits, and adds POLICY to every answer."""
 
     def __init__(self, app: ASGIApp, *, hosts: Hosts, visitors: Visitors, workspace: Workspace, max_bytes: int) -> None:
         self._app, self._hosts, self._visitors, self._workspace = app, hosts, visitors, workspace
@@ -160,7 +160,7 @@ class Guard:
         self._uploading = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """One request."""
+        """Answer one request."""
         if scope["type"] not in ("http", "websocket"):
             await self._app(scope, receive, send)
             return
@@ -200,7 +200,7 @@ class Guard:
             self._uploading -= upload
 
     def _noted(self, scope: Scope) -> AbstractContextManager[None]:
-        """Results come over connections that stay open until they are there."""
+        """Record the session whose result this request waits for, while its connection is open."""
         found = EVENTS.search(scope["path"])
         if scope["method"] != "GET" or found is None:
             return nullcontext()
@@ -215,12 +215,12 @@ class GuardedApp(App):
     guard: Guard
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """One request."""
+        """Answer one request."""
         await self.guard(scope, receive, send)
 
 
 async def _drained(receive: Receive) -> None:
-    """Take and forget what is sent, up to DRAINED bytes: a client that is still sending hears no answer."""
+    """Read and discard the body, up to DRAINED bytes, because a client that is still sending reads no answer."""
     taken, more = 0, True
     while more and taken < DRAINED:
         message = await receive()

@@ -13,7 +13,7 @@ from teacher.media import MediaInfo
 from teacher.sampling.stages import ENCODING, STAGES
 
 Address = Callable[[Path], str]
-"""Where the server shows a file."""
+"""Maps a file to the address under which the server delivers it."""
 COLOURS = ("#8a94a6", "#5d8a66", "#0b8a8f", "#a27c0d", "#d9603b", "#6a4fc4")
 STYLE = """
 .mf-cards{display:grid;gap:14px;grid-template-columns:repeat(auto-fit,minmax(min(300px,100%),1fr))}
@@ -53,12 +53,12 @@ background:var(--border-color-primary)}
 
 
 def alert(text: str) -> str:
-    """One line that says what went wrong."""
+    """One line that describes an error."""
     return f'<p class="mf-alert" role="alert">{escape(text)}</p>'
 
 
 def heading(licences: Mapping[str, str], limits: Limits) -> str:
-    """Title, the licence of every model, and what one click may ask for."""
+    """Title, the licence of every model, and the limits of one click."""
     each = "; ".join(f"{escape(name)}: {escape(text)}" for name, text in licences.items())
     return (
         '<header class="mf-head"><h1>Sound from video and from words, in one step</h1>'
@@ -72,7 +72,7 @@ def heading(licences: Mapping[str, str], limits: Limits) -> str:
 
 
 def preview(video: Path, info: MediaInfo, address: Address) -> str:
-    """The video as it was sent, and what it is."""
+    """The uploaded video with its name, duration, size and frame rate."""
     facts = f"{escape(video.name)}: {info.duration_s:.2f} s, {info.width} x {info.height}, {info.fps:.4g} frames/s"
     return (
         f'<div class="mf-preview"><video src="{escape(address(video))}" controls muted playsinline></video>'
@@ -81,20 +81,20 @@ def preview(video: Path, info: MediaInfo, address: Address) -> str:
 
 
 def comparison(made: ClickResult, address: Address) -> str:
-    """One card per model, then where the time went."""
+    """One card per model, followed by the time of every stage."""
     cards = "".join(_card(take, take.model.capitalize(), address) for take in made.takes)
     return f'<div class="mf-cards">{cards}</div>{latency(made)}'
 
 
 def grid(made: ClickResult, address: Address) -> str:
-    """One small card per seed, then where the time went."""
+    """One small card per seed, followed by the time of every stage."""
     cards = "".join(_card(take, f"Seed {take.sound.seed}", address, seed=False) for take in made.takes)
     note = "All in one call of the pipeline. The film with one of them: set its seed above and make sound."
     return f'<div class="mf-cards mf-grid">{cards}</div><p class="mf-soft">{note}</p>{latency(made)}'
 
 
 def latency(made: ClickResult) -> str:
-    """Milliseconds of this click by stage and model, and its real-time factor; writing the files is not in it."""
+    """Milliseconds of this click by stage and model, and its real-time factor; writing files is not included."""
     names = list(made.seconds)
     wholes = {name: sum(made.seconds[name].values()) for name in names}
     bars = "".join(_bar(name, made.seconds[name], wholes[name]) for name in names)
@@ -110,19 +110,19 @@ def latency(made: ClickResult) -> str:
         for title, cells in rows
     )
     head = "".join(f"<th>{escape(name.capitalize())}, ms</th>" for name in names)
-    kept = "" if any(stage in made.seconds[names[0]] for stage in ENCODING) else "Encoded by a click before. "
-    kept = "Encoded once for both. " if len(names) > 1 and made.shared else kept
+    encoded = "" if any(stage in made.seconds[names[0]] for stage in ENCODING) else "Encoded by an earlier click. "
+    encoded = "Encoded once for both. " if len(names) > 1 and made.shared else encoded
     return (
         f'<h3 class="mf-part">Where the time of this click went</h3>{bars}'
         f'<div class="mf-scroll"><table class="mf-table">'
         f"<thead><tr><th>stage</th>{head}</tr></thead><tbody>{body}</tbody></table></div>"
-        f'<p class="mf-soft">{made.audio_s:.2f} s of sound. {kept}Not in the time: '
+        f'<p class="mf-soft">{made.audio_s:.2f} s of sound. {encoded}Not in the time: '
         "writing files and pictures.</p>"
     )
 
 
 def budget(found: Budget) -> str:
-    """The staged budget as tables; what a total includes comes below them."""
+    """The time budget by stage as tables, followed by what the totals include."""
     parts = [f'<p class="mf-soft">{escape(circumstances(found))}</p>']
     for batch in found.batches:
         totals = totals_table(found, batch)

@@ -1,4 +1,4 @@
-"""The web page of the sampler: what is on it, and what a visitor sees of errors. Needs gradio, an optional extra."""
+"""The web page of the sampler: its elements, and how errors are shown. Needs gradio, an optional extra."""
 
 import re
 import traceback
@@ -22,18 +22,20 @@ SUFFIXES = sorted({*VIDEO_SUFFIXES, ".webm", ".avi", ".ts", ".mpg", ".wmv"})
 STEPS, GUIDANCE = 50, 8.0
 """Ends of the sliders."""
 QUEUE = 16
-"""Clicks that wait; further ones get an error, the queue is full."""
+"""Clicks that may wait; further ones get the error that the queue is full."""
 
 
 def address(path: Path) -> str:
-    """Where the server shows a file of the workspace."""
+    """The address under which the server delivers a file of the workspace."""
     return f"/gradio_api/file={quote(str(path))}"
 
 
 def one_line(call: Callable[..., str], root: Path, visitors: Visitors) -> Callable[..., str]:
-    """A callback for whoever sent the request, which ends when nobody waits for it. Its errors become one line on the
-    page: the message where it is meant for users, without folders of the server; else only that something failed, and
-    the traceback goes to the server's standard error."""
+    """A callback that ends when nobody waits for its result any longer, and whose errors become one line on the page.
+
+    The line is the message of an error that is meant for users, without folders of the server. Other errors are only
+    reported as internal; their traceback goes to the server's standard error.
+    """
     folders = re.compile(re.escape(str(root)) + r"/(?:[^/\s]+/)*")
 
     def guarded(request: gr.Request, *given: Any) -> str:
@@ -44,19 +46,18 @@ def one_line(call: Callable[..., str], root: Path, visitors: Visitors) -> Callab
             return html.alert(folders.sub("", " ".join(str(error).split())))
         except Exception:
             traceback.print_exc()
-            return html.alert("this did not work, through no fault of yours; the server's log says why")
+            return html.alert("an internal error occurred; its traceback is in the server's log")
 
     return guarded
 
 
 def visitor(request: gr.Request) -> str:
-    """Whose request it is: the page open in one tab, or one call of the functions behind it."""
+    """Identifies who sent a request: the page open in one tab, or one call of the functions behind it."""
     return str(getattr(request, "session_hash", None) or "")[:100]
 
 
 def uploads_only(component: gr.File) -> gr.File:
-    """The same component, which takes what was uploaded and fetches nothing: given an address in the place of a file,
-    gradio would have the server download it."""
+    """The component restricted to uploaded files; given an address instead of a file, gradio would download it."""
     move = component.async_move_resource_to_block_cache
 
     async def local(path: Any) -> Any:
@@ -69,7 +70,7 @@ def uploads_only(component: gr.File) -> gr.File:
 
 
 def actions(studio: Studio, visitors: Visitors) -> dict[str, Callable[..., str]]:
-    """What events call: functions from a request and the values of the form to HTML."""
+    """The callbacks of the page by name, which map a request and the values of the form to HTML."""
     names = [model.name for model in studio.models]
 
     def ask(video: object, prompt: Any, negative: Any, duration_s: Any) -> SoundRequest:
@@ -112,7 +113,7 @@ def actions(studio: Studio, visitors: Visitors) -> dict[str, Callable[..., str]]
 
 
 def build(studio: Studio, visitors: Visitors, *, starts: dict[str, tuple[int, float]]) -> gr.Blocks:
-    """The page. `starts`: steps and guidance that the sliders of every model begin with."""
+    """Build the page. starts: initial steps and guidance of every model's sliders."""
     do, names = actions(studio, visitors), [model.name for model in studio.models]
     window_s = studio.models[0].pipeline.window_s
     with gr.Blocks(title="Sound from video and words", analytics_enabled=False, delete_cache=(600, 7200)) as page:
@@ -121,11 +122,11 @@ def build(studio: Studio, visitors: Visitors, *, starts: dict[str, tuple[int, fl
             with gr.Column(scale=1, min_width=300):
                 video = uploads_only(gr.File(label="Video", file_types=SUFFIXES, type="filepath", height=130))
                 shown = gr.HTML(padding=False)
-                prompt = gr.Textbox(label="What is to be heard", placeholder="a glass ball bounces", max_lines=3)
-                negative = gr.Textbox(label="What is not (acts through guidance)", placeholder="music", max_lines=2)
+                prompt = gr.Textbox(label="Prompt", placeholder="a glass ball bounces", max_lines=3)
+                negative = gr.Textbox(label="Negative prompt (needs guidance)", placeholder="music", max_lines=2)
                 longest = max(studio.limits.seconds, MIN_DURATION_S)
                 duration = gr.Slider(
-                    MIN_DURATION_S, longest, min(window_s, longest), step=0.01, label="Seconds, for words alone"
+                    MIN_DURATION_S, longest, min(window_s, longest), step=0.01, label="Seconds, without a video"
                 )
                 numbers = []
                 for name in names:
@@ -174,9 +175,11 @@ def build(studio: Studio, visitors: Visitors, *, starts: dict[str, tuple[int, fl
 def launch_options(
     studio: Studio, visitors: Visitors, hosts: Hosts, *, port: int, max_megabytes: int
 ) -> dict[str, Any]:
-    """Arguments of `gradio.Blocks.launch`: nothing comes from another host, and only what was made here is shown as it
-    is. Uploads are not among `allowed_paths`: gradio gives them out as downloads, so that a page somebody uploads is
-    not run as one of this host."""
+    """Arguments of `gradio.Blocks.launch`, under which nothing is loaded from another host.
+
+    `allowed_paths` has the results but not the uploads, which gradio then delivers as downloads only, so that an
+    uploaded HTML page does not run as one of this host.
+    """
     app = GuardedApp(docs_url=None, redoc_url=None, openapi_url=None, default_response_class=ORJSONResponse)
     app.guard = Guard(
         super(GuardedApp, app).__call__,

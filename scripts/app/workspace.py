@@ -1,4 +1,4 @@
-"""Files of the web page: what visitors sent, what was made for them, and when both go."""
+"""Files of the web page: uploads of visitors, results, and when both are removed."""
 
 import os
 import secrets
@@ -17,7 +17,7 @@ from teacher.files.folders import LOCK
 
 PREFIX = "mf-app-"
 KEEP_RESULTS = 24
-"""Clicks whose files stay; older ones are removed."""
+"""Number of clicks whose results stay; older ones are removed."""
 KEEP_RESULTS_BYTES = 2 * 2**30
 KEEP_UPLOADS_S = 3600.0
 KEEP_UPLOADS_BYTES = 2 * 2**30
@@ -29,16 +29,16 @@ class Workspace:
 
     root: Path
     _made: list[Path] = field(default_factory=list)
-    """Folders of results in the order in which they were made, so that no clock is needed."""
+    """Folders of results, oldest first."""
     _used: dict[Path, float] = field(default_factory=dict)
-    """When an upload was last used, or first found, by a clock that is never set."""
+    """Time at which an upload was last used, or first found, by a monotonic clock."""
     _lock: threading.RLock = field(default_factory=threading.RLock)
     _closed: threading.Event = field(default_factory=threading.Event)
 
     @classmethod
     @contextmanager
     def temporary(cls) -> Iterator[Self]:
-        """A workspace that is gone at the end. What servers that were killed left behind is removed first."""
+        """A workspace that is removed at the end; those of servers that were killed are removed first."""
         remove_leftovers()
         while True:
             root = Path(tempfile.mkdtemp(prefix=PREFIX)).resolve()
@@ -58,26 +58,28 @@ class Workspace:
 
     @property
     def uploads(self) -> Path:
+        """Folder of the uploaded files."""
         return self.root / "uploads"
 
     @property
     def results(self) -> Path:
+        """Folder of the results, one subfolder per click."""
         return self.root / "results"
 
     def prepare(self) -> None:
-        """Make both folders, readable by nobody else."""
+        """Make both folders, readable by this user only."""
         for folder in (self.uploads, self.results):
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
 
     def remove(self) -> None:
-        """Remove everything. Nothing is made here afterwards, by no thread."""
+        """Remove everything; afterwards no thread can make anything here."""
         with self._lock:
             self._closed.set()
             _remove(self.root)
 
     def upload(self, sent: object) -> Path | None:
-        """The file a visitor sent, None for none. ValueError for anything that is not a regular file in `uploads`: what
-        a request names is not opened because it was named."""
+        """The uploaded file, None for none. Raises ValueError for anything but a regular file in `uploads`, so that a
+        request cannot name other files of the server."""
         if sent is None:
             return None
         path = Path(sent) if isinstance(sent, str | os.PathLike) else None
@@ -90,7 +92,7 @@ class Workspace:
         return path
 
     def new_result(self) -> Path:
-        """An empty folder for what one click makes, under a name that cannot be guessed; removes the oldest ones."""
+        """An empty folder for the results of one click, with a random name; the oldest ones are removed."""
         with self._lock:
             if self._closed.is_set():
                 raise ValueError("the page is being closed")
@@ -104,13 +106,13 @@ class Workspace:
             return folder
 
     def drop(self, folder: Path) -> None:
-        """Remove a result that was not finished."""
+        """Remove the folder of an unfinished result."""
         with self._lock:
             self._made.remove(folder)
             shutil.rmtree(folder, ignore_errors=True)
 
     def sweep(self, *, keep: Path | None = None) -> None:
-        """Remove uploads that nobody used for an hour, and the longest unused ones beyond 2 GiB, but not `keep`."""
+        """Remove uploads unused for an hour, and the longest unused ones beyond 2 GiB in all, but not `keep`."""
         with self._lock:
             now, sizes = time.monotonic(), {}
             for file in self.uploads.rglob("*"):
@@ -133,7 +135,7 @@ class Workspace:
 
 
 def remove_leftovers() -> None:
-    """Remove workspaces of this user whose servers are gone. A living one holds the lock of its folder."""
+    """Remove workspaces of this user whose servers have ended; a running server holds the lock of its folder."""
     for folder in Path(tempfile.gettempdir()).resolve().glob(f"{PREFIX}*"):
         try:
             if folder.is_symlink() or folder.stat().st_uid != os.getuid() or not (folder / LOCK).is_file():

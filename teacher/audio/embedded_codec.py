@@ -78,20 +78,24 @@ class EmbeddedCodec:
 
     @property
     def sequence(self) -> SequenceConfig:
+        """Sample rate, hop length and mel frames per latent frame."""
         return SequenceConfig(
             sample_rate=self.mel.sample_rate, hop_length=self.mel.hop_length, latent_downsample=PATCH_FRAMES
         )
 
     @property
     def latent_channels(self) -> int:
+        """Channels of the latent: the number of principal components."""
         return self.basis.shape[1]
 
     @property
     def latent_mean(self) -> Float[Tensor, " channels"]:
+        """Mean of the whitened latent, (C,): 0 unless `with_statistics` set another."""
         return torch.zeros(self.latent_channels) if self.statistics is None else self.statistics[0]
 
     @property
     def latent_std(self) -> Float[Tensor, " channels"]:
+        """Standard deviation of the whitened latent, (C,): 1 unless `with_statistics` set another."""
         return torch.ones(self.latent_channels) if self.statistics is None else self.statistics[1]
 
     @property
@@ -159,6 +163,7 @@ class EmbeddedCodec:
         return Posterior(((patches - self.patch_mean) @ self.basis - self.component_mean) / self.component_std, None)
 
     def encode(self, wave: Float[Tensor, "batch samples"]) -> Float[Tensor, "batch frames channels"]:
+        """Normalised latent: (whitened coefficients - latent_mean) / latent_std."""
         mean = self.posterior(wave).mean
         return mean if self.statistics is None else (mean - self.latent_mean) / self.latent_std
 

@@ -100,14 +100,17 @@ class Models:
 
     @cached_property
     def encoder(self) -> VAE:
+        """The encoder of the VAE, loaded at first use."""
         return self._vae("encoder")
 
     @cached_property
     def decoder(self) -> VAE:
+        """The decoder of the VAE, loaded at first use."""
         return self._vae("decoder")
 
     @cached_property
     def vocoder(self) -> BigVGAN:
+        """The vocoder, loaded at first use. Raises WeightsError if the file does not fit the stack."""
         path = self._file(self.stack.vocoder_component)
         tensors, config = read_tensors(path), self.stack.vocoder
         if "conv_pre.weight" in tensors:  # rates, kernels and bins are the stack's, the width is the file's
@@ -146,10 +149,12 @@ class MMAudioCodec:
 
     @property
     def sequence(self) -> SequenceConfig:
+        """Sample rate, hop length and mel frames per latent frame."""
         return self.models.stack.sequence
 
     @property
     def latent_channels(self) -> int:
+        """Channels of the latent: 20 at 16 kHz, 40 at 44.1 kHz."""
         return self.models.stack.vae.latent_channels
 
     @property
@@ -175,6 +180,7 @@ class MMAudioCodec:
         return Posterior(mean, std)
 
     def encode(self, wave: Float[Tensor, "batch samples"]) -> Float[Tensor, "batch frames channels"]:
+        """Normalised latent: (posterior mean - latent_mean) / latent_std."""
         mean = self.posterior(wave).mean
         return (mean - self.latent_mean.to(mean)) / self.latent_std.to(mean)
 

@@ -230,6 +230,7 @@ class LatentGaussian(NamedTuple):
 
     @property
     def std(self) -> Tensor:
+        """Standard deviation exp(logvar / 2)."""
         return torch.exp(0.5 * self.logvar)
 
     def at(self, e: Float[Tensor, "batch channels frames"]) -> Tensor:

@@ -1,4 +1,4 @@
-"""What every feature encoder of this project offers, and what their adapters share.
+"""The interfaces of the feature encoders, and checks that their adapters have in common.
 
 `embedded.py` holds encoders without weights, `clip.py` and `synchformer.py` those that MMAudio was trained with.
 """
@@ -16,11 +16,11 @@ from teacher.files.errors import WeightsError
 from teacher.media import FrameRequest
 
 Frames = UInt8[np.ndarray, "frames 3 height width"] | UInt8[Tensor, "frames 3 height width"]
-"""RGB frames as the request of the encoder asked for them."""
+"""RGB frames, uint8, in the rate and size that the encoder requests."""
 
 
 class ImageEncoder(Protocol):
-    """Encodes frames at 8 a second, (T, 3, height, width) uint8 -> (T, width): one feature of unit length each."""
+    """Encodes frames at 8 per second, (T, 3, height, width) uint8, to one feature of unit length each, (T, width)."""
 
     @property
     def name(self) -> str:
@@ -41,7 +41,7 @@ class ImageEncoder(Protocol):
 
 
 class SyncEncoder(Protocol):
-    """Encodes frames at 25 a second: eight features per segment of 16 frames, segments starting every 8 frames.
+    """Encodes frames at 25 per second: eight features per segment of 16 frames, segments starting every 8 frames.
 
     (T, 3, height, width) uint8 -> (8 S, width) with S = (T - 16) // 8 + 1.
     """
@@ -65,7 +65,7 @@ class SyncEncoder(Protocol):
 
 
 class TextEncoder(Protocol):
-    """Encodes texts: a feature of unit length for every position, (texts, positions, width)."""
+    """Encodes texts to a feature of unit length for every position, (texts, positions, width)."""
 
     @property
     def name(self) -> str:
@@ -91,7 +91,7 @@ class TextEncoder(Protocol):
 
 
 def checked_frames(frames: Frames, request: FrameRequest) -> UInt8[Tensor, "frames 3 height width"]:
-    """Frames (T, 3, height, width) uint8 as a tensor; ValueError when they have not the size of `request`."""
+    """Frames (T, 3, height, width) uint8 as a tensor; ValueError unless they have the size of `request`."""
     tensor = torch.as_tensor(frames)
     if tensor.ndim != 4 or tensor.shape[1:] != (3, request.height, request.width) or tensor.dtype != torch.uint8:
         raise ValueError(
@@ -102,7 +102,7 @@ def checked_frames(frames: Frames, request: FrameRequest) -> UInt8[Tensor, "fram
 
 
 def require_files(weights_dir: Path, *files: str) -> None:
-    """WeightsError naming those of `files` that a folder of weights lacks, and the commands that make them."""
+    """Raise WeightsError if a folder of weights lacks some of `files`; it names the commands that make them."""
     missing = [file for file in files if not (weights_dir / file).is_file()]
     if missing:
         raise WeightsError(

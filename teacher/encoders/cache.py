@@ -1,7 +1,7 @@
-"""Encoded pictures on disk: the same film under other words, seeds or networks is not decoded and encoded again.
+"""A cache of encoded pictures on disk, so that a video is decoded and encoded once for all prompts, seeds and networks.
 
-Files <digest>.safetensors with `clip` and `sync` of one window, under a digest of what decides them: the content of the
-film, the time, the encoders.
+A file <digest>.safetensors holds `clip` and `sync` of one window; the digest is that of the video's content, the time
+window and the names of the encoders.
 """
 
 from collections.abc import Callable, Mapping
@@ -22,7 +22,7 @@ Pictures = tuple[Tensor, Tensor]
 
 @dataclass(frozen=True, kw_only=True)
 class EncodedCache:
-    """Encoded pictures of films in the files of a folder, which may be deleted at any time."""
+    """Encoded pictures of videos, one file per window in a folder whose files may be deleted at any time."""
 
     folder: Path
 
@@ -34,10 +34,10 @@ class EncodedCache:
         encoders: Mapping[str, str],
         encode: Callable[[], Pictures],
     ) -> Pictures:
-        """The stored features of a film with this digest; without any, those that `encode` gives, which are stored.
-        A stored file that is damaged is made again.
+        """The stored features of a window of the video with this digest; if there are none, calls `encode` and stores.
 
-        Two processes that encode the same window at once write the same content, each whole.
+        A damaged file is replaced. Two processes may encode the same window at once: each writes the same content
+        atomically.
         """
         what = [video_sha256, round(start_s, 6), round(duration_s, 6), encoders["image"], encoders["sync"]]
         path = self.folder / f"{json_digest(what)[:32]}.safetensors"
@@ -51,7 +51,7 @@ class EncodedCache:
 
 
 def _read(path: Path) -> Pictures | None:
-    """What a file holds; None where there is none or it is damaged. Those of older versions have no digest."""
+    """The features in a file; None if it is missing or damaged. Files of older versions have no digest."""
     try:
         stored, metadata = read_content(path, ("clip", "sync"))
     except (FileNotFoundError, ValueError):

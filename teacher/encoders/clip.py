@@ -1,9 +1,9 @@
 """CLIP as MMAudio uses it: DFN5B ViT-H/14 (arXiv 2309.17425), built by open_clip, weights from a local file.
 
-Two habits of MMAudio are part of what its networks were trained on. Frames are resized to 384 x 384 although the model
-is one for 378 x 378: the convolution of stride 14 leaves out the last 6 rows and columns, so the model sees the upper
-left 378 x 378. And a caption is represented by all 77 positions after the last LayerNorm, neither pooled nor projected,
-each scaled to length 1, padding included.
+Two peculiarities of MMAudio are reproduced, because its networks were trained with them. Frames are resized to
+384 x 384 although the model is for 378 x 378; its convolution of stride 14 ignores the last 6 rows and columns. And a
+caption is represented by all 77 positions after the last LayerNorm, padding included, neither pooled nor projected,
+each scaled to length 1.
 """
 
 from collections.abc import Mapping, Sequence
@@ -132,7 +132,7 @@ def clip_tokenizer(positions: int = 77) -> "SimpleTokenizer":
 def image_features(net: "CLIP", frames: UInt8[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch channels"]:
     """CLIP's image feature of uint8 frames: the projected class token, scaled to length 1.
 
-    Rows and columns behind the last whole patch are left out.
+    Rows and columns after the last whole patch are ignored.
     """
     weight = net.visual.conv1.weight
     mean, std = (weight.new_tensor(x)[:, None, None] for x in (PIXEL_MEAN, PIXEL_STD))
@@ -141,7 +141,7 @@ def image_features(net: "CLIP", frames: UInt8[Tensor, "batch 3 height width"]) -
 
 
 def text_features(net: "CLIP", tokens: Int[Tensor, "batch positions"]) -> Float[Tensor, "batch positions width"]:
-    """Features of tokens as MMAudio takes them: every position after the last LayerNorm, scaled to length 1.
+    """Text features as MMAudio uses them: every position after the last LayerNorm, scaled to length 1.
 
     A position attends to itself and to those before it.
     """
@@ -158,7 +158,7 @@ def causal_mask(table: Float[Tensor, "positions width"]) -> Float[Tensor, "posit
 
 @dataclass(frozen=True, kw_only=True)
 class ClipImage:
-    """Frames -> (frames, 1024) unit vectors, float32 on the processor."""
+    """CLIP's image encoder: frames -> (frames, 1024) unit vectors, float32 on the CPU."""
 
     name: str
     net: "CLIP"
@@ -179,7 +179,7 @@ class ClipImage:
 
 @dataclass(frozen=True, kw_only=True)
 class ClipText:
-    """Captions -> (captions, 77, 1024), every position a unit vector, float32 on the processor."""
+    """CLIP's text encoder: captions -> (captions, 77, 1024), every position a unit vector, float32 on the CPU."""
 
     name: str
     net: "CLIP"
@@ -203,9 +203,9 @@ class ClipText:
 
 
 def load_clip(path: Path, device: str = "cpu") -> tuple[ClipImage, ClipText]:
-    """Both encoders on one set of weights, named after them, from a safetensors file in open_clip's names.
+    """Load image and text encoder from one safetensors file with open_clip's names; both are named after its digest.
 
-    Strict. Raises WeightsError naming the file and what is missing, unexpected or of another shape.
+    Raises WeightsError naming the file and tensors that are missing, unexpected or of another shape.
     """
     tensors = read_tensors(path)
     digest = tensors_digest(tensors)

@@ -1,8 +1,8 @@
 """Encoders without weights: fixed image, motion and text features with the lengths and widths of CLIP and Synchformer.
 
-They let the whole system run, be tested and be learned from on a processor, offline. They know nothing about the world;
-the network has to learn what a colour grid or a motion centroid sounds like. Same input, same numbers, on every machine
-up to float32 rounding: projections come from a hash, not from a random number generator whose stream may change.
+With them the whole system runs, and is tested, offline on a CPU. They are not trained: the network has to learn which
+sound belongs to a colour grid or a motion centroid. Equal inputs give equal features on every machine up to float32
+rounding, because projections come from a hash, not from a random number generator whose stream may change.
 """
 
 import functools
@@ -45,14 +45,14 @@ def hashed_signs(name: str, count: int) -> Float[Tensor, " count"]:
 
 @functools.lru_cache(maxsize=8)
 def projection(name: str, in_dim: int, out_dim: int) -> Float[Tensor, "in_dim out_dim"]:
-    """Matrix with orthonormal rows (in_dim <= out_dim) from the QR factors of hashed signs: it keeps distances."""
+    """Matrix with orthonormal rows (in_dim <= out_dim), so it preserves distances; QR factor of hashed signs."""
     signs = hashed_signs(name, in_dim * out_dim).view(out_dim, in_dim).double()
     q, r = torch.linalg.qr(signs)
     return (q * torch.sign(torch.diagonal(r))).T.float().contiguous()
 
 
 def _pixels(frames: Frames, request: FrameRequest) -> Float[Tensor, "frames 3 height width"]:
-    """Frames as float32 in [0, 1]; ValueError when they are not what `request` asks for."""
+    """Frames as float32 in [0, 1]; ValueError unless they match `request`."""
     return checked_frames(frames, request).float() / 255.0
 
 
@@ -64,7 +64,7 @@ def _luma(pixels: Float[Tensor, "frames 3 height width"]) -> Float[Tensor, "fram
 class EmbeddedImage:
     """Colour layout, colour statistics and edge directions of each frame, projected to 1024 and scaled to length 1.
 
-    Colours are taken relative to the frame's median colour, so that a muted background does not drown what is on it.
+    Colours are relative to the frame's median colour, so that the background does not dominate the objects on it.
     """
 
     name: str = "embedded-image-1"
@@ -113,21 +113,21 @@ def _edge_energies(luma: Float[Tensor, "frames height width"]) -> Float[Tensor, 
 
 @dataclass(frozen=True, kw_only=True)
 class EmbeddedMotion:
-    """What moves, where, how fast and how abruptly: 8 S slots, as many as Synchformer gives for S segments.
+    """Position, velocity and acceleration of moving brightness: 8 S slots, as many as Synchformer has for S segments.
 
-    Synchformer's neighbouring segments show each instant twice, out of order; a network of a few thousand steps does
-    not learn to sort that out. These slots are in order of time instead: slot k describes the instant (k + 1/2) / (8 S)
-    of the clip, which is where the network's nearest-neighbour upsampling to the latent rate puts it. Each holds the
-    numbers half a frame before and half a frame after it, interpolated between frames, so that velocity and
-    acceleration of the centroids place an impact between frames. The projection keeps distances; typical clips have a
-    standard deviation near 1 per channel.
+    Synchformer's overlapping segments contain each instant twice, out of order, which a network does not learn to
+    resolve in a few thousand steps. These slots are in order of time instead: slot k describes the instant
+    (k + 1/2) / (8 S) of the clip, to which the network's nearest-neighbour upsampling assigns it. Each holds the values
+    half a frame before and half a frame after that instant, interpolated between frames, so that velocity and
+    acceleration of the centroids locate an impact between frames. The projection preserves distances; typical clips
+    have a standard deviation near 1 per channel.
     """
 
     name: str = "embedded-motion-2"
     width: int = MOTION_WIDTH
     request: FrameRequest = MOTION_REQUEST
     gain: float = 3.4
-    """Makes the standard deviation per channel about 1 over rendered and filmed clips."""
+    """Factor that makes the standard deviation per channel about 1 over rendered and filmed clips."""
 
     @torch.no_grad()
     def __call__(self, frames: Frames) -> Float[Tensor, "slots 768"]:
@@ -143,7 +143,7 @@ class EmbeddedMotion:
 
 
 def _between(values: Float[Tensor, "frames features"], at: Float[Tensor, " slots"]) -> Float[Tensor, "slots features"]:
-    """Linear interpolation between frames at fractional frame numbers, held at both ends."""
+    """Linear interpolation between frames at fractional frame numbers, constant beyond both ends."""
     at = at.clamp(0, len(values) - 1)
     before = at.floor().long()
     after = (before + 1).clamp(max=len(values) - 1)
@@ -214,16 +214,16 @@ def _centroid(weights: Float[Tensor, "frames 48 48"]) -> Float[Tensor, "frames 4
 class EmbeddedText:
     """A hashed unit vector per word, its place, and the mean of the words so far, scaled to length 1 at 77 positions.
 
-    As in CLIP, whose causal attention lets padding see the sentence, a padding position is a constant vector plus the
-    mean of all words: a mean over positions, which the network takes, then still knows the words.
-    Words are lower-cased runs of letters and digits; from the 78th on they are left out.
+    A padding position is a constant vector plus the mean of all words, so that the mean over positions, which the
+    network uses, still depends on the words (in CLIP causal attention has this effect). Words are lower-cased runs of
+    letters and digits; those after the 77th are ignored.
     """
 
     name: str = "embedded-text-1"
     width: int = TEXT_WIDTH
     positions: int = TEXT_POSITIONS
     shared_positions: int = 0
-    """Even the first position of an empty caption differs from that of others."""
+    """No position has the same feature for all captions."""
     place_weight: float = 0.15
     context_weight: float = 1.0
 

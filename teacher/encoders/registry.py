@@ -1,4 +1,4 @@
-"""Encoders by name, and the frames that they are given: extraction and sampling both go through here."""
+"""The encoder sets by name, and reading the frames that they request; used by extraction and sampling."""
 
 import functools
 from collections.abc import Callable
@@ -15,21 +15,21 @@ from teacher.media import FrameRequest, MediaError, MediaInfo, read_frames
 from teacher.network.sequence import ConditionWidths
 
 SHORTEST_FRACTION = 0.9
-"""A video window this complete is used; its last frame stands in for the rest."""
+"""Least part of a window for which a video must have frames; its last frame is repeated for the rest."""
 Requests = tuple[FrameRequest, FrameRequest]
 """Rate and size of the frames for the image and the synchronisation encoder of a set."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Encoders:
-    """The three encoders that belong together, loaded."""
+    """A set of loaded encoders for images, synchronisation and text."""
 
     image: ImageEncoder
     sync: SyncEncoder
     text: TextEncoder
     in_worker: bool = True
-    """Cheap enough to run in the processes that read files. Otherwise the frames go to the process that owns the
-    device, and are encoded there."""
+    """Whether the encoders are cheap enough to run in the processes that read files. Otherwise these return frames, and
+    the process that owns the device encodes them."""
 
     @property
     def names(self) -> dict[str, str]:
@@ -43,7 +43,7 @@ class Encoders:
 
     @property
     def widths(self) -> ConditionWidths:
-        """Widths of the features, which are those that a network for them must take."""
+        """Widths of the features, which a network that takes them must have too."""
         return ConditionWidths(
             image=self.image.width, sync=self.sync.width, text=self.text.width, text_tokens=self.text.positions
         )
@@ -51,13 +51,13 @@ class Encoders:
 
 @dataclass(frozen=True, kw_only=True)
 class EncoderSet:
-    """What is known of a set of encoders before any weights are loaded, and how it is loaded."""
+    """An entry of the registry: how to load a set of encoders, and its frame requests."""
 
     requests: Requests
     load: Callable[[Path, str], Encoders]
-    """From a folder of weights, for a device such as "cpu" or "cuda:0"."""
+    """Loads the set from (weights folder, device such as "cpu" or "cuda:0")."""
     files: tuple[str, ...] = ()
-    """Files of weights that it loads. A set without any needs no folder, and runs on the processor."""
+    """Names of the weight files that `load` reads; a set without any needs no folder and runs on the CPU."""
 
 
 def _embedded(weights_dir: Path, device: str) -> Encoders:

@@ -123,7 +123,7 @@ class PackedAttention(nn.Module):
 
 
 class TokenPool(nn.Module):
-    """One pre-norm transformer layer over [class, tokens]; its class token stands for the group.
+    """One pre-norm transformer layer over [class, tokens] that pools the tokens into its class token.
 
     With x = [class, tokens] and y = x + attention(norm1 x), the result is the first row of y + mlp(norm2 y). Nothing
     else of the layer's output is used, so only that row is computed.
@@ -152,7 +152,7 @@ VISUAL = "vfeat_extractor."
 PARTS = ("vfeat_extractor", "afeat_extractor", "vproj", "aproj", "transformer")
 """Modules of the complete model."""
 HEAD_WIDTH = 64
-"""Channels of one head in the published weights; the number of heads cannot be read off the tensors."""
+"""Channels per head in the published weights; the tensors do not determine the number of heads."""
 SEGMENTS_AT_ONCE = 4
 """Segments per forward pass; one needs about 150 MB of activations in float32."""
 
@@ -201,7 +201,7 @@ class VisualConfig:
 
 
 class PatchEmbedding(nn.Module):
-    """A convolution that makes tokens of patches, under the name `proj` that the published state dict gives it."""
+    """A convolution from patches to tokens, under its name `proj` in the published state dict."""
 
     def __init__(self, proj: nn.Module) -> None:
         super().__init__()
@@ -263,7 +263,7 @@ def encode_segments(
     *,
     chunk: int = SEGMENTS_AT_ONCE,
 ) -> Float[Tensor, "batch segments slots channels"]:
-    """Features of segments, `chunk` of them at a time; uint8 pixels are brought to [-1, 1] as the encoder expects."""
+    """Features of segments, computed `chunk` segments at a time; uint8 pixels are scaled to [-1, 1]."""
     if chunk < 1:
         raise ValueError(f"chunk must be at least 1, got {chunk}")
     parts = []
@@ -290,7 +290,7 @@ def cut_segments(
 
 
 def normalised(pixels: Shaped[Tensor, "*shape"], dtype: torch.dtype) -> Float[Tensor, "*shape"]:
-    """Pixels as Synchformer takes them: uint8 -> (x / 255 - 1/2) / (1/2) in [-1, 1]; floating point passes as it is."""
+    """Pixels in [-1, 1]: uint8 becomes (x / 255 - 1/2) / (1/2), floating-point pixels are only cast to `dtype`."""
     return pixels if pixels.is_floating_point() else (pixels.to(dtype) / 255.0 - 0.5) / 0.5
 
 
@@ -310,7 +310,7 @@ class SynchformerEncoder:
 
     @torch.no_grad()
     def __call__(self, frames: Frames) -> Float[Tensor, "slots 768"]:
-        """(T, 3, 224, 224) uint8 -> float32 on the processor. Raises ValueError when T < 16."""
+        """(T, 3, 224, 224) uint8 -> (8 S, 768) float32 on the CPU. Raises ValueError when T < 16."""
         encoder = self.network.vfeat_extractor
         pixels = checked_frames(frames, self.request).to(encoder.cls_token.device)
         return encode_video(encoder, pixels[None], chunk=self.chunk)[0].float().cpu()
@@ -318,9 +318,9 @@ class SynchformerEncoder:
 
 @dataclass(frozen=True, kw_only=True)
 class SynchformerOnUse:
-    """`SynchformerEncoder`, loaded when a video is first encoded: sound from words needs none.
+    """`SynchformerEncoder`, loaded when a video is first encoded, because sound from text alone does not need it.
 
-    WeightsError where the file is missing by then, or gives features of another width than the published 768.
+    Raises WeightsError then if the file is missing or gives features of another width than the published 768.
     """
 
     path: Path
@@ -344,14 +344,14 @@ class SynchformerOnUse:
         return self._encoder.name
 
     def __call__(self, frames: Frames) -> Float[Tensor, "slots channels"]:
-        """(T, 3, 224, 224) uint8 -> (8 S, 768) float32 on the processor."""
+        """(T, 3, 224, 224) uint8 -> (8 S, 768) float32 on the CPU."""
         return self._encoder(frames)
 
 
 def load_sync_encoder(path: Path, device: str = "cpu") -> SynchformerEncoder:
-    """The visual encoder from a safetensors file of the complete model or of its `vfeat_extractor.*` alone.
+    """Load the visual encoder from a safetensors file of the complete model or of its `vfeat_extractor.*` only.
 
-    It is named after its weights. Strict either way: raises WeightsError naming the file and what is missing,
+    It is named after the digest of its weights. Raises WeightsError naming the file and tensors that are missing,
     unexpected or of another shape.
     """
     tensors = read_tensors(path)

@@ -1,9 +1,9 @@
-"""The complete Synchformer: by how many seconds the sound and the picture of a clip are apart.
+"""The complete Synchformer, which predicts the offset in seconds between the sound and the picture of a clip.
 
 The audio encoder takes power mel spectrograms of 0.64 s segments; it is an audio spectrogram transformer (AST, arXiv
 2104.01778) whose patches are pooled over frequency, so that six features in order of time are left of each segment.
-Visual and audio features of fourteen segments (4.8 s) become one sequence of tokens; a small transformer reads a class
-of offset off it (arXiv 2401.16423, section 3). Needed to score synchrony, not to generate.
+Visual and audio features of fourteen segments (4.8 s) become one sequence of tokens; a small transformer classifies its
+offset (arXiv 2401.16423, section 3). It is used to score synchrony, not to generate.
 """
 
 import functools
@@ -31,15 +31,15 @@ from teacher.files.components import count_blocks, shape_of
 
 SAMPLE_RATE = 16_000
 SEGMENT_SAMPLES = 10_240
-"""16 frames at 25 fps, 0.64 s."""
+"""Samples of a segment at 16 kHz: 0.64 s, as long as 16 frames at 25 fps."""
 SEGMENT_STRIDE_SAMPLES = 5_120
 FFT, WINDOW, HOP = 1024, 400, 160
 MELS = 128
 SPECTRUM_FRAMES = 66
-"""Width that the encoder was trained with: the 65 frames of a segment and one of zeros."""
+"""Frames of a segment's spectrogram in the encoder's training: 65 frames and one of zeros."""
 LOG_FLOOR = 1e-6
 MEAN, STD = -4.2677393, 4.5689974
-"""Of the log-mel values of AudioSet; AST divides by twice the deviation."""
+"""Mean and standard deviation of the log-mel values of AudioSet; AST divides by twice the deviation."""
 AUDIO = "afeat_extractor."
 HEAD_WIDTH = 64
 
@@ -75,8 +75,8 @@ def sync_spectrogram(wave: Float[Tensor, "*batch samples"]) -> Float[Tensor, "*b
 def htk_filterbank() -> Float[Tensor, "128 513"]:
     """Triangles of height 1 between 130 points equally spaced in mel = 2595 log10(1 + f / 700) from 0 to 8000 Hz.
 
-    Made in float64 and rounded once, so that they are the same on every processor; those of the training were made in
-    float32 and differ by 1e-5 of their height.
+    Computed in float64 and rounded once, so that they are equal on every processor; those of the training were computed
+    in float32 and differ by 1e-5 of their height.
     """
     frequencies = torch.linspace(0, SAMPLE_RATE // 2, FFT // 2 + 1, dtype=torch.float64)
     top = 2595.0 * math.log10(1.0 + SAMPLE_RATE / 2 / 700.0)
@@ -129,7 +129,7 @@ class AudioConfig:
 
 
 class Dense(nn.Module):
-    """A linear layer one name deeper, where the published state dict has it."""
+    """A linear layer as a submodule `dense`, for the parameter names of the published state dict."""
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
@@ -183,7 +183,7 @@ class AudioLayer(nn.Module):
 
 
 class Patches(nn.Module):
-    """The convolution that makes tokens of patches, under the name that the published state dict gives it."""
+    """A convolution from patches to tokens, under its name in the published state dict."""
 
     def __init__(self, projection: nn.Module) -> None:
         super().__init__()
@@ -224,7 +224,7 @@ class AudioLayers(nn.Module):
 
 
 class SpectrogramTransformer(nn.Module):
-    """Spectrogram -> all tokens, normalised."""
+    """Audio spectrogram transformer: spectrogram -> all tokens after the last LayerNorm."""
 
     def __init__(self, config: AudioConfig) -> None:
         super().__init__()
@@ -248,7 +248,7 @@ class AudioEncoder(nn.Module):
     def forward(
         self, spectrogram: Float[Tensor, "batch segments mels frames"]
     ) -> Float[Tensor, "batch segments columns width"]:
-        """(B, S, 128, 66) -> (B, S, 6, 768). The class and distillation tokens are left out of the pooling."""
+        """(B, S, 128, 66) -> (B, S, 6, 768). The pooling does not include the class and distillation tokens."""
         batch, segments, _, frames = spectrogram.shape
         columns = (frames - self.config.patch) // self.config.stride + 1
         patches = self.ast(spectrogram.flatten(0, 1))[:, 2:]
@@ -258,7 +258,7 @@ class AudioEncoder(nn.Module):
 
 HEAD = "transformer."
 LARGEST_OFFSET_S = 2.0
-"""The classes are equally spaced from minus this to plus this."""
+"""The offset classes are equally spaced from minus to plus this many seconds."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -342,7 +342,7 @@ class OffsetBlock(nn.Module):
 
 
 class PositionTable(nn.Module):
-    """A learned vector for every place in the sequence, under the name that the published state dict gives it."""
+    """A learned vector for every position in the sequence, under its name in the published state dict."""
 
     def __init__(self, tokens: int, width: int) -> None:
         super().__init__()
@@ -350,7 +350,7 @@ class PositionTable(nn.Module):
 
 
 class OffsetTransformer(nn.Module):
-    """[OFF, visual tokens, MOD, audio tokens] plus a learned position each -> logits of the offset, read off OFF."""
+    """[OFF, visual tokens, MOD, audio tokens] plus learned positions -> logits of the offset, from the token OFF."""
 
     def __init__(self, config: OffsetConfig) -> None:
         super().__init__()
@@ -367,7 +367,7 @@ class OffsetTransformer(nn.Module):
     def forward(
         self, visual: Float[Tensor, "batch visual_tokens width"], audio: Float[Tensor, "batch audio_tokens width"]
     ) -> Float[Tensor, "batch classes"]:
-        """Raises ValueError when the tokens are not as many as the table of positions."""
+        """Logits (B, classes). Raises ValueError unless there are as many tokens as positions in the table."""
         positions = self.pos_emb_cfg.pos_emb
         if 2 + visual.shape[1] + audio.shape[1] != positions.shape[1]:
             raise ValueError(
@@ -414,11 +414,11 @@ class Synchformer(nn.Module):
 
 
 def class_offsets_s(classes: int = 21) -> Float[Tensor, " classes"]:
-    """Offset in seconds that each class stands for: -2 + 0.2 i for the published 21."""
+    """Offset in seconds of each class: -2 + 0.2 i for the published 21 classes."""
     return torch.linspace(-LARGEST_OFFSET_S, LARGEST_OFFSET_S, classes, dtype=torch.float64).round(decimals=9)
 
 
 def offset_s(logits: Float[Tensor, "*batch classes"]) -> Float[Tensor, "*batch"]:
-    """Offset in seconds between sound and picture that the most likely class stands for."""
+    """Offset in seconds between sound and picture: that of the most likely class."""
     best: Int[Tensor, "*batch"] = logits.argmax(dim=-1)
     return class_offsets_s(logits.shape[-1]).to(logits.device)[best]

@@ -1,4 +1,4 @@
-"""The codec of a feature folder: read from it, given to an extraction or fitted by it, and its latents' statistics."""
+"""The codec of a feature folder (read, configured or fitted), and the statistics of its latents."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -19,13 +19,13 @@ from teacher.files.processes import Processes
 from teacher.lists.manifest import SkippedItem
 
 CODEC_VERSIONS = (1, 2)
-"""Versions of features.json whose codec can be read; runs keep the file of the features they were trained on."""
+"""Versions of features.json whose codec can be read; old run folders contain older ones."""
 
 
 def load_codec(folder: Path, *, weights_dir: Path | None = None, device: str = "cpu") -> AudioCodec:
-    """The codec that made the latents of a feature folder, checked against the digest in features.json.
+    """Read the codec that encoded the latents of a feature folder, and compare it with the digest in features.json.
 
-    `weights_dir` is where the files of a published codec lie, if not where they lay during extraction.
+    weights_dir: folder of the files of a published codec, if they have been moved since extraction.
     """
     folder = Path(folder)
     info = store.read_info(folder, CODEC_VERSIONS)
@@ -37,7 +37,7 @@ def load_codec(folder: Path, *, weights_dir: Path | None = None, device: str = "
 
 def given_codec(config: ExtractConfig, device: str) -> AudioCodec | None:
     """The codec that the configuration names: that of another feature folder, or a published one with latent_mean 0 and
-    latent_std 1; None where the extraction fits one. FeatureError where it does not fit the configuration."""
+    latent_std 1; None if the extraction is to fit one. FeatureError for a codec of another kind than configured."""
     if config.codec_from is not None:
         made = store.read_json(config.codec_from / "features.json").get("config", {}).get("codec")
         if made != config.codec:
@@ -60,7 +60,7 @@ def fitted_codec(
     processes: Processes,
     progress: Progress,
 ) -> AudioCodec:
-    """The codec that an interrupted run fitted, or one that the lead process fits on evenly chosen training windows."""
+    """The codec fitted by an interrupted run, else one that the lead process fits on evenly spaced training windows."""
     path = out / "codec.safetensors"
     if processes.lead and not path.is_file():
         if not training:
@@ -75,7 +75,7 @@ def fitted_codec(
 def _fit(
     fit: Fit | None, training: Sequence[Window], config: ExtractConfig, pool: WorkerPool, progress: Progress
 ) -> AudioCodec:
-    """Fit on evenly chosen windows; what cannot be read of them is named where the fit fails."""
+    """Fit on evenly spaced windows; if that fails, the message counts the windows that could not be read."""
     assert fit is not None
     count = min(config.codec_fit_clips, len(training))
     chosen = [training[i * len(training) // count] for i in range(count)]
@@ -99,8 +99,8 @@ def _fit(
 def latent_statistics(shards: Sequence[ShardFile], splits: Sequence[str]) -> tuple[Tensor, Tensor]:
     """Mean and unbiased std (C,) of the posterior means over rows and frames, merged in float64 in order of the shards.
 
-    Of training rows with picture; without any, of all training rows; without any, of all rows with picture, or all.
-    (MMAudio takes those of its audio-visual training set.) Shards are merged pairwise:
+    They are those of training rows with picture; if there are none, of all training rows; if there are none, of all
+    rows with picture, or of all rows. (MMAudio uses its audio-visual training set.) Shards are merged pairwise:
     mean = m1 + d n2/n,  M = M1 + M2 + d^2 n1 n2/n  with  d = m2 - m1,  n = n1 + n2,  and std^2 = M / (n - 1).
     """
     train = [shard for shard, split in zip(shards, splits, strict=True) if split == "train"]

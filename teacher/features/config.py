@@ -1,4 +1,4 @@
-"""The configuration of an extraction, and the report of what became of its items."""
+"""The configuration of an extraction, and its report."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -13,12 +13,12 @@ from teacher.lists.manifest import SkippedItem
 from teacher.network.sequence import check_window
 
 OPERATIONAL = ("workers", "device", "weights_dir", "codec_from")
-"""Settings that do not change what is extracted; the digests of codec and encoders do."""
+"""Settings that do not change the features, so a rerun may change them; codec and encoders are compared by digest."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ExtractConfig:
-    """What an extraction makes of media files; all features of one folder have one configuration."""
+    """Configuration of an extraction; all features of one folder have the same."""
 
     duration_s: float = 2.0
     """Length of every example in seconds."""
@@ -26,28 +26,29 @@ class ExtractConfig:
     """`embedded` (16 kHz, 20 channels) or `embedded_44k` (44.1 kHz, 40 channels), fitted on the training sounds;
     `mmaudio_16k` or `mmaudio_44k`, the published autoencoder and vocoder in --weights-dir."""
     codec_from: Path | None = None
-    """Feature or run folder whose codec, with its latent statistics, is used: sets that are trained on together need
-    one, and so does a set that a trained network goes on with."""
+    """Feature or run folder whose codec and latent statistics are used instead of fitting or measuring new ones. Sets
+    that are trained on together must have the same, and so must a set for fine-tuning a trained network."""
     encoders: str = "embedded"
-    """Encoders of image, motion and text: `embedded`, or `mmaudio` (CLIP and Synchformer in --weights-dir)."""
+    """Encoders of image, motion and text: `embedded` needs no weights, `mmaudio` is CLIP and Synchformer in
+    --weights-dir; another name is answered with all that there are."""
     weights_dir: Path | None = None
-    """Folder of converted weights, for the codecs and encoders called mmaudio."""
+    """Folder of converted weights, for the codecs and encoders that need some."""
     device: str = "auto"
-    """Where heavy encoders and codecs run: `cpu`, `cuda`, `cuda:1` ..., `auto` for a GPU if there is one."""
+    """Device of the published encoders and codecs: `cpu`, `cuda`, `cuda:1` ...; `auto` uses a GPU if there is one."""
     codec_fit_clips: int = 512
-    """Training windows that the codec is fitted on, evenly taken from all of them."""
+    """Number of training windows, evenly spaced, that the codec is fitted on."""
     shard_size: int = 64
-    """Windows, or captions, in a file; an interruption loses at most these."""
+    """Windows, or captions, per file; an interruption loses at most one unfinished file."""
     max_windows_per_item: int = 4
-    """Longer files give at most this many windows, from their start."""
+    """Most windows that are taken of a file, from its start."""
     max_windows_video: int | None = None
-    """The same for files with a picture, where it differs. MMAudio takes 1 of a video and 5 of a sound."""
+    """Most windows of a file with a picture; None takes the number above. MMAudio takes 1 of a video, 5 of a sound."""
     spread_windows: bool = False
-    """Sounds without picture: whole windows only, evenly spread over the file, as MMAudio cuts long sounds."""
+    """Take only whole windows of sounds without picture, evenly spread over the file, as MMAudio cuts long sounds."""
     peak_normalise: bool = True
-    """Scale every window's sound, of every split, to a peak of 0.95. Off: levels as in the file (clipped to 1)."""
+    """Scale the sound of every window, in all splits, to a peak of 0.95; otherwise it is only clipped to 1."""
     workers: int = 2
-    """Processes that read files; 0 reads in this process."""
+    """Number of processes that read files; 0 reads in the main process."""
 
     def __post_init__(self) -> None:
         check_window("duration_s", self.duration_s)
@@ -66,7 +67,7 @@ class ExtractConfig:
             raise ValueError(f"workers must be at least 0, got {self.workers}")
 
     def settings(self) -> dict[str, Any]:
-        """The settings that a rerun must repeat; where and how fast it computes may change."""
+        """The settings that a rerun must repeat: all but OPERATIONAL."""
         return {name: value for name, value in asdict(self).items() if name not in OPERATIONAL}
 
     @property
@@ -75,7 +76,7 @@ class ExtractConfig:
         return CODECS[self.codec].fitted
 
     def reader(self, *, frames_only: bool = False) -> WindowReader:
-        """Reads windows of files by this configuration; worker processes receive it with every job."""
+        """The reader of windows with this configuration; worker processes receive it with every job."""
         return WindowReader(
             encoders=self.encoders,
             duration_s=self.duration_s,
@@ -90,17 +91,17 @@ class ExtractConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ExtractReport:
-    """What an extraction made of its items: windows per split, items left out with their reasons, padded windows."""
+    """Result of an extraction: windows per split, skipped items with reasons, and padded windows."""
 
     counts: dict[str, int]
     skipped: list[SkippedItem]
     padded: int
     made_again: list[str] = field(default_factory=list)
-    """Files of an earlier run that were damaged or missing, and are new now."""
+    """Files of an earlier run that were damaged or missing and have been rewritten."""
 
     @classmethod
     def of(cls, info: dict[str, Any]) -> "ExtractReport":
-        """The report of a finished folder, from the content of its features.json."""
+        """The report of a finished folder, read from the content of its features.json."""
         skipped = [(entry["id"], entry["reason"]) for entry in info["skipped"]]
         return cls(counts=info["counts"], skipped=skipped, padded=info["padded"])
 
@@ -119,6 +120,6 @@ class ExtractReport:
 
 
 def count_reasons(skipped: Sequence[SkippedItem]) -> str:
-    """Reasons with their numbers, the most frequent first; what follows a colon differs from file to file."""
+    """The reasons and how often each occurs, the most frequent first; the text after a colon is ignored."""
     kinds = Counter(reason.split(":")[0] for _, reason in skipped)
     return ", ".join(f"{count} x {kind}" for kind, count in kinds.most_common())

@@ -1,9 +1,9 @@
-"""Data sets of extracted features: batches of rows, and which rows a training step takes.
+"""Data sets of extracted features: batches of rows, and the rows of each training step.
 
-`FeatureSet` is one split of a feature folder; opening it reads headers and indices, not features. `JointSet` is several
-of them as one: repeats balance them, and modalities of either kind of rows can be masked. MMAudio trains on
-audio-visual-text and audio-text data about 1 : 1 by repeating the audio-visual set five times, three times for its
-larger networks, before each epoch is shuffled (arXiv 2412.15322, section 3.5.1 and appendix H).
+`FeatureSet` is one split of a feature folder; opening it reads headers and indices, not features. `JointSet` joins
+several of them: repeats balance their sizes, and modalities of rows with and without picture can be masked. MMAudio
+trains on audio-visual-text and audio-text data about 1 : 1 by repeating the audio-visual set five times, three times
+for its larger networks, before each epoch is shuffled (arXiv 2412.15322, section 3.5.1 and appendix H).
 """
 
 import functools
@@ -28,35 +28,47 @@ from teacher.network.conditions import Conditions
 from teacher.network.sequence import SequenceConfig
 
 COMPARED_AT_ONCE = 1 << 30
-"""Bytes of a split up to which whole files are compared with digests.json when it is opened; about a second."""
+"""Largest split in bytes whose files are compared with digests.json when it is opened; takes about a second."""
 COMPARED = ("duration_s", "sequence", "encoders")
-"""Entries of features.json that sets trained on together must share; and the latent space of their codecs."""
+"""Entries of features.json that must agree in sets that are trained on together, besides the codec's latent space."""
 
 
 Modalities = Literal["AVT+AT", "AV+AT", "AVT+A", "AVT", "AV"]
-"""Modalities used of rows with picture + of rows without (arXiv 2412.15322, table 4). A: audio, V: video, T: text."""
+"""Modalities of rows with picture + of rows without (arXiv 2412.15322, table 4). A: audio, V: video, T: text."""
 
 
 class Examples(Protocol):
-    """What training needs of a set of examples: `FeatureSet` and `JointSet`."""
+    """The interface of a set of training examples, which `FeatureSet` and `JointSet` have."""
 
     @property
-    def info(self) -> dict[str, Any]: ...
+    def info(self) -> dict[str, Any]:
+        """Content of features.json."""
+        ...
 
     @property
-    def records(self) -> Sequence[Record]: ...
+    def records(self) -> Sequence[Record]:
+        """The record of every row."""
+        ...
 
     @property
-    def latent_mean(self) -> Tensor: ...
+    def latent_mean(self) -> Tensor:
+        """Mean (C,) that normalises the latents."""
+        ...
 
     @property
-    def latent_std(self) -> Tensor: ...
+    def latent_std(self) -> Tensor:
+        """Standard deviation (C,) that normalises the latents."""
+        ...
 
     @property
-    def duration_s(self) -> float: ...
+    def duration_s(self) -> float:
+        """Duration of every example in seconds."""
+        ...
 
     @property
-    def sequence(self) -> SequenceConfig: ...
+    def sequence(self) -> SequenceConfig:
+        """Rates of the latents."""
+        ...
 
     def __len__(self) -> int: ...
 
@@ -66,28 +78,29 @@ class Examples(Protocol):
         *,
         generator: torch.Generator | None = None,
         batch_slice: BatchSlice | None = None,
-    ) -> Batch: ...
+    ) -> Batch:
+        """Rows `indices` as a batch; see `FeatureSet.batch`."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class FeatureSet:
-    """One split of a feature folder, whose rows are read when asked for. Open it with `open`."""
+    """One split of a feature folder, whose rows are read from disk when they are requested. Open it with `open`."""
 
     folder: Path
     info: dict[str, Any]
     """features.json: duration_s, digest, counts, configuration."""
     rows: Rows
     latent_mean: Float[Tensor, " channels"]
-    """Latents are normalised by these: (z - latent_mean) / latent_std."""
+    """Statistics (C,) that normalise the latents: (z - latent_mean) / latent_std."""
     latent_std: Float[Tensor, " channels"]
 
     @classmethod
     def open(cls, folder: Path, split: str, *, statistics: tuple[Tensor, Tensor] | None = None) -> "FeatureSet":
-        """Open a split; `statistics` (mean, std), each (C,), stand in for the folder's own.
+        """Open a split; `statistics` (mean, std), each (C,), replace those of the folder.
 
         Raises FeatureError in one line when the folder is unfinished, damaged, of an older version or lacks the split.
-        Files that are small together are compared as a whole with digests.json at once, rows of others when they are
-        read.
+        Files of a small split (COMPARED_AT_ONCE) are compared with digests.json now; rows of others when they are read.
         """
         folder = Path(folder)
         info = store.read_info(folder)
@@ -104,11 +117,12 @@ class FeatureSet:
 
     @property
     def records(self) -> Sequence[Record]:
-        """What is known about each row besides its features; a record is decoded when it is asked for."""
+        """The record of every row (id, caption, file, events); each is decoded when it is accessed."""
         return Records(len(self.rows), self.rows.record)
 
     @property
     def duration_s(self) -> float:
+        """Duration of every example in seconds."""
         return float(self.info["duration_s"])
 
     @property
@@ -122,7 +136,7 @@ class FeatureSet:
         return self.rows.has_video
 
     def gone(self, record: Record, reason: str) -> str:
-        """One line for people: the file of a record cannot be read, and what to do."""
+        """The message that the file of a record cannot be read, and what to do."""
         return (
             f"{record.path}: cannot be read any more ({reason}); it was looked for there and, in case it was moved "
             f"together with the features, beside and above {self.folder}: restore it or extract again"
@@ -146,9 +160,9 @@ class FeatureSet:
         generator: torch.Generator | None = None,
         batch_slice: BatchSlice | None = None,
     ) -> Batch:
-        """Rows `indices` in that order. With a generator, and where the codec has a std, z = mean + std e; else mean.
+        """Rows `indices` in that order; latents are z = mean + std e with a generator and a codec with std, else mean.
 
-        `batch_slice` says which rows of a larger batch these are; e is drawn for all of it.
+        `batch_slice` describes which rows of a larger batch these are; e is drawn for the whole batch.
 
         Raises FeatureError when a latent is not finite; `verify` reads all features.
         """
@@ -158,40 +172,40 @@ class FeatureSet:
         return finish_batch(gathered, rows, self, generator, batch_slice)
 
     def verify(self) -> None:
-        """Read all features once; FeatureError naming the file that holds NaN or infinity."""
+        """Read all features once; raises FeatureError naming a file that is damaged or holds NaN or infinity."""
         self.rows.verify()
 
 
 @dataclass(frozen=True, kw_only=True)
 class Masking:
-    """Hides modalities of training rows: one choice of `Modalities`."""
+    """Masks modalities of training rows, as one choice of `Modalities` describes."""
 
     hide_video_text: bool = False
-    """AV: rows with picture lose their text."""
+    """Mask the text of rows with picture (AV)."""
     hide_sound_text: bool = False
-    """+A: rows without picture lose their text."""
+    """Mask the text of rows without picture (+A)."""
     leave_out_sounds: bool = False
-    """Without +: rows without picture are left out."""
+    """Leave out rows without picture (choices without +)."""
 
     @classmethod
     def parse(cls, modalities: str) -> "Masking":
-        """The masking that one of `Modalities` stands for; ValueError for another text."""
+        """The masking for one of `Modalities`; ValueError for another text."""
         if modalities not in get_args(Modalities):
             raise ValueError(f"modalities must be one of {', '.join(get_args(Modalities))}, got {modalities!r}")
         video, _, sound = modalities.partition("+")
         return cls(hide_video_text=video == "AV", hide_sound_text=sound == "A", leave_out_sounds=not sound)
 
     def __call__(self, conditions: Conditions, has_video: Tensor) -> Conditions:
-        """Conditions with the text of either kind of rows marked absent."""
+        """Conditions with masked texts marked absent; `has_video` (B,) tells rows with picture."""
         hidden = (has_video & self.hide_video_text) | (~has_video & self.hide_sound_text)
         return replace(conditions, has_text=conditions.has_text & ~hidden)
 
 
 class JointSet:
-    """Rows of several sets, each set `repeat` times over: same interface as `FeatureSet`.
+    """Several sets joined, each repeated `repeat` times, with the interface of `FeatureSet`.
 
     An epoch of `batch_indices` is a permutation of the repeated concatenation. All latents are normalised by the
-    statistics of the first set: name the audio-visual set first, as MMAudio takes its statistics from there.
+    statistics of the first set, so name the audio-visual set first as MMAudio does.
     """
 
     def __init__(self, parts: Sequence[tuple[FeatureSet, int]], *, modalities: Modalities = "AVT+AT") -> None:
@@ -225,7 +239,7 @@ class JointSet:
         modalities: Modalities = "AVT+AT",
         statistics: tuple[Tensor, Tensor] | None = None,
     ) -> "JointSet":
-        """One split of several folders; `repeat` holds one number per folder, () standing for 1 each.
+        """Open one split of several folders; `repeat` has one number per folder, () means 1 for each.
 
         `statistics` (mean, std) replace those of the first folder.
         """
@@ -247,7 +261,7 @@ class JointSet:
 
     @property
     def records(self) -> Sequence[Record]:
-        """What is known about each row, repeats included; a record has its caption even where the text is masked."""
+        """The record of every row, repeats included; a record has its caption even if the text is masked."""
 
         def get(index: int) -> Record:
             which, row = (int(found) for found in self.locate(torch.tensor([index])))
@@ -257,6 +271,7 @@ class JointSet:
 
     @property
     def duration_s(self) -> float:
+        """Duration of every example in seconds."""
         return self.parts[0][0].duration_s
 
     @property
@@ -271,7 +286,7 @@ class JointSet:
         generator: torch.Generator | None = None,
         batch_slice: BatchSlice | None = None,
     ) -> Batch:
-        """Rows `indices` in that order, from whichever sets they fall into; see `FeatureSet.batch`."""
+        """Rows `indices` of the joined sets in that order; see `FeatureSet.batch`."""
         wanted = as_rows(indices, len(self))
         which, rows = self.locate(wanted)
         batch_slices = [(features, torch.nonzero(which == k).flatten()) for k, (features, _) in enumerate(self.parts)]
@@ -286,7 +301,7 @@ class JointSet:
         return replace(batch, conditions=self.masking(batch.conditions, batch.conditions.has_clip))
 
     def locate(self, indices: Tensor) -> tuple[Tensor, Tensor]:
-        """Of joint rows `indices` (B,): the number of the set of each, and its row in that set, both int64 (B,)."""
+        """The number of the set of each joined row `indices` (B,), and its row in that set; both int64 (B,)."""
         which = torch.bucketize(indices, torch.tensor(self._ends), right=True)
         rows = torch.empty_like(indices)
         for k, used in enumerate(self._rows):
@@ -295,14 +310,14 @@ class JointSet:
         return which, rows
 
     def _used(self, features: FeatureSet) -> Tensor:
-        """Rows of a set that take part."""
+        """Rows of a set that the modalities do not leave out."""
         if self.masking.leave_out_sounds:
             return torch.nonzero(features.has_video).flatten()
         return torch.arange(len(features))
 
 
 def _check_same(first: FeatureSet, other: FeatureSet) -> None:
-    """FeatureError naming the folders and what differs."""
+    """Raise FeatureError naming the folders if they differ in COMPARED or in the codec's latent space."""
     differing = [name for name in COMPARED if first.info[name] != other.info[name]]
     if first.info["codec"]["latent_space"] != other.info["codec"]["latent_space"]:
         differing.append("codec")
@@ -363,12 +378,12 @@ def batch_indices(num_items: int, batch_size: int, *, seed: int, step: int) -> T
 
 @functools.lru_cache(maxsize=4)
 def _permutation(num_items: int, seed: int, epoch: int) -> np.ndarray:
-    """Kept from step to step: shuffling two million rows takes longer than reading a batch of them."""
+    """Cached, because shuffling two million rows takes longer than reading a batch of them."""
     return np.random.default_rng([seed, epoch]).permutation(num_items)
 
 
 def _check_small(folder: Path, split: str, info: dict[str, Any]) -> None:
-    """FeatureError where a file of a split whose files are at most COMPARED_AT_ONCE in all is not as recorded."""
+    """Raise FeatureError if a file of a split of at most COMPARED_AT_ONCE bytes differs from its recorded digest."""
     try:
         recorded = read_digests(folder)
         paths = [store.shard_path(folder, split, k) for k in range(int(info["shards"][split]))]

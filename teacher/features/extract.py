@@ -1,10 +1,10 @@
 """Media files -> a folder of latents and condition features (see teacher/features/store.py for its files).
 
 Pass 0 probes every file and cuts it into windows; pass 1 fits the codec on training sounds, unless one is given;
-pass 2 writes texts and shards. Nothing is left out silently: every skipped file or window is named with its reason in
-the report and features.json. A rerun with the same configuration and files goes on after the last finished shard.
-Several processes, on one machine or with a common folder, divide the work by number of block, text file and shard: the
-bytes of every file depend neither on how many there are nor on how often they were interrupted.
+pass 2 writes texts and shards. The report and features.json name every skipped file or window with its reason. A rerun
+with the same configuration and files continues after the last finished shard. Several processes, on one machine or with
+a common folder, divide blocks, text files and shards by their numbers; the bytes of every file depend neither on the
+number of processes nor on interruptions.
 """
 
 import hashlib
@@ -62,13 +62,13 @@ def extract(
     run: str = "",
     patience_s: float = PATIENCE_S,
 ) -> ExtractReport:
-    """Extract `items` into the folder `out`. Finished shards of the same run stay; `overwrite` starts afresh.
+    """Extract `items` into the folder `out`. Finished shards of an earlier run are reused; `overwrite` removes them.
 
-    left_out: rows of the list of items that became no items, for the report. part: (rank, world) of this process; all
-    processes are called with the same arguments and return the same report. run: names this start, so that processes
-    of another one are not taken for its own. A process that is silent for `patience_s` seconds counts as dead. Raises
-    FeatureError in one line when ids repeat, when `out` holds something else, when nothing is usable, or when another
-    process failed, and LockedError when another extraction writes to `out`.
+    left_out: rows of the manifest that are not among `items`, for the report. part: (rank, world) of this process; all
+    processes pass the same arguments and return the same report. run: identifies this start, to tell its processes
+    from those of another. A process without a sign of life for `patience_s` seconds counts as dead. Raises FeatureError
+    in one line when ids repeat, `out` holds something else, nothing is usable, or another process failed, and
+    LockedError when another extraction writes to `out`.
     """
     repeated = [id_ for id_, count in Counter(item.id for item in items).items() if count > 1]
     if repeated or not items:
@@ -117,7 +117,7 @@ def _extract(
     processes: Processes,
     progress: Progress,
 ) -> None:
-    """This process's part of all passes; the lead waits for everyone and finishes."""
+    """Run this process's part of all passes; the lead process waits for the others and finishes the folder."""
     with WorkerPool(config.workers) as pool:
         windows, skipped = probe_files(out, items, plan_digest(plan), config.reader(), pool, processes, progress)
         skipped = [*left_out, *skipped]
@@ -147,7 +147,7 @@ def _finish(
     skipped: Sequence[SkippedItem],
     captions: int,
 ) -> dict[str, Any]:
-    """Check every shard, take the statistics of the latents and save the codec; the content of features.json."""
+    """Check every shard, compute the statistics of the latents and save the codec; returns features.json's content."""
     has_std = not config.fitted
     per_split: Counter[str] = Counter(shard.split for shard in shards)
     info: dict[str, Any] = {

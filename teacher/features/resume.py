@@ -1,4 +1,4 @@
-"""The start of an extraction: what a rerun must match, and the folder it writes to."""
+"""Starting and resuming an extraction: the plan that a rerun must match, and preparing its folder."""
 
 import hashlib
 import json
@@ -21,7 +21,7 @@ from teacher.files.tensor_file import BY_ROW, TensorFile
 from teacher.lists.manifest import SPLITS, Item, SkippedItem
 
 BEATS = ".processes"
-"""Folder in which the processes of one extraction see each other; gone when they are done."""
+"""Folder through which the processes of one extraction find each other; removed at the end."""
 FORMER_TEMPORARY = re.compile(r"\..+\.\d+(\.[a-z]+)?")
 """Names that earlier versions gave to unfinished files."""
 FILES = (
@@ -34,7 +34,7 @@ FILES = (
     "shards/*.jsonl",
     "shards/*.safetensors",
 )
-"""What an extraction of this or the previous version leaves."""
+"""Patterns of the files that an extraction of this or the previous version writes."""
 
 
 def make_plan(
@@ -48,9 +48,8 @@ def make_plan(
 ) -> dict[str, Any]:
     """The content of plan.json, which a rerun must match: configuration, encoders, codec, digests of items and files.
 
-    `codec` is the digest of a given codec, None for one that is fitted.
-
-    Without `stamps`, sizes and times of the files are not read and "files" is left out.
+    codec: digest of a given codec, None for one that is fitted. Without `stamps`, sizes and times of the files are not
+    read and "files" is left out.
     """
     listing, files = hashlib.sha256(), hashlib.sha256()
     for item in items:
@@ -77,12 +76,12 @@ def make_plan(
 
 
 def plan_digest(plan: dict[str, Any]) -> str:
-    """SHA-256 of the content of plan.json, which the blocks of an extraction note."""
+    """SHA-256 of the content of plan.json, which every block of an extraction records."""
     return json_digest(plan)
 
 
 def check_folder(out: Path) -> None:
-    """FeatureError when `out` is a file, or holds other files and no features."""
+    """Raise FeatureError when `out` is a file, or a folder with other files and no features."""
     if out.exists() and not out.is_dir():
         raise FeatureError(f"{out} is a file; choose another --out")
     if not out.is_dir() or (out / "plan.json").is_file() or _info(out):
@@ -97,11 +96,10 @@ def check_folder(out: Path) -> None:
 def prepare_folder(
     out: Path, plan: dict[str, Any], items: Sequence[Item], *, overwrite: bool, progress: Progress
 ) -> list[str]:
-    """Make the folder, or check that it continues `plan`; afterwards it holds nothing that is damaged.
+    """Make the folder, or check that it belongs to `plan` and remove its damaged files.
 
-    What is damaged is removed, and so is the features.json of a finished folder that lacks a file: it counts as
-    unfinished, and the files that are missing are made again. Returns a line for each of them. Call it only while
-    holding the folder's lock.
+    If a finished folder lacks a file, its features.json is removed too, so that it counts as unfinished and the file is
+    made again. Returns a line for each of these files. Call it only while holding the folder's lock.
     """
     check_folder(out)
     begun = (out / "plan.json").is_file() or _info(out) is not None
@@ -118,7 +116,7 @@ def prepare_folder(
 
 
 def check_plan(out: Path, plan: dict[str, Any]) -> None:
-    """FeatureError naming what differs between the folder's plan and this one."""
+    """Raise FeatureError naming the settings in which the folder's plan differs from this one."""
     before = store.read_json(out / "plan.json")
     if before.get("version") != plan["version"]:
         raise FeatureError(
@@ -153,9 +151,9 @@ def _info(out: Path) -> dict[str, Any] | None:
 
 
 def _mend_plan(out: Path, plan: dict[str, Any], items: Sequence[Item]) -> bool:
-    """Whether plan.json is damaged and the folder is this plan's all the same, by features.json or a block's note.
+    """Whether plan.json is damaged although features.json or a block shows that the folder belongs to this plan.
 
-    Raises FeatureError where it is damaged and nothing else records what the folder was made from.
+    Raises FeatureError if it is damaged and neither of them records the plan.
     """
     try:
         store.read_json(out / "plan.json")
@@ -169,7 +167,7 @@ def _mend_plan(out: Path, plan: dict[str, Any], items: Sequence[Item]) -> bool:
         if known == plan or not any(any(out.glob(pattern)) for pattern in FILES):
             return True
         raise FeatureError(
-            f"{out / 'plan.json'} is damaged, and the other files do not say that they were made from this --data with "
+            f"{out / 'plan.json'} is damaged, and the other files do not prove that they come from this --data with "
             "these settings; restore it from a copy, choose another --out, or start afresh with --overwrite"
         ) from error
 
@@ -186,7 +184,7 @@ def _noted_in_a_block(out: Path, plan: dict[str, Any], items: Sequence[Item]) ->
 
 
 def _remove_damaged(out: Path, items: Sequence[Item], progress: Progress) -> list[str]:
-    """Remove what is damaged; a line for each file that is to be made again."""
+    """Remove damaged files; returns a line for each file that is to be made again."""
     info, found, recorded = _info(out), [], {}
     try:
         recorded = read_digests(out)
@@ -235,8 +233,8 @@ def _remove_damaged(out: Path, items: Sequence[Item], progress: Progress) -> lis
 
 
 def _verify(path: Path, layout: ShardLayout | None) -> None:
-    """FeatureError where a shard or text file is damaged, as far as it shows: those of older versions carry no checks,
-    so that their content must make sense at least."""
+    """Raise FeatureError for a damaged shard or text file. In files of older versions, which have no checks, only
+    invalid content is noticed."""
     file = TensorFile.open(path)
     if file.has_checks:
         file.verify()
@@ -255,7 +253,7 @@ def _has_checks(path: Path) -> bool:
 
 
 def _clear(out: Path) -> None:
-    """Remove the files of a feature folder, and only those; the plan goes last, it marks the folder as ours."""
+    """Remove the files of a feature folder, and no others; the plan last, because it identifies the folder."""
     for pattern in FILES:
         for path in out.glob(pattern):
             path.unlink()

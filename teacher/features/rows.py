@@ -1,6 +1,6 @@
-"""Rows of one split of a feature folder: indices in memory, features read on request into memory that is used again.
+"""Rows of one split of a feature folder: indices in memory, features read on request into reused memory.
 
-Memory of a batch returns once nobody holds it: zeroing fresh pages costs the kernel as much as a copy.
+The memory of a batch is reused once nothing refers to it, because zeroing new pages costs the kernel as much as a copy.
 """
 
 import weakref
@@ -30,8 +30,8 @@ from teacher.files.tensor_file import AGAIN, RESTORE, DamagedRow, OpenFiles, Ten
 from teacher.network.conditions import Conditions
 from teacher.network.sequence import ConditionWidths, image_frames, sync_frames
 
-KEPT = 2
-"""Free arrays of each kind that stay in memory: one batch that is used while the next one is read."""
+FREE_ARRAYS = 2
+"""Free arrays of each shape that stay allocated: one batch is in use while the next one is read."""
 
 
 class Buffers:
@@ -48,8 +48,8 @@ class Buffers:
         return Buffers, ()
 
     def take(self, shape: tuple[int, ...]) -> np.ndarray:
-        """An array of any content. A kind is the shape of a row; a larger batch's memory serves too."""
-        size, free = int(np.prod(shape)), self._free.setdefault(shape[1:], deque(maxlen=KEPT))
+        """An uninitialised array; it may use the memory of a larger batch with rows of the same shape."""
+        size, free = int(np.prod(shape)), self._free.setdefault(shape[1:], deque(maxlen=FREE_ARRAYS))
         try:
             memory = free.pop()
         except IndexError:
@@ -62,7 +62,7 @@ class Buffers:
         return array
 
     def zeros(self, shape: tuple[int, ...]) -> np.ndarray:
-        """The same zeros each time, of untouched pages that take no memory; what a batch holds is never written to."""
+        """Zeros, the same array each time, which must not be written to; its untouched pages take no memory."""
         have = self._zeros.get(shape[1:])
         if have is None or len(have) < shape[0]:
             have = self._zeros[shape[1:]] = np.zeros(shape, np.float32)
@@ -71,9 +71,9 @@ class Buffers:
 
 T = TypeVar("T")
 Picks = list[tuple[TensorFile, int]]
-"""Files and the rows wanted of them."""
+"""Pairs of a file and the row to read from it."""
 CACHED_LISTS = 64
-"""Files whose decoded records or captions stay in memory."""
+"""Number of files whose decoded records or captions are cached."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,7 +90,7 @@ class Gathered:
 
     @classmethod
     def blank(cls, layout: ShardLayout, widths: ConditionWidths, has_video: np.ndarray, buffers: Buffers) -> "Gathered":
-        """Memory for B rows. Where `has_video` (B,) is False, zeros stand in for the features of the picture."""
+        """Memory for B rows; rows whose `has_video` (B,) is False have zeros as features of the picture."""
         count = len(has_video)
         latents = (count, layout.latent_frames, layout.latent_channels)
         clip = (count, image_frames(layout.duration_s), widths.image)
@@ -155,7 +155,7 @@ class Rows:
         return Gathered.blank(self.layout, self.widths, has_video, self.buffers)
 
     def prefetch(self, rows: Tensor) -> None:
-        """Ask the kernel for all of the rows at once, so that a cold disk serves them side by side."""
+        """Announce all rows to the kernel, so that the disk reads them in parallel."""
         for file, row in self._sounds(rows):
             opened = self._files(file)
             opened.prefetch("mean", row)
@@ -169,10 +169,10 @@ class Rows:
             self._files(file).prefetch("text", row)
 
     def fill(self, rows: Tensor, places: np.ndarray, out: Gathered) -> None:
-        """Read row rows[i] into place places[i] of a batch, for all i; `places` rise.
+        """Read row rows[i] into position places[i] of a batch, for all i; `places` must increase.
 
-        Raises FeatureError naming the file that is gone, was cut short or holds NaN or infinity in one of the rows, and
-        the clip whose row is not what was written.
+        Raises FeatureError naming a file that is missing, truncated or holds NaN or infinity in one of the rows, or the
+        clip whose row is damaged.
         """
         try:
             self._fill(rows, places, out)
@@ -196,7 +196,7 @@ class Rows:
         out.has_text[places] = self.has_text[rows].numpy()
 
     def record(self, row: int) -> Record:
-        """What is known about a row besides its features: file, time, caption, events."""
+        """The record of a row: file, start time, caption and events."""
         k = int(self.shard_index[row])
         line = _cached(self._lines, k, lambda: self.shards[k].lines())[row - int(self.starts[k])]
         file, within = divmod(int(self.text_index[row]), self.layout.captions_per_file)
@@ -221,7 +221,7 @@ class Rows:
             raise FeatureError(f"{path}: record {row - int(self.starts[k])} is damaged ({error}); {AGAIN}") from error
 
     def verify(self) -> None:
-        """Read everything once: FeatureError naming the file that is damaged or holds NaN or infinity."""
+        """Read everything once; raises FeatureError naming a file that is damaged or holds NaN or infinity."""
         for shard in self.shards:
             shard.file.intact()
             shard.lines()
@@ -238,7 +238,7 @@ class Rows:
         """Id of the first of `rows` that needs a damaged row; its number where the records are damaged too."""
         picks = {"mean": self._sounds, "std": self._sounds, "clip": self._pictures, "sync": self._pictures}
         found = picks.get(damaged.name, self._words)(rows)
-        # The positions that all captions share are needed by every row.
+        # The positions that are equal for all captions are needed by every row.
         at = (k for k, (file, row) in enumerate(found) if file is damaged.file and row == damaged.row)
         row = int(rows[next(at, 0)])
         try:
@@ -284,7 +284,7 @@ def _zero_where(absent: np.ndarray, shape: tuple[int, ...], buffers: Buffers) ->
 
 
 class Records(Sequence[Record]):
-    """A sequence of records, each made by `get(row)` when it is asked for."""
+    """A sequence of records, each made by `get(row)` when it is accessed."""
 
     def __init__(self, length: int, get: Callable[[int], Record]) -> None:
         self._length, self._get = length, get

@@ -21,16 +21,16 @@ from teacher.lists.manifest import SPLITS
 from teacher.network.sequence import ConditionWidths, image_frames, sync_frames
 
 TEXTS_AT_ONCE = 64
-"""Captions encoded in one call; fixed, so that results do not depend on how the work is shared."""
+"""Captions encoded in one call; fixed, so that results do not depend on the number of processes."""
 CODEC_DIGITS = 16
-"""Digits of the codec's digest that a shard notes."""
+"""Digits of the codec's digest that a shard records."""
 WrittenFiles = dict[Path, tuple[int, str]]
 """Length and SHA-256 of the files that this process wrote."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ShardWindows:
-    """The windows that one shard file holds, in the order of its rows."""
+    """The windows of one shard file, in the order of its rows."""
 
     path: Path
     split: str
@@ -38,7 +38,7 @@ class ShardWindows:
 
     @property
     def jobs(self) -> list[Window]:
-        """One window for every piece of a file: rows that differ in caption only are read and encoded once."""
+        """The distinct windows: rows that differ only in their caption are read and encoded once."""
         return list({_piece(window): window for window in reversed(self.windows)}.values())[::-1]
 
 
@@ -67,7 +67,7 @@ def shard_windows(out: Path, windows: Sequence[Window], size: int) -> list[Shard
 def write_texts(
     out: Path, captions: Sequence[str], encoders: Encoders, size: int, processes: Processes, written: WrittenFiles
 ) -> list[Path]:
-    """Write this process's missing text files and note them in `written`; returns the paths of all text files."""
+    """Write this process's missing text files and add them to `written`; returns the paths of all text files."""
     paths = []
     for k, begin in enumerate(range(0, len(captions), size)):
         path = text_path(out, k)
@@ -91,10 +91,7 @@ def write_shards(
     progress: Progress,
     written: WrittenFiles,
 ) -> None:
-    """Write this process's missing shards and note them in `written`.
-
-    Which shards are to be made is decided once: what appears on the disk meanwhile changes nothing.
-    """
+    """Write this process's missing shards and add them to `written`; those missing at the start are written."""
     text_index = {caption: i for i, caption in enumerate(captions)}
     mine = [part for k, part in enumerate(all_shards) if processes.mine(k)]
     jobs = {part.path: part.jobs for part in mine if not part.path.is_file()}
@@ -125,7 +122,7 @@ def _piece(window: Window) -> tuple[Path, float]:
 def _with_features(
     jobs: Sequence[Window], results: Iterator[tuple[Window, WindowContent | Skip]], encoders: Encoders
 ) -> Iterator[tuple[Window, EncodedWindow | Skip]]:
-    """Windows with their features; frames are encoded here, one window at a time, where workers only read."""
+    """Windows with their features; frames of workers that only read are encoded here, one window at a time."""
     for window in jobs:
         answered, loaded = next(results)
         if _piece(answered) != _piece(window):
@@ -151,7 +148,7 @@ def _make_shard(
     widths: ConditionWidths,
     config: ExtractConfig,
 ) -> Shard:
-    """Encode the sounds of a shard and describe its rows; a shard in which nothing remains has no rows."""
+    """Encode the sounds of a shard and describe its rows; if no window is usable, it has no rows."""
     usable = {piece: result for piece, result in encoded.items() if isinstance(result, EncodedWindow)}
     sounds = {piece: i for i, piece in enumerate(usable)}
     pictures = {
@@ -178,7 +175,7 @@ def _make_shard(
 
 
 def _latents(waves: Sequence[np.ndarray], codec: AudioCodec, config: ExtractConfig) -> tuple[Tensor, Tensor | None]:
-    """Posterior mean and std (sounds, N, C) in raw units; of a codec fitted here its normalised latents, and no std."""
+    """Posterior mean and std (sounds, N, C) in the codec's units; for a fitted codec normalised latents and None."""
     if not waves:
         blank = torch.zeros(0, codec.sequence.latent_frames(config.duration_s), codec.latent_channels)
         return blank, None if config.fitted else blank.clone()

@@ -1,9 +1,9 @@
-"""The files of a feature folder: how they are written, and opened with their headers and indices checked.
+"""The files of a feature folder: writing them, and opening them with their headers and indices checked.
 
-features.json                       what was extracted from what; written last, so its presence means "complete"
-plan.json                           configuration and digest of the items, written first: what a rerun must match
-plan/{k:05d}.json                   windows found in a block of items: what the pass over all files has learnt
-codec.safetensors                   the codec that made the latents
+features.json                       configuration, sources and counts; written last, so its presence means "complete"
+plan.json                           configuration and digest of the items; written first, a rerun must match it
+plan/{k:05d}.json                   windows found in a block of items by the first pass over all files
+codec.safetensors                   the codec that encoded the latents
 texts/{k:05d}.safetensors           unique captions and their features
 shards/{split}-{k:05d}.safetensors  rows: indices into the sounds and pictures of the same file, and into all captions
 
@@ -15,11 +15,11 @@ shards/{split}-{k:05d}.safetensors  rows: indices into the sounds and pictures o
     text   shared (p, text width), text (captions, 77 - p, text width) bfloat16; filled bool; captions uint8: a JSON
            list
 
-Two rows of one sound (several captions) share its latents. The first p text positions are the same for every caption.
+Rows of one sound (several captions) refer to the same latents. The first p text positions are equal for all captions.
 
-Every file carries its own checks (teacher/files/tensor_file.py): beside a large tensor "x" lies "x.crc", int64, the
-CRC-32 of each of its rows, of records and captions as a whole; "digest" in the metadata is the SHA-256 of everything
-else. digests.json has the SHA-256 of whole files. Folders of older versions have neither and are read all the same.
+Every file contains checksums (teacher/files/tensor_file.py): for a large tensor "x" there is "x.crc", int64, with the
+CRC-32 of each of its rows, or one of all records or captions; "digest" in the metadata is the SHA-256 of everything
+else. digests.json has the SHA-256 of whole files. Folders of older versions have neither and can still be read.
 """
 
 import json
@@ -41,15 +41,15 @@ from teacher.network.sequence import ConditionWidths, SequenceConfig, image_fram
 FORMAT = "features"
 FORMAT_VERSION = 2
 SHARED_TOLERANCE = 2e-2
-"""Largest difference between captions at a shared position; features have unit length and bfloat16 keeps 8 bits."""
+"""Largest difference between captions at a shared position: features have unit length, bfloat16 has 8 bits."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Record:
     """One row of a feature set. `events_s` are seconds from the start of the window, None where unknown.
 
-    `path` is absolute, and where the file lies now if it was moved together with the features. `group_id` as in `Item`:
-    the source that rows share; '' where it is not known.
+    `path` is absolute and current, if the file was moved together with the features. `group_id` is that of `Item`: rows
+    of one source have the same; '' if unknown.
     """
 
     id: str
@@ -69,7 +69,7 @@ class Record:
 
 @dataclass(frozen=True, kw_only=True)
 class Shard:
-    """Rows that are written together, and what was left out while making them. Features may be float32."""
+    """The rows of one file, and the windows that were skipped. Features may be float32."""
 
     records: Sequence[Record]
     sound_index: Sequence[int]
@@ -82,7 +82,7 @@ class Shard:
     skipped: Sequence[SkippedItem]
     padded: int
     codec: str = ""
-    """Digest of the fitted codec that made the latents; '' where features.json alone records it."""
+    """Digest of the fitted codec that encoded the latents; '' if only features.json records it."""
 
 
 def shard_path(folder: Path, split: str, number: int) -> Path:
@@ -104,7 +104,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def read_info(folder: Path, versions: tuple[int, ...] = (FORMAT_VERSION,)) -> dict[str, Any]:
-    """features.json of a finished folder; FeatureError where there is none, or where it is of another version."""
+    """features.json of a finished folder; FeatureError if there is none, or if it is of another version."""
     if not (folder / "features.json").is_file():
         state = "its extraction is unfinished: run it again" if (folder / "plan.json").is_file() else "extract first"
         raise FeatureError(f"{folder}: no features.json; {state}")
@@ -169,7 +169,7 @@ def _bytes(text: str) -> Tensor:
 
 
 def _line(record: Record) -> str:
-    """What the indices and features.json do not hold already; the item's id where it is not the row's."""
+    """A record as a line of JSON, without the entries that follow from the indices and features.json."""
     row: dict[str, Any] = {"id": record.id, "path": record.path, "start_s": record.start_s}
     if record.item_id != record.id:
         row["item_id"] = record.item_id
@@ -189,7 +189,7 @@ INDICES = ("sound_index", "video_index", "text_index")
 
 @dataclass(frozen=True, kw_only=True)
 class ShardLayout:
-    """What every shard of a folder must hold, by its features.json; the widths of conditions are the files' own."""
+    """Shapes that every shard of a folder must have, from its features.json; condition widths come from the files."""
 
     duration_s: float
     latent_frames: int
@@ -214,7 +214,7 @@ class ShardLayout:
 
 @dataclass(frozen=True, slots=True)
 class ShardFile:
-    """One opened shard: header and indices, checked; the rest stays on disk."""
+    """One opened shard with its header and indices, which are checked; the other tensors stay on disk."""
 
     file: TensorFile
     indices: dict[str, Tensor]
@@ -246,12 +246,12 @@ class ShardFile:
 
     @property
     def skipped(self) -> list[SkippedItem]:
-        """Windows left out while the shard was made."""
+        """Windows that were skipped while the shard was made, with reasons."""
         return [(str(id_), str(reason)) for id_, reason in self.file.metadata.get("skipped", [])]
 
     @property
     def padded(self) -> int:
-        """Rows whose end is silence or a held frame."""
+        """Number of rows whose end is padded with silence or a repeated frame."""
         return int(self.file.metadata.get("padded", 0))
 
     def lines(self) -> list[dict[str, Any]]:
@@ -269,7 +269,7 @@ class ShardFile:
 
 
 def open_texts(folder: Path, layout: ShardLayout) -> list[TensorFile]:
-    """Headers of all text files; FeatureError when they hold another number of captions than features.json says."""
+    """Headers of all text files; FeatureError unless they have as many captions as features.json records."""
     files, count = [], 0
     for k in range(-(-layout.captions // layout.captions_per_file)):
         file = TensorFile.open(text_path(folder, k)).intact()

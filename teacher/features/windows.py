@@ -28,11 +28,11 @@ SILENT_PEAK = 1e-4
 """Peak (-80 dB of full scale) below which a sound counts as silent."""
 PEAK = 0.95
 SHORTEST_SOUND_FRACTION = 0.5
-"""Least part of a window that must hold sound; silence is appended to the rest."""
+"""Least fraction of a window that must have sound; the rest is padded with silence."""
 PADDED_FROM_S = 0.05
-"""Missing sound up to this long is a codec's rounding and is not counted as padding."""
+"""Shorter missing sound is due to a codec's rounding and does not count as padding."""
 BLOCK = 256
-"""Items whose windows are noted in one file; what an interruption of the probing loses at most."""
+"""Items whose windows are recorded in one file; an interruption loses at most one file."""
 
 Progress = Callable[[str, int, int], None]
 """Called with the name of the pass, the jobs done and their number."""
@@ -47,12 +47,12 @@ class Window:
     start_s: float
     has_video: bool
     media: MediaInfo | None = field(default=None, compare=False)
-    """What probing its file found, of a film that this process probed; otherwise the file is probed when it is read."""
+    """Result of `probe` for the file, if this process probed it; otherwise the file is probed when it is read."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Skip:
-    """A file or a piece that is left out, and why."""
+    """A skipped file or window, and the reason."""
 
     id: str
     reason: str
@@ -68,7 +68,7 @@ class FileWindows:
     """As in `Window`."""
 
     def of(self, item: Item) -> list[Window]:
-        """The windows as rows of an item; a single one keeps the item's id."""
+        """The windows as rows of an item; a single one has the item's id, others have ids with their start time."""
         single = len(self.starts_s) == 1
         return [
             Window(
@@ -84,11 +84,11 @@ class FileWindows:
 
 @dataclass(frozen=True, kw_only=True)
 class WindowContent:
-    """A window's sound (samples,), what the image and sync encoders made of its picture, and whether its end is filled.
+    """A window's sound (samples,), its image and synchronisation features, and whether its end is padded.
 
-    `image` and `sync` are features, float32, or uint8 frames where the encoders run in another process; None without a
-    picture. `padded`: silence or held frames fill the end. Arrays, not tensors: they travel between processes by copy,
-    without a file descriptor each.
+    `image` and `sync` are float32 features, or uint8 frames if the encoders run in another process; None without a
+    picture. `padded`: the end is silence or repeated frames. They are arrays, because tensors would take a file
+    descriptor each between processes.
     """
 
     wave: np.ndarray
@@ -99,7 +99,7 @@ class WindowContent:
 
 @dataclass(frozen=True, kw_only=True)
 class WindowReader:
-    """How the windows of a file are found and read."""
+    """Finds and reads the windows of a file."""
 
     encoders: str
     """Name of a set of encoders."""
@@ -108,11 +108,11 @@ class WindowReader:
     peak_normalise: bool
     max_windows: int
     max_windows_video: int | None = None
-    """The same for files with a picture; None: `max_windows`."""
+    """Most windows of a file with a picture; None takes `max_windows`."""
     spread: bool = False
-    """Sounds without picture give whole windows only, evenly spread over the file."""
+    """Whether sounds without picture give only whole windows, evenly spread over the file."""
     frames_only: bool = False
-    """Hand over frames instead of features."""
+    """Whether to return frames instead of features."""
 
     def find(self, path: Path) -> FileWindows | str:
         """Non-overlapping windows of a file, at most `max_windows`, or the reason why there is none.
@@ -182,9 +182,9 @@ def read_sound(
 ) -> tuple[np.ndarray, bool] | str:
     """Sound of exactly round(D sample_rate) samples from start_s on, and whether its end was padded with silence.
 
-    float32 (samples,), scaled to a peak of 0.95 with `peak_normalise`, else clipped to [-1, 1]. Where it cannot be used
-    the reason is returned instead: the file cannot be read, the sound is silent or not finite, or less than half of the
-    window (or 0.64 s) holds sound.
+    float32 (samples,), scaled to a peak of 0.95 with `peak_normalise`, else clipped to [-1, 1]. For an unusable sound
+    the reason is returned instead: the file cannot be read, the sound is silent or not finite, or it covers less than
+    half of the window (or 0.64 s).
     """
     try:
         wave = read_audio(path, sample_rate=sample_rate, start_s=start_s, duration_s=duration_s)
@@ -205,7 +205,7 @@ def read_sound(
 
 
 def blocks_of(out: Path, items: Sequence[Item]) -> list[tuple[Path, Sequence[Item]]]:
-    """Files that note the windows of the items, plan/00000.json and so on, each with its items."""
+    """The files that record the windows, plan/00000.json and so on, each with its items."""
     parts = [items[begin : begin + BLOCK] for begin in range(0, len(items), BLOCK)]
     return [(out / "plan" / f"{k:05d}.json", part) for k, part in enumerate(parts)]
 
@@ -219,10 +219,10 @@ def probe_files(
     processes: Processes,
     progress: Progress,
 ) -> tuple[list[Window], list[SkippedItem]]:
-    """Windows of all items, in order, and the items without any. Files noted in a block on disk are not probed again.
+    """Windows of all items, in order, and the items without any. Files recorded in a block are not probed again.
 
-    plan: digest of what the extraction is made from, noted in each block. Raises FeatureError naming the items when
-    two windows have one id.
+    plan: digest of the extraction's plan, recorded in each block. Raises FeatureError naming the items when two windows
+    have the same id.
     """
     blocks = blocks_of(out, items)
     paths = [path for path, _ in blocks]
@@ -259,7 +259,8 @@ def probe_files(
 
 
 def _refuse_repeated(windows: Sequence[Window]) -> None:
-    """A piece of item "a" is called "a@1s"; another item may be called so too."""
+    """Raise FeatureError for two windows of one id: a window of item "a" has an id such as "a@1s", which another item
+    may have too."""
     counts = Counter(window.id for window in windows)
     for name in (name for name, count in counts.items() if count > 1):
         owners = ", ".join(repr(window.item.id) for window in windows if window.id == name)
@@ -275,7 +276,7 @@ def _described(found: FileWindows | str) -> dict[str, Any]:
 
 
 def read_block(path: Path, count: int, plan: str | None = None) -> list[FileWindows | str]:
-    """The windows that a block notes of each of its `count` items, or the reason why it has none.
+    """The windows that a block records for each of its `count` items, or the reason why an item has none.
 
     Raises FeatureError naming a damaged file, or one of another plan than `plan`.
     """
@@ -300,7 +301,7 @@ def read_block(path: Path, count: int, plan: str | None = None) -> list[FileWind
 
 
 def window_events(window: Window, duration_s: float) -> tuple[float, ...] | None:
-    """Events inside the window, in seconds from its start; None when the manifest knows of no events."""
+    """Events inside the window, in seconds from its start; None if the manifest has no events for the item."""
     if window.item.events_s is None:
         return None
     shifted = (event - window.start_s for event in window.item.events_s)
@@ -308,5 +309,5 @@ def window_events(window: Window, duration_s: float) -> tuple[float, ...] | None
 
 
 def _without_path(error: MediaError, path: Path) -> str:
-    """The reason alone: the report names the item next to it."""
+    """The reason without the path, because the report names the item."""
     return str(error).removeprefix(f"{path}: ")

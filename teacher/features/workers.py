@@ -1,4 +1,4 @@
-"""A pool of processes that map a function over many files: results in order, bounded memory, deaths survived."""
+"""A pool of processes that map a function over many files in order, with bounded memory, and survive crashes."""
 
 import multiprocessing
 import os
@@ -16,24 +16,24 @@ import torch
 J = TypeVar("J")
 R = TypeVar("R")
 AHEAD_PER_WORKER = 16
-"""Results that may wait for the reader, for each worker."""
+"""Finished results per worker that may wait to be read."""
 AHEAD_LARGE = 2
-"""The same for large results: the frames of a window of 8 s take about 60 MB."""
+"""AHEAD_PER_WORKER for large results: the frames of a window of 8 s take about 60 MB."""
 MOST_DEATHS = 32
-"""Jobs on which a worker may die before the work is given up: so many mean that something else is wrong."""
+"""Jobs on which a worker may die before the pool gives up, because that many are not due to single files."""
 DIED = "a worker process died while reading it (damaged, or too large for the memory?)"
-"""Why the job is left out."""
+"""The reason why such a job is skipped."""
 
 
 def _start_worker() -> None:
-    """One thread each; the keyboard interrupt is left to the parent, which then stops the workers."""
+    """Use one thread, and ignore keyboard interrupts, on which the parent stops the workers."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(1)
     threading.Thread(target=_leave_with_parent, daemon=True).start()
 
 
 def _leave_with_parent() -> None:
-    """A worker whose parent was killed would wait for its next job for ever."""
+    """End the worker when its parent was killed; otherwise it would wait for a job forever."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()
@@ -43,8 +43,8 @@ def _leave_with_parent() -> None:
 class WorkerPool:
     """Worker processes that map a picklable function over jobs; a context manager. workers=0: all in this process.
 
-    A job on which a worker dies is found by trying the jobs that were running one by one, and left out; new workers do
-    the others.
+    When a worker dies, the jobs that were running are repeated one by one with new workers; a job on which a worker
+    dies again is skipped.
     """
 
     def __init__(self, workers: int) -> None:
@@ -71,10 +71,10 @@ class WorkerPool:
         died: Callable[[J], R],
         ahead: int = AHEAD_PER_WORKER,
     ) -> Iterator[tuple[J, R]]:
-        """Jobs with their results, in the order of `jobs`; at most `ahead` results a worker wait to be read.
+        """Yield jobs with their results, in the order of `jobs`; at most `ahead` results per worker are buffered.
 
-        `died(job)` stands for the result of a job on which a worker dies (killed, out of memory). Raises
-        ChildProcessError (an OSError) in one line when workers cannot be started, or die on too many jobs.
+        The result of a job on which a worker dies (killed, out of memory) is `died(job)`. Raises ChildProcessError (an
+        OSError) in one line when workers cannot be started, or die on too many jobs.
         """
         if self._executor is None:
             yield from ((job, function(job)) for job in jobs)
@@ -94,7 +94,7 @@ class WorkerPool:
     def _first(
         self, function: Callable[[J], R], waiting: "deque[tuple[J, Future[R]]]", died: Callable[[J], R]
     ) -> tuple[J, R]:
-        """The first of those that wait, with its result."""
+        """The first waiting job, with its result."""
         job, future = waiting[0]
         try:
             result = future.result()
@@ -116,8 +116,10 @@ class WorkerPool:
             return self._executor.submit(function, job)
 
     def _retry(self, function: Callable[[J], R], waiting: "deque[tuple[J, Future[R]]]", died: Callable[[J], R]) -> None:
-        """New workers, and every job without a result again, one at a time: the one that is alone with a worker that
-        dies is the reason. A worker that was killed for the memory that all took together does not die again."""
+        """Start new workers and repeat every unfinished job on its own, which shows the job on which a worker dies.
+
+        If a worker was killed because all together took too much memory, it does not die again.
+        """
         self._count_death()
         self._start()
         for k, (job, future) in enumerate(waiting):
@@ -137,7 +139,7 @@ class WorkerPool:
         if self._deaths > MOST_DEATHS:
             raise ChildProcessError(
                 f"worker processes died {self._deaths} times while reading files (out of memory?); rerun the command "
-                "with fewer workers to go on from the last finished shard"
+                "with fewer workers to continue from the last finished shard"
             )
 
     def _start(self) -> None:

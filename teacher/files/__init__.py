@@ -1,8 +1,8 @@
-"""Bytes on disk, once for everybody: files and folders written whole, locks, digests, text and JSON.
+"""Files and folders on disk: atomic replacement, locks, digests, text and JSON.
 
-What is imported here needs no torch. The other modules are imported by their names: `safetensors`, `components` and
-`tensor_file` read and write tensors, `lines` are files of one value a line, `errors` are errors and exit statuses,
-`processes` lets several processes work on one folder.
+The names exported here need no torch. Import the other modules directly: `safetensors`, `components` and `tensor_file`
+read and write tensors, `lines` reads and appends JSON lines, `errors` has the errors and exit statuses, `processes`
+coordinates several processes on one folder.
 """
 
 from teacher.files.digests import (

@@ -1,7 +1,7 @@
 """Weights in safetensors files: strict loading into modules, and the components that `mf-convert` makes.
 
-A component is one file of float32 tensors whose metadata say where it came from (`ComponentInfo`). What is read is
-compared with digests.json beside it. Models import this module; it knows no network.
+A component is one file of float32 tensors whose metadata describe its origin (`ComponentInfo`). Files are compared with
+digests.json beside them when they are read.
 """
 
 import json
@@ -18,12 +18,12 @@ from teacher.files.replace import replacing
 from teacher.files.safetensors import Described, read_content, read_header, stream_values
 
 LISTED = 8
-"""Names that a message lists before it only counts."""
+"""Most names that a message lists; it gives the number of the others."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ComponentInfo:
-    """Where a component file came from; the JSON in its metadata."""
+    """Origin of a component file, stored as JSON in its metadata."""
 
     component: str
     """Name of the component, as in its file name."""
@@ -34,7 +34,7 @@ class ComponentInfo:
     sha256: str
     """SHA-256 of that file."""
     md5: str
-    """MD5 of that file, which is what is published."""
+    """MD5 of that file, to compare with the published one."""
 
     def metadata(self) -> dict[str, str]:
         """Metadata of the safetensors file."""
@@ -42,7 +42,7 @@ class ComponentInfo:
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Tensors of a safetensors file; WeightsError if it is absent or damaged, by digests.json beside it too."""
+    """Tensors of a safetensors file; WeightsError if it is missing, damaged, or differs from digests.json beside it."""
     compare_weights(path)
     try:
         return read_content(path).tensors
@@ -59,7 +59,7 @@ def compare_weights(path: Path, *, folder: Path | None = None) -> None:
 
 
 def read_component_info(path: Path) -> ComponentInfo:
-    """The description alone, without the tensors."""
+    """Read the description of a component file, without the tensors. WeightsError if it is not a component."""
     try:
         metadata = read_header(path).metadata
     except (OSError, ValueError) as error:
@@ -151,7 +151,7 @@ def check_fit(expected: Mapping[str, Sequence[int]], found: Mapping[str, Sequenc
 
 
 def few(names: Sequence[str]) -> str:
-    """The first names, and how many more there are."""
+    """The first LISTED names, and the number of the others, as text."""
     more = len(names) - LISTED
     return ", ".join(names[:LISTED]) + (f" and {more} more" if more > 0 else "")
 

@@ -1,4 +1,4 @@
-"""SHA-256 of files, of tensors and of plain values; and digests.json: what the files of a folder held when written.
+"""SHA-256 of files, tensors and plain values; and digests.json, the recorded digests of a folder's files.
 
 digests.json = {"format": 1, "files": {relative name: {"bytes": n, "sha256": hexadecimal}}}
 
@@ -19,17 +19,17 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 DIGEST = re.compile(r"[0-9a-f]{12,64}")
-"""A SHA-256 in hexadecimal digits, or the beginning of one."""
+"""Matches a SHA-256 in hexadecimal digits, or its beginning of at least 12 digits."""
 DIGESTS = "digests.json"
 FORMAT = 1
 HASHED_AT_ONCE = 2**22
-"""Numbers of a tensor that are brought to the CPU and hashed at a time."""
+"""Numbers of a tensor that are copied to the CPU and hashed at a time."""
 
 
 def file_sha256(path: Path) -> str:
-    """SHA-256 of a file, read once as long as its inode, size and times of change stay the same.
+    """SHA-256 of a file; it is cached until the file's inode, size or times change.
 
-    Raises ValueError where it is no regular file: a pipe or a device may never end.
+    Raises ValueError if it is not a regular file, because a pipe or a device may never end.
     """
     status = check_regular(Path(path))
     path = Path(path).resolve()
@@ -43,7 +43,7 @@ def _sha256(path: Path, *stamp: int) -> str:
 
 
 def reread_sha256(path: Path) -> str:
-    """SHA-256 of a file that is read now, also where `file_sha256` knows it: damage on the disk changes no times."""
+    """SHA-256 of a file that is always read, without a cache, because damage on the disk does not change its times."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
@@ -54,7 +54,7 @@ def file_digest(path: Path) -> str:
 
 
 def parts_digest(parts: Iterable[tuple[str, bytes]]) -> str:
-    """SHA-256 of named pieces of content, in the order of their names; the lengths count too."""
+    """SHA-256 of named pieces of content, sorted by name; names and lengths are hashed too."""
     found = hashlib.sha256()
     for name, content in sorted(parts, key=lambda part: part[0]):
         found.update(json.dumps([name, len(content)]).encode())
@@ -65,7 +65,7 @@ def parts_digest(parts: Iterable[tuple[str, bytes]]) -> str:
 def json_digest(plain: object, contents: Iterable[bytes] = (), *, sort_keys: bool = True) -> str:
     """SHA-256 of the JSON text of plain values, and of the bytes in `contents` after it.
 
-    With `sort_keys`, the order of dictionaries does not count.
+    With `sort_keys`, the order of dictionary keys does not matter.
     """
     found = hashlib.sha256(json.dumps(plain, sort_keys=sort_keys).encode())
     for content in contents:
@@ -74,7 +74,7 @@ def json_digest(plain: object, contents: Iterable[bytes] = (), *, sort_keys: boo
 
 
 def tensors_digest(tensors: Mapping[str, "Tensor"]) -> str:
-    """First 12 hexadecimal digits of a SHA-256 over names, types, shapes and values, whatever file they came in."""
+    """First 12 hexadecimal digits of a SHA-256 over names, types, shapes and values of tensors, sorted by name."""
     found = hashlib.sha256()
     for name in sorted(tensors):
         tensor = tensors[name]
@@ -85,7 +85,7 @@ def tensors_digest(tensors: Mapping[str, "Tensor"]) -> str:
 
 
 def tensor_parts(tensors: Mapping[str, "Tensor"]) -> list[tuple[str, bytes]]:
-    """Name, type and shape of every tensor with its bytes, the pieces of a digest of their content (`parts_digest`)."""
+    """A pair (name with type and shape, bytes) for every tensor, as input of `parts_digest`."""
     return [(f"{name} {one.dtype} {list(one.shape)}", tensor_bytes(one)) for name, one in tensors.items()]
 
 
@@ -97,21 +97,21 @@ def tensor_bytes(tensor: "Tensor") -> bytes:
 
 
 def same_digest(one: str, other: str) -> bool:
-    """Whether two digests agree as far as both go; never on fewer than 12 digits."""
+    """Whether two digests agree in their common length, which must be at least 12 digits."""
     length = min(len(one), len(other))
     return length >= 12 and one[:length] == other[:length]
 
 
 def read_digests(folder: Path) -> dict[str, tuple[int, str]]:
-    """Length and SHA-256 by relative name, from digests.json; none where the folder has none, as in older versions.
+    """Length and SHA-256 by relative name, from digests.json; empty if the folder has none, as in older versions.
 
-    Raises ValueError, naming the file, where it is damaged.
+    Raises ValueError naming the file if it is damaged.
     """
     return {name: (entry["bytes"], entry["sha256"]) for name, entry in _entries(Path(folder)).items()}
 
 
 def recorded_steps(folder: Path) -> dict[str, int]:
-    """The step at which each file of weights was saved, of those that digests.json knows it of."""
+    """The step at which each file of weights was saved, for files whose step is recorded in digests.json."""
     return {name: entry["step"] for name, entry in _entries(Path(folder)).items() if "step" in entry}
 
 
@@ -123,13 +123,13 @@ def write_digests(
     step: int | None = None,
     forget: Iterable[str] = (),
 ) -> None:
-    """Record the files `names` of a folder, beside what is recorded already and still there.
+    """Record the files `names` of a folder in digests.json, in addition to recorded files that still exist.
 
-    Whoever replaces a recorded file lets it be forgotten first and records it afterwards: should it be killed between
-    the two, no whole file looks damaged.
+    To replace a recorded file, first drop its entry (`forget`) and record it again afterwards; otherwise a kill between
+    the two would make an intact file look damaged.
 
-    known: length and SHA-256 of files that were digested while they were written; the others are read once.
-    step: the step of the training that the files belong to.
+    known: length and SHA-256 of files that were hashed while they were written; the others are read once.
+    step: the training step that the files belong to.
     forget: files whose entries are dropped.
     """
     folder, known, dropped = Path(folder), known or {}, set(forget)
@@ -146,11 +146,10 @@ def write_digests(
 
 
 def compare_recorded(path: Path, *, folder: Path | None = None) -> None:
-    """Compare a file that is about to be read with digests.json in `folder`, by default the one that the file lies in;
-    nothing where that does not record it.
+    """Compare a file with its entry in digests.json of `folder` (by default its own); without an entry it passes.
 
-    The file is read once to the end (`file_sha256`). Raises ValueError, in one line that says what was found and what
-    to do, where it is not what was recorded.
+    The file is read once to the end (`file_sha256`). Raises ValueError, one line with the difference and what to do, if
+    its length or digest is not the recorded one.
     """
     path = Path(path)
     folder = path.parent if folder is None else folder
@@ -163,7 +162,7 @@ def compare_recorded(path: Path, *, folder: Path | None = None) -> None:
 
 
 def settled_faults(folder: Path, name: str) -> list[str]:
-    """As `check_digests` of one file, looking again where it was recorded anew or its record dropped meanwhile."""
+    """As `check_digests` of one file, but repeated if its entry changed in the meantime."""
     while True:
         recorded = read_digests(folder).get(name)
         faults = check_digests(folder, [name])
@@ -172,9 +171,9 @@ def settled_faults(folder: Path, name: str) -> list[str]:
 
 
 def check_digests(folder: Path, names: Iterable[str] | None = None) -> list[str]:
-    """What differs from digests.json, one line a file; none if nothing does. `names` None: every file recorded.
+    """Differences from digests.json, one line per file. `names` None checks every recorded file.
 
-    A file that is not recorded is not compared. Lengths come first, so a file that was cut short is not read.
+    A file without an entry is not compared. Lengths are compared first, so a truncated file is not read.
     """
     folder, faults = Path(folder), []
     recorded = read_digests(folder)
@@ -200,7 +199,7 @@ def check_digests(folder: Path, names: Iterable[str] | None = None) -> list[str]
 
 
 def _entries(folder: Path) -> dict[str, dict[str, Any]]:
-    """What digests.json says of each file, in known types. Names stay inside the folder."""
+    """The entries of digests.json with checked types. Raises ValueError for a name outside the folder."""
     path = folder / DIGESTS
     try:
         plain = read_json(path)
@@ -222,4 +221,4 @@ def _entries(folder: Path) -> dict[str, dict[str, Any]]:
         raise ValueError(f"{path} is damaged: {error}; {_REMEDY}") from error
 
 
-_REMEDY = "restore it, or remove it, and the folder's files are read without being compared"
+_REMEDY = "restore it, or remove it to read the folder's files without comparing them"

@@ -1,11 +1,11 @@
-"""The errors whose message is one line for the user, and the exit statuses of all commands.
+"""Errors whose message is one line for the user, and the exit statuses of all commands.
 
 | exit status | meaning | what to do |
 |---|---|---|
 | 0 | finished | |
 | 1 | a check has found something (`mf-check`, `mf-doctor`, `mf-tables`); elsewhere an error of the program itself | |
-| 2 | wrong input: ValueError and all errors here that derive from it, OSError | mend what the line says |
-| 70 | training cannot go on: too many skipped steps, damaged data, a full disk (TrainingError) | mend, start again |
+| 2 | wrong input: ValueError and all errors here that derive from it, OSError | correct what the line names |
+| 70 | training cannot go on: too many skipped steps, damaged data, a full disk (TrainingError) | correct, start again |
 | 71 | another process died, or nothing was finished within the time limit | start the same command again |
 | 75 | SIGTERM or SIGUSR1: training saved at the end of the step (EX_TEMPFAIL) | start the same command again |
 | 130 | Ctrl-C; training has saved | start the same command again |
@@ -13,7 +13,7 @@
 The last checkpoint is intact in every case. These are the statuses of the processes; torchrun and `accelerate launch`
 leave with a status of their own, 1, when any of them is not 0. torchrun passes SIGTERM and SIGINT on and kills what is
 left 30 s later; SIGUSR1 ends torchrun alone, unless --signals-to-handle names it, so send that to the processes.
-Where Python's lock is held for good, the second line of defence of `distill.loop.watchdog` leaves with 1.
+If a library never releases Python's global lock, the second timer of `distill.loop.watchdog` exits with 1.
 """
 
 WRONG_INPUT = 2
@@ -24,11 +24,11 @@ INTERRUPTED = 130
 
 
 class WeightsError(ValueError):
-    """A run folder or weight file that cannot be used; the message says which and why, in one line."""
+    """A run folder or weight file cannot be used. The message is one line that names it and the reason."""
 
 
 class FeatureError(ValueError):
-    """A feature folder cannot be used or made. The message is one line that says what to do."""
+    """A feature folder cannot be used or made. The message is one line with the reason and what to do."""
 
 
 class MediaError(ValueError):
@@ -36,7 +36,7 @@ class MediaError(ValueError):
 
 
 class TrainingError(RuntimeError):
-    """Training cannot go on; the message is one line for the user, and the last checkpoint is intact."""
+    """Training cannot continue. The message is one line for the user; the last checkpoint is intact."""
 
     def __init__(self, message: str, *, status: int = CANNOT_GO_ON) -> None:
         super().__init__(message)
@@ -44,8 +44,7 @@ class TrainingError(RuntimeError):
 
 
 def exit_status(error: BaseException) -> int | None:
-    """What a command leaves with because of an error; None for errors of the program itself, which keep their
-    traceback."""
+    """Exit status of a command that an error ends; None for errors of the program itself, which print a traceback."""
     if isinstance(error, TrainingError):
         return error.status
     if isinstance(error, KeyboardInterrupt):

@@ -1,9 +1,9 @@
-"""Folders: one writer at a time (`FolderLock`), new ones whole or absent (`new_folder`), moved files (`Moved`).
+"""Folders: a lock for one writer (`FolderLock`), atomic creation (`new_folder`), finding moved files (`Moved`).
 
-The lock is the kernel's (flock) on the file `.lock` in the folder: it ends with the process that holds it, however that
-ends, so there are no stale locks on one machine or on file systems that carry locks between machines (NFS, Lustre with
-`flock`). Where a file system knows no locks, a note in the file stands in: its owner renews it every few seconds, and a
-note that was not renewed for a while, or whose process is gone, is stale.
+The lock is the kernel's (flock) on the file `.lock` in the folder. It ends with the process that holds it, so there are
+no stale locks on one machine or on file systems that support locks between machines (NFS, Lustre with `flock`). On a
+file system without locks, a note in the file replaces it: its owner renews it every few seconds, and a note that was
+not renewed for a while, or whose process has ended, is stale.
 """
 
 import errno
@@ -32,27 +32,26 @@ from teacher.files.text import read_json
 
 LOCK = ".lock"
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL)
-"""What file systems without locks answer."""
+"""Error numbers of flock on file systems without locks."""
 RENEWED_EVERY_S = 5.0
 STALE_AFTER_S = 60.0
-"""Without the kernel's locks, the silence after which an owner on another machine counts as dead."""
+"""Without the kernel's locks, seconds without renewal after which an owner on another machine counts as dead."""
 LONGEST_COMMAND = 200
 LONGEST_NOTE = 1 << 16
 
 
 class LockedError(ValueError):
-    """Another process writes to the folder; the message names it in one line."""
+    """Another process is writing to the folder. The message names it in one line."""
 
 
 class FolderLock:
-    """The right to write to a folder; a context manager, or `take` and `release`.
+    """An exclusive lock for writing to a folder; use it as a context manager, or with `take` and `release`.
 
-    Raises LockedError, naming the owner, where somebody else has it. Within a process the lock is not taken twice
-    either: two runs in one program exclude each other like two programs.
+    Raises LockedError naming the owner if the lock is taken, also by another run within the same process.
     """
 
     def __init__(self, folder: Path, *, what: str = "it") -> None:
-        """what: what the folder holds, for the message ("the run", "the features")."""
+        """what: the content of the folder, for the message ("the run", "the features")."""
         self.folder, self._what = Path(folder), what
         self._descriptor = -1
         self._kernel = True
@@ -60,7 +59,7 @@ class FolderLock:
 
     @property
     def path(self) -> Path:
-        """The lock file; it exists while somebody writes, and after a kill until the next one."""
+        """The lock file; it exists while the lock is taken, and after a kill until the lock is next released."""
         return self.folder / LOCK
 
     def __enter__(self) -> Self:
@@ -71,7 +70,7 @@ class FolderLock:
         self.release()
 
     def take(self) -> None:
-        """Take the lock, making the folder if need be. Raises LockedError, or OSError where nothing can be written."""
+        """Take the lock; makes the folder if it is missing. Raises LockedError, or OSError if it cannot be written."""
         self.folder.mkdir(parents=True, exist_ok=True)
         while True:
             descriptor = self._open()
@@ -100,7 +99,7 @@ class FolderLock:
             threading.Thread(target=self._renew, name="lock", daemon=True).start()
 
     def release(self) -> None:
-        """Give the lock back; nothing where it is not held."""
+        """Release the lock, if it is taken."""
         if self._descriptor < 0:
             return
         self._done.set()
@@ -110,7 +109,7 @@ class FolderLock:
         os.close(descriptor)
 
     def _open(self) -> int:
-        """The lock file, made if need be. Links are not followed, and pipes not waited for."""
+        """Open or create the lock file, without following links or waiting for pipes."""
         flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
         try:
             descriptor = os.open(self.path, flags, 0o666)
@@ -130,8 +129,8 @@ class FolderLock:
         return descriptor
 
     def _check_own(self, descriptor: int) -> None:
-        """What is written over and removed is empty or a note of ours, if need be half of one that a power cut left,
-        never somebody's file of that name."""
+        """Raise LockedError unless the file is empty or contains a note of `FolderLock` (or half a note, after a power
+        cut), so that no other file of that name is overwritten."""
         content = os.pread(descriptor, LONGEST_NOTE + 1, 0)
         try:
             note = json.loads(content) if 0 < len(content) <= LONGEST_NOTE else None
@@ -186,7 +185,7 @@ class FolderLock:
                 return
 
     def _refusal(self, owner: str = "another process") -> str:
-        """owner: what is said of it where its note cannot be read."""
+        """The message; `owner` is the description used if the owner's note cannot be read."""
         note = self._note()
         if note:
             owner = f"process {note.get('pid')} on {note.get('host')} since {note.get('since')} ({note.get('command')})"
@@ -197,7 +196,7 @@ class FolderLock:
 
 
 def _flock(descriptor: int) -> bool:
-    """Lock for this process alone; False where the file system has no locks. BlockingIOError where it is taken."""
+    """Lock an open file; False if the file system has no locks, BlockingIOError if it is taken."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -210,7 +209,7 @@ def _flock(descriptor: int) -> bool:
 
 
 def wait_for_lock(descriptor: int) -> None:
-    """Lock an open file until it is closed, waiting for whoever has it; nothing where the file system has no locks."""
+    """Wait for the lock of an open file, which lasts until it is closed; without locks in the file system, return."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
     except OSError as error:
@@ -219,7 +218,7 @@ def wait_for_lock(descriptor: int) -> None:
 
 
 def _runs(pid: object, started: object) -> bool:
-    """Whether a process of this machine runs; not another one that got its number (`started`, where it is known)."""
+    """Whether a process of this machine runs; `started`, if known, tells it from a later one with the same number."""
     if not isinstance(pid, int) or pid < 1:
         return False
     try:
@@ -233,7 +232,7 @@ def _runs(pid: object, started: object) -> bool:
 
 
 def _started(pid: int) -> int | None:
-    """When a process started, in the kernel's ticks; None where the system does not say."""
+    """Start time of a process in the kernel's ticks; None if it is not available."""
     try:
         return int(Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[19])
     except (OSError, ValueError, IndexError):
@@ -242,13 +241,13 @@ def _started(pid: int) -> int | None:
 
 @contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
-    """A temporary folder beside `path`, with a name of its own; at the end its files are flushed and it becomes `path`.
+    """A temporary folder beside `path`; at the end of the block its files are flushed and it is renamed to `path`.
 
-    When something is raised inside, it is removed and `path` is as it was. What killed processes left of the same
-    folder goes as well, but nothing that a living process writes.
+    If an error is raised inside, it is removed and `path` is unchanged. Temporary folders of `path` that killed
+    processes left are removed too, but none that a running process writes.
 
     Raises:
-        ValueError: `path` is something already, other than an empty folder, at the beginning or at the end.
+        ValueError: `path` exists, other than as an empty folder, at the beginning or at the end.
     """
     path = Path(path)
     _check_free(path)
@@ -282,7 +281,7 @@ def _check_free(path: Path) -> None:
 
 
 def _remove_staging(path: Path) -> None:
-    """Unfinished folders that nobody writes. The newest are left alone: their owners may not hold their locks yet."""
+    """Remove unfinished folders without a writer, except new ones, whose owners may not hold their locks yet."""
     for left in path.parent.glob(f".{glob.escape(shortened(path.name))}.*.part"):
         token = left.name.split(".")[-2]
         try:
@@ -294,17 +293,17 @@ def _remove_staging(path: Path) -> None:
 
 
 NEW_S = 60.0
-"""Seconds for which an unfinished folder counts as new."""
+"""Age in seconds up to which an unfinished folder counts as new."""
 
 
 HIGHEST = 8
-"""Folders in which a moved file is looked for, the noting one and those above it; and parts of its path tried there."""
+"""Most folders in which a moved file is searched (the recording one and those above it), and parts of its path."""
 MOST_MISSES = 4
-"""Files of one folder that are looked for in vain before the others are taken to be gone with it."""
+"""Number of missing files of one folder after which its other files count as missing too."""
 
 
 class Moved:
-    """Where the files lie that `folder` has noted.
+    """Finds the files whose paths `folder` recorded, also after they were moved together with it.
 
     A file is taken where it lay. Where it is gone, the end of its path, two parts of it at least, is tried below
     `folder` and the folders above it: /old/demo/world/clips/a.mp4, noted by a folder that is /new/demo/features now, is
@@ -317,8 +316,10 @@ class Moved:
         self._misses: Counter[Path] = Counter()
 
     def __call__(self, path: Path, size: int | None = None) -> Path:
-        """The path under which a file is there, else the noted one. `size`: its bytes, where they are known: another
-        file of that name is not taken."""
+        """The current path of a file, or the recorded one if it is not found.
+
+        size: its length in bytes, if known; another file of that name is not accepted.
+        """
         path = Path(path)
         beside = self._found.get(path.parent)
         if beside is not None:

@@ -1,7 +1,7 @@
-"""Files of one JSON value a line: whole lines are appended, and what a killed process left unfinished is no line.
+"""Files of JSON lines: whole lines are appended, and an unfinished line of a killed process is ignored.
 
-`read_lines` and `append_lines` are of all such files. `last_line` and `drop_later` are of the logs of a training, whose
-lines have a "step" and come again when the training goes on from an earlier checkpoint.
+`read_lines` and `append_lines` are for all such files. `last_line` and `drop_later` are for the logs of a training,
+whose lines have a "step" and are written again when training resumes from an earlier checkpoint.
 """
 
 import json
@@ -18,8 +18,8 @@ TAIL_BYTES = 1 << 16
 
 
 def read_lines(path: Path) -> list[str]:
-    """Complete lines of a file, empty ones left out; none if it does not exist. A last line without an end is what a
-    killed process left and is not counted.
+    """Complete, non-empty lines of a file; none if it does not exist. A last line without a line feed was left by a
+    killed process and is ignored.
 
     Raises:
         ValueError: the file is not UTF-8.
@@ -34,11 +34,10 @@ def read_lines(path: Path) -> list[str]:
 
 
 def append_lines(path: Path, lines: Iterable[str], *, wait_for_disk: bool = True) -> None:
-    """Append whole lines with a single write; an unfinished last line is cut off first. Of the file only its end is
-    read.
+    """Append whole lines with a single write, after cutting off an unfinished last line. Only the file's end is read.
 
-    Several processes may append to one file: each waits until the other is done. Without `wait_for_disk`, lines may be
-    lost when the machine stops; so for what can be computed again.
+    Several processes may append to one file: each waits for the others. Without `wait_for_disk`, lines may be lost when
+    the machine stops, which is acceptable for values that can be computed again.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     block = "".join(f"{line}\n" for line in lines).encode()
@@ -64,26 +63,27 @@ def append_lines(path: Path, lines: Iterable[str], *, wait_for_disk: bool = True
 
 
 def last_line(path: Path) -> dict[str, Any] | None:
-    """The last whole line of a log; None where there is none."""
+    """The last complete line of a log; None if there is none."""
     if not path.exists():
         return None
     return next((json.loads(line) for line in reversed(split_lines(_text(path))) if not math.isnan(_step(line))), None)
 
 
 def drop_later(path: Path, first: int | None) -> int:
-    """Drop the lines of a log after step `first` (None keeps all), whose steps come again; the number that are left.
+    """Remove the lines of a log after step `first` (None removes none), whose steps are repeated; returns the rest's
+    number.
 
-    Half a line, which a kill may leave, goes as well; one that lacks its end alone gets it. A file with nothing to mend
-    is left alone; no file is no lines.
+    Half a line, which a kill may leave, is removed too; a complete last line without a line feed gets one. A file that
+    needs no change is not written; a missing file has no lines.
     """
     if not path.exists():
         return 0
     text, last = _text(path), math.inf if first is None else first
-    kept = [line for line in split_lines(text) if _step(line) <= last]
-    whole = "".join(f"{line}\n" for line in kept)
+    remaining = [line for line in split_lines(text) if _step(line) <= last]
+    whole = "".join(f"{line}\n" for line in remaining)
     if whole != text:
         write_text(path, whole)
-    return len(kept)
+    return len(remaining)
 
 
 def _text(path: Path) -> str:
@@ -92,7 +92,7 @@ def _text(path: Path) -> str:
 
 
 def _step(line: str) -> float:
-    """nan, which is not at most anything, where there is none."""
+    """The line's step; nan, which compares as False with every number, if it has none."""
     try:
         return float(json.loads(line)["step"])
     except (ValueError, KeyError, TypeError):

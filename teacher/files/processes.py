@@ -1,8 +1,8 @@
-"""Several processes that work on one folder: which are alive, how far they are, and waiting that always ends.
+"""Coordination of several processes on one folder: which are alive, their stages, and waiting that always ends.
 
-Each process rewrites a small file in the folder every half second (a beat). Whoever waits for another process watches
-its beats: a process that failed, left or fell silent ends the wait with an error. Only the shared folder is needed, no
-network.
+Each process rewrites a small file in the folder every half second (a heartbeat). A process that waits for another one
+watches its heartbeats; the wait ends with an error when the other failed, left or stopped. Only the common folder is
+needed, no network.
 """
 
 import hashlib
@@ -24,13 +24,13 @@ from teacher.files.errors import FeatureError
 BEAT_S = 0.5
 POLL_S = 0.05
 PATIENCE_S = 180.0
-"""How long a process may be silent, or take to start, before it counts as dead."""
+"""Seconds without a heartbeat, or without a start, after which a process counts as dead."""
 AGAIN = "run the same command again: finished files stay"
 
 
 @dataclass
 class _Watched:
-    """What was last read of another process. It lives once its beat has changed while we watched."""
+    """The last heartbeat of another process, which counts as alive once its heartbeat has changed."""
 
     first: str | None = None
     last: str | None = None
@@ -41,9 +41,9 @@ class _Watched:
 
 
 class Processes:
-    """Process `rank` of `world` working on `folder`; a context manager. With one process, nothing is written.
+    """Process `rank` of the `world` processes on `folder`; a context manager. A single process writes nothing.
 
-    `run` names one start, so that processes of another start with the same folder are not taken for its own.
+    `run` identifies one start, so that processes of another start on the same folder are ignored.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class Processes:
 
     @property
     def lead(self) -> bool:
-        """Whether this is process 0, which checks the folder first and finishes it last."""
+        """Whether this is process 0, the lead, which checks the folder first and finishes it last."""
         return self.rank == 0
 
     @property
@@ -74,7 +74,7 @@ class Processes:
         return [rank for rank in range(self.world) if rank != self.rank]
 
     def mine(self, number: int) -> bool:
-        """Whether job `number` is this process's; how jobs are divided does not change what is in a job."""
+        """Whether job `number` belongs to this process: number modulo `world` is `rank`."""
         return number % self.world == self.rank
 
     def __enter__(self) -> Self:
@@ -101,26 +101,26 @@ class Processes:
             shutil.rmtree(self._folder, ignore_errors=True)  # with what killed runs left
 
     def announce(self, stage: str) -> None:
-        """Write for the others how far this process is."""
+        """Announce to the other processes that this one has reached `stage`."""
         if self.world > 1:
             self._content["stage"] = stage
             self._beat()
 
     def meet(self) -> None:
-        """The lead returns once every process has shown that it runs; the others go on, and wait for its stages."""
+        """In the lead, wait until every process has a heartbeat; in the others, return at once."""
         if self.lead:
             alive = lambda: all(watched.alive for watched in self._watched.values())  # noqa: E731
             self.wait(alive, what="the start of all processes", on=self.others)
 
     def wait_for_stage(self, stage: str, *, what: str) -> None:
-        """Wait until the lead has announced `stage`."""
+        """Wait until the lead has announced `stage`; `what` describes it in the error."""
         if not self.lead:
             self.wait(
                 lambda: self._watched[0].alive and self._watched[0].content.get("stage") == stage, what=what, on=[0]
             )
 
     def wait(self, done: Callable[[], bool], *, what: str, on: Iterable[int]) -> None:
-        """Return once `done()`. Raises FeatureError when a process failed, or one of `on` left or fell silent."""
+        """Wait until `done()`. Raises FeatureError when a process failed, or one of the ranks `on` left or is dead."""
         expected = list(on)
         while True:
             for rank in self._watched:
@@ -139,7 +139,7 @@ class Processes:
             time.sleep(POLL_S)
 
     def _await_leaving(self) -> None:
-        """The lead leaves last: whoever still reads its file finds it there."""
+        """Let the lead leave last, so that the other processes can read its file until they end."""
         while not all(watched.left or self._lost(rank) for rank, watched in self._watched.items()):
             time.sleep(POLL_S)
             for rank in self._watched:
@@ -187,7 +187,7 @@ class Processes:
 
 
 def _runs(pid: int) -> bool:
-    """Whether a process of this machine runs; one that has ended but was not collected does not."""
+    """Whether a process of this machine runs; a zombie (ended, but not waited for) does not."""
     try:
         state = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[0]
         return state != "Z"

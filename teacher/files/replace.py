@@ -1,7 +1,7 @@
-"""Files written whole: whoever reads one finds the old bytes or the new ones, also after a kill or a power cut.
+"""Atomic replacement of files: a reader finds the old bytes or the new ones, even after a kill or a power cut.
 
-`replacing` puts a finished file into place. `write_blocks`, `write_new` and `copy_file` write a new one, flush it to
-disk, and take its digest on the way. New folders are made by `teacher.files.folders`.
+`replacing` renames a finished file to its name. `write_blocks`, `write_new` and `copy_file` write a new file, flush it
+to disk, and compute its digest meanwhile. New folders are made by `teacher.files.folders`.
 """
 
 import errno
@@ -17,20 +17,20 @@ from pathlib import Path
 from typing import NamedTuple
 
 LONGEST_NAME = 200
-"""Bytes of a temporary name; file systems allow 255, and long titles of films come close to that."""
+"""Longest temporary name in bytes; file systems allow 255."""
 TEMPORARY = re.compile(r"\..*\.[0-9a-f]{12}~(\.[^.]*)?", re.DOTALL)
-"""Names that `replacing` gives to unfinished files: hidden, with a token that no other process draws."""
+"""Matches the names of unfinished files of `replacing`, which are hidden and contain a random token."""
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path`; at the end it is flushed to disk and renamed over `path`, else removed.
+    """A temporary path beside `path`, to be written in the block; then it is flushed to disk and renamed to `path`.
 
-    The temporary path has the suffix of `path`, names no file yet, and belongs to this call alone. Whatever writes it,
-    the file that remains has the access that the umask gives to new files. Missing parent folders are made.
+    The temporary path is unique, has the suffix of `path`, and no file exists there yet; after an error the file is
+    removed. The final file has the permissions that the umask gives to new files. Missing parent folders are made.
 
     Raises:
-        OSError: the file cannot be written; it names `path`, which is as it was, and no temporary file is left.
+        OSError: the file cannot be written; it names `path`, which is unchanged, and no temporary file remains.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -54,7 +54,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 class Written(NamedTuple):
-    """What a file holds, by its length in bytes and its SHA-256."""
+    """Length in bytes and SHA-256 of a written file."""
 
     bytes: int
     sha256: str
@@ -65,10 +65,10 @@ BLOCK = 2**24
 
 
 def write_blocks(path: Path, blocks: Iterable[memoryview], size: int) -> Written:
-    """Write a new file of `size` bytes block by block and flush it to disk; its length and digest.
+    """Write a new file of `size` bytes block by block and flush it to disk; returns its length and digest.
 
-    Each block is hashed while it is written. Raises FileExistsError where there is a file, OSError where it cannot be
-    written or has another length afterwards.
+    Each block is hashed while it is written. Raises FileExistsError if the file exists, OSError if it cannot be written
+    or has another length afterwards.
     """
     digest = hashlib.sha256()
     with path.open("xb", buffering=0) as stream, ThreadPoolExecutor(max_workers=1) as hasher:
@@ -86,13 +86,15 @@ def write_blocks(path: Path, blocks: Iterable[memoryview], size: int) -> Written
 
 
 def write_new(path: Path, content: bytes) -> Written:
-    """Write a new file and flush it to disk; its length and digest."""
+    """Write a new file and flush it to disk; returns its length and digest."""
     return write_blocks(path, [memoryview(content)], len(content))
 
 
 def link_file(source: Path, target: Path) -> None:
-    """Replace a file by a hard link to `source`, or by a copy where the file system has no links. Files are only ever
-    replaced, so that a link is never written through."""
+    """Replace a file by a hard link to `source`, or by a copy if the file system has no links.
+
+    Files are never modified in place in this project, so `source` does not change through the link.
+    """
     if target.exists() and target.samefile(source):
         return
     with replacing(target) as temporary:
@@ -103,39 +105,39 @@ def link_file(source: Path, target: Path) -> None:
 
 
 def copy_file(source: Path, target: Path) -> Written:
-    """Copy into a new file, flushed to disk; its length and digest."""
+    """Copy into a new file and flush it to disk; returns its length and digest."""
     with source.open("rb", buffering=0) as stream:
         pieces = iter(lambda: memoryview(stream.read(BLOCK)), b"")
         return write_blocks(target, pieces, source.stat().st_size)
 
 
 def flush_folder(folder: Path) -> None:
-    """Make sure that the names in a folder are on disk: new files and renames survive a power cut only then."""
+    """Flush a folder to disk, without which new names and renames in it may not survive a power cut."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # file systems that flush no folders say so with these
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # of file systems that cannot flush folders
             raise
     finally:
         os.close(descriptor)
 
 
 def remove_temporaries(folder: Path) -> None:
-    """Remove what killed processes left of files they were replacing. Call it only while holding the folder's lock:
-    a living process of another run may own such a file otherwise."""
+    """Remove temporary files that killed processes left in a folder. Call it only while holding the folder's lock,
+    because otherwise a running process may own such a file."""
     for path in folder.glob(".*"):
         if TEMPORARY.fullmatch(path.name) and not path.is_dir():
             path.unlink(missing_ok=True)
 
 
 def shortened(name: str) -> str:
-    """The beginning of a name, short enough for a temporary name to be made of it."""
+    """The name, or its beginning if it is too long to make a temporary name of it."""
     return os.fsdecode(os.fsencode(name)[: LONGEST_NAME - 32])
 
 
 def _new_file_mode(temporary: Path) -> int:
-    """Access that a new file gets here. The umask itself can only be read by setting it, for all threads."""
+    """Permissions of a new file here, found by creating one: reading the umask would change it for all threads."""
     descriptor = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
     try:
         return os.fstat(descriptor).st_mode & 0o777
@@ -145,7 +147,7 @@ def _new_file_mode(temporary: Path) -> int:
 
 
 def _set_mode(temporary: Path, mode: int) -> None:
-    """Left alone where nothing differs, and on hard links: their other names have the right access already."""
+    """Set the permissions of a file, unless they are right or it is a hard link, whose other names share them."""
     found = temporary.stat()
     if found.st_mode & 0o777 != mode and found.st_nlink == 1:
         temporary.chmod(mode)

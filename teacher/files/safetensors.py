@@ -1,4 +1,4 @@
-"""Safetensors files, the one format of tensors on disk: written in one pass with their digest, read by their header.
+"""Safetensors files, the only format of tensors on disk: written in one pass with their digest, read by their header.
 
 file = 8 bytes header length n (little endian) + n bytes JSON {name: {dtype, shape, data_offsets}} + data
 
@@ -58,11 +58,11 @@ BLOCK = 2**24
 FIRST_READ = 16_384
 """Bytes read at once when a file is opened: the header, and the small tensors behind it, in most files."""
 LARGEST_HEADER = 100_000_000
-"""Bytes of a header that is read; that of a network of 5,000 tensors has half a million."""
+"""Longest header in bytes that is read; that of a network of 5,000 tensors has half a million."""
 
 
 class Described(NamedTuple):
-    """What a header says of a tensor, apart from its place."""
+    """Name, type and shape of a tensor in a header."""
 
     name: str
     dtype: torch.dtype
@@ -70,23 +70,23 @@ class Described(NamedTuple):
 
     @property
     def size(self) -> int:
-        """Bytes of its values."""
+        """Size of the tensor's values in bytes."""
         return math.prod(self.shape) * self.dtype.itemsize
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> Written:
-    """Replace a safetensors file whole (`replacing`); its length and digest.
+    """Replace a safetensors file atomically; returns its length and digest.
 
-    Raises OSError where it cannot be written, ValueError for a tensor of a type that the format does not know.
+    Raises OSError if it cannot be written, ValueError for a tensor of a type that the format does not have.
     """
     with replacing(path) as staging:
         return stream_tensors(staging, tensors, metadata)
 
 
 def stream_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> Written:
-    """Write a new safetensors file tensor by tensor and flush it to disk; its length and digest.
+    """Write a new safetensors file tensor by tensor and flush it to disk; returns its length and digest.
 
-    Raises FileExistsError where there is a file, ValueError for a tensor of a type that the format does not know.
+    Raises FileExistsError if the file exists, ValueError for a tensor of a type that the format does not have.
     """
     for name, tensor in tensors.items():
         if tensor.dtype not in NAMES:
@@ -99,13 +99,13 @@ def stream_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[
 def stream_values(
     path: Path, described: Sequence[Described], values: Iterable[Tensor], metadata: Mapping[str, str] | None = None
 ) -> Written:
-    """As `stream_tensors`, of tensors that are made one after the other, in the order in which they are described."""
+    """As `stream_tensors`, but with tensors from an iterator, in the order of `described`."""
     header = _header(described, metadata)
     return write_blocks(path, _blocks(header, values), len(header) + sum(one.size for one in described))
 
 
 def total_bytes(tensors: Mapping[str, Tensor]) -> int:
-    """What the values take in a file, without its header."""
+    """Size in bytes of all values in a file, without its header."""
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
 
 
@@ -132,7 +132,7 @@ def _blocks(header: bytes, values: Iterable[Tensor]) -> Iterator[memoryview]:
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """Where a tensor lies: bytes [begin, end) of the file."""
+    """A tensor's type, shape and position: bytes [begin, end) of the file."""
 
     dtype: torch.dtype
     shape: tuple[int, ...]
@@ -142,20 +142,20 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """The header of a file, checked: its tensors follow one another and end with the file."""
+    """The checked header of a file, whose tensors do not overlap and end with the file."""
 
     entries: dict[str, Entry]
     metadata: dict[str, str]
     size: int
     """Length of the file in bytes."""
     mtime_ns: int
-    """When the file was last written to."""
+    """Time of the file's last modification, in nanoseconds."""
     head: bytes
-    """The first bytes of the file, the header and at least `FIRST_READ` where the file has them."""
+    """The first bytes of the file: the header, and at least `FIRST_READ` bytes if the file is that long."""
 
 
 def read_header(path: Path) -> Header:
-    """Read and check a header, without the tensors. Raises OSError, or ValueError where it is cut off or damaged."""
+    """Read and check a header, without the tensors. Raises OSError, or ValueError if it is truncated or damaged."""
     check_regular(path)
     with path.open("rb", buffering=0) as stream:
         head = stream.read(FIRST_READ)

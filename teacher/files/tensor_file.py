@@ -1,12 +1,12 @@
-"""Safetensors files that carry checks of their own, as those of features do, read row by row.
+"""Safetensors files with checksums of their rows, as those of features are, read row by row.
 
-Opening costs their headers, reading costs the rows asked for.
+Opening reads only their headers, reading only the requested rows.
 
 Rows are read at their positions, not through memory maps: under a map, a file that is cut short or a disk that fails
 ends the process by SIGBUS, and a file system that hangs holds the interpreter's lock.
 
-Whatever is read is compared with the checks that the file carries, if it carries any: a row of a large tensor with its
-CRC-32 the first time that a process reads it, everything else with one SHA-256 when the file is opened (`intact`).
+All data are compared with the file's checksums, if it has any: a row of a large tensor with its CRC-32 when a process
+first reads it, everything else with one SHA-256 when the file is opened (`intact`).
 """
 
 import json
@@ -30,16 +30,16 @@ from teacher.files.safetensors import Entry, Written, read_header, write_tensors
 from teacher.files.text import as_json
 
 MAX_OPEN = 128
-"""Files of one split kept open at a time; a process may often open no more than 1024. The oldest is let go."""
+"""Most open files of one split, as a process may often open only 1024; beyond, the least recently used is closed."""
 CHECKS = ".crc"
-"""What the name of a tensor's checks ends in."""
+"""Suffix of the name of a tensor's checksums."""
 BY_ROW = ("mean", "std", "clip", "sync", "shared", "text")
 WHOLE = ("records", "captions")
-"""Tensors with a check for each row, and with one for all."""
+"""Tensors with a checksum for each row, and tensors with a single one."""
 
 
 class DamagedRow(FeatureError):
-    """A row is not what was written."""
+    """A row is damaged: its CRC-32 is not the recorded one."""
 
     def __init__(self, file: "TensorFile", name: str, row: int) -> None:
         super().__init__(f"{file.path}: row {row} of {name} is damaged; {RESTORE}")
@@ -93,13 +93,13 @@ class Place(NamedTuple):
 
 
 def _place(entry: Entry) -> Place:
-    """How the rows of a tensor are read."""
+    """The position, size, shape and type of a tensor's rows."""
     return Place(entry.begin, math.prod(entry.shape[1:]) * entry.dtype.itemsize, entry.shape[1:], BITS[entry.dtype])
 
 
 @dataclass(frozen=True, slots=True)
 class TensorFile:
-    """The header of a file that `write_checked` wrote. Make one with `open`."""
+    """The header of a file written by `write_checked`; made with `open`."""
 
     path: Path
     size: int
@@ -128,11 +128,11 @@ class TensorFile:
 
     @property
     def has_checks(self) -> bool:
-        """Whether the file says what it held when it was written; those of older versions do not."""
+        """Whether the file has checksums; files of older versions have none."""
         return "digest" in self.metadata
 
     def intact(self) -> "TensorFile":
-        """Itself, once everything but the large tensors is what was written; FeatureError otherwise."""
+        """This file, after comparing all but the large tensors with its digest; FeatureError if it is damaged."""
         if self.has_checks:
             described = {name: (entry.dtype, entry.shape) for name, entry in self.entries.items()}
             metadata = {name: value for name, value in self.metadata.items() if name != "digest"}
@@ -141,7 +141,7 @@ class TensorFile:
         return self
 
     def verify(self) -> None:
-        """Read the file once; FeatureError where anything in it is not what was written."""
+        """Read the whole file once; raises FeatureError if it is damaged."""
         self.intact()
         for name in (*BY_ROW, *WHOLE):
             if name in self.entries:
@@ -189,17 +189,17 @@ class TensorFile:
         return data
 
     def without_head(self) -> "TensorFile":
-        """The same without the bytes kept for `tensor`, which then reads the file."""
+        """A copy without the cached first bytes, so that `tensor` reads the file."""
         return TensorFile(self.path, self.size, self.entries, self.metadata, b"", self.mtime_ns)
 
 
 AGAIN = "extract again: the same mf-extract command makes the damaged files anew, and no others"
 RESTORE = f"restore it from a copy or {AGAIN}"
-"""What to do about a file that was in order when the folder was opened."""
+"""Remedy for a file that was intact when the folder was opened."""
 
 
 def _check_checks(entries: Mapping[str, Entry], metadata: Mapping[str, Any]) -> None:
-    """ValueError where a file has a part of the checks only, or checks that do not fit its tensors."""
+    """Raise ValueError if a file has only some checksums, or checksums that do not fit its tensors."""
     checks = {name for name in entries if name.endswith(CHECKS)}
     if not checks and "digest" not in metadata:
         return
@@ -218,7 +218,7 @@ Pending = dict[str, np.ndarray]
 
 
 class OpenFile:
-    """A file open for reading rows, checked to be the one whose header was read. Closes when nobody holds it."""
+    """A file opened to read rows, checked to be the one whose header was read; closed when it is garbage collected."""
 
     def __init__(self, file: TensorFile) -> None:
         self._descriptor = -1
@@ -240,12 +240,12 @@ class OpenFile:
 
     @property
     def current(self) -> bool:
-        """Whether the file is still there under its name and nobody has written to it since it was opened."""
+        """Whether the file has been neither removed nor modified since it was opened."""
         found = os.fstat(self._descriptor)
         return found.st_nlink > 0 and (found.st_mtime_ns, found.st_size) == self.stamp
 
     def prefetch(self, name: str, row: int) -> None:
-        """Tell the kernel that a row will be read, so that it fetches many rows from the disk at a time."""
+        """Announce a row to the kernel, so that it reads many rows from the disk at the same time."""
         if hasattr(os, "posix_fadvise"):
             place = self._places[name]
             begin = place.begin + row * place.size
@@ -298,7 +298,7 @@ class OpenFile:
         return self._shared
 
     def _rest(self, made: np.ndarray, begin: int, done: int) -> None:
-        """What the kernel did not give at once."""
+        """Read the bytes that the first read did not return."""
         memory = made.data.cast("B")
         while done < len(memory):
             count = os.preadv(self._descriptor, [memory[done:]], begin + done)
@@ -308,7 +308,7 @@ class OpenFile:
 
 
 class OpenFiles:
-    """Files opened when first read, the last `limit` of them kept open. Pickles as an empty one."""
+    """Opens files when they are first read; the `limit` last used stay open. A pickled copy is empty."""
 
     def __init__(self, limit: int = MAX_OPEN) -> None:
         self._limit = limit
@@ -323,12 +323,12 @@ class OpenFiles:
 
     def __call__(self, file: TensorFile) -> OpenFile:
         """The open file; FeatureError when it is gone or is not what it was when its folder was opened."""
-        found = self._open.get(id(file))  # an opened file keeps its TensorFile, so no other takes its id
+        found = self._open.get(id(file))  # an open file refers to its TensorFile, so the id stays unique
         if found is None or not found.current:
             try:
                 found = self._open[id(file)] = OpenFile(file)
                 _, stamp, pending = self._pending.get(id(file), (file, None, {}))
-                if stamp == found.stamp:  # what was compared need not be again; another file is another matter
+                if stamp == found.stamp:  # rows compared before need not be compared again, unless the file changed
                     found.pending = pending
                 self._pending[id(file)] = (file, found.stamp, found.pending)
             except FeatureError:

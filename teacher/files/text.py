@@ -1,4 +1,4 @@
-"""Text and JSON files: read with bounds, whoever wrote them, and replaced whole.
+"""Text and JSON files: read within bounds on time and memory, and replaced atomically.
 
 Lines end at a line feed alone, and reading a file takes bounded time and memory.
 """
@@ -27,12 +27,12 @@ def split_lines(text: str) -> list[str]:
 
 
 def visible(text: str) -> str:
-    """The text with everything that is not printed as itself (line ends, escapes) written as an escape."""
+    """The text with all non-printable characters (line ends, control characters) written as escapes."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def check_regular(path: Path) -> os.stat_result:
-    """The status of a regular file; IsADirectoryError of a folder, ValueError of a pipe or device, none is opened."""
+    """Status of a regular file, without opening it; IsADirectoryError for a folder, ValueError for a pipe or device."""
     found = path.stat()
     if stat.S_ISDIR(found.st_mode):
         raise IsADirectoryError(f"{path} is a folder")
@@ -78,7 +78,7 @@ def read_json(path: Path, *, limit: int = JSON_LIMIT) -> dict[str, Any]:
 
 
 def as_json(content: Any, *, indent: int | None = None, separators: tuple[str, str] | None = None) -> str:
-    """JSON as text for people. Names of files that are not UTF-8, which UTF-8 cannot hold, are written escaped."""
+    """JSON as readable text; names of files that are not UTF-8 are written as escapes."""
     text = json.dumps(content, indent=indent, separators=separators, ensure_ascii=False)
     try:
         text.encode("utf-8")

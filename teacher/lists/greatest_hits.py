@@ -1,9 +1,10 @@
 """Names and annotations of the Greatest Hits videos (arXiv 1512.08512).
 
-A video is called by a second of time, 2015-02-16-16-49-06; with a number behind it, 2015-09-29-15-44-54-838, several
-videos share the second and are taken for pieces of one recording. Beside <name>_denoised.mp4 (which published
-comparisons take) and <name>_mic.mp4 lies <name>_times.txt with one event a line: seconds, material, action, reaction,
-such as `2.677438 ceramic hit static`; a word that nobody knows is None. train.txt and test.txt hold a name a line.
+The name of a video is a time to the second, 2015-02-16-16-49-06. With a number behind it, 2015-09-29-15-44-54-838, it
+is one of several videos of that second, which count as pieces of one recording. Beside <name>_denoised.mp4 (which
+published comparisons use) and <name>_mic.mp4 there is <name>_times.txt with one event per line: seconds, material,
+action, reaction, such as `2.677438 ceramic hit static`; an unknown word is None. train.txt and test.txt list one name
+per line.
 """
 
 import math
@@ -27,7 +28,7 @@ MAX_PHRASES = 3
 
 @dataclass(frozen=True, kw_only=True)
 class Hit:
-    """One event of a video: its time in seconds, and its material and action, '' where they are not known."""
+    """One event of a video: its time in seconds, and its material and action, '' if unknown."""
 
     time_s: float
     material: str = ""
@@ -39,7 +40,7 @@ class Hit:
 
 
 def video_name(text: str) -> str | None:
-    """The name of the video, of a name with or without _denoised, _mic or _times and a suffix; None for other text."""
+    """The video's name without _denoised, _mic, _times and file suffix; None if the text is not such a name."""
     stem, dot, suffix = text.rpartition(".")
     bare = stem if dot and f".{suffix.lower()}" in (*MEDIA_SUFFIXES, ".txt") else text
     found = NAME.fullmatch(bare)
@@ -47,7 +48,7 @@ def video_name(text: str) -> str | None:
 
 
 def recording_of(name: str) -> str:
-    """The second in a video's name, which is the same for all pieces of one recording."""
+    """The time in a video's name, which is the same for all pieces of one recording."""
     found = NAME.fullmatch(name)
     if found is None:
         raise ValueError(f"name must be like 2015-02-16-16-49-06 or 2015-09-29-15-44-54-838, got {name!r}")
@@ -76,7 +77,7 @@ def read_hits(path: Path) -> tuple[Hit, ...]:
 def describe(hits: Sequence[Hit]) -> tuple[str, str]:
     """Caption, such as "hitting ceramic, scratching wood", and label, the most frequent material.
 
-    The caption names the three most frequent pairs of action and material; both are '' where no word is known.
+    The caption names the three most frequent pairs of action and material; both are '' if all words are unknown.
     """
     pairs = Counter((hit.action, hit.material) for hit in hits if hit.action or hit.material)
     phrases = [" ".join(filter(None, (VERBS.get(action, action), material))) for action, material in _by_count(pairs)]
@@ -87,7 +88,7 @@ def describe(hits: Sequence[Hit]) -> tuple[str, str]:
 def with_hits(items: Iterable[Item], media: Path) -> list[Item]:
     """Items with events, caption and label from the _times.txt of their id, beside their file or else below `media`.
 
-    An item without one keeps what it has: its events are not known.
+    An item without such a file is returned unchanged.
     """
     found = {path.name: path for path in sorted(media.rglob(f"*{TIMES}"))}
     made = []

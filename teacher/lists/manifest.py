@@ -1,4 +1,4 @@
-"""The list of items to learn from: read from a table, a folder of tables or a folder of media files."""
+"""Manifests, the lists of training items: read from a table, a folder of tables or a folder of media files."""
 
 import csv
 import hashlib
@@ -20,15 +20,15 @@ MEDIA_SUFFIXES = (".mp4", ".mkv", ".mov", ".webm", ".avi", ".m4v", ".wav", ".fla
 FILE_COLUMNS = ("file", "path", "video", "audio")
 CAPTION_COLUMNS = ("caption", "text", "prompt")
 LABEL_COLUMNS = ("label", "class")
-HASH_SHARES = (80, 90)
+SPLIT_PERCENTS = (80, 90)
 """Per cent of hashed items below which an item is train, below which val; the rest is test."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Item:
-    """One media file with its words. `events_s`: onsets of its sounds in seconds, None where nobody knows them.
+    """One media file with its caption and label. `events_s`: onsets of its sounds in seconds, None if unknown.
 
-    `group_id` names what it is a piece of: clips of one recording, captions of one sound; '' where it stands alone.
+    `group_id` is equal for items of one source (clips of one recording, captions of one sound); '' for a single item.
     """
 
     id: str
@@ -49,7 +49,7 @@ class Item:
 
 
 SkippedItem = tuple[str, str]
-"""Name of a row, item or window that is left out, and the reason."""
+"""Name of a skipped row, item or window, and the reason."""
 
 
 def read_manifest(source: Path, left_out: list[SkippedItem] | None = None) -> list[Item]:
@@ -62,10 +62,10 @@ def read_manifest(source: Path, left_out: list[SkippedItem] | None = None) -> li
     In a folder, tables without a file column are passed over. Media files below a folder take their label from their
     folder and their caption from a .txt file beside them, else from their name. Media files are not opened here.
 
-    A row whose words or path no file can hold (half a surrogate pair, NUL), and a media file whose .txt is not UTF-8,
-    are appended to `left_out` with the reason; without it they are errors like the others. A file name that is not
-    UTF-8 is fine: its odd bytes are written as \\xe9 in the id and the caption.
-    Raises ValueError with one line saying what is wrong.
+    A row whose text or path cannot be written to a file (half a surrogate pair, NUL), and a media file whose .txt is
+    not UTF-8, are appended to `left_out` with the reason; without it they are errors like the others. A file name that
+    is not UTF-8 is allowed: its other bytes appear as \\xe9 in the id and the caption.
+    Raises ValueError with one line that describes the error.
     """
     source, wrong = Path(source), [] if left_out is None else left_out
     if source.is_file():
@@ -115,7 +115,7 @@ def write_manifest(items: Iterable[Item], path: Path) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class _Draft:
-    """An item whose split may still be open; its group decides it, or its id where it has none."""
+    """An item whose split may still be open; it follows from the hash of its group, or of its id without a group."""
 
     id: str
     path: Path
@@ -224,7 +224,7 @@ def _words(path: Path) -> str:
 
 
 def _drafts(rows: Sequence[dict[str, object]], table: Path, wrong: list[SkippedItem]) -> list[_Draft]:
-    """Items of the rows; those that no file can hold go to `wrong`."""
+    """Items of the rows; those with text that cannot be written to a file are added to `wrong`."""
     drafts = []
     for number, row in enumerate(rows, 1):
         draft = _draft(row, table, number)
@@ -237,7 +237,7 @@ def _drafts(rows: Sequence[dict[str, object]], table: Path, wrong: list[SkippedI
 
 
 def _fault(draft: _Draft) -> str:
-    """What of an item cannot be written to a file; '' if everything can."""
+    """The part of an item that cannot be written to a file; '' if there is none."""
     if "\0" in str(draft.path):
         return "its path holds NUL"
     if not _is_name(str(draft.path)):
@@ -324,7 +324,8 @@ def _split(drafts: list[_Draft]) -> list[Item]:
     """Fill in open splits by hash; where train or test stays empty, the group with the extreme hash moves there."""
     groups = sorted({d.group for d in drafts if not d.split}, key=lambda g: (_hash(g), g))
     chosen = {
-        g: "train" if _hash(g) < HASH_SHARES[0] else "val" if _hash(g) < HASH_SHARES[1] else "test" for g in groups
+        g: "train" if _hash(g) < SPLIT_PERCENTS[0] else "val" if _hash(g) < SPLIT_PERCENTS[1] else "test"
+        for g in groups
     }
     used = {d.split or chosen[d.group] for d in drafts}
     if groups and "test" not in used and (len(groups) > 1 or "train" in {d.split for d in drafts}):

@@ -1,4 +1,4 @@
-"""List files of the data sets MMAudio trains and is tested on: their rows, and with a folder of media their items.
+"""List files of the data sets that MMAudio is trained and tested on: their rows, and their items in a media folder.
 
 vggsound        CSV without header, or with id, sec, caption, split: YouTube id, start in s, class, train | test;
                 files <id>_<sec:06d>.mp4
@@ -11,8 +11,8 @@ tsv             id <tab> caption; files <id>
 greatest-hits   a video name a line, or a JSON list (.json) of them; files <name>_denoised, <name>_mic or <name>;
                 events, caption and label from <name>_times.txt (see greatest_hits.py)
 
-Items of one sound share a group: captions of a Clotho file, rows of an AudioCaps video, pieces of a recording of
-Greatest Hits. A VGGSound id names its video itself.
+Items of one source have the same group: captions of a Clotho file, rows of an AudioCaps video, pieces of a recording of
+Greatest Hits. A VGGSound id identifies its video itself.
 
 A format is one function, decorated with `list_format`: it reads a list file into `ListedRow`s, and everything else
 (looking for the media, splits, messages, the choices of --list-kind) follows.
@@ -30,7 +30,7 @@ from teacher.lists.greatest_hits import recording_of, video_name, with_hits
 from teacher.lists.manifest import SPLITS, Item, Split, csv_rows, named_cells
 
 SUFFIXES = (".mp4", ".mkv", ".webm", ".mov", ".flac", ".wav", ".ogg", ".mp3", ".m4a")
-"""Of several files with one name the first kind is taken: picture before sound, lossless before lossy."""
+"""Suffixes of media files in order of preference among files of one name: video first, then lossless sound."""
 SPLIT_WORDS = {
     "train": "train",
     "training": "train",
@@ -47,8 +47,8 @@ Cells = dict[str, str]
 
 @dataclass(frozen=True, kw_only=True)
 class ListedRow:
-    """One row of a list file: id, the names that its file may have (without suffix), words, and the split of the list,
-    '' where it has none."""
+    """One row of a list file: id, possible names of its media file (without suffix), caption, and split ('' if the
+    list has none)."""
 
     id: str
     names: tuple[str, ...]
@@ -59,7 +59,7 @@ class ListedRow:
 
 
 Reader = Callable[[Path], Iterator[ListedRow]]
-"""Rows of a list file, in its order; ValueError in one line where the file is another one."""
+"""Reads the rows of a list file in order; raises ValueError in one line for a file of another format."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +68,7 @@ class ListFormat:
 
     rows: Reader
     annotate: Callable[[list[Item], Path], list[Item]] | None = None
-    """Completes the items from files in the folder of media, such as annotations beside them."""
+    """Completes the items from other files in the media folder, such as annotations."""
 
 
 FORMATS: dict[str, ListFormat] = {}
@@ -78,7 +78,7 @@ FORMATS: dict[str, ListFormat] = {}
 def list_format(
     kind: str, *, annotate: Callable[[list[Item], Path], list[Item]] | None = None
 ) -> Callable[[Reader], Reader]:
-    """Decorator that enters a reader of rows in `FORMATS` under the name of its kind; `annotate` as in `ListFormat`."""
+    """Decorator that registers a reader of rows in `FORMATS` under the name of its kind; see `ListFormat`."""
 
     def entered(rows: Reader) -> Reader:
         FORMATS[kind] = ListFormat(rows=rows, annotate=annotate)
@@ -189,13 +189,13 @@ def read_names(path: Path) -> list[str]:
 
 
 def _with_and_without_suffix(name: str) -> tuple[str, ...]:
-    """A file name of a list, as written and without its suffix: the sound may have been stored in another format."""
+    """A file name of a list with and without its suffix, because the sound may be stored in another format."""
     stem = name[: -len(PurePosixPath(name).suffix)] if PurePosixPath(name).suffix.lower() in SUFFIXES else name
     return (name,) if stem == name else (stem,)
 
 
 def read_text(path: Path) -> str:
-    """A text file; ValueError in one line where it cannot be read."""
+    """The content of a text file; ValueError in one line if it cannot be read."""
     try:
         return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
@@ -234,7 +234,7 @@ def _table(path: Path, delimiter: str, needed: tuple[str, ...]) -> list[Cells]:
 
 @dataclass(frozen=True, kw_only=True)
 class Listed:
-    """Items whose files are there, and the ids of those whose files are not."""
+    """Items whose media files exist, and the ids of rows whose files are missing."""
 
     items: list[Item]
     missing: list[str]
@@ -247,12 +247,12 @@ class Listed:
 
 
 def read_list(kind: ListKind, path: Path, media: Path, split: Split | None = None) -> Listed:
-    """Items of a list file whose media lie in the folder `media`, and the ids that have no file there.
+    """Items of a list file whose media files are in the folder `media`, and the ids without a file there.
 
-    split: keep only these rows of a list that has splits; for the others, the split of all rows, by default the one
-    that the file's name contains (vgg-train.tsv, clotho_captions_development.csv), else train. Media are searched
-    by name in `media` itself, then in its folders. Raises ValueError in one line for unknown kinds, wrong columns,
-    repeated ids, and when no file is there at all.
+    split: selects rows of a list with splits; for other lists it is the split of all rows, by default the one in the
+    file's name (vgg-train.tsv, clotho_captions_development.csv), else train. Media files are searched by name in
+    `media` itself, then in its subfolders. Raises ValueError in one line for unknown kinds, wrong columns, repeated
+    ids, and when no media file is found at all.
     """
     path, media = Path(path), Path(media)
     _check(kind, split)
@@ -287,9 +287,9 @@ def read_list(kind: ListKind, path: Path, media: Path, split: Split | None = Non
 
 
 def listed_ids(kind: ListKind, path: Path, split: Split | None = None) -> tuple[str, ...]:
-    """Ids of the items `read_list` would give, in the order of the list, whether or not their files are there.
+    """Ids of the items in a list file, in its order, whether or not their media files exist.
 
-    Of a list with splits only the rows of `split`, if given. Raises ValueError as `read_list`.
+    split: selects rows of a list with splits. Raises ValueError as `read_list`.
     """
     _check(kind, split)
     return tuple(row.id for row in _entries(kind, Path(path), split))

@@ -1,4 +1,4 @@
-"""Reading and writing media files: the public names of the `media_*` modules beside this one."""
+"""Films and sounds: `open` refuses what cannot be trusted, `read` decodes, `write` encodes, each through PyAV."""
 
 from teacher.media.open import MediaError, MediaInfo, StreamInfo, check_wave, open_media, probe, stream_infos, text_tags
 from teacher.media.read import FrameRequest, read_audio, read_frames

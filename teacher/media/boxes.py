@@ -1,7 +1,7 @@
-"""What the header of an MP4 or QuickTime file claims, before a library believes it.
+"""Checks of the header of an MP4 or QuickTime file before a library reads it.
 
-A table in such a header may claim "80 million samples of 1 byte" in 12 bytes, and FFmpeg then fills an index of 60
-bytes a sample: a file of 2 kB costs gigabytes and many seconds. Samples take room in the file, so its size bounds them.
+A table in such a header may claim "80 million samples of 1 byte" in 12 bytes, for which FFmpeg allocates an index of 60
+bytes per sample: a file of 2 kB costs gigabytes and many seconds. The file's size bounds the number of its samples.
 Names and layouts of the boxes: ISO/IEC 14496-12.
 """
 
@@ -16,9 +16,9 @@ CONTAINERS = frozenset(
 )
 """Boxes of boxes, as deep as a reader searches them for tables (`free` and `hoov`: headers under repair)."""
 MAX_SAMPLES = 20_000_000
-"""Most samples of a file, with those that an edit list repeats: a day of 60 frames a second and AAC has 10 million."""
+"""Most samples of a file, including those that an edit list repeats; a day at 60 frames/s with AAC has 10 million."""
 SMALLEST_SAMPLE = 1 / 16
-"""Fewest bytes of a sample of uncompressed or lightly compressed sound, where a table counts such."""
+"""Fewest bytes per sample of uncompressed or lightly compressed sound."""
 SPARE = 1000
 MAX_BOXES = 500_000
 MAX_DEPTH = 12
@@ -31,7 +31,7 @@ class BoxError(ValueError):
 
 @dataclass
 class _Track:
-    """What the tables of one track, or of one fragment, claim."""
+    """The sizes that the tables of one track, or of one fragment, claim."""
 
     samples: int = 0
     edits: int = 1
@@ -138,9 +138,9 @@ class _Walk:
 
 
 def check_boxes(file: BinaryIO) -> None:
-    """Raises BoxError where the header of an MP4 or QuickTime file claims more samples than the file can hold.
+    """Raise BoxError if the header of an MP4 or QuickTime file claims more samples than the file can hold.
 
-    Files of other kinds pass: their first bytes, taken for a box, lead nowhere.
+    Files of other formats pass, because their first bytes do not form such boxes.
     """
     size = os.fstat(file.fileno()).st_size
     _Walk(file, size).boxes(0, size, 0, None)

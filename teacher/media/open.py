@@ -1,4 +1,4 @@
-"""Opening media files of unknown origin: what is refused, and what a file states about its streams and in its tags."""
+"""Opening media files of unknown origin: limits, and reading a file's streams and tags."""
 
 import math
 import os
@@ -37,20 +37,20 @@ SAMPLE_RATES = (1000, 1_536_000)
 CUT_OFF_S = 1.0
 """A picture that ends more than this before its stated end is taken for cut off, and reading to that end fails."""
 READ_TIMEOUT_S = 10.0
-"""Longest wait for the next packet, and for each of the two halves of opening; damage may be searched without end."""
+"""Timeout for the next packet, and for each of the two phases of opening; a damaged file can be searched forever."""
 PROBE_TIMEOUT_S = 20.0
 """Longest search of `probe` for a first frame."""
 MAX_HOLES = 256 * 2**20
-"""Most bytes of a file that were never written. A sparse file of terabytes is quickly made and takes hours to read."""
+"""Most bytes of a file that were never written, because a sparse file of terabytes would take hours to read."""
 LIBRARIES = ("av/", str(soundfile.__file__), *(f"{Path(m.__file__ or '').parent}/" for m in (av, soxr)))
-"""Where the code of the libraries lies that read and write media; the compiled parts of PyAV call themselves av/..."""
+"""Path prefixes of the code of the media libraries; the compiled parts of PyAV have paths av/... in tracebacks."""
 MAX_ASPECT = 32
 """Largest ratio of the long to the short edge; filling a square from a thinner picture would need a huge resize."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class MediaInfo:
-    """What `probe` found out. `duration_s` is when the last picture ends if there is one, else that of the sound.
+    """Properties of a file, found by `probe`. `duration_s` is the end of the last picture, else that of the sound.
 
     `width` and `height` are as displayed (rotation applied) and `fps` is the average rate; all 0 without a picture.
     Sound that cannot be decoded, beside a picture, counts as none.
@@ -124,7 +124,7 @@ def raised_by_library(error: BaseException) -> bool:
 
 
 def _holes(path: Path, size: int) -> int:
-    """Bytes that take no place on the disk, as far as the file system knows and to the first hundred of them."""
+    """Bytes of the file's holes (never written), from the file system; at most the first hundred holes are counted."""
     if size <= MAX_HOLES or not hasattr(os, "SEEK_HOLE"):
         return 0
     holes = position = 0
@@ -164,12 +164,12 @@ def _pictures(container: InputContainer) -> list[VideoStream]:
 
 
 def video_stream(container: InputContainer) -> VideoStream | None:
-    """The first picture stream that can be decoded and is not cover art; None without one."""
+    """The first picture stream that can be decoded and is not cover art; None if there is none."""
     return next((stream for stream in _pictures(container) if stream.codec_context is not None), None)
 
 
 def audio_stream(container: InputContainer) -> AudioStream | None:
-    """The first sound that can be decoded and whose rate is between SAMPLE_RATES; None without one."""
+    """The first audio stream that can be decoded and whose rate is within SAMPLE_RATES; None if there is none."""
     for stream in container.streams.audio:
         if stream.codec_context is not None and _usable_rate(stream.sample_rate):
             return stream
@@ -199,8 +199,10 @@ def without_sound(container: InputContainer, path: Path) -> MediaError:
 
 
 def codec_name(container: InputContainer, stream: Stream) -> str:
-    """Name of a stream's codec, else the container's tag for it, else "unknown". Streams without a decoder know no
-    name; the library gives it in what it prints of the file."""
+    """Name of a stream's codec, else the container's tag for it, else "unknown".
+
+    PyAV has no name for streams without a decoder; it is taken from FFmpeg's description of the file.
+    """
     if stream.codec_context is not None:
         return stream.codec_context.name
     level = av.logging.get_level()
@@ -215,10 +217,10 @@ def codec_name(container: InputContainer, stream: Stream) -> str:
 
 
 def demux(container: InputContainer, stream: Stream) -> Iterator[Packet]:
-    """The packets of one stream, and an empty one at the end, with which its decoder gives out what it holds back.
+    """Yield the packets of one stream, and an empty one at the end, which makes its decoder output delayed frames.
 
-    Streams that appear on the way (transport streams may add some) are unknown to PyAV 18, which fails on them with an
-    IndexError after everything of `stream` was handed out; that is the end here.
+    PyAV 18 fails with an IndexError on streams that appear later in the file (as in transport streams), after all
+    packets of `stream`; that ends the packets here.
     """
     packets = container.demux(stream)
     while True:
@@ -330,7 +332,7 @@ def _first_frame(container: InputContainer, stream: Stream, path: Path) -> Frame
 
 
 def _last_end_s(container: InputContainer, video: VideoStream) -> float:
-    """When the last picture stops being shown; 0 where that cannot be found out.
+    """Time in seconds at which the last picture ends; 0 if it cannot be determined.
 
     Headers are wrong about it: MP4 adds up decoding times, which differ where frames are reordered and of unequal
     length, and Matroska counts the sound.
@@ -399,6 +401,6 @@ def stream_infos(container: InputContainer) -> list[StreamInfo]:
 
 
 def text_tags(container: InputContainer) -> list[str]:
-    """The texts of all tags, of the file first and then of its streams; some containers know only one of the two."""
+    """The texts of all tags, first of the file, then of its streams; some containers have only one of the two."""
     tags = [container.metadata, *(stream.metadata for stream in container.streams)]
     return [value for group in tags for value in group.values()]

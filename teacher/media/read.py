@@ -1,6 +1,6 @@
-"""Frames at exact presentation times, for several sizes and rates in one decode of only what is asked for.
+"""Reading frames at exact presentation times (several sizes and rates in one decode), and mono sound at any rate.
 
-Mono sound at any rate on the clock of the picture, decoding only what is asked for."""
+Only the requested time is decoded; the times of the sound are those of the picture."""
 
 import math
 import os
@@ -35,9 +35,9 @@ from teacher.media.open import (
 TIME_TOLERANCE_S = 1e-6
 """Slack when a time stamp is compared with k / fps; stamps are exact fractions, sums of floats are not."""
 THREADED_PIXELS = 1280 * 720
-"""From this size on, decoding uses several threads; below, starting them costs more than it saves."""
+"""Pictures of at least this size are decoded by several threads; for smaller ones, starting them costs more."""
 MAX_FPS = 1000
-"""Frames a second, and frames out of order in a row, beyond which a file is not believed."""
+"""Most frames per second, and most consecutive frames out of order; beyond, a file counts as damaged."""
 PREROLL_S = 0.5
 """Windows that start earlier than this are reached by decoding from the start instead of seeking."""
 
@@ -208,10 +208,10 @@ LOOKAHEAD_S = 0.05
 """Sound is decoded to this much after the end, for the resampler's filter."""
 MAX_GAP_S = 60.0
 SOUND_FILES = ("wav", "flac", "ogg")
-"""Formats read by libsndfile, which is exact to the sample; FFmpeg's time stamps of Vorbis are up to 3 ms late."""
+"""Formats that libsndfile reads, exact to the sample; FFmpeg's time stamps of Vorbis are up to 3 ms late."""
 BLOCK = 65_536
 MAX_SOUND_S = 2 * 3600.0
-"""Longest sound that is read whole: coded silence takes next to nothing on a disk."""
+"""Longest sound that is read as a whole, because a small file can hold hours of encoded silence."""
 
 
 def read_audio(path: Path, *, sample_rate: int, start_s: float = 0.0, duration_s: float | None = None) -> np.ndarray:

@@ -1,6 +1,6 @@
-"""Writing sound, and what sound and video share: always to a temporary file that is renamed when complete.
+"""Writing sound and video, always to a temporary file that is renamed when complete.
 
-Writing video, with its own or with new sound."""
+A video is written from frames, or again with new sound."""
 
 import io
 import math
@@ -35,22 +35,22 @@ from teacher.media.read import TIME_TOLERANCE_S, decode_video, frame_duration_s
 MP3_ENCODER = "libmp3lame"
 MP3_RATES = (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000)
 SOUND_FORMATS = {".wav": ("WAV", "PCM_16"), ".flac": ("FLAC", "PCM_16"), ".ogg": ("OGG", "VORBIS")}
-"""Container and coding by libsndfile."""
+"""Container and encoding in libsndfile, by suffix."""
 SOUND_SUFFIXES = (*SOUND_FORMATS, ".mp3")
 BLOCK = 65_536
 """Samples written at once."""
 MAX_COMMENT = 32_000
-"""Longest comment in bytes; libsndfile leaves out one of 60,000 without a word."""
+"""Longest comment in bytes; libsndfile drops one of 60,000 bytes silently."""
 
 
 class CannotHoldError(MediaError):
-    """The container or a coding does not take what it is given; there is room on the disk."""
+    """The container or an encoding does not support the content; the disk is not the reason."""
 
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Failures of PyAV inside the block become an OSError that names `path` where the disk is the reason (full, read
-    only, not there), else a CannotHoldError."""
+    """Context in which failures of PyAV become an OSError that names `path` if the disk is the reason (full, read-only,
+    missing), else a CannotHoldError."""
     try:
         yield
     except av.error.FFmpegError as error:
@@ -65,10 +65,10 @@ def writing(path: Path) -> Iterator[None]:
 
 @contextmanager
 def open_output(path: Path, options: dict[str, str] | None = None) -> Iterator[OutputContainer]:
-    """A container for writing that takes the place of `path` once it is closed whole.
+    """A container for writing, which replaces `path` when it is closed without an error.
 
-    The block writes inside `writing`, as what it reads may fail too. FFmpeg is given the name as that of a file: it
-    would take what stands before a colon for a protocol.
+    Write inside `writing`, because reading inside the block may fail too. The name is passed to FFmpeg as that of a
+    file, because it would take text before a colon for a protocol.
     """
     with replacing(path) as temporary:
         with writing(path):
@@ -112,7 +112,7 @@ def write_audio(path: Path, wave: np.ndarray, sample_rate: int, comment: str | N
 
 
 def check_sound_format(path: Path) -> None:
-    """ValueError where `write_audio` cannot write files of this suffix."""
+    """Raise ValueError if `write_audio` cannot write files with this suffix."""
     suffix = path.suffix.lower()
     if suffix not in SOUND_SUFFIXES:
         raise ValueError(f"{path}: the suffix must be one of {', '.join(SOUND_SUFFIXES)}")
@@ -133,7 +133,7 @@ def _write_mp3(path: Path, wave: np.ndarray, sample_rate: int, comment: str | No
 
 
 def set_comment(output: OutputContainer, comment: str | None) -> None:
-    """Put a comment into the tags of a container; before its first packet, with which the header is written."""
+    """Put a comment into the tags of a container; call it before the first packet, which writes the header."""
     if comment is not None:
         output.metadata["comment"] = comment
 
@@ -213,12 +213,11 @@ def remux(
     duration_s: float | None = None,
     comment: str | None = None,
 ) -> None:
-    """Put new sound under a video. The sound is cut, or filled with silence, to the length of the picture.
+    """Write a video again with new sound, which is cut, or padded with silence, to the length of the picture.
 
-    Without a window the video packets are copied bit by bit; with one (or when the container does not take them) the
-    frames of [start_s, start_s + duration_s) are encoded anew with their own time stamps. `comment` goes into the
-    metadata of the container. Raises MediaError for a film that cannot be used, OSError where the disk does not take
-    the new one.
+    Without a window the video packets are copied bit by bit; with one (or if the container does not support them) the
+    frames of [start_s, start_s + duration_s) are encoded again with their own time stamps. `comment` goes into the
+    metadata of the container. Raises MediaError for a video that cannot be used, OSError if it cannot be written.
     """
     video_path, out_path = Path(video_path), Path(out_path)
     _check_video_suffix(out_path)
@@ -239,7 +238,7 @@ def remux(
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class _Sound:
-    """What goes under a film."""
+    """The new sound of a video."""
 
     wave: np.ndarray
     sample_rate: int
@@ -254,7 +253,7 @@ def _picture(source: InputContainer, path: Path) -> VideoStream:
 
 
 def _copy_with_sound(path: Path, sound: _Sound, out_path: Path) -> None:
-    """Raises CannotHoldError where the packets cannot be copied into this container."""
+    """Copy the packets; raises CannotHoldError if this container does not support them."""
     with _open_film(out_path, sound.sample_rate) as output, open_media(path) as source:
         stream = _picture(source, path)
         assert stream.time_base is not None

@@ -15,7 +15,7 @@ from teacher.network.conditions import Conditions
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
-    """Normalised latents (B, N, C) and their conditions, both float32, and the rows of the data set they are (B,)."""
+    """Normalised latents (B, N, C) and their conditions, both float32, with their rows in the data set (B,)."""
 
     latents: Float[Tensor, "batch frames channels"]
     conditions: Conditions
@@ -58,8 +58,8 @@ class BatchSlice:
 def batch_slices(total: int, *, process: int, processes: int, micro_batch: int | None) -> list[BatchSlice]:
     """The slices of one process, one per forward pass, in order: equal blocks of `micro_batch` rows.
 
-    None is the process's whole part at once. Raises ValueError unless all blocks come out equal, which averaging
-    gradients over processes and passes relies on.
+    None makes one slice of all rows of the process. Raises ValueError unless all blocks are equally large, which
+    averaging gradients over processes and passes requires.
     """
     part, rest = divmod(total, processes)
     if rest or part == 0:

@@ -11,7 +11,7 @@ from teacher.network.sequence import MMAUDIO_WIDTHS, ConditionWidths, image_fram
 
 @dataclass(frozen=True, kw_only=True)
 class Conditions:
-    """What a batch of sounds is conditioned on. Never edited in place.
+    """Conditions of a batch of sounds: features and presence masks. They are never modified in place.
 
     clip (B, Tc, image width), sync (B, Ts, sync width) and text (B, tokens, text width) are features, with the widths
     of `ConditionWidths` (1024, 768, 77 and 1024 in MMAudio). has_* (B,) are bool: where False, the network uses its

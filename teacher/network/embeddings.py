@@ -49,6 +49,7 @@ class TimestepEmbedder(nn.Module):
 
     @property
     def weight_dtype(self) -> torch.dtype:
+        """Type of the embedding's weights."""
         return next(self.mlp.parameters()).dtype
 
     @property

@@ -27,7 +27,7 @@ class LoRAConfig:
     rank: int = 16
     """Rank of the update."""
     alpha: float = 16.0
-    """The update counts alpha / rank."""
+    """The update is scaled by alpha / rank."""
     targets: tuple[str, ...] = ("attn.qkv", "linear1", "ffn")
     """Names of layers, or of modules whose layers are all meant: attention, its output and the MLPs of every block by
     default. A name is some consecutive parts of a dotted path: "ffn" and "fused_blocks.0" both select
@@ -43,7 +43,7 @@ class LoRAConfig:
 
 
 class LoRALinear(nn.Linear):
-    """A linear layer that keeps its parameters under their names and adds lora_a (rank, in), lora_b (out, rank)."""
+    """A linear layer with its parameters under unchanged names, and adapters lora_a (rank, in), lora_b (out, rank)."""
 
     def __init__(self, base: nn.Linear, a: Tensor, b: Tensor, alpha: float) -> None:
         super().__init__(base.in_features, base.out_features, base.bias is not None, device="meta")
@@ -61,7 +61,7 @@ class LoRALinear(nn.Linear):
 
 
 class LoRAConv1d(ChannelLastConv1d):
-    """A convolution that keeps its parameters under their names and adds lora_a (rank, in k), lora_b (out, rank).
+    """A convolution with its parameters under unchanged names, and adapters lora_a (rank, in k), lora_b (out, rank).
 
     B A as a kernel is the convolution with A followed by B at every frame, which needs no kernel of full size.
     """
@@ -129,7 +129,7 @@ def merge_lora(net: nn.Module) -> None:
 
 
 def adapter_state(net: nn.Module) -> dict[str, Tensor]:
-    """What training changed, for a small file: <layer>.lora_a, <layer>.lora_b and the scalar lora_alpha.
+    """The adapters alone, for a small file: <layer>.lora_a, <layer>.lora_b and the scalar lora_alpha.
 
     Raises ValueError without adapters.
     """

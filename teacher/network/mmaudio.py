@@ -22,7 +22,7 @@ FROZEN_PARAMETERS = ("latent_mean", "latent_std", "empty_string_feat")
 """Parameters that hold statistics and stored features, never trained."""
 
 OUTPUTS = ("final_layer.conv", "velocity_layer.conv")
-"""Where the outputs come from."""
+"""Names of the layers that compute the outputs."""
 
 
 class Encoded(NamedTuple):
@@ -50,12 +50,12 @@ class Encoded(NamedTuple):
 class MMAudio(nn.Module):
     """Velocity network over latents (B, N, C), conditioned on image, synchronisation and text features.
 
-    A network cast to bfloat16 takes inputs of any float dtype and answers in that of the state; its tables of times and
-    positions stay float32.
+    A network cast to bfloat16 takes inputs of any float dtype and returns the dtype of the state; its tables of times
+    and positions stay float32.
     """
 
     checkpoint_blocks = False
-    """Keep only the inputs of joint and fused blocks for the backward pass, which computes the rest again."""
+    """Store only the inputs of joint and fused blocks for the backward pass, which recomputes the rest."""
 
     def __init__(self, config: MMAudioConfig) -> None:
         super().__init__()
@@ -108,7 +108,7 @@ class MMAudio(nn.Module):
 
     @torch.no_grad()
     def initialise(self) -> None:
-        """Xavier linears, zero modulation and output: every residual branch starts closed and the output is zero."""
+        """Initialise linear layers by Xavier, modulation and output by 0, so residual branches and output are 0."""
         if self.latent_mean.is_meta:  # a shape to load weights into
             return
         for module in self.modules():
@@ -127,10 +127,10 @@ class MMAudio(nn.Module):
 
     @torch.no_grad()
     def initialise_unit(self, gate: float = 0.1) -> None:
-        """Signals of unit size: weights N(0, 1 / fan-in), zero modulation but for slightly open gates, zero output.
+        """Initialise for signals of unit size: weights N(0, 1 / fan-in), gates `gate`, other modulation and output 0.
 
-        With the published initialisation synchronisation and time enter the modulation at a few hundredths; hundreds
-        of thousands of steps make up for that, a few thousand do not.
+        With the published initialisation, synchronisation and time have a size of a few hundredths in the modulation.
+        Hundreds of thousands of training steps correct that, but not a few thousand.
         """
         for name, module in self.named_modules():
             if isinstance(module, nn.Linear | nn.Conv1d):
@@ -199,10 +199,10 @@ class MMAudio(nn.Module):
     def predict(
         self, x: Tensor, t: Tensor, encoded: Encoded, interval: Tensor | None = None, omega: Tensor | None = None
     ) -> Tensor:
-        """Velocity (B, N, C) at state x and time t (B,) of MMAudio's clock; a velocity head is left out.
+        """Velocity (B, N, C) at state x and time t (B,) in MMAudio's time; a velocity head is not run.
 
-        `interval` (B,) = |t - r| and `omega` (B,), the guidance scale, each if the network embeds it. Raises ValueError
-        where an input and its embedding do not come together.
+        `interval` (B,) = |t - r| and `omega` (B,), the guidance scale, are required if, and only if, the network embeds
+        them; otherwise ValueError is raised.
         """
         stream = self._shared(x, t, encoded, interval, omega)
         return self._branch(stream, list(self.fused_blocks)[self._parting :], self.final_layer).to(x.dtype)
@@ -210,7 +210,7 @@ class MMAudio(nn.Module):
     def predict_headed(
         self, x: Tensor, t: Tensor, encoded: Encoded, interval: Tensor | None = None, omega: Tensor | None = None
     ) -> Prediction:
-        """The same with the velocity head's estimate beside it; ValueError for a network without a head."""
+        """As `predict`, together with the velocity head's estimate of v; ValueError for a network without a head."""
         if not self.config.velocity_head:
             raise ValueError("this network was built without a velocity head (velocity_head=0)")
         stream = self._shared(x, t, encoded, interval, omega)
@@ -220,7 +220,7 @@ class MMAudio(nn.Module):
 
     @property
     def _parting(self) -> int:
-        """The fused block before which the velocity head's branch leaves."""
+        """Index of the fused block before which the velocity head's branch separates."""
         return self.config.fused_depth - self.config.velocity_head
 
     def _shared(
@@ -255,7 +255,7 @@ class MMAudio(nn.Module):
         return out
 
     def _through(self, block: nn.Module, *inputs: Tensor | Rotary | None) -> Any:
-        """The block's answer. Passes without a graph keep nothing anyway; no block draws random numbers."""
+        """The output of a block, recomputed in the backward pass if there is a graph; blocks draw no random numbers."""
         if self.checkpoint_blocks and torch.is_grad_enabled():
             return checkpoint(block, *inputs, use_reentrant=False, preserve_rng_state=False)
         return block(*inputs)

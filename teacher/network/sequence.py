@@ -77,6 +77,7 @@ class SequenceConfig:
 
     @property
     def samples_per_latent(self) -> int:
+        """Samples per latent frame: hop_length * latent_downsample."""
         return self.hop_length * self.latent_downsample
 
     @property
@@ -85,10 +86,12 @@ class SequenceConfig:
         return self.sample_rate / self.samples_per_latent
 
     def latent_frames(self, duration_s: float) -> int:
+        """Latent frames of a sound of `duration_s` seconds, rounded up."""
         _check(duration_s)
         return math.ceil(round(duration_s * self.sample_rate / self.samples_per_latent, 9))
 
     def num_samples(self, duration_s: float) -> int:
+        """Samples that a latent of `duration_s` seconds decodes to: whole latent frames, so at least the duration."""
         return self.latent_frames(duration_s) * self.samples_per_latent
 
 
@@ -103,7 +106,7 @@ def image_frames(duration_s: float) -> int:
 
 
 def sync_video_frames(duration_s: float) -> int:
-    """Number of 25 fps frames that the synchronisation encoder is shown."""
+    """Number of 25 fps frames that the synchronisation encoder takes."""
     _check(duration_s)
     return int(SYNC_FPS * duration_s + 1e-9)
 

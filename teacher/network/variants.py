@@ -130,6 +130,7 @@ class MMAudioConfig:
 
     @property
     def hidden_dim(self) -> int:
+        """Hidden width: num_heads * head_dim."""
         return self.head_dim * self.num_heads
 
     @property

@@ -1,4 +1,4 @@
-"""The one place that knows MMAudio's clock: tau = 1 - t, so v(x_t, t) = -net(x_t, 1 - t), and u likewise.
+"""Conversion from MMAudio's time tau = 1 - t to this project's t: v(x_t, t) = -net(x_t, 1 - t), and u likewise.
 
 `meanflow` counts t = 1 as noise; MMAudio's networks were trained with 0 as noise. Reversing the clock flips the sign of
 every velocity (instantaneous or average) and leaves interval lengths alone.
@@ -32,8 +32,8 @@ def student_velocity(
 ) -> Tensor:
     """u(x_t, r, t) of a network with an interval embedding; a velocity head is not run.
 
-    `omega`, one number or (B,), is the guidance scale shown to a network that embeds it: the guided average velocity in
-    this one evaluation. Raises ValueError where another scale than 1 is asked of a network that does not.
+    `omega`, one number or (B,), is the guidance scale for a network that embeds it, which returns the guided average
+    velocity in this one evaluation. Raises ValueError for a scale other than 1 with any other network.
     """
     return -net.predict(x_t, 1 - t, encoded, t - r, _shown_scale(net, t, omega))
 
@@ -64,7 +64,7 @@ def forward_prediction(
 
 
 def _turned(output: Tensor | Prediction) -> Prediction:
-    """What a network answered on MMAudio's clock, as a prediction on this project's."""
+    """The output of a network in MMAudio's time, converted to a prediction in this project's (opposite sign)."""
     if isinstance(output, Tensor):
         return Prediction(-output)
     return Prediction(-output.u, None if output.v is None else -output.v)
@@ -85,8 +85,8 @@ def _shown_scale(net: MMAudio, t: Tensor, omega: Tensor | float) -> Tensor | Non
 class Guide:
     """Wraps a prediction on encoded conditions with classifier-free guidance, all its parts in one batched forward.
 
-    `video`, the conditions without words, is what `JointGuidance` needs besides. `observe`, if given, receives what
-    every evaluation was combined to, with its rescaling scalars s* and where they were clamped.
+    `video`, the conditions without text, is needed by `JointGuidance` only. `observe`, if given, receives the combined
+    prediction of every evaluation, with its rescaling scalars s* and where they were clamped.
     """
 
     conditional: Encoded
@@ -107,8 +107,7 @@ class Guide:
     ) -> "Guide":
         """Encode `conditions`, and their unconditional and video-only twins only if the guidance needs them.
 
-        `negative_text` (1 or B, tokens, width): features of words to stay away from; they take the place of the empty
-        text in the twins.
+        `negative_text` (1 or B, tokens, width): features of a negative prompt, which replace the empty text there.
         """
         conditional = net.encode_conditions(conditions, latent_frames)
         if not guidance.active:

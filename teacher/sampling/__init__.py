@@ -1,8 +1,8 @@
-"""From films and words to sound; `pipeline.py` is the way in.
+"""Sampling: from video and text to sound; the entry point is `pipeline.py`.
 
-stages      names of the stages, and the clock they are timed with     generator   noise -> latent -> wave
-config      steps, guidance, solver, precision                         fast        the same, faster (`--fast`)
-scene       video and words of one sound; the sound                    windows     long sounds in windows
-provenance  how a sound was made, in its file's tags                   model_card  a folder to give away
-jobs        what a command is asked for, and its results               export      ONNX and torch.export
+generator   steps, guidance, solver, precision; noise -> latent -> wave  fast        the same, faster (`--fast`)
+stages      names of the stages, and the clock that times them           windows     long sounds in windows
+scene       video and prompt of one sound; the sound                     model_card  a folder to publish
+provenance  how a sound was made, in its file's tags                     export      ONNX and torch.export
+jobs        the jobs of a sampling command, and their results
 """

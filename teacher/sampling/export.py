@@ -1,6 +1,6 @@
 """The one-step generator as files for other programs: an ONNX file, and an archive of torch.export.
 
-Each file is loaded again and compared on random inputs with what the pipeline's own generator makes of them.
+Each file is loaded again and compared with the pipeline's own generator on random inputs.
 
     generator.onnx   (generator.onnx.data beside it where the weights pass 2 GB)   the format for exchange: data only
     generator.pt2    torch.export's archive. Loading one is loading code: never load one that you did not make yourself
@@ -36,14 +36,14 @@ from teacher.sampling.generator import SamplingConfig
 from teacher.sampling.pipeline import Pipeline
 
 INPUTS = ("noise", "clip", "sync", "text", "has_clip", "has_sync", "has_text", "omega")
-"""Names in the order of the graph; omega only where the guidance scale is an input."""
+"""Names of the graph's inputs in order; omega is missing unless the guidance scale is an input."""
 
 Runner: TypeAlias = Callable[[Sequence[Tensor]], Tensor]
-"""Inputs in that order -> wave or latents."""
+"""Runs an exported file: inputs in the order of INPUTS -> wave or latents."""
 
 
 class Parity(NamedTuple):
-    """Largest absolute deviation of one file from the eager network, and the root mean square of what was compared."""
+    """Largest absolute deviation of an exported file from the eager network, and the root mean square of the values."""
 
     deviation: float
     rms: float
@@ -52,9 +52,9 @@ class Parity(NamedTuple):
 def random_inputs(
     pipeline: Pipeline, duration_s: float, rows: int, with_omega: bool, generator: torch.Generator
 ) -> tuple[Tensor, ...]:
-    """Normal noise, features of random directions and length 1 as image and text features are, omega in [1, 2).
+    """Random inputs of the graph: normal noise, features of random direction and unit length, omega in [1, 2).
 
-    The first row has every modality, in the others each is there by chance.
+    The first row has all modalities; in the other rows each modality is present at random.
     """
     blank = Conditions.empty(rows, duration_s, pipeline.net.config.widths)
     frames = pipeline.codec.sequence.latent_frames(duration_s)
@@ -68,7 +68,7 @@ def random_inputs(
 
 
 def eager(pipeline: Pipeline, guidance: GivenGuidance, inputs: Sequence[Tensor]) -> Tensor:
-    """Normalised latents that the project itself makes of the inputs in one step, a row at a time."""
+    """Normalised latents of the pipeline's own generator for these inputs in one step, row by row."""
     rows = []
     for row in range(len(inputs[0])):
         noise, clip, sync, text, has_clip, has_sync, has_text, *omega = (x[row : row + 1] for x in inputs)
@@ -81,7 +81,7 @@ def eager(pipeline: Pipeline, guidance: GivenGuidance, inputs: Sequence[Tensor])
 
 
 def parity(run: Runner, batches: Sequence[Sequence[Tensor]], wanted: Sequence[Tensor]) -> Parity:
-    """Over all batches; NaN where the file gives NaN. Raises ValueError for an answer of another shape."""
+    """Largest deviation over all batches; NaN if the file gives NaN. ValueError for an output of another shape."""
     deviations = []
     for inputs, expected in zip(batches, wanted, strict=True):
         made = run(inputs)
@@ -93,7 +93,7 @@ def parity(run: Runner, batches: Sequence[Sequence[Tensor]], wanted: Sequence[Te
 
 
 def take_turns(runners: Mapping[str, Runner], inputs: Sequence[Tensor], repeats: int) -> dict[str, float]:
-    """Median seconds of each over `repeats` rounds in which every one runs once, after an untimed round."""
+    """Median seconds of each runner over `repeats` rounds; in a round all run once, and the first round is untimed."""
     taken: dict[str, list[float]] = {name: [] for name in runners}
     for turn in range(repeats + 1):
         for name, run in runners.items():
@@ -119,7 +119,7 @@ def open_onnx(path: Path, threads: int | None = None) -> Runner:
 
 
 def open_torch(path: Path) -> Runner:
-    """An archive of torch.export that this program has written itself: loading one is loading code."""
+    """Load an archive of torch.export. Loading executes code, so give it only files that this program wrote itself."""
     module = torch.export.load(path).module()
     return lambda inputs: module(*inputs)
 
@@ -130,30 +130,30 @@ ABOUT = "export.json"
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 OPSET = 20
 EXTERNAL_BYTES = 2_000_000_000
-"""Weights above this lie beside the .onnx file, whose own format ends at 2 GiB."""
+"""Weights of more bytes are written beside the .onnx file, whose format is limited to 2 GiB."""
 TOLERANCE = {"wave": 1e-3, "latents": 1e-4}
 """Largest absolute deviation from the eager network in float32: a wave lies in [-1, 1], latents have unit size."""
 CHECKED_ROWS = (1, 2)
-"""Batches that a free batch is checked on."""
+"""Batch sizes on which a graph with dynamic batch is checked."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ExportConfig:
-    """What is exported, and how it is checked."""
+    """Configuration of an export: formats, guidance, shapes, and the check."""
 
     formats: Format = "onnx"
     guidance: GivenGuidance = field(default_factory=Guidance)
-    """A rule fixed in the graph (scale 1 is off), or "input": one more input omega (B,)."""
+    """A guidance rule fixed in the graph (scale 1 is off), or "input" for one more input omega (B,)."""
     batch: int | None = None
-    """Rows of a call; None is any number."""
+    """Rows per call; None accepts any number."""
     duration_s: float | None = None
-    """Seconds of sound, fixed in the graph; None is the duration the network was trained on."""
+    """Seconds of sound, fixed in the graph; None takes the duration that the network was trained on."""
     tolerance: float | None = None
     """Largest deviation that passes; None is 1e-3 for waves, 1e-4 for latents."""
     seed: int = 0
-    """Of the random inputs of the check."""
+    """Seed of the random inputs of the check."""
     repeats: int = 0
-    """Timed rounds of the eager network and of each file, taking turns on one row (or the fixed batch); 0 is none."""
+    """Rounds in which the eager network and each file are timed in turn on one row (or the fixed batch); 0 is none."""
 
     def __post_init__(self) -> None:
         if self.formats not in get_args(Format):
@@ -169,7 +169,7 @@ class ExportConfig:
 
     @property
     def kinds(self) -> tuple[str, ...]:
-        """Keys of FILES."""
+        """The formats to write, as keys of FILES."""
         return tuple(FILES) if self.formats == "both" else (self.formats,)
 
 
@@ -221,7 +221,7 @@ def export_generator(pipeline: Pipeline, out: Path, config: ExportConfig | None 
 def describe(
     pipeline: Pipeline, config: ExportConfig, duration_s: float, inputs: Sequence[Tensor], result: str
 ) -> dict[str, Any]:
-    """The content of export.json but for the results of the check; a shape holds "batch" where the batch is free."""
+    """The content of export.json without the results of the check; a shape has "batch" where the batch is dynamic."""
     rows: list[int | str] = ["batch" if config.batch is None else config.batch]
     sequence = pipeline.codec.sequence
     made = (sequence.latent_frames(duration_s), pipeline.codec.latent_channels)
@@ -251,7 +251,7 @@ def describe(
 def _write(
     module: nn.Module, inputs: tuple[Tensor, ...], config: ExportConfig, folder: Path, about: dict[str, Any]
 ) -> dict[str, Runner]:
-    """The files in `folder`, and what runs each of them."""
+    """Write the files into `folder`; returns a runner for each."""
     free = {0: torch.export.Dim("batch", min=1)} if config.batch is None else None
     program = torch.export.export(module, inputs, dynamic_shapes=tuple(free for _ in inputs))
     runners: dict[str, Runner] = {}

@@ -27,15 +27,15 @@ from teacher.network.mmaudio import Encoded, MMAudio
 from teacher.network.velocity import student_velocity
 
 GivenGuidance: TypeAlias = Guidance | Literal["input"]
-"""A rule fixed in the graph, or its scale as an input (B,), with the scalar rescaling of `Guidance()`."""
+"""A guidance rule fixed in the graph, or "input": its scale is an input (B,), with the rescaling of `Guidance()`."""
 
 
 class OneStep(nn.Module):
-    """Noise and conditions -> latents. Raises ValueError for a network that is not a student's.
+    """Noise and conditions -> latents in one step. Raises ValueError for a network that is not a student.
 
-    Lengths are fixed: `frames` of the latent and those of features of `duration_s`; the batch is free. `guidance` at
-    scale 1 needs one row of the network per sound, any other and "input" two, but for a network that embeds the scale,
-    which always needs one.
+    Lengths are fixed: `frames` of the latent and those of features of `duration_s`; the batch is dynamic. Guidance of
+    scale 1 takes one row of the network per sound, other scales and "input" two; a network that embeds the scale always
+    takes one.
     """
 
     def __init__(self, net: MMAudio, frames: int, duration_s: float, guidance: GivenGuidance) -> None:
@@ -84,7 +84,7 @@ class OneStep(nn.Module):
         return Guidance() if self.guidance == "input" else self.guidance
 
     def _guided(self, e: Tensor, r: Tensor, t: Tensor, encoded: Encoded, omega: Tensor | None) -> Tensor:
-        """p_c + (omega - 1) (p_c - s* p_u), or what the fixed rule makes of p_c and p_u."""
+        """p_c + (omega - 1) (p_c - s* p_u), or the fixed rule applied to p_c and p_u."""
         rows = e.shape[0]
         nothing = (getattr(self, f"nothing_{name}") for name in Encoded._fields)
         both = Encoded.cat(encoded, Encoded(*(part.expand(rows, *part.shape[1:]) for part in nothing)))
@@ -98,7 +98,7 @@ class OneStep(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Latents -> wave (B, samples) with the VAE and vocoder of a codec on the CPU; weights are shared with it."""
+    """Latents -> wave (B, samples) with the VAE and vocoder of a codec on the CPU, whose weights are not copied."""
 
     mean: Tensor
     std: Tensor
@@ -117,7 +117,7 @@ class Decoder(nn.Module):
 
 
 class ExportedGenerator(nn.Module):
-    """`OneStep`, and the decoder where there is one."""
+    """The exported graph: `OneStep`, followed by the decoder if there is one."""
 
     def __init__(self, step: OneStep, decoder: Decoder | None) -> None:
         super().__init__()
@@ -168,7 +168,7 @@ class ExportableSnake(nn.Module):
 
 
 def with_exportable_snakes(vocoder: nn.Module) -> nn.Module:
-    """The same network with `ExportableSnake` for its activations; all other weights are shared, not copied."""
+    """A network with `ExportableSnake` for its activations; the weights of the original are used without a copy."""
     twin = copy.deepcopy(vocoder, {id(p): p for p in vocoder.parameters()})
     for name, module in list(twin.named_modules()):
         if isinstance(module, AliasFreeSnake):
@@ -183,7 +183,7 @@ def _taps_at(taps: Tensor, k: Tensor) -> Tensor:
 
 
 def _blockwise(x: Float[Tensor, "batch channels time"], matrix: Tensor, margin: int, step: int) -> Tensor:
-    """Windows from `margin` before a block to `margin` after it, edges held, times `matrix`, one after the other.
+    """Windows from `margin` before a block to `margin` after it, times `matrix`; edge samples are repeated.
 
     The sound is cut into blocks of `step` that begin `margin` early; a window is one of them and 2 margin of the next.
     """

@@ -1,11 +1,11 @@
 """The fast form of a generator (`mf-sample --fast`): the same stages, and the same numbers to float32 rounding.
 
-    processor     the vocoder's deep convolutions take fewer products (teacher/audio/toom_cook.py): a sixth of the
-                  vocoder's time, for 0.64 GB of memory at the published size
-    CUDA device   every stage is recorded as a CUDA graph the first time it meets a size, and replayed afterwards: the
-                  same kernels, launched together instead of one by one. Conditions are encoded before, not in the graph
+    CPU           the vocoder's deep convolutions take fewer products (teacher/audio/toom_cook.py), which saves a sixth
+                  of the vocoder's time for 0.64 GB of memory at the published size
+    CUDA device   every stage is recorded as a CUDA graph at the first call with new shapes, and replayed afterwards:
+                  the same kernels, launched together instead of one by one. Conditions are encoded before the graph
 
-Where a stage cannot be recorded its operators are launched one by one as ever, and one line says why. The part for CUDA
+A stage that cannot be recorded runs eagerly, operator by operator, and one line reports why. The part for CUDA
 devices has its tests (marker gpu) but has not been run on one yet, and no timing of it is claimed.
 """
 
@@ -28,11 +28,11 @@ from teacher.sampling.generator import Generator, SamplingConfig, draw_latents
 from teacher.sampling.stages import never_stop
 
 WARM_UP = 3
-"""Calls before recording: libraries choose algorithms and set workspaces aside, caches are filled."""
+"""Calls before recording, in which libraries choose algorithms, allocate workspaces and fill caches."""
 
 
 def fast_form(generator: Generator, codec: AudioCodec, *, report: Callable[[str], None]) -> Generator:
-    """The generator in the form that is fast on its device. `report` receives a line where a stage is not recorded.
+    """The generator in the form that is fast on its device. `report` receives a line for a stage that is not recorded.
 
     Raises ValueError for another codec than MMAudio's.
     """
@@ -54,17 +54,17 @@ def fast_form(generator: Generator, codec: AudioCodec, *, report: Callable[[str]
 
 
 def check_fast(codec: AudioCodec) -> None:
-    """Raises ValueError for a codec of which there is no fast form."""
+    """Raise ValueError for a codec other than MMAudio's, because only that one has a fast form."""
     if not isinstance(codec, MMAudioCodec):
-        raise ValueError("the fast form is that of MMAudio's codec; this model has a codec fitted on its own sounds")
+        raise ValueError("the fast form needs MMAudio's codec; this model has a codec fitted on its own sounds")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class RecordedDraw:
-    """`draw_latents` recorded: a graph for every size, sampling and scale. Conditions are encoded before, eagerly.
+    """`draw_latents` as CUDA graphs, one per shape, sampling configuration and scale; conditions are encoded before.
 
     A graph cannot be observed, so an observer of the guidance receives nothing; `check` is called once before each
-    replay. An adaptive solver, which chooses its steps by what it meets, is not recorded.
+    replay. An adaptive solver, whose steps depend on the values, is not recorded.
     """
 
     report: Callable[[str], None]
@@ -86,7 +86,7 @@ class RecordedDraw:
 
 
 def _recorded_decoder(codec: MMAudioCodec, report: Callable[[str], None]) -> tuple[Stage, ...]:
-    """The codec's two stages, recorded. Whatever waits for the device is done outside the recorded functions."""
+    """The codec's two stages, recorded. Operations that wait for the device stay outside the recorded functions."""
     models, vocoder = codec.models, codec.models.vocoder
     device = vocoder.conv_pre.weight.device
     placed = replace(codec, latent_mean=codec.latent_mean.to(device), latent_std=codec.latent_std.to(device))
@@ -115,17 +115,17 @@ def _filled(guide: Guide, tensors: tuple[Tensor, ...]) -> Guide:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Recorded:
-    """A function of tensors on a CUDA device, recorded for every new set of shapes and replayed for known ones."""
+    """A function of tensors on a CUDA device, recorded at the first call with given shapes and replayed afterwards."""
 
     call: Callable[..., Sequence[Tensor]]
-    """Waits for the device nowhere."""
+    """The function; it must not wait for the device."""
     report: Callable[[str], None]
     keep: object = None
-    """What the function reads from caches."""
+    """References to tensors that the function reads from caches, so that their memory is not freed."""
     graphs: dict[Hashable, "CudaGraphCall | None"] = field(default_factory=dict)
 
     def __call__(self, *tensors: Tensor) -> Sequence[Tensor]:
-        """What the function returns, in tensors of the caller's own."""
+        """The function's results, as copies that belong to the caller."""
         shapes = tuple((tuple(x.shape), x.dtype) for x in tensors)
         if shapes not in self.graphs:
             self.graphs[shapes] = record(self.call, tensors, report=self.report, keep=self.keep)
@@ -135,9 +135,9 @@ class Recorded:
 
 @dataclass(frozen=True, eq=False)
 class CudaGraphCall:
-    """Takes tensors of the recorded shapes, dtypes and device; its results are copies that the next call leaves alone.
+    """Replays a CUDA graph on tensors of the recorded shapes and dtypes; its results are copies.
 
-    `keep` holds what the graph reads besides; memory that nobody keeps would be given to others.
+    `keep` refers to the other tensors that the graph reads, whose memory would otherwise be freed and reused.
     """
 
     replay: Callable[[], None]
@@ -146,7 +146,7 @@ class CudaGraphCall:
     keep: object = None
 
     def __call__(self, *tensors: Tensor) -> tuple[Tensor, ...]:
-        """Raises ValueError for tensors unlike the recorded ones."""
+        """Replay the graph. Raises ValueError for tensors of other shapes or dtypes than the recorded ones."""
         found, wanted = ([(tuple(x.shape), x.dtype) for x in xs] for xs in (tensors, self.inputs))
         if found != wanted:
             raise ValueError(f"a recorded call takes {wanted}, got {found}")
@@ -164,10 +164,10 @@ def record(
     report: Callable[[str], None],
     keep: object = None,
 ) -> CudaGraphCall | None:
-    """Warm `call` up on a stream of its own and record it on copies of `example`. `keep`: what it reads from caches.
+    """Warm `call` up on its own stream and record it on copies of `example`; `keep` refers to cached tensors it reads.
 
-    None, and one line to `report`, where that is not possible: no CUDA device, an operation that waits for the device,
-    not enough memory.
+    Returns None and reports one line where recording fails: without a CUDA device, for an operation that waits for the
+    device, or for lack of memory.
     """
     inputs = tuple(x.clone() for x in example)
     try:

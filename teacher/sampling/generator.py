@@ -1,6 +1,6 @@
 """The one generator, noise -> latent -> wave in named stages, with either kind of network and any codec.
 
-`SamplingConfig` says how it draws: steps, guidance, solver, seed.
+`SamplingConfig` has its settings: steps, guidance, solver and seed.
 
     latent = generate(network, conditions, noise)          a teacher's velocity is integrated, a student's average
                                                            velocity jumps
@@ -32,7 +32,7 @@ from teacher.sampling.stages import FLOW, StageClock, never_stop
 
 FixedSolver: TypeAlias = Literal["euler", "heun", "midpoint"]
 Solver: TypeAlias = FixedSolver | Adaptive
-"""How an instantaneous velocity is integrated; an average velocity jumps and needs none."""
+"""Integrator of an instantaneous velocity (a teacher); an average velocity (a student) jumps and needs none."""
 Precision: TypeAlias = Literal["float32", "bfloat16", "demo"]
 """Arithmetic of the flow network. float32 throughout; bfloat16: float32 weights and state, products in bfloat16 (how
 MMAudio is evaluated); demo: weights, state, times and the table of time frequencies in bfloat16 (how MMAudio's own
@@ -41,19 +41,19 @@ demo runs, which for v2 networks scrambles the time embedding: teacher/network/e
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingConfig:
-    """How latents are drawn."""
+    """How latents are sampled: number of steps, guidance, seed, and a teacher's solver."""
 
     steps: int = 1
-    """Network evaluations along the path; 1 is what the student is for, 25 the teacher's default."""
+    """Number of sampling steps; students are trained for 1, a teacher is usually sampled with 25."""
     guidance: GuidanceRule = field(default_factory=Guidance)
     """Classifier-free guidance; scale 1 is off and needs a single evaluation per step."""
     seed: int = 0
     solver: Solver = "euler"
-    """Integrator of a teacher's velocity; a student jumps and takes none."""
+    """Integrator of a teacher's velocity; for a student it must stay euler."""
     shift: float = 1.0
-    """Above 1 smaller steps near the noise, below 1 near the data."""
+    """Shift of the time grid: above 1 the steps near the noise are smaller, below 1 those near the data."""
     zero_init_steps: int = 0
-    """First steps that leave the noise as it is, of 25 or more."""
+    """Number of first steps whose velocity is zero (CFG-Zero*); meant for 25 or more steps."""
 
     def __post_init__(self) -> None:
         if not isinstance(self.solver, Adaptive) and self.solver not in get_args(FixedSolver):
@@ -66,7 +66,7 @@ class SamplingConfig:
         check_zero_init(self.zero_init_steps, self.steps)
 
     def __str__(self) -> str:
-        """Steps and guidance in words."""
+        """Steps and guidance as text, such as "25 step(s), guidance 4.5"."""
         solver, rule = self.solver, self.guidance
         steps = f"adaptive to {solver.rtol:g}" if isinstance(solver, Adaptive) else f"{self.steps} step(s)"
         if isinstance(rule, JointGuidance):
@@ -93,18 +93,18 @@ def network_evaluations(
     zero_init_steps: int = 0,
     guided_input: bool = False,
 ) -> int:
-    """Evaluations of the network per sound.
+    """Number of evaluations of the network per sound.
 
-    A jump or an Euler step takes one, Heun and midpoint two, a step of zero velocity none; each is one for every
-    prediction that the guidance combines (2, or 3 for separate video and text scales; 1 for a network that takes the
-    scale as an input).
+    A jump or an Euler step takes one, Heun and midpoint two, a step of zero velocity none. Guidance multiplies this by
+    the number of predictions that it combines: 2, or 3 for separate video and text scales, or 1 for a network that
+    takes the scale as an input.
     """
     combined = 1 if guided_input else guidance.evaluations
     return (num_steps - zero_init_steps) * (1 if solver == "euler" else 2) * combined
 
 
 Draw: TypeAlias = Callable[[MMAudio, Guide, Tensor, float, SamplingConfig, Callable[[], None]], Tensor]
-"""What draws the latents: `draw_latents`, or the recorded form of it in teacher/sampling/fast.py."""
+"""A function that samples latents: `draw_latents`, or its recorded form `teacher.sampling.fast.RecordedDraw`."""
 
 
 @torch.no_grad()
@@ -121,11 +121,11 @@ def generate(
 ) -> Tensor:
     """Latents (B, N, C) from noise e (B, N, C): a network with an interval embedding jumps, another is integrated.
 
-    `negative` (1 or B, tokens, width) takes the place of the empty text under guidance. `observe` receives every guided
-    evaluation with its rescaling scalars s*; `check` is called before every evaluation of the network and ends the work
-    by raising. `draw` takes the place of `draw_latents`. The seed of `sampling` has no part in it: the noise is given.
-    The state keeps the dtype of `e`. A network with the guidance scale as an input is given omega and needs no second
-    prediction; the other options of guidance do nothing there. Raises ValueError when a solver is asked of an average
+    `negative` (1 or B, tokens, width) replaces the empty text under guidance. `observe` receives every guided
+    evaluation with its rescaling scalars s*; `check` is called before every evaluation of the network and stops the
+    sampling by raising. `draw` replaces `draw_latents`. The seed of `sampling` is not used, because the noise is given.
+    The state has the dtype of `e`. A network with the guidance scale as an input is given omega and needs no second
+    prediction; the other options of guidance have no effect there. Raises ValueError for a solver with an average
     velocity, for a shift or zero steps together with an `Adaptive` solver, and for separate scales or a negative prompt
     with a network that takes the scale as an input.
     """
@@ -141,9 +141,9 @@ def generate(
 def draw_latents(
     net: MMAudio, guide: Guide, e: Tensor, omega: float, sampling: SamplingConfig, check: Callable[[], None]
 ) -> Tensor:
-    """The part of `generate` that depends on the noise, with encoded conditions and their guidance.
+    """Latents from noise `e`, with conditions that are encoded already: the part of `generate` that uses the noise.
 
-    `omega` is the scale that is shown to a network which takes it as an input, 1 for every other one. An `Adaptive`
+    `omega` is the guidance scale for a network that takes it as an input, and 1 for every other one. An `Adaptive`
     solver chooses its own steps and ignores their number.
     """
     solver, zero_init_steps = sampling.solver, sampling.zero_init_steps
@@ -177,20 +177,20 @@ def draw_latents(
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Generator:
-    """A network and the decoder behind it, in the arithmetic that was chosen for them.
+    """A network and the decoder of its latents, with their device and precision.
 
-    Features and noise may lie anywhere; latents and waves are float32 on the processor.
+    Features and noise may be on any device; latents and waves are returned as float32 on the CPU.
     """
 
     net: MMAudio
     decoder: tuple[Stage, ...]
-    """From normalised latents (B, frames, channels) on the processor to waves (B, samples) within [-1, 1]."""
+    """Stages from normalised latents (B, frames, channels) on the CPU to waves (B, samples) within [-1, 1]."""
     device: torch.device | str = "cpu"
-    """Where the network lies."""
+    """Device of the network."""
     dtype: torch.dtype = torch.float32
-    """Of features, noise and state."""
+    """Type of features, noise and state."""
     arithmetic: Callable[[], AbstractContextManager[object]] = nullcontext
-    """Entered around the evaluations of the network, such as autocast."""
+    """Context entered around the evaluations of the network, such as autocast."""
     draw: Draw = draw_latents
 
     @classmethod
@@ -218,8 +218,8 @@ class Generator:
     ) -> tuple[Stage, ...]:
         """The stages for one batch of conditions; the first takes noise (B, N, C), the last gives waves (B, samples).
 
-        `negative` (1 or B, tokens, width), `observe` and `check` are those of `generate`. The seed of `sampling` has no
-        part in it: the noise is given.
+        `negative` (1 or B, tokens, width), `observe` and `check` are those of `generate`. The seed of `sampling` is not
+        used, because the noise is given.
         """
         return (Stage(FLOW, partial(self._latents, conditions, sampling, negative, observe, check)), *self.decoder)
 
@@ -234,18 +234,18 @@ class Generator:
         observe: Callable[[Guided], None] | None = None,
         clock: StageClock | None = None,
     ) -> Float[Tensor, "batch samples"]:
-        """Waves of noise and encoded conditions: all stages in turn, under the clock if there is one."""
+        """Waves (B, samples) from noise and encoded conditions: runs all stages, and times them if `clock` is given."""
         clock = clock or StageClock()
-        made = e
+        value = e
         for stage in self.stages(conditions, sampling, negative=negative, observe=observe, check=clock.check):
             with clock.stage(stage.name):
-                made = stage.call(made)
-        return made
+                value = stage.call(value)
+        return value
 
     def latents(
         self, conditions: Conditions, e: Float[Tensor, "batch frames channels"], sampling: SamplingConfig
     ) -> Float[Tensor, "batch frames channels"]:
-        """Normalised latents of noise and encoded conditions: the first stage alone."""
+        """Normalised latents from noise and encoded conditions: runs the first stage only."""
         return self.stages(conditions, sampling)[0].call(e)
 
     def _latents(

@@ -1,7 +1,7 @@
-"""The jobs of a sampling command, from films, folders, patterns, manifests and words; and each job's sound on disk.
+"""The jobs of a sampling command, from videos, folders, patterns, manifests and prompts; and running them.
 
-A job gets one sound, the best of several, or a sound for each of several texts and their mix. Files are written whole,
-never over a film that was given or over a file that this project did not make.
+A job gives one sound, the best of several, or a sound for each of several texts and their mix. Files are replaced
+atomically; a given video, or a file that this project did not make, is never overwritten.
 """
 
 import glob
@@ -30,7 +30,7 @@ TABLES = (".jsonl", ".csv", ".tsv")
 FILMS = (".mp4", ".mkv", ".webm", ".mov", ".avi", ".m4v", ".mpg", ".mpeg", ".ts")
 GLOB = "*?["
 LONGEST = 250
-"""Bytes of a result's name without its suffix; file systems take 255."""
+"""Longest name of a result in bytes, without its suffix; file systems allow 255."""
 
 Rank: TypeAlias = Callable[[Scene, Tensor, int], Sequence[float]]
 """(scene, waves (seeds, samples), sample rate) -> a value for every wave, larger for the better."""
@@ -38,7 +38,7 @@ Rank: TypeAlias = Callable[[Scene, Tensor, int], Sequence[float]]
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """One sound: `name` is that of its files."""
+    """One sound to generate; `name` is the name of its files without suffix."""
 
     name: str
     video: Path | None
@@ -46,12 +46,11 @@ class Job:
 
 
 def jobs(inputs: Iterable[str], prompt: str | None) -> tuple[Job, ...]:
-    """One job per video, or one for words alone.
+    """The jobs of a command: one per video, or one for a prompt without video.
 
-    An input is a video, a folder (its videos, not those of folders in it), a pattern with * ? [ ] (** goes into
-    folders), or a manifest, whose captions are the words of its videos unless `prompt` is given. Results are called
-    like their videos; those of rows of a manifest whose videos share a name (several captions of one), like the rows'
-    ids.
+    An input is a video, a folder (its videos, not those of its subfolders), a pattern with * ? [ ] (** includes
+    subfolders), or a manifest; `prompt` overrides captions from a manifest. Results are named after their videos, or
+    after the ids of a manifest's rows where several rows have videos of one name (several captions of one video).
 
     Raises:
         ValueError: nothing to do, an input that matches nothing, or two videos whose results would have one name.
@@ -66,14 +65,14 @@ def jobs(inputs: Iterable[str], prompt: str | None) -> tuple[Job, ...]:
         other = by_name.setdefault(job.name, job)
         if other is not job:
             raise ValueError(
-                f"{other.video} and {job.video} share a file name, and so would their results; sample them into "
+                f"{other.video} and {job.video} have the same file name, and so would their results; sample them into "
                 "separate --out folders"
             )
     return tuple(found)
 
 
 def check_stems(found: Iterable[Job], stems: Sequence[str]) -> None:
-    """ValueError where a stem of one video would have the name of another video's results."""
+    """Raise ValueError when a stem of one video would have the name of another video's results."""
     names = {job.name: job for job in found if job.video is not None}
     for job in names.values():
         for text in stems:
@@ -82,13 +81,13 @@ def check_stems(found: Iterable[Job], stems: Sequence[str]) -> None:
 
 
 def name_of(words: str) -> str:
-    """A file name from words, of 80 bytes at most."""
+    """A file name made from a text: its letters and digits joined by underscores, at most 80 bytes."""
     name = "_".join("".join(c if c.isalnum() else " " for c in words).split())
     return name.encode()[:80].decode(errors="ignore") or "sound"  # file systems count bytes
 
 
 def fitting(name: str) -> str:
-    """The name, or its beginning and eight digits of its digest where a file system would not take it."""
+    """The name itself; a name too long for a file system is cut and ends in eight digits of its digest."""
     raw = os.fsencode(name)
     if len(raw) <= LONGEST:
         return name
@@ -97,7 +96,7 @@ def fitting(name: str) -> str:
 
 
 def best(values: Sequence[float]) -> int:
-    """Index of the largest value, the first of equals."""
+    """Index of the largest value, the first one if several are equal."""
     return int(torch.tensor(values, dtype=torch.float64).argmax())
 
 
@@ -146,11 +145,11 @@ class Result:
     duration_s: float
     files: tuple[Path, ...]
     scores: tuple[tuple[int, float], ...]
-    """(seed, score) of all sounds it was chosen from."""
+    """(seed, score) of all candidates that the sound was chosen from."""
     provenance: str
 
     def plain(self) -> dict[str, object]:
-        """For a line of JSON."""
+        """The fields as JSON values."""
         try:
             provenance = json.loads(self.provenance)
         except ValueError:
@@ -168,7 +167,7 @@ class Result:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class JobRunner:
-    """Makes the sounds of jobs and writes them; the fields hold for all jobs of a command."""
+    """Generates and writes the sounds of jobs; the fields apply to all jobs of a command."""
 
     pipeline: Pipeline
     sampling: SamplingConfig
@@ -176,31 +175,31 @@ class JobRunner:
     negative_prompt: str | None
     duration_s: float | None
     count: int
-    """Number of sounds that are made, of which the best one is written."""
+    """Number of candidates that are generated, of which the best one is written."""
     rank: Callable[[Scene], Rank] | None
-    """Gives what compares the sounds of a scene; needed above a count of 1. Called before a sound is made, so that
-    whatever it needs is found missing in time."""
+    """Returns the function that ranks the sounds of a scene; required for a count above 1. It is called before sounds
+    are generated, so that missing files are reported first."""
     folder: Path
     suffix: str
     film: bool
     inputs: frozenset[Path]
-    """Films given, resolved: none of them is ever written to."""
+    """Resolved paths of the given videos, which are never overwritten."""
 
     def make(self, job: Job) -> Result:
-        """The sound of a job, or the best of several, with its film.
+        """Generate and write the sound of a job, or the best of several, and the video with it.
 
         Raises:
-            ValueError, OSError: it cannot be made, or not be written; the latter is found out before it is made.
+            ValueError, OSError: it cannot be generated or written; the folder is checked before anything is generated.
         """
         self._check(job, [job.name])
         sound, scores = self._chosen(job)
         return self._written(job, sound, job.name, scores, film=self.film)
 
     def stems(self, job: Job, texts: Sequence[str]) -> list[Result]:
-        """A sound for every text, each in a file of its own, then their sum, which goes under the film.
+        """Generate and write a sound for every text, then their sum, which becomes the sound of the video.
 
         Raises:
-            ValueError: texts that would have one file name.
+            ValueError: two texts would have the same file name.
         """
         names = [name_of(text) for text in texts]
         if len(set(names)) < len(names):
@@ -225,20 +224,20 @@ class JobRunner:
         return [*made, self._written(job, mix, base, (), film=self.film)]
 
     def _check(self, job: Job, names: Sequence[str]) -> None:
-        """That results of these names, the first with a film, can be written and take the place of nothing but results.
+        """Check that files of these names (the first with a video) can be written and would replace only results.
 
         Raises:
-            ValueError: one of them is a film that was given, or a file that this program did not make.
+            ValueError: one of them is a given video, or a file that this program did not make.
             OSError: the folder cannot be written to.
         """
         files = [self.folder / f"{name}.{self.suffix}" for name in names]
         check_sound_format(files[0])
         for path in [*files, *([self.folder / f"{names[0]}.mp4"] if self.film and job.video else [])]:
             if path.resolve() in self.inputs:
-                raise ValueError(f"{path} is one of the films given and would be overwritten; choose another --out")
+                raise ValueError(f"{path} is one of the given videos and would be overwritten; choose another --out")
             if os.path.lexists(path) and not made_here(path):
                 raise ValueError(
-                    f"{path} is there already and was not made by this program; move it away or choose another --out"
+                    f"{path} exists already and was not made by this program; move it away or choose another --out"
                 )
         self.folder.mkdir(parents=True, exist_ok=True)
         try:

@@ -1,12 +1,12 @@
-"""A pipeline as a folder to give away.
+"""A pipeline as a folder to publish.
 
     config.json         network, licence, recipe, teacher, digests       model.safetensors   weights
     codec.safetensors   audio codec                                      features.json       window, encoders, codec
     README.md           model card                                       weights/            published parts, on request
     digests.json        length and SHA-256 of each, compared whenever weights are read
 
-`Pipeline.from_pretrained` reads it, as it reads run folders. Nothing in it runs code, and no path of the machine it was
-made on is in it.
+`Pipeline.from_pretrained` reads it, as it reads run folders. It contains no code, and no paths of the machine that
+wrote it.
 """
 
 import json
@@ -30,34 +30,34 @@ from teacher.weights.run_folder import read_features_info, read_run_config
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 FILES = ("*.json", "*.safetensors", "README.md", "weights/*.json", "weights/*.safetensors")
-"""What is taken from a hub; code and pickles are not."""
+"""The files that are downloaded from a hub; code and pickles are not."""
 PARTS = "weights"
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelCard:
-    """The part of a model card that only its author knows; the rest comes from the weights and their run."""
+    """The entries of a model card that its author provides; the others come from the weights and their run."""
 
     name: str
     description: str = ""
     data: str = "not stated"
-    """What it was trained on, with the licence of that."""
+    """Training data and its licence."""
     metrics: Mapping[str, float] = field(default_factory=dict)
-    """Values by the name of the metric; `measured` states on which clips."""
+    """Value of each metric by name; `measured` must describe the clips."""
     measured: str = ""
 
     def __post_init__(self) -> None:
         if not self.name.strip():
             raise ValueError("name must not be empty")
         if self.metrics and not self.measured.strip():
-            raise ValueError("measured must say on which clips and how the metrics were measured")
+            raise ValueError("measured must describe on which clips and how the metrics were measured")
 
 
 def folder_of(path_or_id: str | Path) -> Path:
-    """The folder itself, or a snapshot of a hub repository NAME/NAME, of which only data files are taken.
+    """The folder itself, or the downloaded snapshot of a hub repository NAME/NAME (data files only, `FILES`).
 
     Raises:
-        WeightsError: neither a folder nor such a name, or the hub cannot be reached; in one line.
+        WeightsError: it is neither a folder nor such a name, or the hub cannot be reached.
     """
     path = Path(path_or_id)
     if path.is_dir():
@@ -76,7 +76,7 @@ def folder_of(path_or_id: str | Path) -> Path:
 
 
 def model_card(about: Mapping[str, Any], card: ModelCard) -> str:
-    """README.md with the hub's front matter: licence, teacher, data, recipe, metrics and how to use it."""
+    """The text of README.md with the hub's front matter: licence, teacher, data, recipe, metrics and usage."""
     licence = str(about["licence"])
     short = {"MIT": "mit", "CC BY-NC 4.0": "cc-by-nc-4.0", "CC-BY-NC 4.0": "cc-by-nc-4.0"}.get(licence, "other")
     front = ["---", f"license: {short}"]
@@ -109,28 +109,28 @@ def model_card(about: Mapping[str, Any], card: ModelCard) -> str:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class SharedModel:
-    """What goes into the folder: a network and its codec, and what is known of where they come from."""
+    """The content of the folder: a network and its codec, with their licence and origin."""
 
     net: MMAudio
     codec: AudioCodec
     window_s: float
     licence: str
     rounded: bool
-    """Whether the network was rounded when it was loaded: then the file it came from is not what is given away."""
+    """Whether the network was rounded when it was loaded; then its tensors are written, not its original file."""
     source: Path | None
-    """Run folder it was loaded from."""
+    """Run folder that the network was loaded from."""
     identity: ModelIdentity | None
     weights_dir: Path | None
     """Folder of published codec and encoder files."""
 
     def write(self, folder: Path, card: ModelCard, *, parts: bool = False) -> Path:
-        """Write the folder described above; complete or not at all.
+        """Write the folder of this module's description; it appears complete or not at all.
 
-        parts: also the published codec and encoder files it uses, which may be gigabytes under licences of their own.
+        parts: also copy the published codec and encoder files, which may be gigabytes under licences of their own.
 
         Raises:
             ValueError: the folder exists and is not empty.
-            WeightsError: parts asked for that are not there.
+            WeightsError: `parts` is set, but there are no such files.
         """
         with new_folder(folder) as staging:
             self._save_weights(staging / "model.safetensors")

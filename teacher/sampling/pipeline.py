@@ -38,32 +38,32 @@ from teacher.weights.run_folder import read_features_info, read_licence
 __all__ = ["ModelCard", "Pipeline", "Precision", "SamplingConfig", "Scene", "Sound", "as_in_the_demo"]
 
 BATCH = 4
-"""Windows of one sound generated at once; bounds memory, on long videos too."""
+"""Windows of one sound per batch, which bounds the memory on long videos too."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Pipeline:
-    """A network with the codec and encoders it was trained with."""
+    """A network together with its codec and encoders: generates sound from video and text."""
 
     net: MMAudio
     codec: AudioCodec
     encoders: Encoders
     window_s: float
-    """Duration the network was trained on; longer sounds are made in overlapping windows of it."""
+    """Seconds that the network was trained on; longer sounds are generated in overlapping windows of this length."""
     device: str = "cpu"
     precision: Precision = "float32"
     licence: str = "unspecified"
-    """Of the network's weights; belongs into the metadata of every sound."""
+    """Licence of the network's weights, which is written into the metadata of every sound."""
     source: Path | None = None
-    """Folder it was loaded from."""
+    """Folder that the pipeline was loaded from."""
     identity: ModelIdentity | None = None
     """Name and digest of the weights, licence and teacher; None for a network that was not loaded from files."""
     weights_dir: Path | None = None
-    """Folder of published codec and encoder files, where it uses them."""
+    """Folder of the published codec and encoder files, if the pipeline uses any."""
     fast: bool = False
-    """Whether sounds are made by the fast form of the generator (`teacher.sampling.fast`); MMAudio's codec alone."""
+    """Whether to use the fast form of the generator (`teacher.sampling.fast`), which needs MMAudio's codec."""
     cache: EncodedCache | None = None
-    """Folder of encoded pictures by the digest of their film; none unless set with `dataclasses.replace`."""
+    """Cache of encoded pictures on disk, by the digest of their video; None unless set with `dataclasses.replace`."""
 
     def __post_init__(self) -> None:
         if self.precision not in get_args(Precision):
@@ -73,7 +73,7 @@ class Pipeline:
 
     @cached_property
     def generator(self) -> Generator:
-        """What turns noise into sound for encoded conditions."""
+        """The generator that turns noise and encoded conditions into sound."""
         made = Generator.of(self.net, self.codec.decode_stages(), device=self.device, precision=self.precision)
         return fast_form(made, self.codec, report=partial(print, file=sys.stderr)) if self.fast else made
 
@@ -87,9 +87,10 @@ class Pipeline:
         device: str = "cpu",
         precision: Precision = "float32",
     ) -> Self:
-        """Everything a run folder names; strict, nothing is downloaded.
+        """Load network, codec and encoders of a run folder strictly; nothing is downloaded.
 
-        `weights_dir`, the folder of codec and encoder files, replaces the one the run folder was made with.
+        `weights_dir`, the folder of codec and encoder files, replaces the one recorded in the run folder. Raises
+        WeightsError naming a file that is missing, damaged or does not belong to the others.
         """
         info = read_features_info(run)
         folder = weights_dir or info.weights_dir
@@ -126,17 +127,20 @@ class Pipeline:
         weights: str = "auto",
         weights_dir: Path | None = None,
     ) -> Self:
-        """From a run folder, a folder of `save_pretrained`, or a hub repository NAME/NAME, which is fetched.
+        """Load a run folder, a folder written by `save_pretrained`, or a hub repository NAME/NAME (downloaded).
 
-        `weights_dir`: folder of published codec and encoder files, where the folder holds no parts of its own. Raises
-        WeightsError in one line naming what is missing, damaged or cannot be fetched.
+        `weights_dir`: folder of published codec and encoder files, if the folder does not contain them. Raises
+        WeightsError in one line naming the file that is missing, damaged or cannot be downloaded.
         """
         return cls.load(
             folder_of(path_or_id), weights=weights, weights_dir=weights_dir, device=device, precision=precision
         )
 
     def save_pretrained(self, folder: Path | str, card: ModelCard, *, parts: bool = False) -> Path:
-        """Write a folder to give away: safetensors, configuration and a model card (`teacher.sampling.model_card`)."""
+        """Write a folder to publish: weights, configuration and a model card (`teacher.sampling.model_card`).
+
+        parts: also copy the published codec and encoder files. Raises ValueError for a folder that is not empty.
+        """
         shared = SharedModel(
             net=self.net,
             codec=self.codec,
@@ -158,10 +162,10 @@ class Pipeline:
         duration_s: float | None = None,
         clock: StageClock | None = None,
     ) -> Scene:
-        """Pictures and words of one sound, encoded now, window by window, and held in memory.
+        """Encode video and prompt of one sound now, window by window; the features stay in memory.
 
-        The sound will last as long as the video (or `duration_s` of it), or `duration_s` for words alone, by default
-        one window. Raises MediaError (unreadable or too short video) and ValueError (neither video nor prompt).
+        The sound lasts as long as the video (at most `duration_s`); without a video it lasts `duration_s`, by default
+        one window. Raises MediaError for an unreadable or too short video, ValueError without video and prompt.
         """
         scene = self.scene(
             video=video, prompt=prompt, negative_prompt=negative_prompt, duration_s=duration_s, clock=clock
@@ -177,7 +181,7 @@ class Pipeline:
         duration_s: float | None = None,
         clock: StageClock | None = None,
     ) -> Scene:
-        """As `encode`, but windows are encoded when they are asked for and not held: memory stays that of a few."""
+        """As `encode`, but windows are encoded when they are needed and not stored, so memory stays small."""
         return make_scene(
             self.encoders,
             self.codec.sequence,
@@ -205,16 +209,16 @@ class Pipeline:
         observe: Callable[[Guided], None] | None = None,
         clock: StageClock | None = None,
     ) -> list[Sound]:
-        """One sound per seed for a scene, or for a video and/or words, which are then encoded first.
+        """Generate one sound per seed for a scene, or for a video and/or prompt, which are then encoded first.
 
         guidance: scale of classifier-free guidance with scalar rescaling, "auto" (by the number of steps, for the
         published weights), or a rule. `sampling` replaces steps and guidance. `clock` adds up the seconds of every
-        stage and may end the work between them (`teacher.sampling.stages`).
+        stage and may stop the sampling between stages (`teacher.sampling.stages`).
 
-        A sound does not depend on the other seeds: each is made in batches of its own windows, `BATCH` at a time, and
-        is bit by bit the one that its seed gives alone on the same machine. In a batch with other seeds, latents
-        would be rounded otherwise (by 2e-7 in float32, at unit size), of which Griffin-Lim, where peaks and rises
-        decide how a phase goes on, makes up to 0.03 in a wave within [-1, 1].
+        A sound does not depend on the other seeds: its windows are batched only with each other, `BATCH` at a time, so
+        it is bit by bit the sound that its seed gives alone on the same machine. Batching different seeds would round
+        latents differently (by 2e-7 in float32, at unit size), and Griffin-Lim, whose phases depend on peaks and
+        onsets, amplifies that to as much as 0.03 in a wave within [-1, 1].
 
         Raises:
             MediaError: an unreadable or too short video.
@@ -248,7 +252,7 @@ class Pipeline:
         ]
 
     def sound(self, scene: Scene, sampling: SamplingConfig, wave: Float[Tensor, " samples"]) -> Sound:
-        """A wave together with how it was made; `sampling` holds its seed."""
+        """The wave as a `Sound`, with the settings that generated it; `sampling` contains its seed."""
         return Sound(
             wave=wave,
             sample_rate=self.codec.sequence.sample_rate,
@@ -269,10 +273,12 @@ class Pipeline:
         observe: Callable[[Guided], None] | None = None,
         clock: StageClock | None = None,
     ) -> Iterator[Float[Tensor, "seeds samples"]]:
-        """The sounds of all seeds piece by piece, as soon as no later window can change them; together exactly
-        round(total_s * sample_rate) samples. Memory does not grow with the length of the scene."""
+        """Yield the sounds of all seeds in pieces (seeds, samples), each as soon as no later window can change it.
+
+        Together they have exactly round(total_s * sample_rate) samples. Memory does not grow with the scene's length.
+        """
         if scene.negative is not None and not sampling.guidance.active:
-            raise ValueError("a negative prompt acts through guidance; set a guidance scale other than 1")
+            raise ValueError("a negative prompt takes effect through guidance; set a guidance scale other than 1")
         sequence = self.codec.sequence
         fade, total = round(overlap_s(self.window_s) * sequence.sample_rate), self._samples(scene)
         joiners = [Joiner(fade=fade, total=total) for _ in seeds]
@@ -298,8 +304,11 @@ class Pipeline:
 
 
 def _check_codec(run: Path, codec: AudioCodec, net: MMAudio, stated: Sequence[str]) -> None:
-    """Whether the codec is the one that features.json states, or the same one with the statistics of the network, which
-    a training from another one's weights keeps. Folders that state none are taken as they are."""
+    """Raise WeightsError unless the codec's digest is the one recorded in features.json.
+
+    It may also have the latent statistics of the network instead, as after training from another run's weights. Nothing
+    is checked where no digest is recorded.
+    """
     if not stated or codec.digest in stated:
         return
     own = [net.latent_mean.detach().float().cpu().flatten(), net.latent_std.detach().float().cpu().flatten()]
@@ -314,7 +323,7 @@ def _check_codec(run: Path, codec: AudioCodec, net: MMAudio, stated: Sequence[st
 
 
 def as_in_the_demo(net: MMAudio) -> MMAudio:
-    """The same network in bfloat16 throughout, the table of time frequencies included."""
+    """A copy of the network entirely in bfloat16, including the table of time frequencies, as in MMAudio's demo."""
     with torch.device("meta"):
         rounded = MMAudio(replace(net.config, time_precision="bfloat16"))
     rounded.load_state_dict(net.state_dict(), strict=True, assign=True)

@@ -1,4 +1,4 @@
-"""A scene (the video and the words that a sound is made for, window by window) and the sound that was made for it."""
+"""A scene, the video and prompt of one sound as encoded windows; and the sound that was generated for it."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -25,31 +25,31 @@ from teacher.weights.loading import ModelIdentity
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Scene:
-    """Pictures and words of one sound, cut into windows of `length_s`."""
+    """Video and prompt of one sound, encoded in windows of `length_s`."""
 
     video: Path | None
     video_sha256: str | None
-    """Digest of the video's file."""
+    """SHA-256 of the video's file."""
     prompt: str | None
     negative_prompt: str | None
     negative: Tensor | None
     """Encoded negative prompt, (1, tokens, width)."""
     total_s: float
-    """Duration of the sound."""
+    """Duration of the sound in seconds."""
     cut: bool
-    """Whether that is less than the whole video."""
+    """Whether the sound is shorter than the video."""
     length_s: float
     starts: tuple[int, ...]
     """First latent frame of every window."""
     conditions: Callable[[int, int], Conditions]
-    """Encoded conditions of windows first .. last - 1."""
+    """Maps (first, last) to the encoded conditions of windows first .. last - 1."""
 
     def __len__(self) -> int:
         """Number of windows."""
         return len(self.starts)
 
     def encoded(self, *, at_once: int) -> Self:
-        """The same with all windows encoded now, `at_once` at a time, and held in memory (1.2 MB for 8 s)."""
+        """A scene whose windows are all encoded now, `at_once` per batch, and stored in memory (1.2 MB for 8 s)."""
         parts = [self.conditions(k, min(k + at_once, len(self))) for k in range(0, len(self), at_once)]
         whole = Conditions.cat(parts)
         return replace(self, conditions=lambda first, last: whole.rows(slice(first, last)))
@@ -57,7 +57,7 @@ class Scene:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Sound:
-    """One sound and how it was made."""
+    """One generated sound, and how it was generated."""
 
     wave: Float[Tensor, " samples"]
     sample_rate: int
@@ -65,18 +65,19 @@ class Sound:
     sampling: SamplingConfig
     scene: Scene
     licence: str
-    """Of the weights."""
+    """Licence of the weights."""
     identity: ModelIdentity | None = None
     precision: str = "float32"
     device: str = "cpu"
 
     @property
     def duration_s(self) -> float:
+        """Duration in seconds: samples / sample_rate."""
         return len(self.wave) / self.sample_rate
 
     @cached_property
     def provenance(self) -> Provenance | None:
-        """Where it comes from and how to make it again; None for a network that was not loaded from files."""
+        """Model, settings and inputs that reproduce the sound; None for a network that was not loaded from files."""
         if self.identity is None:
             return None
         return describe(
@@ -93,27 +94,27 @@ class Sound:
 
     @property
     def comment(self) -> str:
-        """What goes into the tags of a file: the provenance, or at least licence, steps, guidance and seed."""
+        """The text for the tags of a file: the provenance, or else licence, steps, guidance and seed."""
         found = self.provenance
         if found is not None:
             return found.to_line()
         return f"licence of the weights: {self.licence}; {self.sampling}, seed {self.seed}"
 
     def save(self, path: Path | str) -> Path:
-        """Write .wav, .flac, .ogg or .mp3 with its provenance in the tags."""
+        """Write a .wav, .flac, .ogg or .mp3 file with the provenance in its tags; returns the path."""
         write_audio(Path(path), self.wave.numpy(), self.sample_rate, comment=self.comment)
         return Path(path)
 
     def save_film(self, path: Path | str) -> Path:
-        """Write the video again with this sound, and the provenance in its metadata.
+        """Write a copy of the video with this sound and with the provenance in its metadata; returns the path.
 
         Raises:
-            ValueError: the sound was made for words alone, or the film itself would be overwritten.
+            ValueError: the sound has no video, or the video itself would be overwritten.
         """
         if self.scene.video is None:
-            raise ValueError("a sound made for words alone has no picture to go with")
+            raise ValueError("a sound generated without a video has no picture to write")
         if Path(path).resolve() == self.scene.video.resolve():
-            raise ValueError(f"{path} is the film the sound was made for and would be overwritten; choose another name")
+            raise ValueError(f"{path} is the video of this sound and would be overwritten; choose another name")
         remux(
             self.scene.video,
             self.wave.numpy(),
@@ -137,14 +138,13 @@ def make_scene(
     cache: EncodedCache | None = None,
     clock: StageClock | None = None,
 ) -> Scene:
-    """A scene whose windows are encoded when they are asked for, under the clock if there is one. The video is probed
-    here, once.
+    """A scene whose windows are encoded when they are requested, timed by `clock` if it is given.
 
-    Bytes of a prompt that are no UTF-8 (from a command line, say) count as U+FFFD, the character for the unreadable.
+    The video is probed once, here. Bytes of a prompt that are not UTF-8 are replaced by U+FFFD.
 
     Raises:
-        MediaError: a video that is unreadable, without picture, or shorter than 0.64 s.
-        ValueError: neither video nor prompt, or too short a duration.
+        MediaError: the video is unreadable, has no picture, or is shorter than 0.64 s.
+        ValueError: there is neither video nor prompt, or the duration is too short.
     """
     prompt, negative_prompt = _readable(prompt), _readable(negative_prompt)
     if video is None and prompt is None:
@@ -234,7 +234,7 @@ def _pictures(
     clock: StageClock,
     start_s: float,
 ) -> Pictures:
-    """Image and synchronisation features of the window [start_s, start_s + length_s), encoded now or in the cache."""
+    """Image and synchronisation features of the window [start_s, start_s + length_s), from the cache or encoded now."""
 
     def encode() -> Pictures:
         with clock.stage(READ):

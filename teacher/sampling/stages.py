@@ -1,4 +1,4 @@
-"""The stages on the way from a film and words to sound: their names, and the one clock that they are timed with.
+"""The stages of sampling, from video and text to sound: their names, and the clock that times them.
 
 decode+resize -> image encoder, motion encoder, text encoder -> flow network -> latent decode -> vocoder
 """
@@ -12,29 +12,29 @@ READ, IMAGE, MOTION, TEXT = "decode+resize", "image encoder", "motion encoder", 
 ENCODING = (READ, IMAGE, MOTION, TEXT)
 FLOW, DECODE = "flow network", "codec decode"
 DECODE_PARTS = ("latent decode", "vocoder")
-"""The parts of decoding in a codec that has them; another codec decodes in one stage, DECODE."""
+"""The two stages of decoding of a codec that has them; any other codec decodes in one stage, DECODE."""
 STAGES = (*ENCODING, FLOW, DECODE)
 
 
 def never_stop() -> None:
-    """The check of work that nobody ends."""
+    """A check that never raises, for sampling that nobody stops."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class StageClock:
-    """Adds up the seconds of every stage, and ends the work between stages where `check` raises.
+    """Adds up the seconds of every stage, and stops the sampling between stages when `check` raises.
 
-    Sampling enters a stage once for every batch of windows. Results of every stage lie on the processor, so that no
-    GPU has work left when a stage ends.
+    Sampling enters a stage once for every batch of windows. Every stage returns its results on the CPU, so that the GPU
+    has finished when a stage ends.
     """
 
     check: Callable[[], None] = never_stop
-    """Called before every stage and every evaluation of the network. Whatever it raises ends the work."""
+    """Called before every stage and every evaluation of the network; it stops the sampling by raising."""
     seconds: dict[str, float] = field(default_factory=dict)
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        """Add the time that the block takes to a stage."""
+        """Context that adds its duration to the seconds of stage `name`."""
         self.check()
         began = time.perf_counter()
         try:
@@ -43,7 +43,7 @@ class StageClock:
             self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - began
 
     def take(self) -> dict[str, float]:
-        """Return the seconds that were added since the last call, with the parts of decoding as one stage."""
+        """Return and reset the seconds of every stage, with the two stages of decoding summed up as DECODE."""
         taken = dict(self.seconds)
         self.seconds.clear()
         parts = [taken.pop(part) for part in DECODE_PARTS if part in taken]

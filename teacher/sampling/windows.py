@@ -1,10 +1,10 @@
-"""Long sounds in overlapping windows: where they start, their noise, and how they are faded into one another.
+"""Long sounds in overlapping windows: where they start, their noise, and how they are cross-faded.
 
-Windows start on latent frames, so that neighbours have the same noise where they overlap: noise is a function of
-(seed, latent frame), and two windows make similar sound where they overlap. Fades keep the energy whatever the two
-have in common: where they are weighted w and 1 - w and correlated by c, the sum is divided by
-sqrt(w^2 + (1 - w)^2 + 2 w (1 - w) c), which is 1 for equal sounds and makes up for 3 dB amid unrelated ones.
-c is bounded at -0.9: of sounds that cancel, nothing is left to be made louder.
+Windows start on latent frames and noise is a function of (seed, latent frame), so neighbours have the same noise where
+they overlap and generate similar sound there. Cross-fades preserve the energy: with weights w and 1 - w and correlation
+c of the two sounds, the sum is divided by sqrt(w^2 + (1 - w)^2 + 2 w (1 - w) c), which is 1 for equal sounds and
+restores 3 dB in the middle of unrelated ones. c is bounded below by -0.9, because sounds that cancel leave nothing to
+amplify.
 """
 
 import math
@@ -17,13 +17,13 @@ from teacher.network.sequence import MIN_DURATION_S, SequenceConfig
 from teacher.sampling.generator import clip_seed, noise
 
 OVERLAP_S = 0.5
-"""Overlap of neighbouring windows, over which they are cross-faded; a quarter of a shorter window at most."""
+"""Seconds over which neighbouring windows overlap and are cross-faded; at most a quarter of a window."""
 
 
 def window_starts(total_s: float, window_s: float, sequence: SequenceConfig) -> tuple[int, ...]:
     """First latent frames of windows of `window_s` that cover `total_s`; one window if it is no longer than that.
 
-    The last window ends at total_s or less than one frame later, and may overlap its neighbour by more than the rest.
+    The last window ends at total_s or less than one frame later, and may overlap more than the others do.
     Raises ValueError below the shortest sound, 0.64 s.
     """
     if not math.isfinite(total_s):
@@ -39,7 +39,7 @@ def window_starts(total_s: float, window_s: float, sequence: SequenceConfig) -> 
 
 
 def overlap_s(window_s: float) -> float:
-    """Seconds over which windows of `window_s` are faded."""
+    """Seconds of the cross-fade between windows of `window_s`."""
     return min(OVERLAP_S, window_s / 4)
 
 
@@ -48,8 +48,8 @@ def window_noise(
 ) -> Float[Tensor, "windows frames channels"]:
     """Standard normal noise of windows of `frames` latent frames: frame n is the same in every window that holds it.
 
-    It is drawn in blocks of `frames` frames; block k by the seed of (seed, "window k"), so that the first window has
-    the noise of a sound that needs no other.
+    It is drawn in blocks of `frames` frames, block k with the seed of (seed, "window k"). The first window therefore
+    has the noise of a sound that consists of one window.
     """
     blocks: dict[int, Tensor] = {}
 
@@ -66,17 +66,17 @@ def window_noise(
 
 
 class Joiner:
-    """Joins windows, given in order, into one sound; holds no more than what a later window may still change."""
+    """Joins windows, given in order, into one sound; stores only the samples that a later window may still change."""
 
     def __init__(self, *, fade: int, total: int) -> None:
-        """`fade`: samples over which neighbours are faded; `total`: samples of the whole sound."""
+        """fade: samples of a cross-fade; total: samples of the whole sound."""
         self._fade, self._total = fade, total
         self._done = 0
         self._tail = torch.zeros(0)
 
     def add(self, wave: Float[Tensor, " samples"], start: int, *, then: int | None) -> Float[Tensor, " finished"]:
-        """The samples that are final once `wave`, which begins at sample `start`, is there: those before `then`, where
-        the next window begins; all, if it is the last (None).
+        """Add `wave`, which begins at sample `start`; returns the samples that are final now: those before `then`, the
+        beginning of the next window, or all after the last window (None).
 
         Raises ValueError where a window leaves a gap to the one before it.
         """
@@ -97,7 +97,7 @@ class Joiner:
 
 
 def _faded(old: Float[Tensor, " samples"], new: Float[Tensor, " samples"]) -> Float[Tensor, " samples"]:
-    """From `old` to `new` at constant energy."""
+    """Cross-fade from `old` to `new` at constant energy."""
     if len(old) == 0:
         return new[:0]
     w = (torch.arange(len(old), dtype=old.dtype) + 0.5) / len(old)

@@ -1,6 +1,6 @@
-"""Cards of the official files: where each comes from, how it is checked, and under which licence it is published.
+"""Cards of the official files: address, size, digest and licence of each.
 
-Sizes are the published, rounded ones; digests are None where none is published, and then only the size can be checked.
+Sizes are rounded as published. A digest is None where none is published; then only the size is checked.
 """
 
 import math
@@ -11,14 +11,14 @@ from teacher.files.errors import WeightsError
 
 MIB = 2**20
 CLOSE = 0.1
-"""Relative difference that a rounded size may have from the true one."""
+"""Largest relative difference between a file's size and the published, rounded one."""
 UNSTATED = 8 * MIB
 """Most bytes of a file whose size is not published: a configuration of a kilobyte, and features of 0.3 MB."""
 MMAUDIO = "https://huggingface.co/hkchengrex/MMAudio/resolve/main/weights"
 RELEASE = "https://github.com/hkchengrex/MMAudio/releases/download/v0.1"
 BIGVGAN_V2 = "https://huggingface.co/nvidia/bigvgan_v2_44khz_128band_512x/resolve/main"
 DFN5B = "https://huggingface.co/apple/DFN5B-CLIP-ViT-H-14-378/resolve/main"
-"""The model is also called by an id that ends in 384, which redirects here; its grid is the 378 one."""
+"""Address of the CLIP model. An id that ends in 384 redirects here; the model's resolution is 378."""
 
 NETWORK_LICENCE = "MMAudio weights: CC BY-NC 4.0 (non-commercial)"
 VAE_LICENCE = "MMAudio release asset without a statement of its own; treat as MMAudio's weights, CC BY-NC 4.0"
@@ -30,19 +30,19 @@ CLIP_LICENCE = "DFN5B CLIP weights: Apple machine learning research licence (app
 
 @dataclass(frozen=True, kw_only=True)
 class Card:
-    """One official file."""
+    """One official file: where it is published, its size, digests and licence."""
 
     component: str
-    """What it becomes: `<component>.safetensors`."""
+    """Name of the component that it is converted to, `<component>.safetensors`."""
     kind: Literal["network", "vae", "vocoder", "sync", "clip", "extra"]
-    """`extra` files are not converted; nothing here needs them."""
+    """Kind of model; `extra` files are not converted, because nothing here needs them."""
     file: str
-    """Its name in the weights folder."""
+    """Name of the file in the weights folder."""
     aliases: tuple[str, ...] = ()
-    """Other names under which the publisher offers the same tensors; taken where the first is absent."""
+    """Other published files with the same tensors, which are used if `file` is absent."""
     url: str
     size: int | None
-    """Bytes, rounded as published; None where no size is stated."""
+    """Size in bytes, rounded as published; None if none is published."""
     md5: str | None
     sha256: str | None = None
     licence: str
@@ -59,7 +59,7 @@ class Card:
 
     @property
     def check_text(self) -> str:
-        """How its bytes are checked."""
+        """The digest by which the file is checked, as text."""
         if self.sha256 is not None:
             return f"sha256 {self.sha256}"
         return "no digest published" if self.md5 is None else f"md5 {self.md5}"
@@ -70,7 +70,7 @@ class Card:
 
     @property
     def largest(self) -> int:
-        """Most bytes that the file can have."""
+        """Largest size in bytes that the file can have."""
         return UNSTATED if self.size is None else int((1 + CLOSE) * self.size)
 
 
@@ -177,7 +177,7 @@ def card(component: str) -> Card:
 
 
 def bundle(variant: str) -> tuple[str, ...]:
-    """Components that a published variant works with: network, VAE, vocoder, synchronisation, image and text."""
+    """Components of a published variant: network, VAE, vocoder, Synchformer and CLIP. WeightsError for another name."""
     if variant not in NETWORKS:
         raise WeightsError(f"unknown variant {variant!r}; the published ones are {', '.join(NETWORKS)}")
     audio = ("vae_16k", "bigvgan_16k") if variant.endswith("16k") else ("vae_44k", "bigvgan_v2_44k")

@@ -1,10 +1,10 @@
 """Official checkpoints -> component files, and a run folder around a published network (`mf-convert`).
 
-A component is `weights/<component>.safetensors`: float32, names as the models have them. A file is accepted only if its
-names and shapes are exactly those of a known component, so that a wrong, renamed or half-finished file is refused here
-and not somewhere in a model.
+A component is `weights/<component>.safetensors`: float32, with the models' parameter names. A file is accepted only if
+its names and shapes are exactly those of a known component, so that a wrong or incomplete file is refused here and not
+when a model is loaded.
 
-The run folder (`teacher.weights.run_folder`) lets sampling and training take a published network like one of their own:
+The run folder (`teacher.weights.run_folder`) makes a published network usable like one that was trained here:
 
 config.json            kind "official", the network's configuration, licences, digests of the official files
 model.safetensors      the converted network: a hard link where the file system allows it, else a copy
@@ -43,7 +43,7 @@ class Digests:
 
     @classmethod
     def of(cls, path: Path) -> "Digests":
-        """Both in one pass over the file, in blocks."""
+        """Both digests, computed in one pass over the file."""
         sha256, md5 = hashlib.sha256(), hashlib.md5(usedforsecurity=False)
         with path.open("rb") as stream:
             while block := stream.read(BLOCK):
@@ -53,7 +53,7 @@ class Digests:
 
 
 def component_path(weights_dir: Path, component: str) -> Path:
-    """Where a converted component lies in a weights folder."""
+    """Path of a converted component in a weights folder."""
     return weights_dir / f"{component}.safetensors"
 
 
@@ -66,7 +66,7 @@ def convert_file(
     report: Report = lambda line: None,
     progress: Progress = lambda done, total: None,
 ) -> Path:
-    """Convert one official file; the path of the component file, which is left alone if it came from the same bytes.
+    """Convert one official file; returns the path of the component file, which is not rewritten for the same input.
 
     component None recognises it by names and shapes. Raises WeightsError in one line, and LockedError where
     another conversion writes there; nothing is written then.
@@ -76,7 +76,7 @@ def convert_file(
     check_volume(source, tensors)
     target = component_path(weights_dir, component)
     if target.exists() and target.samefile(source):
-        raise WeightsError(f"{source} lies where its component goes; move it to another folder first")
+        raise WeightsError(f"{source} has the path of the component to write; move it to another folder first")
     digests = Digests.of(source)
     _compare_digest(source, component, digests, strict_digest, report)
     if _converted_from(target, digests):
@@ -118,7 +118,7 @@ def ensure_component(
         return None
     found = read_component_info(target).component
     if found != component:
-        raise WeightsError(f"{target} says it is {found}; remove it and convert again")
+        raise WeightsError(f"{target} contains {found}; remove it and convert again")
     return target
 
 
@@ -129,7 +129,7 @@ def find_source(component: str, weights_dir: Path) -> Path | None:
 
 
 def _recognise(source: Path, shapes: Layout, component: str | None) -> str:
-    """The component these tensors are, which must be the one asked for, if any."""
+    """Name of the component with these tensors. Raises WeightsError if it is not the requested one."""
     if component is not None and component not in COMPONENTS:
         raise WeightsError(f"unknown component {component!r}; choose one of {', '.join(COMPONENTS)}")
     if component is not None and canonical(component, shapes) in layouts(component):
@@ -162,7 +162,7 @@ def _canonical_tensors(source: Path, component: str, tensors: dict[str, Tensor])
 
 
 def _check_values(source: Path, component: str, tensors: dict[str, Tensor]) -> None:
-    """A network without its latent statistics turns every sound into NaN, so it is refused."""
+    """Raise WeightsError for a network without latent statistics, which would turn every sound into NaN."""
     if not component.startswith("mmaudio_"):
         return
     mean, std = tensors["latent_mean"].float(), tensors["latent_std"].float()
@@ -184,7 +184,7 @@ def _compare_digest(source: Path, component: str, digests: Digests, strict: bool
 
 
 def _converted_from(target: Path, digests: Digests) -> bool:
-    """Whether the component file is there and was made from these bytes. A file of another origin is not replaced."""
+    """Whether the component file exists and was converted from a file with these digests."""
     return target.exists() and read_component_info(target).sha256 == digests.sha256
 
 
@@ -192,27 +192,27 @@ KIND = "official"
 WINDOW_S = 8.0
 """Every published network was trained on windows of 8 s."""
 RECORDED = ("config.json", "model.safetensors", "codec.safetensors", "features.json")
-"""What digests.json records of the run folder."""
+"""Files of the run folder that are recorded in digests.json."""
 NEEDED_FOR = {
     "vae": "every sound: sampling, and features for training",
     "vocoder": "every sound: sampling, and features for training",
-    "sync": "what is seen; sound from words alone needs none",
-    "clip": "what is seen and said, in sampling and in features for training",
+    "sync": "video; sound from text alone does not need it",
+    "clip": "video and text: sampling, and features for training",
 }
-"""What does not work without a component, by kind of card."""
+"""What a component is needed for, by kind of card."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class OfficialRun:
-    """What was made, and what is missing for what."""
+    """Result of `make_run`: the run folder, its components and the missing ones."""
 
     run: Path
     components: dict[str, Path]
-    """Component files found or converted."""
+    """Component files that were found or converted, by name."""
     missing: tuple[str, ...]
     """Components whose files are not in the weights folder."""
     linked: bool
-    """model.safetensors shares its bytes with the component file."""
+    """Whether model.safetensors is a hard link to the component file."""
 
     def __str__(self) -> str:
         lines = [f"{self.run}: {', '.join(self.components)}"]
@@ -221,9 +221,7 @@ class OfficialRun:
             known = card(component)
             lines.append(f"missing {component} ({known.file}, {known.size_text}): needed for {NEEDED_FOR[known.kind]}")
         if self.missing:
-            lines.append(
-                "the network itself can be used as it is; add the missing files and run the same command again"
-            )
+            lines.append("the network itself is complete; add the missing files and run the same command again")
         return "\n".join(lines)
 
 
@@ -236,7 +234,7 @@ def make_run(
     report: Report = lambda line: None,
     progress: Callable[[str], Callable[[int, int], None]] = lambda component: lambda done, total: None,
 ) -> OfficialRun:
-    """Convert what a published variant needs and make its run folder; config.json is written last.
+    """Convert the components of a published variant and make its run folder; config.json is written last.
 
     Raises WeightsError if the network itself is missing, or the folder already holds another run.
     """
@@ -279,7 +277,7 @@ def make_run(
 
 
 def _check_free(run: Path, variant: str) -> None:
-    """The folder is new, or holds the same variant, which is made again."""
+    """Raise WeightsError unless the folder is new or holds the same variant, which is then made again."""
     if not (run / "config.json").exists():
         if run.is_dir() and any(run.glob("*.safetensors")):
             raise WeightsError(f"{run} holds weights without a config.json; choose another --out")

@@ -1,7 +1,7 @@
-"""Downloading official files: resumed after a cut, checked while nothing is overwritten, renamed when complete.
+"""Downloading official files: resumed after an interruption, verified, and renamed when complete.
 
-`NAME.part` holds what has arrived and `NAME.part.tag` which version of the file that is (ETag or date), so that a
-resumed download never joins two versions. Nothing here runs unless a command says fetch.
+`NAME.part` holds the bytes received so far and `NAME.part.tag` the version of the file (ETag or date), so that a
+resumed download never joins two versions. Only `mf-fetch` uses this module.
 """
 
 import hashlib
@@ -23,22 +23,22 @@ from teacher.weights.cards import Card
 BLOCK = 2**20
 USER_AGENT = "mf-mjt"
 Progress = Callable[[int, int], None]
-"""Called with (bytes that have arrived, bytes in all); the first number never falls."""
+"""Called with (bytes received, bytes in all); the first number never decreases."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Fetcher:
-    """Fetches the files of cards into one folder."""
+    """Downloads the files of cards into one folder."""
 
     folder: Path
     base_url: str | None = None
-    """A mirror that holds the files under their names in the weights folder; None asks the publishers."""
+    """Address of a mirror with the files under their names in the weights folder; None uses the publishers'."""
     attempts: int = 5
-    """Connections tried for one file before giving up; each goes on where the last one broke."""
+    """Connections per file before giving up; each continues where the last one broke off."""
     pause_s: float = 1.0
-    """Wait before trying again, growing with every attempt."""
+    """Seconds to wait before the second attempt, growing with every attempt."""
     timeout_s: float = 60.0
-    """Silence after which a connection counts as broken."""
+    """Seconds without data after which a connection counts as broken."""
 
     def __post_init__(self) -> None:
         if self.attempts < 1:
@@ -47,22 +47,22 @@ class Fetcher:
             raise ValueError(f"base_url must begin with http:// or https://, got {self.base_url!r}")
 
     def url(self, card: Card) -> str:
-        """Where the file of a card is asked for."""
+        """The address of a card's file."""
         return card.url if self.base_url is None else f"{self.base_url.rstrip('/')}/{card.file}"
 
     def __call__(self, card: Card, *, progress: Progress = lambda done, total: None) -> Path:
-        """The file of a card in the folder, downloaded unless it is there already. Raises WeightsError in one line."""
+        """Path of a card's file in the folder; downloads it if it is missing. Raises WeightsError in one line."""
         target = self.folder / card.file
         if target.exists():
             if wrong := mismatch(target, card):
-                raise WeightsError(f"{target} is there but is not the published file: {wrong}; move it away first")
+                raise WeightsError(f"{target} exists but is not the published file: {wrong}; move it away first")
             return target
         self.folder.mkdir(parents=True, exist_ok=True)
         part = target.with_name(f"{target.name}.part")
         self._download(self.url(card), part, card, progress)
         if wrong := mismatch(part, card):
             _discard(part)
-            raise WeightsError(f"{self.url(card)} did not give the published file: {wrong}; it was not kept")
+            raise WeightsError(f"{self.url(card)} did not return the published file: {wrong}; it was discarded")
         part.rename(target)
         _tag(part).unlink(missing_ok=True)
         return target
@@ -97,13 +97,13 @@ class Fetcher:
                 reason = str(getattr(error, "reason", None) or error or type(error).__name__)
                 if not highest and isinstance(error, urllib.error.URLError):
                     raise WeightsError(f"{url} cannot be reached: {reason}") from error
-        kept = part.stat().st_size if part.exists() else 0
+        received = part.stat().st_size if part.exists() else 0
         raise WeightsError(
-            f"{url}: {reason} ({self.attempts} attempts); {kept} bytes are kept, the same command goes on from there"
+            f"{url}: {reason} ({self.attempts} attempts); {received} bytes are stored, the same command continues there"
         )
 
     def _receive(self, url: str, part: Path, card: Card, report: Progress) -> bool:
-        """One connection. Whether the file is complete now."""
+        """Receive over one connection; returns whether the file is complete now."""
         with urllib.request.urlopen(self._request(url, part), timeout=self.timeout_s) as response:
             have = _start(response, part)
             total = have + int(response.headers["Content-Length"]) if response.headers["Content-Length"] else None
@@ -119,7 +119,7 @@ class Fetcher:
                 _discard(part)
                 raise WeightsError(
                     f"{url}: holds more than {card.largest} bytes, the most that {card.file} can have "
-                    f"({card.size_text}); it was not kept"
+                    f"({card.size_text}); it was discarded"
                 )
         return total is None or done == total
 
@@ -133,7 +133,7 @@ class Fetcher:
 
 
 def mismatch(path: Path, card: Card) -> str | None:
-    """What tells a file from the published one, None if nothing does. Reads in blocks."""
+    """How a file differs from the published one in size or digest; None if it does not."""
     if not path.is_file():
         return "it is not a regular file"
     if not card.plausible(path.stat().st_size):
@@ -151,19 +151,19 @@ def _digest(path: Path, name: str) -> str:
 
 
 def _start(response: HTTPResponse, part: Path) -> int:
-    """Bytes of the part that stay: all of them if the server goes on from there, none if it starts over."""
+    """Bytes of the part that remain valid: all if the server continues from there, none if it starts over."""
     if response.status != 206:
         return 0
     have = part.stat().st_size
     given = response.headers.get("Content-Range", "")
     if not given.startswith(f"bytes {have}-"):
         _discard(part)
-        raise WeightsError(f"asked for bytes from {have} on, the server gave {given!r}; nothing was kept, try again")
+        raise WeightsError(f"asked for bytes from {have} on, the server gave {given!r}; start again")
     return have
 
 
 def _copy(response: IO[bytes], out: IO[bytes], have: int, largest: int, report: Callable[[int], None]) -> int:
-    """What has arrived in all. A server that goes on beyond `largest` is not listened to any longer."""
+    """Copy the response to `out`; returns the bytes received in all. Stops reading beyond `largest` bytes."""
     done = have
     while done <= largest and (block := response.read(BLOCK)):
         out.write(block)
@@ -173,7 +173,7 @@ def _copy(response: IO[bytes], out: IO[bytes], have: int, largest: int, report: 
 
 
 def _version(response: HTTPResponse) -> str:
-    """What an If-Range header may hold: a strong ETag, else the date; empty if the server states neither."""
+    """The value for an If-Range header: a strong ETag, else the date; empty if the server gives neither."""
     tag = response.headers.get("ETag", "")
     return tag if tag and not tag.startswith("W/") else response.headers.get("Last-Modified", "")
 

@@ -1,7 +1,7 @@
-"""Names and shapes of every component, and which of them a set of tensors is.
+"""Names and shapes of the tensors of every component, and recognising a component by them.
 
-Networks, autoencoders and vocoders are asked for theirs on the meta device, so that the modules stay the only place
-that knows them. The image/text and synchronisation models are written out, because other packages build those.
+Those of networks, autoencoders and vocoders come from the modules themselves, built on the meta device. Those of the
+image/text and synchronisation models are written out here.
 """
 
 import functools
@@ -14,9 +14,9 @@ from teacher.weights.cards import COMPONENTS
 
 Layout = dict[str, tuple[int, ...]]
 TABLES = ("t_embed.freqs", "latent_rot", "clip_rot")
-"""Tables some network files hold besides their parameters; they follow from the configuration and are left out."""
+"""Tables in some network files besides the parameters; they follow from the configuration and are dropped."""
 VISUAL = "vfeat_extractor."
-"""Prefix of the half of the synchronisation model that encodes pictures; a file with nothing else is complete too."""
+"""Prefix of the synchronisation model's visual half; a file with only this half is accepted too."""
 WEIGHT_NORM = {
     ".weight_v": ".weight",
     ".parametrizations.weight.original1": ".weight",
@@ -24,13 +24,13 @@ WEIGHT_NORM = {
     ".parametrizations.weight.original0": None,
     ".filter": None,
 }
-"""Suffixes of vocoder files and what becomes of them: the direction v has the weight's shape; gains are folded into it,
-and the fixed resampling filters are left out."""
+"""Suffixes of tensors in vocoder files, and the suffix after folding: the direction v has the weight's shape; gains
+(folded into it) and the fixed resampling filters have none."""
 
 
 @functools.cache
 def layouts(component: str) -> tuple[Layout, ...]:
-    """The layouts a component may have, the complete one first."""
+    """The accepted layouts (names and shapes) of a component, the complete one first."""
     if component.startswith("mmaudio_"):
         return (_network(component.removeprefix("mmaudio_")),)
     if component.startswith("vae_"):
@@ -44,7 +44,7 @@ def layouts(component: str) -> tuple[Layout, ...]:
 
 
 def canonical(component: str, shapes: Mapping[str, tuple[int, ...]]) -> Layout:
-    """Names and shapes as the component file will have them: additions dropped, weight norm folded."""
+    """Names and shapes that the component file will have, after dropping tables and folding weight normalisation."""
     if component.startswith("mmaudio_"):
         return {name: shape for name, shape in shapes.items() if name not in TABLES}
     if component.startswith("bigvgan_"):
@@ -55,7 +55,7 @@ def canonical(component: str, shapes: Mapping[str, tuple[int, ...]]) -> Layout:
 
 
 def identify(shapes: Mapping[str, tuple[int, ...]]) -> str | None:
-    """The component whose names and shapes these are, None if it is none of them."""
+    """The component with these names and shapes; None if there is none."""
     for component in COMPONENTS:
         if canonical(component, shapes) in layouts(component):
             return component

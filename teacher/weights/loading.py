@@ -1,4 +1,4 @@
-"""Which weights of a run folder are meant, and loading them: the choice of a file, its identity, the network.
+"""Loading the weights of a run folder: choosing a file, its identity, and the network.
 
 The files of a run folder are listed in `teacher.weights.run_folder`.
 """
@@ -32,11 +32,11 @@ BLOCK = re.compile(r"(joint|fused|velocity)_blocks\.(\d+)\.")
 def load_network(run: Path, *, weights: str = "auto") -> "MMAudio":
     """The network of a run folder, rebuilt from its config.json and loaded strictly, in evaluation mode.
 
-    weights: "model" (last step), "ema-0.05" and so on, or "auto": the narrowest average that the training keeps, else
-    the last step (`automatic_weights`). What the folder records of its weights is compared. A line on standard error
-    says where "auto" is not what it should be, and where config.json or features.json, which people edit, were changed.
+    weights: "model" (last step), "ema-0.05" and so on, or "auto": the narrowest average that training saves, else the
+    last step (`automatic_weights`). The file is compared with its recorded digest. A line on standard error reports
+    when "auto" falls back to the last step, and when config.json or features.json were edited.
 
-    Raises WeightsError naming what is missing or damaged, and the names that do not match.
+    Raises WeightsError naming the file that is missing or damaged, or the tensors that do not match.
     """
     from teacher.network.mmaudio import MMAudio
     from teacher.network.variants import MMAudioConfig
@@ -60,8 +60,10 @@ def load_network(run: Path, *, weights: str = "auto") -> "MMAudio":
 
 
 def _check_size(path: Path, network: "MMAudioConfig", run: Path) -> None:
-    """Whether the file can hold the weights of such a network: as many blocks of each kind, and as wide. Told from the
-    header alone, before anything is built, however large the configuration says the network is."""
+    """Raise WeightsError unless the file has as many blocks of each kind as the network, and enough numbers.
+
+    Only the file's header is read, before a module of the configured size is built.
+    """
     shapes = read_shapes(path)
     found = Counter({kind: 1 + max(numbers) for kind, numbers in _block_numbers(shapes).items()})
     wanted = {"joint": network.joint_depth, "fused": network.fused_depth, "velocity": network.velocity_head}
@@ -87,7 +89,7 @@ def _block_numbers(shapes: dict[str, tuple[int, ...]]) -> dict[str, set[int]]:
 
 
 def _compare_stated(run: Path, path: Path, config: dict[str, object]) -> None:
-    """Saved folders of earlier versions have no digests.json; their config.json states the digest of the weights."""
+    """Compare the weights with the digest in config.json, where folders saved by earlier versions record it."""
     stated = config.get("digest")
     if path.stem != "model" or not isinstance(stated, str) or not DIGEST.fullmatch(stated):
         return
@@ -111,7 +113,7 @@ def _notes(run: Path, weights: str) -> list[str]:
 
 
 def weight_file(run: Path, weights: str) -> Path:
-    """The safetensors file that `weights` names in a run folder; WeightsError lists what is there."""
+    """The safetensors file that `weights` names in a run folder; WeightsError lists the existing ones."""
     path = automatic_weights(run)[0] if weights == "auto" else run / f"{weights}.safetensors"
     if not path.is_file():
         found = ", ".join(sorted(p.stem for p in run.glob("*.safetensors"))) or "none; has training saved yet?"
@@ -120,11 +122,11 @@ def weight_file(run: Path, weights: str) -> Path:
 
 
 def automatic_weights(run: Path) -> tuple[Path, str | None]:
-    """What "auto" means in a run folder, and a line where that is not the average it should be.
+    """The file that "auto" selects in a run folder, and a line of explanation if it is not the expected average.
 
-    It is the narrowest average that the run's own configuration keeps (loop.ema_std), as the last save left it. Never
-    one that mf-ema made, and never one of an earlier save than model.safetensors: then it is model.safetensors. Where
-    config.json says nothing of averages, it is the narrowest one there. The file need not exist.
+    "auto" is the narrowest average of the run's configuration (loop.ema_std) as the last save wrote it. If that file is
+    missing, was made by mf-ema, or is of an earlier save than model.safetensors, it is model.safetensors. If
+    config.json does not name averages, it is the narrowest one in the folder. The file need not exist.
     """
     model = run / "model.safetensors"
     config = read_run_config(run) if (run / "config.json").exists() else {}
@@ -140,11 +142,11 @@ def automatic_weights(run: Path) -> tuple[Path, str | None]:
     fault = _fault(path, model)
     if fault is None or not model.is_file():
         return path, None
-    return model, f"{run}: {path.name} {fault}, so the weights are those of {model.name}; name others if you want them"
+    return model, f"{run}: {path.name} {fault}, so the weights are those of {model.name}; select others with --weights"
 
 
 WHOLE = frozenset({CONSOLIDATED, "digest"})
-"""Entries of config.json in folders that hold one file of weights, taken out of a run or saved to be given away."""
+"""Entries of config.json that mark folders with a single file of weights, exported from a run or saved to publish."""
 
 
 def average_name(std: float) -> str:
@@ -153,7 +155,7 @@ def average_name(std: float) -> str:
 
 
 def made_afterwards(path: Path) -> int | None:
-    """The step at which an average ends that mf-ema made of snapshots; None for weights that training saved."""
+    """The last step of an average that mf-ema made from snapshots; None for weights that training saved."""
     try:
         made = json.loads(read_header(path).metadata["json"])["made_afterwards"]
         return int(made["step"])
@@ -162,7 +164,7 @@ def made_afterwards(path: Path) -> int | None:
 
 
 def published(names: Iterable[str]) -> list[str]:
-    """Of names of files in a run folder, those of trained weights."""
+    """The names of trained weights among names of files in a run folder, sorted."""
     return sorted(n for n in names if n.endswith(".safetensors") and "/" not in n and n not in NO_WEIGHTS)
 
 
@@ -170,7 +172,7 @@ NO_WEIGHTS = ("codec.safetensors", "held_out.safetensors")
 
 
 def _fault(path: Path, model: Path) -> str | None:
-    """Why an average is not what the last save left; None where nothing speaks against it."""
+    """Why an average is not the one of the last save; None if it is, or if nothing is recorded."""
     if not path.is_file():
         return "is missing"
     if (step := made_afterwards(path)) is not None:
@@ -188,7 +190,7 @@ def _fault(path: Path, model: Path) -> str | None:
 
 
 def _configured_averages(config: dict[str, object]) -> list[float] | None:
-    """Widths of the averages that a run keeps; None where its configuration does not say."""
+    """Relative widths of the averages that a run saves; None if its configuration does not list them."""
     plain: object = config
     for name in ("run", "loop", "ema_std"):
         plain = plain.get(name) if isinstance(plain, dict) else None
@@ -198,7 +200,7 @@ def _configured_averages(config: dict[str, object]) -> list[float] | None:
 
 
 def width(path: Path) -> tuple[float, str]:
-    """Key by which files of averages are sorted, the narrowest first: ema-5e-05 before ema-0.05."""
+    """Sort key of files of averages, the narrowest first: ema-5e-05 before ema-0.05."""
     try:
         return float(path.stem.removeprefix("ema-")), path.name
     except ValueError:
@@ -207,21 +209,21 @@ def width(path: Path) -> tuple[float, str]:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelIdentity:
-    """Which weights are meant, whatever their files are called today."""
+    """Name, digests and licence of weights, which identify them even after their files are renamed."""
 
     name: str
     """Name of the run folder or of the published model."""
     weights: str
-    """Which weights of it: model, ema-0.05, ..."""
+    """Which weights of the run: model, ema-0.05, ..."""
     digest: str
-    """SHA-256 of their file."""
+    """SHA-256 of the weights' file."""
     licence: str = "unspecified"
     teacher: str | None = None
-    """Name of what a student was distilled from."""
+    """Name of the teacher that a student was distilled from."""
     teacher_digest: str | None = None
-    """SHA-256 of its file, or the first 12 digits."""
+    """SHA-256 of the teacher's file, or its first 12 digits."""
     codec_digest: str | None = None
-    """SHA-256 of the codec's file, where the run folder holds one."""
+    """SHA-256 of the codec's file, if the run folder has one."""
 
 
 def identify(run: Path, weights: str = "auto") -> ModelIdentity:
@@ -249,7 +251,7 @@ def identify(run: Path, weights: str = "auto") -> ModelIdentity:
 
 
 def which_weights(digest: str, run: Path) -> str | None:
-    """The weights of a run folder (model, ema-0.05, ...) that have this digest; None if none have."""
+    """Name of the weights in a run folder (model, ema-0.05, ...) with this digest; None if there are none."""
     files = sorted(Path(run).glob("*.safetensors"))
     files = [file for file in files if file.stem != "codec"]
     if not files:

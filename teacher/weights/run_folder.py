@@ -1,4 +1,4 @@
-"""Run folders: what a training, a published model or a saved student is on disk, and its descriptions in JSON.
+"""Run folders: the files of a training, a published model or a saved student, and their descriptions in JSON.
 
     config.json          what the run is, written before step 0 (`write_run_config`); a command with another
                          configuration is refused. {"kind": "teacher", "student" or "official"; "run": configuration of
@@ -8,7 +8,7 @@
     model.safetensors    weights of the last save, named as in the network's state dict: a hard link to the file of the
                          newest checkpoint where the file system has links. Adapters are merged into it
     ema-0.05.safetensors and other widths: the same, averaged with that relative width (`average_name`). Sampling takes
-                         the narrowest that training keeps (`teacher.weights.loading`)
+                         the narrowest that training saves (`teacher.weights.loading`)
     adapter.safetensors  of a run that trains adapters: the adapters alone
     codec.safetensors    the codec of its latents (`teacher.audio.codec`)
     features.json        that of the features it was trained on (`read_features_info`)
@@ -44,11 +44,11 @@ from teacher.network.sequence import check_window
 METRICS, HISTORY = "metrics.jsonl", "history.jsonl"
 SNAPSHOTS = "ema_ckpts"
 CONSOLIDATED = "consolidated"
-"""Entry of config.json in a folder of weights taken out of a run."""
+"""Entry of config.json in a folder of weights that was exported from a run (`mf-consolidate`)."""
 UNSPECIFIED = "unspecified"
-"""Licence of a run that states none."""
+"""Licence of a run without an entry "licence"."""
 LONGEST_LICENCE, LONGEST_NAME = 2000, 100
-"""Characters that are read of a licence, and of the name of encoders or of a codec."""
+"""Most characters that are read of a licence, and of the name of encoders or of a codec."""
 
 
 def run_config(
@@ -61,12 +61,12 @@ def run_config(
 
 
 def write_run_config(run: Path, content: Mapping[str, Any]) -> None:
-    """Replace config.json whole and for good."""
+    """Replace config.json atomically and flush it to disk."""
     write_text(run / "config.json", json.dumps(content, indent=2, allow_nan=False))
 
 
 def read_run_config(run: Path) -> dict[str, object]:
-    """config.json of a run folder as plain values."""
+    """config.json of a run folder as plain values. Raises WeightsError if it is missing or damaged."""
     try:
         return read_json(run / "config.json")
     except (FileNotFoundError, NotADirectoryError) as error:
@@ -76,22 +76,22 @@ def read_run_config(run: Path) -> dict[str, object]:
 
 
 def read_licence(run: Path) -> str:
-    """The line in config.json that says under which licence the weights are; "unspecified" where there is none."""
+    """Licence of the weights, one line from config.json; "unspecified" if there is none."""
     text = " ".join(str(read_run_config(run).get("licence") or UNSPECIFIED)[: 2 * LONGEST_LICENCE].split())
     return "".join(c for c in text if c.isprintable())[:LONGEST_LICENCE]
 
 
 @dataclass(frozen=True)
 class FeaturesInfo:
-    """What a run folder keeps of the features it was trained on."""
+    """Description of the features that a run was trained on, from its features.json."""
 
     duration_s: float
     encoders: str
     codec: str = "embedded"
     weights_dir: Path | None = None
-    """Folder of the official components, where encoders or codec need them; named relative to the run folder or not."""
+    """Folder of the official components, if encoders or codec need them."""
     codec_digests: tuple[str, ...] = ()
-    """Digest of the codec that made the features, and of the same codec without statistics; none where not stated."""
+    """Digests of the codec that encoded the features, with and without its statistics; empty if not recorded."""
 
 
 def read_features_info(run: Path) -> FeaturesInfo:

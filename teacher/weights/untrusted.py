@@ -1,10 +1,10 @@
-"""Reading official checkpoints as nothing but named tensors. A file that asks for code is refused, and nothing is run.
+"""Reading checkpoints as nothing but named tensors. A file that contains code is refused, and nothing is executed.
 
 Accepted: PyTorch files (zip or the older pickle) holding a dictionary of tensors, possibly under `generator`, and
 safetensors. Values stay on disk until they are used wherever the format allows it.
 
-Before PyTorch reads a file, its directory and its pickles are inspected without carrying them out: a small file
-may ask for gigabytes in a way that a reader of trusted bytes does not notice.
+Before PyTorch reads a file, its zip directory and its pickles are inspected without executing them, because a small
+file can request gigabytes of memory.
 """
 
 import pickletools
@@ -23,27 +23,27 @@ from teacher.files.components import few, read_tensors
 from teacher.files.errors import WeightsError
 
 VOCODER_KEY = "generator"
-"""The key under which vocoder files keep their tensors; beside it there may be a step number and the like."""
+"""Key of the dictionary of tensors in vocoder files; beside it there may be entries such as a step number."""
 MIB = 2**20
 LARGEST_PICKLE, LARGEST_PICKLE_WITH_DATA = 16 * MIB, 64 * MIB
-"""Bytes of a pickle that lists tensors, 100 to 200 a tensor; and of one of a training state, in which a caller expects
-arrays that it then leaves out."""
+"""Largest pickle in bytes: of a list of tensors (100 to 200 bytes per tensor), and of a training state with arrays,
+which the caller allows and drops."""
 MOST_STEPS = 4_000_000
-"""Opcodes of a pickle, about 40 a tensor; inspecting them and carrying them out takes seconds."""
+"""Most opcodes of a pickle, about 40 per tensor; inspecting and executing that many takes seconds."""
 LARGEST_DIRECTORY = 32 * MIB
 LARGEST_ENCODED = 256 * MIB
-"""Bytes that the texts of a pickle may become where arrays are expected, which are written as encoded texts."""
+"""Most bytes to which the texts of a pickle may expand where arrays, which are stored as encoded texts, are allowed."""
 MAGIC = 0x1950A86A20F9469CFC6C
-"""With which files of the older kind begin."""
+"""First number of files in PyTorch's older format."""
 NAMES = re.compile(
     r"collections (OrderedDict|Counter)|torch (Size|Tensor|device|\w+Storage)|torch\.storage \w+Storage|"
     r"torch (u?int\d+|b?float\d+\w*|complex\d+|half|double|float|long|int|short|bool|bfloat16)|"
     r"torch\._utils _rebuild_(tensor|tensor_v2|parameter|parameter_with_state)|torch\.nn\.parameter Parameter|"
     r"(builtins|__builtin__) (set|complex)"
 )
-"""What a listing of plain tensors names."""
+"""Names that may occur in a pickle of plain tensors."""
 NOT_PLAIN = re.compile(r"torch(\._utils|\._tensor|\.serialization)? _\w+")
-"""What PyTorch's own files name besides: sparse, quantised, meta and subclassed tensors."""
+"""Names in PyTorch's files of other tensors: sparse, quantised, meta and subclassed ones."""
 CALLED = ("GLOBAL", "REDUCE", "BUILD", "NEWOBJ", "BINPERSID")
 PLAIN_STEPS = {
     *CALLED,
@@ -52,11 +52,11 @@ PLAIN_STEPS = {
     *("BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT", "BINUNICODE", "SHORT_BINSTRING"),
     *("BINGET", "LONG_BINGET", "BINPUT", "LONG_BINPUT"),
 }
-"""The opcodes that PyTorch's reader of tensors knows."""
+"""The opcodes that PyTorch's reader of tensors supports."""
 
 
 def read_checkpoint(path: Path) -> dict[str, Tensor]:
-    """Tensors by name. Raises WeightsError in one line for anything but a flat dictionary of plain tensors."""
+    """Read tensors by name. Raises WeightsError in one line for anything but a flat dictionary of plain tensors."""
     if not path.exists():
         raise WeightsError(f"{path} is not there")
     if not path.is_file():
@@ -266,8 +266,10 @@ def _checked(path: Path, content: Any) -> dict[str, Tensor]:
 
 
 def check_volume(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Whether a checkpoint has the numbers that its tensors claim, before they are written out. WeightsError for
-    tensors that repeat their numbers, and for many that show the same ones."""
+    """Raise WeightsError for a checkpoint smaller than its tensors claim, before they are written out in full.
+
+    That is so for tensors that repeat their numbers (expanded views), and for many views of the same numbers.
+    """
     spread = [n for n, t in tensors.items() if t.numel() * t.itemsize > t.untyped_storage().nbytes()]
     if spread:
         raise WeightsError(f"{path} holds fewer numbers than its tensors claim; repeated are those of {few(spread)}")
@@ -277,7 +279,7 @@ def check_volume(path: Path, tensors: Mapping[str, Tensor]) -> None:
 
 
 def is_safetensors(path: Path) -> bool:
-    """Eight bytes of header length, then a JSON object."""
+    """Whether a file is in safetensors format: eight bytes of header length, then a JSON object."""
     with path.open("rb") as stream:
         head = stream.read(9)
     length = int.from_bytes(head[:8], "little")

@@ -163,7 +163,7 @@ class Canvas:
 
 
 def _texture(material: str, u: np.ndarray, v: np.ndarray) -> np.ndarray:
-    """Change of lightness over a body's own coordinates in -1..1."""
+    """Change of lightness of a material over a body's own coordinates in -1..1."""
     if material == "wood":
         return 0.14 * np.sin(7 * u + 1.5 * np.sin(2.5 * v))
     if material == "stone":

@@ -1,4 +1,4 @@
-"""What a clip of the procedural world is before it is rendered: kind, material, events and its picture at any time.
+"""A clip of the procedural world before it is rendered: kind, material, events and its picture at any time.
 
 Lengths are in picture heights, x to the right and y downwards; times in seconds.
 """
@@ -31,7 +31,7 @@ class Event:
 class WorldClip:
     """A clip before it is rendered; `draw` is exact at any time, so motion is consistent between frames.
 
-    `speed` (picture heights a second, vectorised over time) is given where a body rolls and makes a lasting noise.
+    `speed` (picture heights per second, vectorised over time) is given for a rolling body, which makes a lasting noise.
     """
 
     kind: str

@@ -25,12 +25,12 @@ from teacher.world.clip import (
 
 GRAVITY = 6.5
 TRIES = 1000
-"""Schedules are drawn until one keeps the edges of the clip quiet; about one in three does."""
+"""Most random schedules that are drawn until one has quiet edges of the clip, which about one in three has."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Flight:
-    """A ball in the air over [begin_s, end_s): height h - g (t - apex_s)^2 / 2; `held` keeps it at the apex before."""
+    """A ball in the air over [begin_s, end_s): height h - g (t - apex_s)^2 / 2; `held`: it rests at the apex before."""
 
     begin_s: float
     end_s: float

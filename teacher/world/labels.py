@@ -1,4 +1,4 @@
-"""Labels of the procedural world: kinds and materials, which clip gets which label and split, and its caption."""
+"""Labels of the procedural world: kinds and materials, and the label, split and caption of a clip."""
 
 from collections.abc import Callable
 

@@ -42,12 +42,12 @@ RNG_LOOKS, RNG_CLIP, RNG_SOUND, RNG_WORDS = range(4)
 
 @dataclass(frozen=True, kw_only=True)
 class WorldConfig:
-    """What to render. Clips do not depend on `num_clips`, so a world can be made larger later."""
+    """Configuration of a world. Clips do not depend on `num_clips`, so a world can be enlarged later."""
 
     num_clips: int = 768
     """Number of clips; about 75 % are for training, 5 % for validation and 20 % for testing."""
     seed: int = 0
-    """Another seed makes another world of the same kind."""
+    """Seed of all random choices; another seed gives other clips of the same kinds."""
     duration_s: float = 2.0
     """Length of a clip in seconds, at least 0.64."""
     sample_rate: int = 16_000
@@ -147,7 +147,7 @@ def _clip_path(out: Path, index: int) -> Path:
 
 
 def _claim(out: Path, config: WorldConfig) -> None:
-    """Write world.json, or compare with the one that is there; only `num_clips` may differ."""
+    """Write world.json, or compare with an existing one, from which only `num_clips` may differ."""
     path = out / "world.json"
     wanted = asdict(config)
     if path.exists():

@@ -31,9 +31,9 @@ class Timbre:
     decay_s: float
     damping: float
     noise: float
-    """Share of the noise burst in the amplitude."""
+    """Fraction of the amplitude that is the noise burst."""
     noise_hz: tuple[float, float]
-    """Band of the burst."""
+    """Frequency band of the noise burst in Hz."""
 
 
 TIMBRES = {
@@ -115,7 +115,7 @@ def _event_sounds(
 
 
 def _hit(timbre: Timbre, pitch: float, kind: str, sample_rate: int, rng: np.random.Generator) -> np.ndarray:
-    """One hit of about unit peak."""
+    """The sound of one hit, with a peak of about 1."""
     decay_s = timbre.decay_s * DECAY_OF_KIND[kind] * rng.uniform(0.8, 1.25)
     seconds = np.arange(int(max(6 * decay_s, 0.02) * sample_rate)) / sample_rate
     sound = np.zeros_like(seconds)

@@ -1,4 +1,4 @@
-"""How the checks of engines drive one: a fresh engine, a step on a share of a global batch, what can be seen of it."""
+"""How the checks of engines drive one: a fresh engine, a step on a slice of a global batch, and its results."""
 
 import copy
 

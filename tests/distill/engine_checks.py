@@ -54,7 +54,7 @@ def gradients() -> float:
 
 
 def gradients_accumulated() -> float:
-    """So it is when the share of a process comes in two parts."""
+    """So it is when the rows of a process come in two parts."""
     return gradients_of(network(), accumulation=2)
 
 
@@ -80,7 +80,7 @@ def gradients_checkpointed() -> float:
 
 
 def clipping() -> None:
-    """Clipped at half its norm, the gradient that Adam sees is half as large, and the norm told is that before."""
+    """Clipped at half its norm, the gradient that Adam sees is half as large, and the reported norm is that before."""
     batch, net = sounds(0), network()
     _, wanted = Reference(net).gradient(batch)
     full = float(torch.stack([g.norm() for g in wanted.values()]).norm())

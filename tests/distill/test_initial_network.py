@@ -21,6 +21,7 @@ from scripts import ema
 from teacher.audio.registry import open_codec
 from teacher.features.codec import load_codec
 from teacher.features.dataset import JointSet, batch_indices
+from teacher.files.errors import FeatureError
 from teacher.files.safetensors import write_tensors
 from teacher.flow_matching import flow_matching_step
 from teacher.network.lora import LoRAConfig, load_adapter, merge_lora
@@ -127,10 +128,10 @@ def test_run_keeps_the_statistics_of_its_checkpoint(data, base, tmp_path, monkey
     run = train_teacher(tuned(data, start), tmp_path / "run")
     plain = open_sets((data,), (), load_codec(data)).batch([0]).latents
     torch.testing.assert_close(seen[0], (plain - mean) / std)
-    kept = open_codec(run / "codec.safetensors")
-    torch.testing.assert_close(kept.latent_mean, mean)
-    torch.testing.assert_close(kept.latent_std, std)
-    torch.testing.assert_close(kept.decode_mel(seen[0]), load_codec(data).decode_mel(plain), rtol=1e-4, atol=1e-4)
+    stored = open_codec(run / "codec.safetensors")
+    torch.testing.assert_close(stored.latent_mean, mean)
+    torch.testing.assert_close(stored.latent_std, std)
+    torch.testing.assert_close(stored.decode_mel(seen[0]), load_codec(data).decode_mel(plain), rtol=1e-4, atol=1e-4)
     assert torch.equal(load_network(run).latent_std.flatten(), std)
 
 
@@ -196,15 +197,15 @@ def test_averages_afterwards(data, base, tmp_path, lora):
     config = tuned(data, base, lora=lora, loop=replace(tiny.LOOP, steps=6, ema_snapshot_every=1, ema_correction=True))
     run = train_teacher(config, tmp_path / "run")
     made, _ = reconstruct(run, 0.1)
-    kept = load_file(run / "ema-0.1.safetensors")
-    assert set(made) == set(kept)
-    for name in kept:
-        torch.testing.assert_close(made[name], kept[name], rtol=1e-5, atol=1e-5)
+    stored = load_file(run / "ema-0.1.safetensors")
+    assert set(made) == set(stored)
+    for name in stored:
+        torch.testing.assert_close(made[name], stored[name], rtol=1e-5, atol=1e-5)
     other, combination = reconstruct(run, 0.15)
     assert combination.error < 0.05
     write_tensors(run / "ema-0.15.safetensors", other)
     assert load_network(run, weights="ema-0.15").config == tiny.NETWORK
-    assert all(torch.equal(other[n], kept[n]) for n in ("latent_mean", "latent_std", "empty_string_feat"))
+    assert all(torch.equal(other[n], stored[n]) for n in ("latent_mean", "latent_std", "empty_string_feat"))
 
 
 def test_another_start_in_the_same_folder_is_refused(data, base, tmp_path):
@@ -229,6 +230,16 @@ def test_starts_that_do_not_fit_are_refused(data, base, tmp_path):
     (student / "features.json").write_text(json.dumps(info))
     with pytest.raises(ValueError, match="was trained with 'mmaudio'; extract again with --encoders mmaudio"):
         distil(DistillRun(data=(data,), teacher=_posing(student, base, tmp_path)), tmp_path / "c")
+
+
+def test_what_is_no_feature_folder_is_named_as_such_to_trained_weights_too(data, base, tmp_path):
+    unfinished = tmp_path / "unfinished"
+    unfinished.mkdir()
+    with pytest.raises(FeatureError, match=r"no features\.json; extract first"):
+        distil(DistillRun(data=(unfinished,), teacher=base), tmp_path / "a")
+    (unfinished / "plan.json").write_bytes((data / "plan.json").read_bytes())
+    with pytest.raises(FeatureError, match="its extraction is unfinished: run it again"):
+        train_teacher(tuned(unfinished, base), tmp_path / "b")
 
 
 def _posing(features, weights, tmp_path):
@@ -263,10 +274,10 @@ def test_command_for_averages(data, tmp_path, monkeypatch, capsys):
     assert "exists already" in capsys.readouterr().err
     monkeypatch.setattr("sys.argv", ["mf-ema", "--run", str(run), "--std", "0.1", "--step", "4"])
     ema.cli()
-    made, kept = (run / "at-0000004-ema-0.1.safetensors", run / "ema_ckpts" / "ema-0.1.0000004.safetensors")
-    made, kept = load_file(made), load_file(kept)
-    for name in kept:
-        torch.testing.assert_close(made[name], kept[name], rtol=1e-5, atol=1e-5)
+    made, stored = (run / "at-0000004-ema-0.1.safetensors", run / "ema_ckpts" / "ema-0.1.0000004.safetensors")
+    made, stored = load_file(made), load_file(stored)
+    for name in stored:
+        torch.testing.assert_close(made[name], stored[name], rtol=1e-5, atol=1e-5)
 
 
 def test_modalities_reach_the_training_rows(data, tmp_path):

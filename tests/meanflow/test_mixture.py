@@ -164,8 +164,8 @@ def test_subset_and_mixture_agree_by_total_probability(flow, states):
     gamma = flow.responsibilities(x_t, t)
     torch.testing.assert_close(gamma.sum(1), torch.ones(12, **DOUBLE))
     parts = flow.subset([0, 2]).v(x_t, t), flow.conditional(1).v(x_t, t)
-    share = expand_right(gamma[:, 1], x_t)
-    torch.testing.assert_close((1 - share) * parts[0] + share * parts[1], flow.v(x_t, t), rtol=1e-12, atol=1e-12)
+    weight = expand_right(gamma[:, 1], x_t)
+    torch.testing.assert_close((1 - weight) * parts[0] + weight * parts[1], flow.v(x_t, t), rtol=1e-12, atol=1e-12)
 
 
 def test_guided_flow_of_equal_deviations_is_linear_in_omega(generator):

@@ -160,7 +160,7 @@ def test_flow_matching_rows_have_the_density_asked_for(generator):
     for density, below in ((None, 0.25), (LogitNormal(), 0.5)):
         r, t = MixedTimes(fm_fraction=1.0, fm_density=density)(40_000, generator=generator)
         assert bool((r == t).all())
-        # A share of 40,000 has a standard deviation of at most 0.0025.
+        # A fraction of 40,000 has a standard deviation of at most 0.0025.
         assert (t <= sigmoid(-0.4)).float().mean().item() == pytest.approx(below, abs=0.01)
 
 
@@ -225,9 +225,9 @@ def test_published_medians(name, which, median, generator):
 
 def test_share_of_the_annealed_sampler(generator):
     """VoxCPM: P(r != t) from 0.25 to 0.75, standard deviation 0.003 in 20,000 rows."""
-    for progress, share in ((0.0, 0.25), (0.5, 0.5), (1.0, 0.75)):
+    for progress, fraction in ((0.0, 0.25), (0.5, 0.5), (1.0, 0.75)):
         r, t = PUBLISHED["voxcpm"](20_000, generator=generator, progress=progress)
-        assert (r < t).float().mean().item() == pytest.approx(share, abs=0.013)
+        assert (r < t).float().mean().item() == pytest.approx(fraction, abs=0.013)
 
 
 @pytest.mark.parametrize("times", [TimePairs(), MixedTimes(max_gap=0.3), *PUBLISHED.values()])

@@ -127,7 +127,7 @@ def test_a_scene_is_encoded_once_for_both_models_and_for_later_clicks(studio, fi
     other = studio.compare(replace(again, prompt="a drum"), [STUDENT], 5)
     assert TEXT in other.seconds["student"]
     assert "Encoded once for both" in latency(first)
-    assert "Encoded by a click before" in latency(later)
+    assert "Encoded by an earlier click" in latency(later)
 
 
 def test_kept_scenes_are_bounded(studio, monkeypatch):
@@ -169,15 +169,15 @@ def test_the_budget_has_every_stage_of_a_video(studio, film):
 @pytest.mark.parametrize(
     ("wrong", "said"),
     [
-        (lambda s: words("  "), "drop a video or type"),
+        (lambda s: words("  "), "upload a video or type"),
         (lambda s: words("x" * 401), "400 characters"),
-        (lambda s: words(["a"]), "must be words"),
+        (lambda s: words(["a"]), "must be text"),
         (lambda s: words(duration_s="long"), "duration must be a number"),
         (lambda s: s.compare(words(duration_s=3.5), [STUDENT], 0), "too long, this page makes up to 3 s"),
         (lambda s: s.compare(words(duration_s=0.1), [STUDENT], 0), "shortest sound"),
         (lambda s: s.compare(words(), [STUDENT], -1), "seed must be a number from 0"),
         (lambda s: s.compare(words(), [STUDENT], 1.5), "seed must be a whole number"),
-        (lambda s: s.compare(words(negative="music"), [TEACHER], 0), "negative prompt acts through guidance"),
+        (lambda s: s.compare(words(negative="music"), [TEACHER], 0), "negative prompt takes effect through guidance"),
         (lambda s: s.grid(words(), STUDENT, 0, 400), "4 or 8"),
         (lambda s: s.grid(words(), ModelSetting(model="x", steps=1, guidance=1.0), 0, 4), "student, teacher"),
         (lambda s: ModelSetting(model="student", steps=10**6, guidance=1.0), "steps of the student"),
@@ -454,7 +454,7 @@ def test_callbacks_show_one_line_and_no_folder_of_the_server(studio, film, capsy
     assert shown.startswith('<p class="mf-alert" role="alert">bad.mp4: is not a media file')
     assert do["look"](None) == ""
     assert "files of the server" in do["look"]("/etc/passwd")
-    assert "drop a video" in do["grid"](None, None, None, 1.0, 0, "student", 4, *numbers)
+    assert "upload a video" in do["grid"](None, None, None, 1.0, 0, "student", 4, *numbers)
     assert "must be one of" in do["budget"](None, "x", None, 1.0, "nobody", *numbers)
     monkeypatch.setattr(Studio, "compare", lambda *_: 1 / 0)
     shown = do["make"](None, "a bell", "", 1.0, 0, *numbers)
@@ -594,7 +594,7 @@ def test_the_page_in_a_browser(served, film, tmp_path, width):
         browser.until("document.querySelector('#make')")
         browser.js("document.querySelector('#make').click()")
         browser.until("document.querySelector('#made .mf-alert')")
-        assert "drop a video or type" in browser.js("document.querySelector('#made').innerText")
+        assert "upload a video or type" in browser.js("document.querySelector('#made').innerText")
         browser.files("input[type=file]", film)
         browser.until("document.querySelector('.mf-preview video')?.readyState > 0")
         browser.js("document.querySelector('#make').click()")

@@ -156,7 +156,7 @@ def test_a_file_of_somebody_else_is_not_replaced_and_a_result_is(folder, tmp_pat
     original = film(tmp_path / "a.mp4", seed=2).read_bytes()  # beside the film, and not given
     assert command(monkeypatch, folder, "--video", tmp_path / "in", "--out", tmp_path) == 1
     told = capsys.readouterr()
-    assert "a.mp4 is there already and was not made by this program" in told.err
+    assert "a.mp4 exists already and was not made by this program" in told.err
     assert "1 of 2 inputs failed" in told.err
     assert (tmp_path / "a.mp4").read_bytes() == original
     assert not (tmp_path / "a.flac").exists()  # refused before anything was made

@@ -116,8 +116,8 @@ def test_converting_says_in_one_line_what_is_wrong(typed, tmp_path):
     [
         ({}, "give a published variant .* or --file"),
         ({"variant": "small_16k", "file": Path("x")}, "give a published variant .* or --file"),
-        ({"variant": "small_16k", "component": "vae_16k"}, "--component goes with --file"),
-        ({"file": Path("x"), "out": Path("y")}, "--out goes with a variant"),
+        ({"variant": "small_16k", "component": "vae_16k"}, "--component needs --file"),
+        ({"file": Path("x"), "out": Path("y")}, "--out needs a variant"),
         ({"variant": "debug_16k"}, "the published ones are"),
     ],
 )
@@ -135,7 +135,7 @@ def test_a_variant_becomes_a_run_folder(tmp_path, monkeypatch, capsys):
     convert.run(convert.Convert(variant="small_16k"))
     told = capsys.readouterr()
     assert "warning: mmaudio_small_16k.pth is not the published mmaudio_small_16k" in told.err
-    assert "missing synchformer (synchformer_state_dict.pth, 907M): needed for what is seen" in told.out
+    assert "missing synchformer (synchformer_state_dict.pth, 907M): needed for video;" in told.out
     run_folder = Path("runs/mmaudio-small-16k")
     assert torch.equal(load_network(run_folder).latent_std, tensors["latent_std"])
     assert "CC BY-NC 4.0" in read_licence(run_folder)

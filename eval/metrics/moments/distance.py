@@ -15,7 +15,7 @@ from eval.metrics.moments.gaussian import Features, Float32Moments, GaussianStat
 Form = Literal["auto", "rows", "moments"]
 """`rows`: from the clips themselves, no covariance is formed. `moments`: from the covariances. `auto`: `rows` for
 each set given as features with no more clips than dimensions, `moments` for the others; for two large sets of features
-`moments` with products in float32 where these are seen to do (see `frechet_distance`)."""
+`moments` with products in float32 where these are exact enough (see `frechet_distance`)."""
 
 PIVOT_LIMIT = 1e-10
 """Below this ratio of smallest to largest Cholesky pivot a covariance is treated as singular."""
@@ -28,12 +28,12 @@ SINGLE_LEAST = 1 << 33
 """n d^2 of the smaller set from which float32 is tried: a double product of that size takes a tenth of a second."""
 
 SINGLE_LIMIT = 1e-7
-"""Share of the distance that the standard error by float32 may have, a tenth of what is asked of the distance."""
+"""Largest standard error due to float32 as a fraction of the distance, a tenth of the accuracy that is required."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Side:
-    """A Gaussian made ready for distances; float64. Built once where one side meets many."""
+    """A Gaussian prepared for distances, in float64. Build it once where one set is compared with many."""
 
     mean: NDArray[np.float64]
     trace: float
@@ -100,7 +100,7 @@ def frechet_bias(stats: GaussianStats, n: int, m: int) -> float:
 
 
 def side_of(value: GaussianStats | Features, form: Form = "auto") -> Side:
-    """One side of a distance; raises what `frechet_distance` raises."""
+    """The `Side` of features (clips, d) or moments; raises what `frechet_distance` raises."""
     if form not in ("auto", "rows", "moments"):
         raise ValueError(f"form must be auto, rows or moments, got {form!r}")
     if not isinstance(value, GaussianStats):
@@ -113,7 +113,7 @@ def side_of(value: GaussianStats | Features, form: Form = "auto") -> Side:
 
 
 def distance_of_sides(a: Side, b: Side) -> float:
-    """The distance of two sides."""
+    """The Frechet distance of two sides. Raises ValueError for different dimensions."""
     if a.mean.shape != b.mean.shape:
         raise ValueError(f"both sets must have the same dimension, got {a.mean.size} and {b.mean.size}")
     shift = a.mean - b.mean

@@ -16,14 +16,14 @@ class Extrapolation:
     intercept: float
     """The distance at 1/n = 0."""
     standard_error: float
-    """Of the intercept, from the scatter about the line. The subsets share clips, so it leaves out what other clips
-    would change; for that, compare the jackknife interval of the distance itself."""
+    """Standard error of the intercept, from the scatter about the line. The subsets overlap, so it does not include the
+    variation between clips, which the jackknife interval of the distance itself does."""
     slope: float
     sizes: tuple[int, ...]
     """Generated clips in each subset, the last being all of them."""
     distances: tuple[float, ...]
     reference_shrinks: bool
-    """Whether the reference was cut in proportion; if not, its own share of the bias is still in the intercept."""
+    """Whether the reference was cut in proportion; if not, its part of the bias is still in the intercept."""
     seed: int
 
 
@@ -63,9 +63,9 @@ def frechet_infinity(
     rng = np.random.default_rng(seed)
     distances = []
     for size in sizes:
-        kept = rng.permutation(count)[:size]
-        shrunk = fixed or side_of(x[_in_proportion(kept, count, len(x), rng)])
-        distances.append(distance_of_sides(shrunk, side_of(y[kept])))
+        subset = rng.permutation(count)[:size]
+        shrunk = fixed or side_of(x[_in_proportion(subset, count, len(x), rng)])
+        distances.append(distance_of_sides(shrunk, side_of(y[subset])))
     slope, intercept, error = _line(1.0 / sizes, np.asarray(distances))
     return Extrapolation(
         intercept=intercept,
@@ -78,11 +78,11 @@ def frechet_infinity(
     )
 
 
-def _in_proportion(kept: NDArray[np.int64], count: int, total: int, rng: np.random.Generator) -> NDArray[np.int64]:
-    """Rows of a set of `total` to go with the rows `kept` of `count`: the same ones if the sets have one length."""
+def _in_proportion(subset: NDArray[np.int64], count: int, total: int, rng: np.random.Generator) -> NDArray[np.int64]:
+    """Rows of a set of `total` to go with the rows `subset` of `count`: the same ones if the sets have one length."""
     if total == count:
-        return kept
-    return rng.permutation(total)[: max(round(total * len(kept) / count), 2)]
+        return subset
+    return rng.permutation(total)[: max(round(total * len(subset) / count), 2)]
 
 
 def _line(x: NDArray[np.float64], y: NDArray[np.float64]) -> tuple[float, float, float]:

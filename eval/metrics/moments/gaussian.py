@@ -30,7 +30,7 @@ def as_matrix(features: Features, name: str = "features") -> NDArray[np.float64]
     matrix = np.asarray(array, dtype=np.float64)
     with np.errstate(invalid="ignore", over="ignore"):
         total = matrix.sum()
-    if not np.isfinite(total):  # one quick pass; only a sum that overflowed needs the slow look
+    if not np.isfinite(total):  # one quick pass; only a sum that overflowed needs the slow search
         bad = ~np.isfinite(matrix).all(axis=1)
         if not bad.any():
             return matrix
@@ -108,7 +108,7 @@ PROBES = 8
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Float32Moments:
-    """Moments with products taken in float32: twice as fast, and not for keeping.
+    """Moments with products taken in float32: twice as fast, for a single distance and never stored.
 
     mean (d,) and the diagonal of covariance (d, d) as in `GaussianStats`; the other entries sums in float64 of float32
     products of blocks. rounding: root mean square of their errors e_ij / (s_i s_j), s the standard deviations,

@@ -15,7 +15,7 @@ from eval.metrics.uncertainty import GROUPS, Jackknife, group_labels
 def frechet_jackknife(reference: Features, generated: Features, *, groups: int = GROUPS, seed: int = 0) -> Jackknife:
     """`jackknife(frechet_distance, reference, generated)` in float64, without taking the clips `groups` times.
 
-    For a set (n, d) of more clips than dimensions the scatter matrix W_g of every group about the mean of all is kept
+    For a set (n, d) of more clips than dimensions the scatter matrix W_g of every group about the mean of all is stored
     (groups d^2 numbers a set: 0.7 GB at d = 2048 and 20 groups). The n' clips left without group g, their mean shifted
     by d, have the scatter W - W_g - n' d d^T, W the sum over the groups. For two sets of no more clips than dimensions
     the products X Y^T of centred clips are taken once; without a group rows and columns are struck out and the rest
@@ -72,20 +72,20 @@ class _Grouped:
             total += scatter
         return total
 
-    def kept(self, group: int | None) -> NDArray[np.bool_]:
+    def remaining(self, group: int | None) -> NDArray[np.bool_]:
         return self.labels != (-1 if group is None else group)
 
-    def shift(self, kept: NDArray[np.bool_]) -> NDArray[np.float64]:
-        """Mean of the clips `kept` less that of all (d,), from the fewer clips that are not."""
-        return (self.mean - self.matrix[~kept]).sum(axis=0) / kept.sum()
+    def shift(self, remaining: NDArray[np.bool_]) -> NDArray[np.float64]:
+        """Mean of the clips `remaining` less that of all (d,), from the fewer clips that are not."""
+        return (self.mean - self.matrix[~remaining]).sum(axis=0) / remaining.sum()
 
     def without(self, group: int | None) -> Side:
         """The side of all clips, or of all but a group's."""
-        kept = self.kept(group)
-        count = int(kept.sum())
+        remaining = self.remaining(group)
+        count = int(remaining.sum())
         if count <= len(self.mean):
-            return side_of(self.matrix[kept], "rows")
-        shift = self.shift(kept)
+            return side_of(self.matrix[remaining], "rows")
+        shift = self.shift(remaining)
         scatter = self.total.copy()
         if group is not None:
             scatter -= self.scatters[group]
@@ -96,14 +96,14 @@ class _Grouped:
 
 def _from_products(first: _Grouped, second: _Grouped, products: NDArray[np.float64], group: int | None) -> float:
     """The distance without a group from products (n, m) of clips about the means of all."""
-    kept = first.kept(group), second.kept(group)
-    n, m = (int(rows.sum()) for rows in kept)
-    shifts = first.shift(kept[0]), second.shift(kept[1])
+    remaining = first.remaining(group), second.remaining(group)
+    n, m = (int(rows.sum()) for rows in remaining)
+    shifts = first.shift(remaining[0]), second.shift(remaining[1])
     traces = [
         (float(side.squares[rows].sum()) - len(side.squares[rows]) * float(shift @ shift)) / (rows.sum() - 1)
-        for side, rows, shift in zip((first, second), kept, shifts, strict=True)
+        for side, rows, shift in zip((first, second), remaining, shifts, strict=True)
     ]
-    reduced = _without_mean(_without_mean(products[np.ix_(*kept)]).T) / np.sqrt((n - 1) * (m - 1))
+    reduced = _without_mean(_without_mean(products[np.ix_(*remaining)]).T) / np.sqrt((n - 1) * (m - 1))
     between = first.mean + shifts[0] - second.mean - shifts[1]
     return float(between @ between) + sum(traces) - 2.0 * nuclear_norm(torch.from_numpy(reduced))
 

@@ -76,9 +76,9 @@ def test_predictions_are_those_of_the_run(trained, tmp_path, weights, taken):
 def test_steps_and_the_best_one_are_taken_by_name(run, tmp_path):
     for step in (1, 2):
         made = consolidate(run, tmp_path / str(step), which=step, weights="model")
-        kept = run / "trainer" / f"step-{step:07d}" / "model.safetensors"
-        assert tensors_of(made.out / "model.safetensors") == tensors_of(kept)
-        assert tensors_of(kept) != tensors_of(run / "model.safetensors")
+        stored = run / "trainer" / f"step-{step:07d}" / "model.safetensors"
+        assert tensors_of(made.out / "model.safetensors") == tensors_of(stored)
+        assert tensors_of(stored) != tensors_of(run / "model.safetensors")
     with pytest.raises(ValueError, match="has not been evaluated up to step 3"):
         consolidate(run, tmp_path / "best", which="best")
     found = checkpoint.newest(run)
@@ -96,10 +96,10 @@ def test_adapters_are_merged(adapted, tmp_path):
         assert tensors_of(made.out / "model.safetensors") == tensors_of(adapted / f"{weights}.safetensors")
         assert not any("lora" in name for name in load_file(made.out / "model.safetensors"))
     again, _ = reconstruct(adapted, 0.2)
-    kept = load_file(adapted / "ema-0.2.safetensors")
-    assert set(again) == set(kept)
-    for name in kept:
-        torch.testing.assert_close(again[name], kept[name], rtol=1e-5, atol=1e-5)
+    stored = load_file(adapted / "ema-0.2.safetensors")
+    assert set(again) == set(stored)
+    for name in stored:
+        torch.testing.assert_close(again[name], stored[name], rtol=1e-5, atol=1e-5)
 
 
 def test_damaged_checkpoints_are_never_taken(run, tmp_path, capsys):
@@ -151,8 +151,8 @@ def test_command(run, tmp_path, monkeypatch, capsys):
     )
     command.cli()
     assert f"model of step 2 of {run}, verified: {out}" in capsys.readouterr().out
-    kept = run / "trainer" / "step-0000002" / "model.safetensors"
-    assert tensors_of(out / "model.safetensors") == tensors_of(kept)
+    stored = run / "trainer" / "step-0000002" / "model.safetensors"
+    assert tensors_of(out / "model.safetensors") == tensors_of(stored)
     assert load_network(out).config == tiny.NETWORK
     monkeypatch.setattr("sys.argv", ["mf-consolidate", str(run), "--out", str(out), "--step", "2", "--best"])
     with pytest.raises(SystemExit):

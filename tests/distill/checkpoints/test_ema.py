@@ -171,8 +171,8 @@ def test_frozen_tensors_are_copied_and_a_stored_average_returns(tmp_path):
     assert torch.equal(made["fixed"], torch.full((3,), 7.0))
     assert combination.error < 1e-6
     earlier, _ = reconstruct(tmp_path, 0.05, step=200)
-    kept = load_file(tmp_path / "ema_ckpts" / "ema-0.05.0000200.safetensors")
-    torch.testing.assert_close(earlier["place"], kept["place"], rtol=1e-5, atol=1e-6)
+    stored = load_file(tmp_path / "ema_ckpts" / "ema-0.05.0000200.safetensors")
+    torch.testing.assert_close(earlier["place"], stored["place"], rtol=1e-5, atol=1e-6)
     wider, combination = reconstruct(tmp_path, 0.2)
     assert combination.weights.sum() != 1.0  # a frozen tensor combined by these would have changed
     assert torch.equal(wider["fixed"], torch.full((3,), 7.0))
@@ -292,12 +292,12 @@ def test_averages_come_back_from_files():
     for step in (1, 2, 3):
         walk(net, step)
         averages.update(step)
-    kept = averages.whole(0)
+    stored = averages.whole(0)
     follower = network()
     fresh = SharedAverages(engine, names, (0.1,), corrected=True, network=follower)
-    fresh.load(lambda name: {"ema-0.1": kept}[name])
-    assert all(torch.equal(fresh.whole(0)[n], kept[n]) for n in names)
-    assert all(torch.equal(follower.get_parameter(n), kept[n]) for n in names)
+    fresh.load(lambda name: {"ema-0.1": stored}[name])
+    assert all(torch.equal(fresh.whole(0)[n], stored[n]) for n in names)
+    assert all(torch.equal(follower.get_parameter(n), stored[n]) for n in names)
     walk(net, 4)
     averages.update(4)
     fresh.update(4)

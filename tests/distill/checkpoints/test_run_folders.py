@@ -395,7 +395,7 @@ def test_a_folder_without_records_is_said_to_have_none(tmp_path, monkeypatch, ca
     code, faults, summary = checked(monkeypatch, capsys, tmp_path)
     assert (code, len(faults)) == (1, 1)
     assert "which is outside the folder" in faults[0]
-    assert "0 files (0 bytes) compared, 1 damaged; 1 carry no record" in summary
+    assert "0 files (0 bytes) compared, 1 damaged; 1 without a digest" in summary
     monkeypatch.setattr("sys.argv", ["mf-check", str(tmp_path / "nothing")])
     with pytest.raises(SystemExit) as left:
         check.cli()

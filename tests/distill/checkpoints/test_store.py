@@ -166,7 +166,7 @@ def test_a_checkpoint_under_the_name_of_another_step_is_passed_over(pair, tmp_pa
     (run / "trainer" / "step-0000002").rename(run / "trainer" / "step-0000009")
     lines = []
     assert holds(newest(run, report=lines.append), 1)
-    assert "says step 2" in lines[0]
+    assert "is of step 2" in lines[0]
 
 
 def test_nothing_that_verifies_is_refused_not_restarted(pair, tmp_path):
@@ -174,7 +174,7 @@ def test_nothing_that_verifies_is_refused_not_restarted(pair, tmp_path):
     shutil.copytree(pair, run)
     (run / "trainer" / "step-0000001" / "model.safetensors").unlink()
     flip(run / "trainer" / "step-0000002" / "optimizer.safetensors", 3, 0.9)
-    with pytest.raises(ValueError, match=r"no checkpoint in .* can be gone on from \(step-0000002: optim") as refused:
+    with pytest.raises(ValueError, match=r"no checkpoint in .* can be resumed from \(step-0000002: optim") as refused:
         newest(run, report=quiet)
     assert "step-0000001: model.safetensors is missing" in str(refused.value)
     assert "\n" not in str(refused.value)
@@ -337,37 +337,37 @@ def test_a_failure_at_any_call_is_one_line_and_leaves_nothing(tmp_path, monkeypa
 
         with monkeypatch.context() as patch:
             patch.setattr(os, name, failing)
-            told = error_of(lambda run=run: save(run, 2, tensors(2), {}, keep_last=2))
-            if told:
-                assert "the checkpoint of step 2 could not be written: No space left on device; it needs" in told
+            message = error_of(lambda run=run: save(run, 2, tensors(2), {}, keep_last=2))
+            if message:
+                assert "the checkpoint of step 2 could not be written: No space left on device; it needs" in message
         renamed = (run / "trainer" / "step-0000002").exists()  # where the failure was a flush after the rename
         assert holds(newest(run), 2 if renamed else 1)
         assert not [p for p in steps_of(run) if p.endswith(".tmp")]
         if len(calls) < k:
             break
     assert renamed
-    assert not told
+    assert not message
     assert k > 1
 
 
 def test_a_full_disk_is_told_in_one_line(tmp_path):
     """A limit on the size of files stands in for the disk: the operating system's own error, from real writes."""
     run = saved(tmp_path, 1)
-    told = tmp_path / "told.txt"
+    message = tmp_path / "message.txt"
 
     def limited():
         resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
         large = {"a": {"x": torch.ones(9)}, "b": {"x": torch.ones(50_000)}}
-        told.write_text(error_of(lambda: save(run, 2, large, {}, keep_last=2)))
+        message.write_text(error_of(lambda: save(run, 2, large, {}, keep_last=2)))
 
     assert in_child(limited) == 0
-    told = told.read_text()
-    assert "\n" not in told
+    message = message.read_text()
+    assert "\n" not in message
     needed = 4 * 50_009 + len(json.dumps({"step": 2}, indent=2))
-    assert "step 2 could not be written: File too large" in told
-    assert f"; it needs {needed:,} bytes, " in told
-    assert f"are free in {run}" in told
-    assert f"{run / 'trainer' / 'step-0000001'} is the last complete one, and the same command goes on" in told
+    assert "step 2 could not be written: File too large" in message
+    assert f"; it needs {needed:,} bytes, " in message
+    assert f"are free in {run}" in message
+    assert f"{run / 'trainer' / 'step-0000001'} is the last complete one, and the same command goes on" in message
     assert steps_of(run) == ["step-0000001"]
     assert holds(newest(run), 1)
 
@@ -429,7 +429,7 @@ def test_the_newest_and_the_best_are_kept(tmp_path, keep_last, best, kept):
 
 
 def test_what_was_passed_over_is_no_reserve(tmp_path):
-    """Steps 3 and 4 are damaged, 2 is gone on from: at step 3 the reserve is 2, not what lies after it."""
+    """Steps 3 and 4 are damaged, the run resumes from 2: at step 3 the reserve is 2, not what lies after it."""
     saved(tmp_path, 1, 2, 3, 4, keep_last=4)
     for step in (3, 4):
         flip(tmp_path / "trainer" / f"step-{step:07d}" / "model.safetensors", 0, 0.5)

@@ -121,7 +121,7 @@ def held_out(folder, codec, teacher, run, config=CONFIG, guidance=None, digest="
     return HeldOut(folder, codec, config, run=run, teacher=reference, scores=scores)
 
 
-def heard(made, reference, sample_rate, records):
+def sound_scores(made, reference, sample_rate, records):
     """Stands in for scores: sums that see every sample, row by row."""
     weights = torch.arange(1, len(made) + 1)[:, None].double()
     assert made.shape == reference.shape
@@ -204,11 +204,11 @@ def test_the_number_of_processes_changes_nothing(folder, codec, teacher, count, 
     for processes in (1, 2, 3, 5):
         run, calls.seen = tmp_path / str(processes), []
         if processes == 1:
-            results = [held_out(folder, codec, teacher, run, scores=heard)(student, FakeEngine())]
+            results = [held_out(folder, codec, teacher, run, scores=sound_scores)(student, FakeEngine())]
         else:
             results = in_processes(
                 processes,
-                lambda engine, run=run: held_out(folder, codec, teacher, run, scores=heard)(student, engine),
+                lambda engine, run=run: held_out(folder, codec, teacher, run, scores=sound_scores)(student, engine),
             )
         assert results[1:] == [None] * (processes - 1)
         assert sorted(calls.of(teacher)) == [1] * count + [2] * count
@@ -226,7 +226,7 @@ def test_the_same_numbers_again_and_only_the_student_is_generated_again(
     folder, codec, teacher, count, tmp_path, monkeypatch
 ):
     student, calls = student_from_teacher(opened(1)), Calls(monkeypatch)
-    evaluate = held_out(folder, codec, teacher, tmp_path, scores=heard)
+    evaluate = held_out(folder, codec, teacher, tmp_path, scores=sound_scores)
     first = evaluate(student, FakeEngine())
     (tmp_path / TEACHERS_LATENTS).unlink()  # a run that goes on does not need it
     second = evaluate(student, FakeEngine())
@@ -240,9 +240,9 @@ def test_the_same_numbers_again_and_only_the_student_is_generated_again(
 
 def test_a_resumed_run_takes_the_kept_latents(folder, codec, teacher, tmp_path, monkeypatch):
     student = student_from_teacher(opened(1))
-    first = held_out(folder, codec, teacher, tmp_path, scores=heard)(student, FakeEngine())
+    first = held_out(folder, codec, teacher, tmp_path, scores=sound_scores)(student, FakeEngine())
     calls = Calls(monkeypatch)
-    again = held_out(folder, codec, teacher, tmp_path, scores=heard)(student, FakeEngine())
+    again = held_out(folder, codec, teacher, tmp_path, scores=sound_scores)(student, FakeEngine())
     assert calls.of(teacher) == []
     assert again.scalars == first.scalars
     results = in_processes(2, held_out_of(folder, codec, teacher, tmp_path, student))
@@ -251,7 +251,7 @@ def test_a_resumed_run_takes_the_kept_latents(folder, codec, teacher, tmp_path, 
 
 
 def held_out_of(folder, codec, teacher, run, student):
-    return lambda engine: held_out(folder, codec, teacher, run, scores=heard)(student, engine)
+    return lambda engine: held_out(folder, codec, teacher, run, scores=sound_scores)(student, engine)
 
 
 @pytest.mark.parametrize(
@@ -364,8 +364,10 @@ def test_the_loss_of_a_teacher_is_its_error_at_each_of_eight_times(folder, codec
         errors.append(float((v - (e - batch.latents)).square().mean()))
     expected = pytest.approx(np.mean(errors), rel=1e-5)
     assert evaluate(net, FakeEngine()).scalars == {BEST_TEACHER: expected}
-    results = in_processes(3, lambda engine: HeldOut(folder, codec, CONFIG, run=tmp_path, scores=heard)(net, engine))
-    single = HeldOut(folder, codec, CONFIG, run=tmp_path, scores=heard)(net, FakeEngine())
+    results = in_processes(
+        3, lambda engine: HeldOut(folder, codec, CONFIG, run=tmp_path, scores=sound_scores)(net, engine)
+    )
+    single = HeldOut(folder, codec, CONFIG, run=tmp_path, scores=sound_scores)(net, FakeEngine())
     assert results[0].scalars == single.scalars
 
 
@@ -391,15 +393,15 @@ def test_without_held_out_clips_nothing_happens_but_one_line(folder, codec, teac
         return [evaluate(student, engine) for _ in range(2)]
 
     assert in_processes(2, twice) == [[None, None], [None, None]]
-    said = capsys.readouterr().out.splitlines()
-    assert len(said) == 1
-    assert "has no clips to validate with" in said[0]
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 1
+    assert "has no clips to validate with" in lines[0]
 
 
 @pytest.mark.parametrize(("num_clips", "num_sounds", "scored"), list(product((1, 1000), (0, 1000), (False, True))))
 def test_few_clips_many_sounds_and_none(folder, codec, teacher, tmp_path, num_clips, num_sounds, scored):
     config = EvaluationConfig(num_clips=num_clips, num_sounds=num_sounds, teacher_steps=1)
-    scores = heard if scored else None
+    scores = sound_scores if scored else None
     found = held_out(folder, codec, teacher, tmp_path, config, scores=scores)(
         student_from_teacher(teacher), FakeEngine()
     )
@@ -422,7 +424,7 @@ def test_sounds_without_pictures_are_evaluated(tmp_path, teacher):
     extract(read_manifest(tmp_path / "list.jsonl"), tmp_path / "features", ExtractConfig(duration_s=1.0, workers=0))
     data = tmp_path / "features"
     codec, student = load_codec(data), student_from_teacher(opened(1))
-    found = held_out(data, codec, teacher, tmp_path, scores=heard)(student, FakeEngine())
+    found = held_out(data, codec, teacher, tmp_path, scores=sound_scores)(student, FakeEngine())
     assert all(np.isfinite(value) for value in found.scalars.values())
     assert found.preview.captions == ["tone 0", "tone 1"] * 2
 
@@ -430,11 +432,11 @@ def test_sounds_without_pictures_are_evaluated(tmp_path, teacher):
 def test_latents_that_are_not_finite_are_counted_and_nothing_else(folder, codec, teacher, count, tmp_path):
     student, net = student_from_teacher(teacher), opened()
     _spoil(student)
-    found = held_out(folder, codec, teacher, tmp_path, scores=heard)(student, FakeEngine())
+    found = held_out(folder, codec, teacher, tmp_path, scores=sound_scores)(student, FakeEngine())
     assert found.scalars.pop("evaluation/teacher_one_step_error") >= 0
     assert found.scalars == {"evaluation/not_finite": count}
     assert found.preview is None
-    found = HeldOut(folder, codec, CONFIG, run=tmp_path, scores=heard)(_spoil(net), FakeEngine())
+    found = HeldOut(folder, codec, CONFIG, run=tmp_path, scores=sound_scores)(_spoil(net), FakeEngine())
     assert found.scalars == {"evaluation/not_finite": count}
     with pytest.raises(ValueError, match="the teacher's latents of held-out clips are not finite"):
         held_out(folder, codec, net, tmp_path, digest="b")(student, FakeEngine())

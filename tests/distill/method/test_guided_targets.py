@@ -192,9 +192,9 @@ def test_scales_follow_their_power_law(power, uniform):
     assert omega.min() >= 1.0
     assert omega.max() <= 8.0
     ends = [float(uniform(torch.tensor(end, dtype=torch.float64))) for end in (1.0, 8.0)]
-    share = (uniform(omega) - ends[0]) / (ends[1] - ends[0])
-    assert share.mean().item() == pytest.approx(0.5, abs=5 * (1 / 12 / n) ** 0.5)
-    assert share.var().item() == pytest.approx(1 / 12, abs=5 * (1 / 180 / n) ** 0.5)  # var of (U - 1/2)^2 = 1/180
+    fraction = (uniform(omega) - ends[0]) / (ends[1] - ends[0])
+    assert fraction.mean().item() == pytest.approx(0.5, abs=5 * (1 / 12 / n) ** 0.5)
+    assert fraction.var().item() == pytest.approx(1 / 12, abs=5 * (1 / 180 / n) ** 0.5)  # var of (U - 1/2)^2 = 1/180
 
 
 def test_the_scale_reaches_every_call_of_the_network(nets, state):

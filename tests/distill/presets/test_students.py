@@ -141,12 +141,12 @@ def test_v2_gets_a_smooth_embedding_unless_told_otherwise(data, teachers, tmp_pa
     assert task.net.t_embed.fastest == task.net.interval_embed.fastest == fastest
     at_its_teacher = same(predictions(task.net, data), predictions(teacher, data))
     assert at_its_teacher == (time_embedding == "teacher")
-    kept = {n for n, p in teacher.state_dict().items() if torch.equal(p, task.net.state_dict()[n])}
-    assert set(teacher.state_dict()) - kept <= {f"t_embed.mlp.{k}.{p}" for k in (0, 2) for p in ("weight", "bias")}
+    unchanged = {n for n, p in teacher.state_dict().items() if torch.equal(p, task.net.state_dict()[n])}
+    assert set(teacher.state_dict()) - unchanged <= {f"t_embed.mlp.{k}.{p}" for k in (0, 2) for p in ("weight", "bias")}
     assert task.frozen[0].t_embed.fastest == 1e4
     (line,) = time_note(task.config, task)
     assert line.startswith(
-        "time embedding: kept" if at_its_teacher else "time embedding: 10,000 rad per unit in the teacher"
+        "time embedding: the teacher's" if at_its_teacher else "time embedding: 10,000 rad per unit in the teacher"
     )
 
 
@@ -282,7 +282,7 @@ def test_going_on_from_a_student_reproduces_it_to_the_bit(data, teachers, tmp_pa
     task = task_of(data, teachers[version], tmp_path, student=start, lora=lora)
     for r_of in (lambda t: t, lambda t: 0.3 * t, lambda t: 0 * t):
         assert same(predictions(task.net, data, r_of), predictions(earlier, data, r_of))
-    assert not torch.equal(predictions(earlier, data), predictions(earlier, data, lambda t: t))  # it heard the interval
+    assert not torch.equal(predictions(earlier, data), predictions(earlier, data, lambda t: t))  # it uses the interval
     trained = {n for n, p in task.net.named_parameters() if p.requires_grad}
     assert "interval_embed.mlp.2.weight" in trained
     assert not trained & set(FROZEN_PARAMETERS)

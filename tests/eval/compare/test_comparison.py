@@ -59,7 +59,7 @@ class _Clip:
     [
         ([_Clip(True, "a")] * 2, ("vta", "tta"), []),
         ([_Clip(False, "a")] * 5, ("tta",), ["vta is left out: 0 test clips of data with picture, 2 are needed"]),
-        ([_Clip(True, "")] * 5, ("vta",), ["tta is left out: 0 test clips of data with words, 2 are needed"]),
+        ([_Clip(True, "")] * 5, ("vta",), ["tta is left out: 0 test clips of data with captions, 2 are needed"]),
         ([_Clip(True, "a"), *[_Clip(False, "b")] * 3], ("tta",), ["vta is left out: 1 test clips"]),
     ],
 )

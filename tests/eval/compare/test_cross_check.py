@@ -1,4 +1,4 @@
-"""FD, KAD and IS by torch-fidelity from kept features: both agree, and a changed value of either is noticed."""
+"""FD, KAD and IS by torch-fidelity from stored features: both agree, and a changed value of either is noticed."""
 
 import json
 import sys
@@ -139,7 +139,7 @@ def test_values_that_are_no_numbers_are_not_written(tmp_path, monkeypatch):
 def test_without_features_or_beside_another_mode_it_is_refused(tmp_path, monkeypatch, capsys):
     path = written(tmp_path, features(1, 40), features(2, 40))
     assert command(monkeypatch, path, "--all") == 2
-    assert "give one of --cell" in capsys.readouterr().err
+    assert "give exactly one of --cell" in capsys.readouterr().err
     for file in (tmp_path / "embeddings").iterdir():
         file.unlink()
     assert command(monkeypatch, path) == 2

@@ -61,5 +61,5 @@ def test_what_cannot_be_scored_is_refused_by_name():
     with pytest.raises(ValueError, match="--score motion scores sound against a picture"):
         Ranker.load("motion", PublishedModels(), duration_s=1.0, device="cpu").values(words, WAVES, 16_000)
     silent = scene(prompt=None, video=Path("film.mp4"))
-    with pytest.raises(ValueError, match="--score clap_ms says nothing about this sound"):
+    with pytest.raises(ValueError, match="--score clap_ms cannot score this sound"):
         Ranker(metric=RANKING["clap_ms"], scorers=(Peaks("clap_ms"),)).values(silent, WAVES, 16_000)

@@ -101,7 +101,7 @@ def results(folder: Path) -> dict[str, bytes]:
 
 
 def together(processes: Processes) -> None:
-    """All begin when the lead has seen all: who has nothing to do would else have left before the lead looks."""
+    """All begin once the lead has registered all; otherwise one with nothing to do would exit before that."""
     processes.meet()
     if processes.lead:
         processes.announce("met")

@@ -170,9 +170,9 @@ def test_a_json_list_and_the_lines_of_a_text_give_the_same(tmp_path):
 @pytest.fixture
 def media(original):
     """The folder; its media are as they were again after the test."""
-    kept = {path: path.read_bytes() for path in original.glob("*.wav")}
+    originals = {path: path.read_bytes() for path in original.glob("*.wav")}
     yield original
-    for path, content in kept.items():
+    for path, content in originals.items():
         path.write_bytes(content)
 
 

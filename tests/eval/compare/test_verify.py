@@ -1,4 +1,4 @@
-"""Cells computed again from what a comparison kept; every kind of change to a kept number or file is noticed."""
+"""Cells computed again from what a comparison stored; every kind of change to a stored number or file is noticed."""
 
 import json
 import os
@@ -12,7 +12,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from eval.compare.hygiene import TestFacts, write_facts
-from eval.compare.rows import Row, check_lines, embeddings_path, ids_digest, read_rows
+from eval.compare.rows import Row, changed_lines, check_lines, embeddings_path, ids_digest, read_rows
 from eval.compare.scorer import Scorer
 from eval.compare.sweep import Origin, record
 from eval.compare.verify import ComparisonFiles, features_of_row
@@ -86,7 +86,7 @@ def written(path, scorer, scored, model, *, guidance=1.0, origin=ORIGIN):
 
 @pytest.fixture
 def folder(tmp_path, scorer, scored):
-    """Teacher and student of one seed each, scored and kept as a comparison does it."""
+    """Teacher and student of one seed each, scored and stored as a comparison does it."""
     for model in ("teacher", "student"):
         written(tmp_path / "rows.jsonl", scorer, scored, model)
     return tmp_path
@@ -175,10 +175,10 @@ def test_a_changed_score_of_a_clip_or_feature_is_found(folder, monkeypatch, caps
     assert command(monkeypatch, "--rows", path, "--all") == 1
     assert "kl expected" in capsys.readouterr().out
     clips.write_text(whole)
-    kept = embeddings_path(path, read_rows(path)[-1])
-    tensors = load_file(kept)
+    stored = embeddings_path(path, read_rows(path)[-1])
+    tensors = load_file(stored)
     tensors["embedded.features"][3, 5] += 0.5
-    with_facts(kept, tensors)
+    with_facts(stored, tensors)
     assert command(monkeypatch, "--rows", path, "--all") == 1
     printed = capsys.readouterr().out
     assert "frechet expected" in printed
@@ -213,14 +213,14 @@ def test_a_flipped_bit_is_found_in_features_and_in_lines(folder, monkeypatch, ca
             report.cli()
             assert f"line {number} is not as the comparison wrote it" in capsys.readouterr().out
         line_file.write_bytes(whole)
-    kept = embeddings_path(path, read_rows(path)[-1])
-    whole = kept.read_bytes()
+    stored = embeddings_path(path, read_rows(path)[-1])
+    whole = stored.read_bytes()
     for at in (-1, -1000, len(whole) // 2):
         changed = bytearray(whole)
         changed[at] ^= 4
-        kept.write_bytes(bytes(changed))
-        with pytest.raises(ValueError, match=f"{kept.name} cannot be read"):
-            ClipFeatures.read(kept)
+        stored.write_bytes(bytes(changed))
+        with pytest.raises(ValueError, match=f"{stored.name} cannot be read"):
+            ClipFeatures.read(stored)
 
 
 def write_features(rows_path, row, generated, reference):
@@ -233,14 +233,14 @@ def test_a_reference_is_written_once_for_all_rows_and_again_where_it_is_damaged(
         ClipFeatures, "write", lambda self, path, *facts: (written.append(path.name), write(self, path, *facts))[1]
     )
     row = read_rows(folder / "rows.jsonl")[-1]
-    kept = features_of_row(folder / "rows.jsonl", row)
+    stored = features_of_row(folder / "rows.jsonl", row)
     for _ in range(3):
-        write_features(folder / "rows.jsonl", row, kept.generated, kept.reference)
+        write_features(folder / "rows.jsonl", row, stored.generated, stored.reference)
     assert [name.startswith(".reference") for name in written] == [True, False, False, False]
     reference = next((folder / "embeddings").glob("reference-*"))
     whole = reference.read_bytes()
     reference.write_bytes(whole[:-1])
-    write_features(folder / "rows.jsonl", row, kept.generated, kept.reference)
+    write_features(folder / "rows.jsonl", row, stored.generated, stored.reference)
     assert reference.read_bytes() == whole
 
 
@@ -257,11 +257,11 @@ def test_a_changed_reference_is_refused(folder, monkeypatch, capsys):
 
 
 def test_damaged_features_are_named(folder, monkeypatch, capsys):
-    kept = embeddings_path(folder / "rows.jsonl", read_rows(folder / "rows.jsonl")[0])
-    kept.write_bytes(kept.read_bytes()[:-1])
+    stored = embeddings_path(folder / "rows.jsonl", read_rows(folder / "rows.jsonl")[0])
+    stored.write_bytes(stored.read_bytes()[:-1])
     assert command(monkeypatch, "--rows", folder / "rows.jsonl", "--all") == 2
     error = capsys.readouterr().err
-    assert f"{kept} cannot be read" in error
+    assert f"{stored} cannot be read" in error
     assert error.count("\n") == 1
 
 
@@ -277,7 +277,7 @@ def test_cells_nothing_was_kept_for_are_counted_and_refused_by_name(folder, monk
     assert f"{2 * cells} cells were not computed" in printed
     assert "frechet, frechet bias, frechet high, frechet low, inception_score, " in printed
     assert command(monkeypatch, "--rows", folder / "rows.jsonl", "--cell", "vta", "student", 1, 0, "kad") == 2
-    assert "features were not kept" in capsys.readouterr().err
+    assert "features were not stored" in capsys.readouterr().err
 
 
 def test_features_of_another_configuration_are_not_used(folder):
@@ -293,12 +293,12 @@ def test_features_of_another_configuration_are_not_used(folder):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--all", "--cell", "vta", "student", 1, 0, "kl"], "give one of --cell"),
-        ([], "give one of --cell"),
+        (["--all", "--cell", "vta", "student", 1, 0, "kl"], "give exactly one of --cell"),
+        ([], "give exactly one of --cell"),
         (["--cell", "vta", "student", 3, 0, "kl"], "no rows are vta student, 3 steps, seed 0; there are: "),
         (["--cell", "vta", "student", 1, 0, "fd_passt"], "the row has no fd_passt; it has num_clips, "),
         (["--cell", "vta", "student", 1, 0, "kl middle"], "the row has no kl middle"),
-        (["--all", "--guidance", 2], "--guidance names the row of a --cell"),
+        (["--all", "--guidance", 2], "--guidance selects the row of a --cell"),
         (["--all", "--judges.greatest-hits"], "--judges.* need --data"),
     ],
 )
@@ -327,8 +327,8 @@ def test_evaluations_and_parameters_are_those_of_the_other_rows(tmp_path, field,
         for n in (1, 4) for seed in (0, 1)
     ]  # fmt: skip
     append_lines(tmp_path / "rows.jsonl", [row.to_json() for row in [*rows[:-1], replace(rows[-1], **{field: value})]])
-    kept = ComparisonFiles.read(tmp_path / "rows.jsonl")
-    wrong = [(c.name, c.expected, c.found) for row in kept.rows for c in kept.check(row) if not c.agrees]
+    stored = ComparisonFiles.read(tmp_path / "rows.jsonl")
+    wrong = [(c.name, c.expected, c.found) for row in stored.rows for c in stored.check(row) if not c.agrees]
     assert wrong == [(field, float(value), 8.0 if field == "nfe" else 100.0)]
 
 
@@ -352,14 +352,14 @@ def test_metrics_of_other_networks_have_recipes_of_their_own(folder):
         made_features(IDS, passt=(rows, logits), panns=(rows + 2.0, logits)),
         made_features(IDS, passt=(rows, logits), panns=(rows, logits), vggish=rows),
     )
-    kept = features_of_row(path, row)
-    found = kept.metrics(["fd_passt", "fd_panns", "fd_vggish", "kl_passt", "is_panns", "frechet", "onset_f1"])
+    stored = features_of_row(path, row)
+    found = stored.metrics(["fd_passt", "fd_panns", "fd_vggish", "kl_passt", "is_panns", "frechet", "onset_f1"])
     assert found["fd_passt"] == pytest.approx(0.0, abs=1e-6)
     assert found["fd_panns"] == pytest.approx(16.0, abs=1e-5)  # four dimensions, each moved by 2
     assert found["kl_passt"] == 0.0
     assert found["is_panns"] >= 1.0
     assert found.keys().isdisjoint({"fd_vggish", "kl_panns", "is_passt", "frechet", "onset_f1"})  # not asked, not there
-    assert set(kept.estimates(["fd_panns"])) == {"fd_panns"}
+    assert set(stored.estimates(["fd_panns"])) == {"fd_panns"}
 
 
 def test_the_row_of_real_sound_has_its_own_inception_score(folder, scorer):
@@ -367,8 +367,8 @@ def test_the_row_of_real_sound_has_its_own_inception_score(folder, scorer):
     row = replace(read_rows(path)[0], model="reference", kind="reference", steps=0)
     real = scorer.reference.embeddings("embedded")
     write_features(path, row, made_features(IDS, embedded=(real.rows + 1, 0 * real.logits)), scorer.reference)
-    kept = features_of_row(path, row)
-    found = kept.metrics(["inception_score", "frechet", "kl"])
+    stored = features_of_row(path, row)
+    found = stored.metrics(["inception_score", "frechet", "kl"])
     assert found["inception_score"] > 1.01  # that of constant logits would be 1
     assert found["frechet"] == pytest.approx(real.rows.shape[1], rel=1e-5)
     assert "kl" not in found  # a clip against itself
@@ -391,10 +391,10 @@ def test_means_and_pools_of_clips():
 
 
 def test_kept_rows_name_those_there_are(folder):
-    kept = ComparisonFiles.read(folder / "rows.jsonl")
-    assert kept.row("vta", "teacher", 1, 0).model == "teacher"
+    stored = ComparisonFiles.read(folder / "rows.jsonl")
+    assert stored.row("vta", "teacher", 1, 0).model == "teacher"
     with pytest.raises(ValueError, match="there are: vta teacher, 1 step, seed 0; vta student, 1 step, seed 0"):
-        kept.row("tta", "teacher", 1, 0)
+        stored.row("tta", "teacher", 1, 0)
 
 
 # ------------------------------------------------------------------ mf-check
@@ -402,14 +402,14 @@ def test_kept_rows_name_those_there_are(folder):
 
 def test_the_check_compares_all_that_a_comparison_keeps(folder):
     write_facts(folder, [TestFacts(task="vta", ids=IDS)])
-    kept = embeddings_path(folder / "rows.jsonl", read_rows(folder / "rows.jsonl")[1])
+    stored = embeddings_path(folder / "rows.jsonl", read_rows(folder / "rows.jsonl")[1])
     part = folder / "parts" / "vta-student-1-0-abc" / "000000-000008.safetensors"
     cached = folder / "cache" / "ab" / f"{'0' * 32}.safetensors"
     for path in (part, cached):
-        ClipFeatures.read(kept)[0].write(path)
+        ClipFeatures.read(stored)[0].write(path)
     assert faults(folder) == []
     reference = next((folder / "embeddings").glob("reference-*"))
-    for path in (kept, part, cached, reference):
+    for path in (stored, part, cached, reference):
         whole = path.read_bytes()
         for damaged in (whole[:-2] + bytes([whole[-2] ^ 4]) + whole[-1:], whole[: len(whole) // 2]):
             path.write_bytes(damaged)
@@ -423,10 +423,10 @@ def test_the_check_compares_all_that_a_comparison_keeps(folder):
         assert any(name in line for line in faults(folder)), name
         path.write_text(whole)
     (folder / "scored-vta.txt").unlink()
-    kept.unlink()
+    stored.unlink()
     lines = faults(folder)
     assert len(lines) == 2
-    assert any(f"{kept} is missing" in line for line in lines)
+    assert any(f"{stored} is missing" in line for line in lines)
     assert any("scored-vta.txt is missing" in line for line in lines)
 
 
@@ -437,3 +437,9 @@ def test_pipes_in_a_comparison_are_named(folder):
     lines = faults(folder)
     assert len(lines) == 2
     assert all("is no regular file" in line for line in lines)
+
+
+@pytest.mark.parametrize("line", ["[1]", "3", '"text"', "null", '{"check": 1}', "{"])
+def test_lines_that_hold_no_row_are_named_by_their_number(tmp_path, line):
+    (tmp_path / "rows.jsonl").write_text(f"{{}}\n{line}\n")
+    assert changed_lines(tmp_path / "rows.jsonl") == [2]

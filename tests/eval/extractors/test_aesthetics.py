@@ -259,7 +259,7 @@ def test_without_the_package_one_line_says_how_to_get_it(tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_the_packages_own_network_takes_what_it_is_given(tmp_path):
-    """Random weights at full size: a window's zeros are not heard, and the file written from it is read strictly."""
+    """Random weights at full size: a window's zeros have no effect, and the file written from it is read strictly."""
     pytest.importorskip("audiobox_aesthetics.model.aes", reason="the package audiobox_aesthetics is not installed")
     settings = AestheticsSettings(
         **{k: v for k, v in SETTINGS.items() if k != "precision"}, target_transform=SCALES

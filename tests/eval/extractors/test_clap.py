@@ -174,7 +174,7 @@ def test_rows_are_unit_vectors_by_the_formula(models, which):
     made, text = model.embed(waves), model.embed_text(captions)
     tensors, tokens = tensors_of(which), model.tokens(captions)
     fit = {"laion": laion_length, "ms": ms_length}[which]
-    heard = model.network.audio(fit(waves, samples=SAMPLES))
+    sound_rows = model.network.audio(fit(waves, samples=SAMPLES))
     if which == "laion":
         read = model.network.text(tokens)
 
@@ -193,7 +193,7 @@ def test_rows_are_unit_vectors_by_the_formula(models, which):
             b = (b - b.mean(1, keepdim=True)) / (b.var(1, unbiased=False, keepdim=True) + 1e-5).sqrt()
             return b * tensors[at + "layer_norm.weight"] + tensors[at + "layer_norm.bias"]
 
-    for rows, expected in ((made.rows, project(heard, "audio")), (text, project(read, "text"))):
+    for rows, expected in ((made.rows, project(sound_rows, "audio")), (text, project(read, "text"))):
         assert rows.shape == (2, 12)
         torch.testing.assert_close(rows, expected / expected.norm(dim=1, keepdim=True), atol=3e-6, rtol=0)
         assert (rows[0] - rows[1]).abs().max() > 1e-3
@@ -207,12 +207,12 @@ def test_neither_batch_nor_order_matters(models, which, monkeypatch):
     monkeypatch.setattr(f"{module}.CLIPS_AT_ONCE", 2)
     monkeypatch.setattr(f"{module}.CAPTIONS_AT_ONCE", 2)
     model = models[which]
-    waves, captions = draw(3, 25_000), ["dog", "a dog barks! at another dog", "rain"]  # longer than what is heard
-    heard, read = model.embed(waves).rows, model.embed_text(captions)
+    waves, captions = draw(3, 25_000), ["dog", "a dog barks! at another dog", "rain"]  # longer than the window
+    sound_rows, read = model.embed(waves).rows, model.embed_text(captions)
     turned = model.embed(waves.flip(0)).rows.flip(0), model.embed_text(captions[::-1]).flip(0)
-    torch.testing.assert_close((heard, read), turned, atol=2e-6, rtol=0)
+    torch.testing.assert_close((sound_rows, read), turned, atol=2e-6, rtol=0)
     for k in range(3):
-        torch.testing.assert_close(heard[k : k + 1], model.embed(waves[k : k + 1]).rows, atol=2e-6, rtol=0)
+        torch.testing.assert_close(sound_rows[k : k + 1], model.embed(waves[k : k + 1]).rows, atol=2e-6, rtol=0)
         torch.testing.assert_close(read[k : k + 1], model.embed_text(captions[k : k + 1]), atol=2e-6, rtol=0)
 
 

@@ -87,9 +87,9 @@ def noise(clips: int, samples: int) -> Tensor:
 def sounds(clips: int) -> Tensor:
     """Clips of SAMPLES that differ: clip k is noise of which bursts remain, k + 1 a second, and a tone that rises."""
     time = torch.arange(SAMPLES) / 16_000
-    kept = [torch.sin(2 * math.pi * (k + 1) * time).clamp_min(0.0) for k in range(clips)]
+    saved = [torch.sin(2 * math.pi * (k + 1) * time).clamp_min(0.0) for k in range(clips)]
     tones = [0.3 * torch.sin(2 * math.pi * (200 + 500 * k + 100 * k * time) * time) for k in range(clips)]
-    return noise(clips, SAMPLES) * torch.stack(kept) + torch.stack(tones)
+    return noise(clips, SAMPLES) * torch.stack(saved) + torch.stack(tones)
 
 
 @pytest.fixture(scope="module")
@@ -288,7 +288,7 @@ def test_constants_of_the_file_are_checked(small: Htsat):
     """Transform, filters, positions and masks; the sines may have either sign."""
     path = Path("weights.pt")
     check_constants(small, path)
-    kept = {name: tensor.clone() for name, tensor in small.state_dict().items()}
+    saved = {name: tensor.clone() for name, tensor in small.state_dict().items()}
     try:
         small.log_mel.imag.neg_()
         check_constants(small, path)
@@ -304,12 +304,12 @@ def test_constants_of_the_file_are_checked(small: Htsat):
                 WeightsError, match=rf"weights\.pt was made for another network: {re.escape(htsat_name(name))} "
             ):
                 check_constants(small, path)
-            buffer.copy_(kept[name])
+            buffer.copy_(saved[name])
         small.log_mel.filters.fill_(math.nan)
         with pytest.raises(WeightsError, match="melW differs"):
             check_constants(small, path)
     finally:
-        small.load_state_dict(kept)
+        small.load_state_dict(saved)
 
 
 def test_ms_filters_may_end_at_either_edge():

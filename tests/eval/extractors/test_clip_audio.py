@@ -17,8 +17,8 @@ def test_channels_are_averaged_and_the_clips_own_mean_is_taken_off():
     sound = np.stack([np.array([1.0, 2.0, 3.0, 6.0]), np.zeros(4)], axis=1)
     # Means of the channels 0.5, 1, 1.5, 3; their mean is 1.5.
     assert ClipAudio(sample_rate=8000).prepare(sound, 8000).tolist() == [-1.0, -0.5, 0.0, 1.5]
-    kept = ClipAudio(sample_rate=8000, remove_dc=False).prepare(sound, 8000)
-    assert kept.tolist() == [0.5, 1.0, 1.5, 3.0]
+    with_dc = ClipAudio(sample_rate=8000, remove_dc=False).prepare(sound, 8000)
+    assert with_dc.tolist() == [0.5, 1.0, 1.5, 3.0]
 
 
 def test_the_mean_is_that_of_the_whole_clip_before_it_is_cut():

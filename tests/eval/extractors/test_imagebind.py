@@ -1,4 +1,4 @@
-"""ImageBind: the published layout, what is heard and seen of a clip, the towers against torch's, batches and files."""
+"""ImageBind: the published layout, the inputs of both towers, the towers against torch's, batches and files."""
 
 import math
 from fnmatch import fnmatchcase
@@ -187,7 +187,7 @@ def test_epsilons_of_the_norms():
     assert network.get_submodule(odd[0]).eps == 1e-5
 
 
-# What is heard
+# Sound
 
 
 @pytest.mark.parametrize(
@@ -250,7 +250,7 @@ def test_a_short_wave_is_its_piece_three_times(small):
         torch.testing.assert_close(small.embed(wave).rows, small.network.embed_sound(pieces[:, 0]))
 
 
-# What is seen
+# Picture
 
 
 @pytest.mark.parametrize(
@@ -415,11 +415,11 @@ def test_sound_tower_is_torchs(small):
 def test_a_clip_is_the_mean_of_unit_vectors(small):
     wave, frames = draw(1, 128_000), pixels(4, 3, 224, 300)
     with torch.no_grad():
-        heard = small.network.embed_sound(sound_pieces(wave)[0])
+        sound_rows = small.network.embed_sound(sound_pieces(wave)[0])
         seen = small.network.embed_picture(picture_clips(frames))
-    assert heard.shape == (3, 12)
+    assert sound_rows.shape == (3, 12)
     assert seen.shape == (9, 12)
-    for parts, whole in ((heard, small.embed(wave).rows[0]), (seen, small.embed_frames(frames))):
+    for parts, whole in ((sound_rows, small.embed(wave).rows[0]), (seen, small.embed_frames(frames))):
         torch.testing.assert_close(parts.norm(dim=1), torch.ones(len(parts)))
         torch.testing.assert_close(whole, parts.mean(dim=0), atol=1e-6, rtol=1e-5)
         assert 0.1 < float(whole.norm()) < 1.0

@@ -187,9 +187,9 @@ def test_sine_is_loudest_in_its_filter(hz):
 
 def test_rows_do_not_meet_and_waves_are_not_changed():
     waves = torch.randn(3, 4000, generator=torch.Generator().manual_seed(1))
-    kept, fbank = waves.clone(), KaldiFbank()
+    copy, fbank = waves.clone(), KaldiFbank()
     together = fbank(waves)
-    assert torch.equal(waves, kept)
+    assert torch.equal(waves, copy)
     torch.testing.assert_close(together[1:2], fbank(waves[1:2]), atol=1e-5, rtol=1e-5)
 
 

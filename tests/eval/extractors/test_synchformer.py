@@ -1,4 +1,4 @@
-"""The DeSync extractor: which segments are judged, strict files, what is refused, and the recorded logits."""
+"""The DeSync extractor: which segments are scored, strict files, what is refused, and the recorded logits."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -218,8 +218,8 @@ def test_recorded_audio_features_and_logits(recordings):
     network.load_state_dict(recording.parameters(), strict=True, assign=True)
     loaded = LoadedFile(path=recordings, digest="", published=None)
     extractor = DesyncExtractor(network=network, loaded=loaded, digest="", visual_name="")
-    heard = extractor.audio_features(recorded_input(recording, "waveform"))
+    sound_features = extractor.audio_features(recorded_input(recording, "waveform"))
     logits = extractor.logits(*(recorded_input(recording, f"{sense}_features") for sense in ("visual", "audio")))
     expected = recording.tensors["out.audio.features"], recording.tensors["out.logits"]
-    for made, recorded in zip((heard, logits[:, 0], logits[:, 1]), (*expected, expected[1]), strict=True):
+    for made, recorded in zip((sound_features, logits[:, 0], logits[:, 1]), (*expected, expected[1]), strict=True):
         assert float((made - recorded).abs().max() / recorded.abs().max()) <= 8e-6

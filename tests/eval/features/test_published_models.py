@@ -1,4 +1,4 @@
-"""Scores of single clips: what their pieces give by hand, what is not judged, what is kept of pictures and captions."""
+"""Scores of single clips: their values by hand, clips without a score, and stored features of pictures and captions."""
 
 import shutil
 import subprocess
@@ -192,9 +192,9 @@ def test_sides_are_kept_by_the_content_of_the_file(files, small, media, tmp_path
     assert read == ["0.mp4", "renamed.mp4"]
     score(renamed, start_s=0.5)
     assert len(read) == 3
-    kept = sorted(cache.rglob("*.safetensors"))
-    assert len(kept) == 3
-    for path in kept:
+    stored = sorted(cache.rglob("*.safetensors"))
+    assert len(stored) == 3
+    for path in stored:
         path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(ValueError, match=r"cache/\w\w/\w+\.safetensors cannot be read .* delete it and run again"):
         score(renamed)
@@ -202,7 +202,7 @@ def test_sides_are_kept_by_the_content_of_the_file(files, small, media, tmp_path
     renamed.unlink()
     with pytest.raises(
         ValueError, match=r"renamed\.mp4"
-    ):  # its reader's own words; nothing is kept for a file that is gone
+    ):  # its reader reports it; nothing is stored for a file that is gone
         score(renamed)
     assert len(list(cache.rglob("*.safetensors"))) == 3
 

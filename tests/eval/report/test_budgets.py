@@ -48,15 +48,15 @@ def test_times_of_few_calls_are_not_ranked_and_the_calls_are_told(tmp_path):
     rtf = with_totals(dict.fromkeys(STAGES, 0.5 / 8.0))
     rows = [row(steps=1, rtf=rtf), row("student", 1, rtf=dict(rtf))]
     made(9).write(tmp_path / "budget-student-vta.json")
-    for repeats, told in (
+    for repeats, sentence in (
         (12, "Every stage: Teacher: median of 12 calls, 1 thread; Student: median of 9 calls, 1 thread. Nothing is"),
         (9, "Every stage: median of 9 calls, 1 thread. Nothing is marked as fastest"),
     ):
         made(repeats).write(tmp_path / "budget-teacher-vta.json")
         page, markdown = page_of(tmp_path, rows)
         table = markdown.split("### Speed by stage")[1].split("###")[0]
-        assert told in page
-        assert told in table
+        assert sentence in page
+        assert sentence in table
         assert "**" not in table
     for name in ("teacher", "student"):
         made(10).write(tmp_path / f"budget-{name}-vta.json")

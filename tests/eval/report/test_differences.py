@@ -75,9 +75,9 @@ def test_over_groups_common_luck_cancels_too():
         row("teacher", {"frechet": other.value}, estimates={"frechet": estimate(other)}),
         row("student", {"frechet": found.value}, estimates={"frechet": estimate(found)}),
     ]
-    told = difference(*two(rows), "frechet")
-    assert told.how == "paired over groups of clips"
-    assert (told.value, told.low, told.high) == pytest.approx((0.01, 0.01, 0.01))
+    outcome = difference(*two(rows), "frechet")
+    assert outcome.how == "paired over groups of clips"
+    assert (outcome.value, outcome.low, outcome.high) == pytest.approx((0.01, 0.01, 0.01))
     assert rows[0].estimates["frechet"].high - rows[0].estimates["frechet"].low > 0.3
     unlike = [rows[0], row("student", {"frechet": found.value}, estimates=rows[1].estimates, clips_digest="other")]
     assert difference(*two(unlike), "frechet").how.startswith("no interval")
@@ -91,20 +91,20 @@ def test_the_p_value_of_groups_is_students():
         row("teacher", {"kad": 3.0}, estimates={"kad": estimate(noisy)}),
         row("student", {"kad": 0.0}, estimates={"kad": estimate(zero)}),
     ]
-    told = difference(*two(rows), "kad")
+    outcome = difference(*two(rows), "kad")
     error = np.sqrt(3 / 4 * sum((r - 3.0) ** 2 for r in replicates))  # 3.24: t = 0.926 with 3 degrees of freedom
     assert error == pytest.approx(3.24037)
-    assert told.p_value == pytest.approx(0.42278, abs=1e-4)
-    assert not told.clear
+    assert outcome.p_value == pytest.approx(0.42278, abs=1e-4)
+    assert not outcome.clear
 
 
 def test_over_seeds_only_where_nothing_else_is_there():
     rows = [row("teacher", {"kad": v}, seed=k) for k, v in enumerate((1.0, 2.0, 3.0))]
     rows += [row("student", {"kad": v}, seed=k) for k, v in enumerate((0.5, 1.5, 2.6))]
-    told = difference(*two(rows), "kad")
-    assert told.how == "paired over seeds of the noise only"
-    assert told.value == pytest.approx((0.5 + 0.5 + 0.4) / 3)
-    assert told.p_value is None
+    outcome = difference(*two(rows), "kad")
+    assert outcome.how == "paired over seeds of the noise only"
+    assert outcome.value == pytest.approx((0.5 + 0.5 + 0.4) / 3)
+    assert outcome.p_value is None
     single = difference(*two([rows[0], rows[3]]), "kad")
     assert (single.low, single.high, single.clear) == (None, None, True)
     assert single.how.startswith("no interval")
@@ -120,8 +120,8 @@ def test_several_seeds_are_averaged_per_clip_first():
         [{"kl": 1.0 - n} for n in noise],
         [{"kl": 0.0}] * 40,
     ]
-    told = difference(*two(rows, scores), "kl")
-    assert (told.low, told.high) == pytest.approx((1.0, 1.0))
+    outcome = difference(*two(rows, scores), "kl")
+    assert (outcome.low, outcome.high) == pytest.approx((1.0, 1.0))
 
 
 def test_pseudo_values_of_onsets_average_to_the_jackknife_estimate():
@@ -261,11 +261,11 @@ def test_a_scale_the_teacher_lacks_is_named_with_the_one_that_took_its_place():
         grouped("teacher", n, v, (v, v, v), guidance=w) for n, v, w in ((1, 40.0, 1.4), (25, 5.0, 1.4), (25, 8.0, 4.5))
     ]
     rows += [grouped("student", 1, 6.0, (5.0, 6.5, 6.5), guidance=w) for w in (1.0, 1.4)]
-    told = pairing_rule(settings(rows, {}))
-    assert "The baseline is" not in told  # there is one alone
+    outcome = pairing_rule(settings(rows, {}))
+    assert "The baseline is" not in outcome  # there is one alone
     assert (
         "Teacher was not run at the guidance scale of Student at 1; it is taken at 1.4, the best by FD (embedded) at "
         "25 steps."
-    ) in told
+    ) in outcome
     single = [r for r in rows if r.guidance != 4.5]
     assert "taken at 1.4, the only scale there is." in pairing_rule(settings(single, {}))

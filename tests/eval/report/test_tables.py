@@ -68,7 +68,7 @@ def test_unequal_seeds_stand_in_a_column_and_in_words(tmp_path):
     assert "| Student | 1 | 2 | 10.00 | 1 | 4 |" in markdown
     assert "| Real sound | – | – | 10.00 | – | 4 |" in markdown
     for text in (page, markdown):
-        assert "as many seeds of the noise as the row says. Unfinished: seed 0 is missing for Student." in text
+        assert "the number of seeds in the row. Unfinished: seed 0 is missing for Student." in text
         assert "a difference is over those that both have" in text
     (tmp_path / "equal").mkdir()
     for text in page_of(tmp_path / "equal", [r for r in rows if r.seed == 1]):

@@ -37,10 +37,10 @@ def test_results_over_trainings():
 
 
 def test_sentences_say_whichever_way_it_comes_out():
-    said = what_one_step_is_worth([training(50.0), training(60.0)], "vta")
-    assert "(2 evaluations) has an FD 0.71 and 0.86 times that of the teacher's 1" in said
-    assert "1.32 and 1.58 times that of the teacher's 25 steps" in said
-    assert "The teacher is better in every training at 2, 25 steps (4 evaluations at 2)." in said
-    assert "The student is better in every training than the teacher at 1 step." in said
+    sentences = what_one_step_is_worth([training(50.0), training(60.0)], "vta")
+    assert "(2 evaluations) has an FD 0.71 and 0.86 times that of the teacher's 1" in sentences
+    assert "1.32 and 1.58 times that of the teacher's 25 steps" in sentences
+    assert "The teacher is better in every training at 2, 25 steps (4 evaluations at 2)." in sentences
+    assert "The student is better in every training than the teacher at 1 step." in sentences
     assert "teacher is better" not in what_one_step_is_worth([training(30.0)], "vta")
     assert what_one_step_is_worth([[row("codec", 0, 26.0)]], "vta") == ""

@@ -89,9 +89,9 @@ def test_the_share_of_the_roofline_is_floor_over_median():
         "flow network": 1.0, "latent decode": 0.5, "vocoder": 2.0,
     }  # fmt: skip
     assert tuple(stages) == FINE_STAGES
-    assert TOY.share(stages["vocoder"]) == 2.0 / 16.0
-    assert TOY.share(stages["decode+resize"]) is None
-    assert TOY.share(TOY.at(1, GUIDED)["flow network"]) == 1.0
+    assert TOY.efficiency(stages["vocoder"]) == 2.0 / 16.0
+    assert TOY.efficiency(stages["decode+resize"]) is None
+    assert TOY.efficiency(TOY.at(1, GUIDED)["flow network"]) == 1.0
 
 
 def test_totals_say_what_is_in_them():
@@ -146,9 +146,9 @@ def test_the_table_of_a_batch_is_a_latency_only_at_batch_1():
     assert len(table.rows) == 8
     flow = cells["flow network: 25 steps, guidance 4.5, NFE 50"]
     assert (flow["Median ms"], flow["p10–p90 ms"], flow["Floor ms"]) == ("50000", "25000–100000", "50000")
-    assert (flow["Share"], flow["RTF"], flow["Operators"]) == ("100 %", "12.5", "3")
-    assert cells["vocoder"]["Share"] == "12.5 %"
-    assert cells["decode+resize"]["Floor ms"] == cells["decode+resize"]["GFLOP"] == cells["decode+resize"]["Share"]
+    assert (flow["Efficiency"], flow["RTF"], flow["Operators"]) == ("100 %", "12.5", "3")
+    assert cells["vocoder"]["Efficiency"] == "12.5 %"
+    assert cells["decode+resize"]["Floor ms"] == cells["decode+resize"]["GFLOP"] == cells["decode+resize"]["Efficiency"]
     several = budget_table(TOY, 4)
     assert "RTF" not in several.columns
     assert several.rows[-1].cells[-1].text == "0.471"  # 16 s of sound in 34 s
@@ -183,18 +183,18 @@ def film(tmp_path_factory):
 
 
 def test_random_stages_are_measured_whole(tiny, film):
-    told = []
+    lines = []
     workload = Workload(duration_s=DURATION_S, captions=("a", "b"), windows=((film, 0.0),))
     budget = measure_budget(
         tiny, workload, steps=(1, 3), guidance=(Guidance(), Guidance(omega=2.0)), batches=(1, 2), repeats=1,
-        rooflines=(LINE,), command="here", report=told.append,
+        rooflines=(LINE,), command="here", report=lines.append,
     )  # fmt: skip
     assert [s.stage for s in budget.stages if s.batch == 1] == [
         *FINE_STAGES[:4],
         *["flow network"] * 4,
         *FINE_STAGES[5:],
     ]
-    assert len(told) == len(budget.stages) == 20
+    assert len(lines) == len(budget.stages) == 20
     assert [s.evaluations for s in budget.stages if s.setting is not None] == [1, 3, 2, 6] * 2
     one = budget.at(1, ONE)
     assert one["decode+resize"].cost is None
@@ -322,6 +322,6 @@ def test_bad_input_gets_one_line(monkeypatch, capsys, arguments, message):
     with pytest.raises(SystemExit) as left:
         speed_script.cli()
     assert left.value.code == 2
-    told = capsys.readouterr().err.strip().splitlines()
-    assert told[-1].startswith("error: ")
-    assert message in told[-1]
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert lines[-1].startswith("error: ")
+    assert message in lines[-1]

@@ -27,11 +27,11 @@ def test_rates_must_be_positive(rate):
 
 @pytest.mark.parametrize(("dtype", "itemsize"), [(torch.float32, 4), (torch.bfloat16, 2)])
 def test_rates_are_work_over_median_time(monkeypatch, dtype, itemsize):
-    called, kept = [], []
+    called, results = [], []
 
     def half_a_second(call, *, warmup, repeats, synchronise):
         called.append((warmup, repeats))
-        kept.append(call())
+        results.append(call())
         return Timing(median_s=0.5, p10_s=0.4, p90_s=0.6, repeats=repeats)
 
     monkeypatch.setattr(roofline, "measure", half_a_second)
@@ -40,7 +40,7 @@ def test_rates_are_work_over_median_time(monkeypatch, dtype, itemsize):
     assert line.bytes_per_s == 3 * itemsize * 1000 / 0.5  # the triad reads two blocks and writes one: the most moved
     assert (line.dtype, line.device) == (str(dtype).removeprefix("torch."), "cpu")
     assert called == [(2, 4)] * 4
-    product, total, copied, triad = kept
+    product, total, copied, triad = results
     assert product.shape == (32, 32)
     assert product.dtype == dtype
     assert total == 1000

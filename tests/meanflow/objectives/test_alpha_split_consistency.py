@@ -137,19 +137,19 @@ def test_split_target_is_one_jump_for_two(batch, wrong):
     residual = SplitMeanFlow(shares=shares)(StudentCalls.of(wrong), x_t, r, t, v)
     target = (wrong(x_t, r, t) - residual.delta)[moving]
     x_t, r, t = x_t[moving], r[moving], t[moving]
-    share = SplitMeanFlow(shares=shares).share_of(x_t).to(t.dtype)
-    assert set(share.tolist()) == set(shares)
-    s = t - share * (t - r)
+    fraction = SplitMeanFlow(shares=shares).fraction_of(x_t).to(t.dtype)
+    assert set(fraction.tolist()) == set(shares)
+    s = t - fraction * (t - r)
     x_s = jump(x_t, wrong(x_t, s, t), s, t)
     torch.testing.assert_close(jump(x_t, target, r, t), jump(x_s, wrong(x_s, r, s), r, s))
 
 
 def test_shares_of_a_split_are_as_frequent_as_each_other_and_belong_to_the_row():
     x = torch.randn(3000, 2, 3, generator=torch.Generator().manual_seed(0))
-    share = SplitMeanFlow().share_of(x)
+    fraction = SplitMeanFlow().fraction_of(x)
     for one in SplitMeanFlow().shares:
-        assert abs((share == one).double().mean() - 1 / 3) < 4 * (2 / 9 / 3000) ** 0.5
-    assert torch.equal(SplitMeanFlow().share_of(x[700:900]), share[700:900])
+        assert abs((fraction == one).double().mean() - 1 / 3) < 4 * (2 / 9 / 3000) ** 0.5
+    assert torch.equal(SplitMeanFlow().fraction_of(x[700:900]), fraction[700:900])
 
 
 def test_split_needs_resting_rows(batch):
@@ -188,13 +188,13 @@ def test_consistency_compares_two_images_of_f_with_slow_weights(flow, batch, wro
 
 
 def test_consistency_leaves_the_exact_u_by_the_euler_step(flow, batch):
-    """t delta = flow(x_s) - flow(x_t), both carried to 0, so a tenth of the share leaves a hundredth of the error."""
+    """t delta = flow(x_s) - flow(x_t), both carried to 0, so a tenth of l leaves a hundredth of the error."""
     x_t, r, t, _ = batch
     v, zero = flow.v(x_t, t), torch.zeros_like(t)
     largest = []
-    for share in (0.02, 0.002):
-        delta = ConsistencyTraining(coarse=share, fine=share)(StudentCalls.of(flow.u), x_t, r, t, v).delta
-        s = t * (1 - share)
+    for fraction in (0.02, 0.002):
+        delta = ConsistencyTraining(coarse=fraction, fine=fraction)(StudentCalls.of(flow.u), x_t, r, t, v).delta
+        s = t * (1 - fraction)
         ends = flow.flow(jump(x_t, v, s, t), zero, s) - flow.flow(x_t, zero, t)
         torch.testing.assert_close(t[:, None, None] * delta, ends)
         largest.append(delta.abs().max().item())
@@ -202,7 +202,7 @@ def test_consistency_leaves_the_exact_u_by_the_euler_step(flow, batch):
 
 
 def test_consistency_is_finite_at_the_data(flow):
-    """At t = 0 nothing is divided by t: delta = share (u - v) + (1 - share) (u - u)."""
+    """At t = 0 nothing is divided by t: delta = l (u - v) + (1 - l) (u - u)."""
     x_t = torch.ones(3, 1, 2, dtype=torch.float64)
     t = torch.tensor([0.0, 1e-12, 1e-6], dtype=torch.float64)
     v = torch.full_like(x_t, 5.0)
@@ -212,7 +212,7 @@ def test_consistency_is_finite_at_the_data(flow):
 
 def test_consistency_steps_go_from_coarse_to_fine():
     objective = ConsistencyTraining(coarse=0.5, fine=0.125)
-    assert [objective.share(p) for p in (0.0, 0.5, 1.0)] == pytest.approx([0.5, 0.25, 0.125])
+    assert [objective.relative_step(p) for p in (0.0, 0.5, 1.0)] == pytest.approx([0.5, 0.25, 0.125])
 
 
 @pytest.mark.parametrize("fields", [{"fine": 0.0}, {"fine": 0.6}, {"coarse": 1.5}])

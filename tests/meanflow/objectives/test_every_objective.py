@@ -68,7 +68,7 @@ def test_conditional_velocity_is_unbiased_for_every_objective(flow, kind):
     of the fixed point. It holds where v is regressed at x_t itself (all rows with r = t; MeanFlow, ImprovedMeanFlow,
     TransitionModel), and where moving rows do not see v at all (SplitMeanFlow, and TerminalVelocity, whose Lagrangian
     identity wants v at the place of arrival, where e - x would be biased). ConsistencyTraining moves along e - x and is
-    unbiased only as share -> 0, AlphaFlow only at alpha = 0, which is its state here (progress = 1).
+    unbiased only as l -> 0, AlphaFlow only at alpha = 0, which is its state here (progress = 1).
     """
     generator = torch.Generator().manual_seed(5)
     n = 40_000

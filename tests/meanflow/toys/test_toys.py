@@ -256,10 +256,10 @@ def test_verdict_follows_from_the_numbers():
     scores = [_score("A", {1: a1, 4: 0.1}, seed) for seed, a1 in enumerate((0.29, 0.31))]
     scores += [_score("B", {1: b1, 4: 0.3}, seed) for seed, b1 in enumerate((0.24, 0.26))]
     scores += [_score("C", {1: c1}, seed) for seed, c1 in enumerate((0.25, 0.27))]
-    said = verdict(scores)
-    assert "At 1 step B has the smallest error (within the spread: C)." in said  # 0.26 - 0.25 <= 2 x 0.014
-    assert "At 4 steps A has the smallest error." in said
-    assert "The best at one step that also takes four, B, errs 0.83 times as much in one." in said
+    text = verdict(scores)
+    assert "At 1 step B has the smallest error (within the spread: C)." in text  # 0.26 - 0.25 <= 2 x 0.014
+    assert "At 4 steps A has the smallest error." in text
+    assert "The best at one step that also takes four, B, errs 0.83 times as much in one." in text
     table = markdown(scores)
     assert "| A | 0.300 ± 0.014 | **0.100** |" in table
     assert "| C | 0.260 ± 0.014 | – |" in table

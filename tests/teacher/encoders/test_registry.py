@@ -47,7 +47,7 @@ def test_requests_are_known_without_weights():
     assert (image.fps, image.height, image.width, image.fit) == (8, 384, 384, "stretch")
     assert (sync.fps, sync.height, sync.width, sync.fit) == (25, 224, 224, "crop")
     assert encoder_set("embedded").requests == load_encoders("embedded").requests
-    with pytest.raises(ValueError, match="encoders must be one of embedded, mmaudio, got 'clip'"):
+    with pytest.raises(ValueError, match=f"encoders must be one of {', '.join(ENCODERS)}, got 'clip'"):
         encoder_set("clip")
 
 
@@ -55,13 +55,14 @@ def test_requests_are_known_without_weights():
 def test_lengths_widths_and_names(name, weights_dir, video):
     encoders = load_encoders(name, weights_dir=weights_dir)
     assert encoders.requests == encoder_set(name).requests
-    assert encoders.widths == MMAUDIO_WIDTHS
-    assert encoders.in_worker == (name == "embedded")
+    widths = encoders.widths
+    if name in ("embedded", "mmaudio"):
+        assert widths == MMAUDIO_WIDTHS
     image, sync = encode_clip(encoders, video, start_s=0.0, duration_s=0.8)
-    assert image.shape == (image_frames(0.8), 1024)
-    assert sync.shape == (sync_frames(0.8), 768)
+    assert image.shape == (image_frames(0.8), widths.image)
+    assert sync.shape == (sync_frames(0.8), widths.sync)
     text = encoders.text(["rain", "a dog"])
-    assert text.shape == (2, 77, 1024)
+    assert text.shape == (2, widths.text_tokens, widths.text)
     for made in (image, sync, text):
         assert made.dtype == torch.float32
         assert made.device.type == "cpu"
@@ -93,6 +94,11 @@ def test_last_frame_is_held_and_short_windows_are_refused(video):
     assert not np.array_equal(shown[22], shown[21])
     with pytest.raises(MediaError, match=r"too short: 0.82 s of video, need 1 s"):
         read_window_frames(requests, info, 0.1, 1.0)
+
+
+def test_light_encoders_run_where_files_are_read(weights_dir):
+    assert load_encoders("embedded").in_worker
+    assert not load_encoders("mmaudio", weights_dir=weights_dir).in_worker
 
 
 def test_names_follow_the_weights(weights_dir, tmp_path):

@@ -165,9 +165,9 @@ def test_command_line_choices():
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ("--guidance 2 --guidance-video 3", "go with neither"),
-        ("--guidance auto --guidance-text 3", "go with neither"),
-        ("--guidance-text 3 --parallel 0", "go with neither"),
+        ("--guidance 2 --guidance-video 3", "cannot be combined"),
+        ("--guidance auto --guidance-text 3", "cannot be combined"),
+        ("--guidance-text 3 --parallel 0", "cannot be combined"),
         ("--zero-init-steps 1", "25 or more steps|below the number of steps"),
         ("--zero-init-steps 1 --steps 24", "25 or more steps"),
         ("--shift 0", "shift must be positive"),

@@ -41,5 +41,5 @@ def test_inputs_become_jobs(folder, tmp_path):
         with pytest.raises(ValueError, match=told):
             jobs(wrong, None)
     other = film(tmp_path / "film1.mp4")
-    with pytest.raises(ValueError, match="share a file name"):
+    with pytest.raises(ValueError, match="have the same file name"):
         jobs([str(both[0]), str(other)], None)

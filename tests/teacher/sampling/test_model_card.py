@@ -77,7 +77,7 @@ def test_what_is_no_folder_and_no_name_is_refused_in_one_line(tmp_path, pipeline
             folder_of(wrong)
     with pytest.raises(WeightsError, match="no published parts"):
         pipeline.save_pretrained(tmp_path / "parts", CARD, parts=True)
-    with pytest.raises(ValueError, match="measured must say"):
+    with pytest.raises(ValueError, match="measured must describe"):
         ModelCard(name="x", metrics={"FD": 1.0})
 
 

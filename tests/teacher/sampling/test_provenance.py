@@ -173,7 +173,7 @@ def test_tags_in_other_encodings_do_not_hide_the_file(tmp_path):
 
 
 def test_comments_too_long_for_some_format_are_refused_and_not_dropped(tmp_path):
-    with pytest.raises(ValueError, match="prompts are too long to be kept in a file"):
+    with pytest.raises(ValueError, match="prompts are too long for the tags of a file"):
         replace(SAID, prompt="x" * MAX_COMMENT).to_line()
     for suffix in (".wav", ".mp4"):
         with pytest.raises(ValueError, match="comment must have at most 32000 bytes, got 32001"):

@@ -343,7 +343,7 @@ def test_files_of_another_origin_are_not_replaced(tiny, tmp_path, weights):
     target = weights / "mmaudio_small_16k.safetensors"
     save_file(official.network_tensors(), target)
     before = target.read_bytes()
-    with pytest.raises(WeightsError, match="lies where its component goes; move it"):
+    with pytest.raises(WeightsError, match="has the path of the component to write; move it"):
         convert_file(target, weights)
     torch.save(official.network_tensors(), tmp_path / "x.pth")
     with pytest.raises(WeightsError, match="is not a component made by mf-convert; move it"):

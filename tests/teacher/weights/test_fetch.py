@@ -137,7 +137,7 @@ def test_a_broken_connection_is_resumed_where_it_broke(server, known, tmp_path):
 
 def test_the_next_call_goes_on_where_the_last_gave_up(server, known, tmp_path):
     server.cuts = [1_000_000]
-    with pytest.raises(WeightsError, match=r"broke off \(1 attempts\); 1000000 bytes are kept"):
+    with pytest.raises(WeightsError, match=r"broke off \(1 attempts\); 1000000 bytes are stored"):
         fetcher(server, tmp_path, attempts=1)(known)
     assert names(tmp_path) == ["file.pth.part", "file.pth.part.tag"]
     assert fetcher(server, tmp_path)(known).read_bytes() == CONTENT
@@ -191,7 +191,7 @@ def test_a_server_that_resumes_elsewhere_is_refused(server, known, tmp_path):
 
 def test_corrupted_bytes_are_not_kept(server, known, tmp_path):
     server.content = CONTENT[:-1] + b"?"
-    with pytest.raises(WeightsError, match=f"its md5 is .*, published is {known.md5}; it was not kept"):
+    with pytest.raises(WeightsError, match=f"its md5 is .*, published is {known.md5}; it was discarded"):
         fetcher(server, tmp_path)(known)
     assert names(tmp_path) == []
 
@@ -226,7 +226,7 @@ def test_an_unreachable_server_is_one_line(known, tmp_path):
 @pytest.mark.parametrize("there", [b"too short", CONTENT[:-1] + b"?"])
 def test_another_file_of_that_name_is_never_overwritten(server, known, tmp_path, there):
     (tmp_path / "file.pth").write_bytes(there)
-    with pytest.raises(WeightsError, match=r"is there but is not the published file: its? .*; move it away first"):
+    with pytest.raises(WeightsError, match=r"exists but is not the published file: its? .*; move it away first"):
         fetcher(server, tmp_path)(known)
     assert (tmp_path / "file.pth").read_bytes() == there
     assert server.asked == []

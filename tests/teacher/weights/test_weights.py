@@ -286,7 +286,7 @@ def test_a_component_under_a_wrong_name_is_refused(tiny, tmp_path):
     weights = tmp_path / "weights"
     put_network(weights)
     ensure_component("mmaudio_small_16k", weights).rename(weights / "synchformer.safetensors")
-    with pytest.raises(WeightsError, match="says it is mmaudio_small_16k; remove it"):
+    with pytest.raises(WeightsError, match="contains mmaudio_small_16k; remove it"):
         make_run("small_16k", weights, tmp_path / "run")
 
 

@@ -233,7 +233,7 @@ def test_ctrl_c_leaves_whole_clips_that_are_continued(tmp_path: Path) -> None:
     os.killpg(process.pid, signal.SIGINT)  # A terminal sends it to the workers as well.
     _, printed = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert b"interrupted; what was finished is kept" in printed
+    assert b"interrupted; finished results are saved" in printed
     assert b"Traceback" not in printed
     videos = sorted(clips.glob("*.mp4"))
     assert 1 <= len(videos) < 400

@@ -142,7 +142,7 @@ def test_recorded_reference_numbers(recordings):
 
 
 def test_stored_reference_number():
-    # The rank-deficient case of the recordings, kept here: 20 and 18 vectors of 32 numbers.
+    # The rank-deficient case of the recordings, written out here: 20 and 18 vectors of 32 numbers.
     stored = json.loads((Path(__file__).parents[3] / "golden" / "frechet.json").read_text())
     sets = [GaussianStats.from_features(np.array(stored[name], np.float32)) for name in ("reference", "generated")]
     assert frechet_distance(*sets) == pytest.approx(stored["frechet"], rel=1e-4)
@@ -159,7 +159,7 @@ def mixed(seed, n, d, *, decay=0.5, scale=1.0, shift=0.0):
 
 
 def both_precisions(monkeypatch, x, y):
-    """What `auto` finds when float32 is tried at every size, and whether it was kept, beside the float64 value."""
+    """What `auto` finds when float32 is tried at every size, and whether it was used, beside the float64 value."""
     monkeypatch.setattr(distance, "SINGLE_LEAST", 0)
     return frechet_distance(x, y), distance._single_distance(x, y) is not None, frechet_distance(x, y, form="moments")
 
@@ -169,8 +169,8 @@ def test_float32_products_keep_the_distance_to_a_part_in_ten_million(monkeypatch
     x, y = mixed(1, 2500, 48, decay=0.2), mixed(2, 2100, 48, decay=0.2, scale=1.5, shift=0.02)
     positive = np.maximum(x, 0.0), np.maximum(y, 0.0)
     for a, b in ((x, y), (x + 100.0, y + 100.0), (1e6 * x, 1e6 * y), (np.exp(x), np.exp(y)), positive):
-        auto, kept, double = both_precisions(monkeypatch, a, b)
-        assert kept
+        auto, used, double = both_precisions(monkeypatch, a, b)
+        assert used
         assert auto != double
         assert auto == pytest.approx(double, rel=2e-7)
         assert frechet_distance(b, a) == pytest.approx(auto, rel=1e-10)
@@ -184,8 +184,8 @@ def test_float32_products_are_not_kept_where_they_would_not_do(monkeypatch):
     cases = {"same": (x, x), "alike": (x, x * 1.0001), "steep": steep, "dead": dead, "copied": copied}
     cases |= {"overflow": (1e30 * x, 1e30 * y), "underflow": (1e-30 * x, 1e-30 * y)}
     for name, (a, b) in cases.items():
-        auto, kept, double = both_precisions(monkeypatch, a, b)
-        assert not kept, name
+        auto, used, double = both_precisions(monkeypatch, a, b)
+        assert not used, name
         assert auto == double, name
     assert abs(frechet_distance(x, x)) < 1e-12
 
