@@ -26,3 +26,12 @@ def test_every_name_at_the_front_door_is_there():
 def test_the_front_door_loads_nothing_before_it_is_asked():
     done = subprocess.run([sys.executable, "-c", LIGHT], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_the_import_of_former_model_cards_still_works():
+    """A folder saved before says `from teacher.pipeline import Pipeline` in its README."""
+    import teacher
+    import teacher.pipeline
+
+    assert teacher.pipeline.Pipeline is teacher.Pipeline
+    assert teacher.pipeline.Card is teacher.ModelCard
