@@ -30,7 +30,7 @@ class ExtractConfig:
     that are trained on together must have the same, and so must a set for fine-tuning a trained network."""
     encoders: str = "embedded"
     """Encoders of image, motion and text: `embedded` needs no weights, `mmaudio` is CLIP and Synchformer in
-    --weights-dir; another name is answered with all that there are."""
+    --weights-dir. A name that is none of the registered ones is refused with the list of them."""
     weights_dir: Path | None = None
     """Folder of converted weights, for the codecs and encoders that need some."""
     device: str = "auto"
