@@ -62,7 +62,8 @@ def _ended(who: str, code: int) -> int:
 
 
 def _pass_on(number: int, frame: FrameType | None) -> None:
-    """Send a signal to the training processes; Ctrl-C in a terminal has already reached those of its own group."""
+    """Send a signal to the training processes. SIGINT is not sent to those of its own process group, which Ctrl-C in a
+    terminal has reached already; a supervisor that signals this process alone sends SIGTERM."""
     import psutil
 
     children = psutil.Process().children()

@@ -5,7 +5,7 @@ in the colours of the page, so that they follow light and dark. Lines differ in 
 """
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from markupsafe import Markup, escape
@@ -21,6 +21,8 @@ MARKERS = ("circle", "square", "diamond", "triangle", "wedge", "cross")
 MOST_TICKS = 7
 DODGE = 5.0
 """Pixels between the bars of two lines at the same x."""
+SAMPLE, LABEL = 22, 20
+"""Pixels of a level's line that are drawn beside its name, and the height that a name needs."""
 VARIANTS = 4
 """Colours of a kind of model."""
 INTERVALS, DEVIATIONS, NOTHING = "bars: 95 % interval", "bars: ± 1 sd over seeds", "no bars"
@@ -269,17 +271,29 @@ def svg(chart: Chart) -> Markup:
     for k, s in enumerate(chart.series):
         shift = 0.0 if continuous else (k - (len(chart.series) - 1) / 2) * DODGE
         parts.append(_series(s, across, down, shift))
-    for level in chart.levels:
-        y = down(level.value)
-        y += 14 if level.below and y + 14 <= HEIGHT - BOTTOM else -5
-        place = f'x="{LEFT + 4}"' if level.left else f'x="{WIDTH - RIGHT - 4}" text-anchor="end"'
-        parts.append(f'<text class="level-label" {place} y="{y:.1f}">{escape(level.label)}</text>')
+    parts += _level_labels(chart.levels, [down(level.value) for level in chart.levels])
     middle = (LEFT + WIDTH - RIGHT) / 2
     parts.append(
         f'<text class="axis" x="{middle:.0f}" y="{HEIGHT - 6}" text-anchor="middle">{escape(chart.axis.label)}</text>'
         "</svg>"
     )
     return Markup("".join(parts))
+
+
+def _level_labels(levels: Sequence[Level], heights: Sequence[float]) -> Iterator[str]:
+    """The names of levels beside a piece of their line, so that each is recognised wherever there is room for it.
+
+    Of two levels closer than a label is high, the upper has its label above and the lower below, if that fits.
+    """
+    for k, (level, y) in enumerate(zip(levels, heights, strict=True)):
+        near = [other for n, other in enumerate(heights) if n != k and abs(other - y) < LABEL]
+        below = level.below if not near else y > min(near)
+        at = y + 14 if below and y + 14 <= HEIGHT - BOTTOM else y - 5
+        start = LEFT + 4 if level.left else WIDTH - RIGHT - 4 - SAMPLE
+        text = f'x="{start + SAMPLE + 4}"' if level.left else f'x="{start - 4}" text-anchor="end"'
+        yield f'<rect class="level-ground" x="{start - 2}" y="{at - 10:.1f}" width="{SAMPLE + 4}" height="12"/>'
+        yield _line("level", start, start + SAMPLE, at - 4, at - 4, _dashed(level.dash))
+        yield f'<text class="level-label" {text} y="{at:.1f}">{escape(level.label)}</text>'
 
 
 def _marker(name: str, x: float, y: float, title: str = "") -> str:

@@ -67,7 +67,7 @@ def examine_processes(patient: Patient, *, forward_mode: bool = True, limit_s: f
     answers: list[dict[str, Tensor]] = []
     error = ""
     if patient.source is None:
-        error = "left out: no factory to call in another process"
+        error = "left out: not asked for, or no factory to call in another process"
     elif not whole:
         error = "no parameter is trainable"
     else:
