@@ -63,6 +63,22 @@ def test_a_chart_places_points_bars_and_levels():
         Chart(metric=metric("kl"), axis=STEPS, series=(Series(line=line, points=(Point(x=0.0, y=1.0),)),))
 
 
+def test_names_of_two_near_levels_stand_beside_their_own_lines():
+    """Each name has a piece of its line before or after it; the upper's is above, the lower's below where it fits."""
+    points = (Point(x=1.0, y=470.0), Point(x=10.0, y=470.0))
+    line = Line(label="a", kind="teacher", variant=0, number=1)
+    upper = Level(label="upper", value=251.0, dash="6 4", below=True)
+    lower = Level(label="lower", value=220.0, dash="1.5 3", left=True)
+    series = (Series(line=line, points=points),)
+    text = Chart(metric=metric("frechet"), axis=STEPS, series=series, levels=(upper, lower)).svg
+    heights = {name: float(y) for y, name in re.findall(r'class="level-label"[^>]* y="([^"]+)">(\w+)<', text)}
+    lines = [float(y) for y in re.findall(r'class="level"[^>]* y1="([^"]+)"', text)]
+    across = sorted(lines[:2])  # the two lines across the chart are drawn first
+    assert across[1] - across[0] < 20
+    assert heights["upper"] < across[0] < across[1] < heights["lower"]
+    assert sorted(lines[2:]) == pytest.approx([heights["upper"] - 4, heights["lower"] - 4], abs=0.11)
+
+
 def test_round_values_lie_between_the_ends():
     assert round_values(0.1, 30.0) == [0.1, 1.0, 10.0]
     assert round_values(0.3, 24.0) == [0.5, 1.0, 2.0, 5.0, 10.0, 20.0]

@@ -150,7 +150,8 @@ def test_charts_show_steps_evaluations_and_time_with_floor_and_ceiling(folder):
     text = write_report(Results.read(folder / "rows.jsonl")).read_text()
     # Five scores for video (FD, KAD, KL, IS, onsets), four for text, each against steps, evaluations and time.
     assert text.count('<svg class="chart"') == 3 * (5 + 4)
-    assert text.count('class="level"') == 2 * 3 * (5 + 4)  # real sound and the codec round trip
+    # Real sound and the codec round trip: each level is a line across, and a piece of it beside its name.
+    assert text.count('class="level"') == 2 * 2 * 3 * (5 + 4)
     charts = re.findall(r'<svg class="chart".*?</svg>', text)
     assert {chart.count('class="point"') for chart in charts} == {5 + 2}
     assert {chart.count('class="bar"') for chart in charts} == {3 * (5 + 2)}  # a line and its two ends
