@@ -71,6 +71,14 @@ class Pipeline:
         if self.fast:
             check_fast(self.codec)
 
+    def __repr__(self) -> str:
+        """One line: what is loaded and from where, without the tensors."""
+        kind = "student" if self.net.config.interval_embedding else "teacher"
+        millions = sum(p.numel() for p in self.net.parameters()) / 1e6
+        source = "" if self.source is None else f", from {self.source}"
+        rate = self.codec.sequence.sample_rate
+        return f"Pipeline({kind} of {millions:.1f} M weights, {rate} Hz, windows of {self.window_s:g} s{source})"
+
     @cached_property
     def generator(self) -> Generator:
         """The generator that turns noise and encoded conditions into sound."""

@@ -64,6 +64,14 @@ def test_words_become_sound_of_the_asked_length(pipeline):
     torch.testing.assert_close(wave, again, rtol=0, atol=0)
 
 
+def test_a_pipeline_is_shown_in_one_line():
+    shown = repr(tiny_pipeline())
+    assert shown.startswith("Pipeline(student of ")
+    assert "16000 Hz, windows of 1 s" in shown
+    assert len(shown) < 200
+    assert "\n" not in shown
+
+
 def test_a_film_becomes_sound(pipeline, tmp_path):
     frames = torch.randint(0, 255, (26, 64, 64, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     write_video(tmp_path / "film.mp4", frames.numpy(), 25.0, torch.zeros(16_640).numpy(), 16_000)
